@@ -1,0 +1,145 @@
+"""Problems `a+b` and `a+b+1` as batches of digit tensors, and how to draw, swap, read and write them.
+
+In the shape descriptions B is the batch of problems and N the digits per operand. Digits are stored most significant
+first whatever order the model reads them in; the order is the business of `policy.py`. Nothing here knows a sum.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """A batch of problems of one length.
+
+    a: `[B, N]` int64 digits of the first operand, most significant first.
+    b: `[B, N]` int64 digits of the second operand.
+    carry: `[B]` int64 carry-in, 0 or 1.
+    """
+
+    a: Tensor
+    b: Tensor
+    carry: Tensor
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.a.shape != self.b.shape or self.carry.shape != self.a.shape[:1]:
+            raise ValueError(
+                f"operands must be [B, N] and the carry [B]; got {tuple(self.a.shape)}, {tuple(self.b.shape)}, "
+                f"{tuple(self.carry.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.a.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> "Problems":
+        return Problems(self.a[rows], self.b[rows], self.carry[rows])
+
+    @property
+    def digits(self) -> int:
+        """N, the digits per operand."""
+        return self.a.shape[1]
+
+    def swapped(self) -> "Problems":
+        """The same problems in the other operand order, `b+a`: the other side of the commutativity check."""
+        return Problems(self.b, self.a, self.carry)
+
+    def texts(self) -> list[str]:
+        """`123+456`, or `123+456+1` with a carry-in; leading zeros are kept, so every operand shows N digits."""
+        return [
+            f"{first}+{second}{'+1' if carry else ''}"
+            for first, second, carry in zip(
+                digit_strings(self.a), digit_strings(self.b), self.carry.tolist(), strict=True
+            )
+        ]
+
+    @staticmethod
+    def cat(parts: "Iterable[Problems]") -> "Problems":
+        parts = list(parts)
+        return Problems(
+            torch.cat([part.a for part in parts]),
+            torch.cat([part.b for part in parts]),
+            torch.cat([part.carry for part in parts]),
+        )
+
+    @staticmethod
+    def parse(texts: list[str]) -> "Problems":
+        """Read problems as people type them; operands of one batch are padded with leading zeros to one length.
+
+        Raises ValueError naming the first text that is not `a+b` or `a+b+1` in non-negative decimal integers.
+        """
+        operands = [_operands(text) for text in texts]
+        digits = max((len(operand) for row in operands for operand in row[:2]), default=1)
+        return Problems(
+            _digit_tensor([row[0] for row in operands], digits),
+            _digit_tensor([row[1] for row in operands], digits),
+            torch.tensor([row[2] for row in operands], dtype=torch.int64),
+        )
+
+
+def problem_digits(text: str) -> int:
+    """N of a problem as typed: the longer operand without its leading zeros, at least 1. ValueError as in `parse`."""
+    first, second, _ = _operands(text)
+    return max(len(first), len(second))
+
+
+def digit_strings(digits: Tensor) -> list[str]:
+    """`[B, N]` digits -> B strings of N characters."""
+    rows = (digits.to(torch.uint8).cpu() + ord("0")).numpy()
+    return [row.tobytes().decode("ascii") for row in rows]
+
+
+def draw_problems(digits: int, count: int, generator: torch.Generator, hard_share: float = 0.0) -> Problems:
+    """Draw `count` problems of `digits` digits.
+
+    Uniform digits almost never carry far, and people type more than uniform digits, so a share `hard_share` of the rows
+    is drawn from two other families, half and half (no labels are needed for either):
+
+    - carry chains: each column is forced to digits that add up to nine with a probability that is uniform per row, so
+      that a carry-in runs through long stretches;
+    - short operands: one operand starts with a uniform number of zeros, as `12345+00067`.
+
+    The carry-in is 0 or 1 with equal probability everywhere.
+    """
+    shape = (count, digits)
+    a = torch.randint(0, 10, shape, generator=generator)
+    b = torch.randint(0, 10, shape, generator=generator)
+    carry = torch.randint(0, 2, (count,), generator=generator)
+    family = torch.rand(count, generator=generator)
+    chain_rate = torch.rand(count, 1, generator=generator)
+    chained = torch.rand(shape, generator=generator) < chain_rate
+    zeros = torch.randint(0, digits, (count, 1), generator=generator)
+    first_is_short = torch.rand(count, 1, generator=generator) < 0.5
+
+    is_chain = (family < hard_share / 2).unsqueeze(1)
+    b = torch.where(is_chain & chained, 9 - a, b)
+    is_short = ((family >= hard_share / 2) & (family < hard_share)).unsqueeze(1)
+    blank = is_short & (torch.arange(digits) < zeros)
+    a = a.masked_fill(blank & first_is_short, 0)
+    b = b.masked_fill(blank & ~first_is_short, 0)
+    return Problems(a, b, carry)
+
+
+def batches(problems: Problems, size: int) -> Iterator[Problems]:
+    """Consecutive slices of at most `size` problems."""
+    for start in range(0, len(problems), size):
+        yield problems[start : start + size]
+
+
+def _operands(text: str) -> tuple[str, str, int]:
+    match = PROBLEM_PATTERN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123+456 or 123+456+1")
+    carry = match[3] is not None and "1" in match[3]
+    return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
+
+
+def _digit_tensor(numbers: list[str], digits: int) -> Tensor:
+    text = "".join(number.zfill(digits) for number in numbers).encode("ascii")
+    flat = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+    return flat.to(torch.int64).sub_(ord("0")).view(len(numbers), digits)
