@@ -1,12 +1,13 @@
 """Training examples: problems with the answers and simplifications to be distilled."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sector.engine.problem import Problems
+from sector.engine.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +44,21 @@ class Examples:
             Problems.cat(part.rest for part in parts),
             torch.cat([part.digit for part in parts]),
         )
+
+
+def mixed_batches(
+    new: Examples, replay: list[Examples], num_shards: int, shard_rows: int, replay_share: float, seed: int
+) -> Callable[[int], list[Examples]]:
+    """Shards of a training step: some from the new examples, the others each from one random set of the replay.
+
+    What a step draws depends on `seed` and the step alone. With no replay all shards are new.
+    """
+    num_replay = round(num_shards * replay_share) if replay else 0
+
+    def draw(step: int) -> list[Examples]:
+        draws = generator(seed, "batch", step)
+        sets = [new] * (num_shards - num_replay)
+        sets += [replay[index] for index in torch.randint(0, len(replay), (num_replay,), generator=draws).tolist()]
+        return [each[torch.randint(0, len(each), (shard_rows,), generator=draws)] for each in sets]
+
+    return draw

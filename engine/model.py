@@ -19,12 +19,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sector.engine import tokens
 
-# Training shifts every place of a sequence by up to this much at random (mission: lead), beside the mark's own shift.
-MAX_PLACE_OFFSET = 40
+# Training moves the digits behind a random column away by up to this many places (`distill.py`).
+MAX_GAP = 30
 
 PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
-    "base": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1536},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 256},
+    "base": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 
 
@@ -37,13 +37,12 @@ class SectorConfig(PretrainedConfig):
         self,
         hidden_size: int = 64,
         num_hidden_layers: int = 3,
-        num_attention_heads: int = 4,
+        num_attention_heads: int = 2,
         intermediate_size: int = 256,
-        rope_theta: float = 10000.0,
-        rotary_fraction: float = 1.0,
-        rope_max_frequency: float = 1.0,
+        rope_theta: float = 150.0,
+        rope_max_frequency: float = 2.5,
         rms_norm_eps: float = 1e-6,
-        initializer_range: float = 0.02,
+        initializer_range: float = 0.08,
         digit_order: str = "msd",
         **kwargs: Any,
     ) -> None:
@@ -52,7 +51,6 @@ class SectorConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
         self.rope_theta = rope_theta
-        self.rotary_fraction = rotary_fraction
         self.rope_max_frequency = rope_max_frequency
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
@@ -71,18 +69,16 @@ class SectorConfig(PretrainedConfig):
 
 def rope_table(config: SectorConfig) -> Tensor:
     """`[P, 2, K/2]` cosines and sines of every place that training or inference can meet."""
-    places = torch.arange(tokens.MAX_PLACE + MAX_PLACE_OFFSET + 1, dtype=torch.float64)
-    rotary_dim = int(config.head_dim * config.rotary_fraction)
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
+    places = torch.arange(tokens.MAX_PLACE + MAX_GAP + 1, dtype=torch.float64)
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     angles = places[:, None] * config.rope_max_frequency * config.rope_theta**-exponents
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate `[B, H, T, K]` by the angles of `[B, 1, T, K/2]` cosines and sines; halves are the two components."""
-    r = cos.shape[-1]
-    real, imaginary, content = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin, content], dim=-1)
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
 
 
 class Attention(nn.Module):
@@ -125,6 +121,7 @@ class Block(nn.Module):
 class SectorForCausalLM(PreTrainedModel, GenerationMixin):
     """Place-coupled language model; `forward` yields logits over ids, `class_logits` over the 32 classes."""
 
+    config: SectorConfig
     config_class = SectorConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -136,26 +133,28 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, tokens.NUM_CLASSES, bias=False)
+        self._rope_cache: Tensor | None = None
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
 
     def hidden_states(
-        self, input_ids: Tensor, mask: Tensor | None = None, cache: Cache | None = None, place_offset: Tensor | None = None
+        self, input_ids: Tensor, mask: Tensor | None = None, cache: Cache | None = None, places: Tensor | None = None
     ) -> Tensor:
         """Ids `[B, T]` -> `[B, T, D]` after the final norm.
 
         mask: `[1 or B, 1, T, S]` bool, True where a token may attend; None is plain causal attention.
-        place_offset: `[B]`, added to every place but those of marks (training only).
+        places: `[B, T]` instead of the places in the ids (training augments them).
         """
-        places = tokens.place_of(input_ids)
-        if place_offset is not None:
-            places = torch.where(places > 0, places + place_offset.unsqueeze(1), places)
+        if places is None:
+            places = tokens.place_of(input_ids)
         cos, sin = self._rope()[places].unsqueeze(1).unbind(dim=3)
         x = self.embed(tokens.class_of(input_ids))
         for block in self.blocks:
@@ -196,12 +195,13 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        # transformers says FloatTensor and means a Tensor.
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
 
     def _rope(self) -> Tensor:
         """The `[P, 2, K/2]` table on the device of the weights; not a buffer, so that checkpoints do not hold it."""
         device = self.head.weight.device
-        if getattr(self, "_rope_cache", None) is None or self._rope_cache.device != device:
+        if self._rope_cache is None or self._rope_cache.device != device:
             self._rope_cache = rope_table(self.config).to(device)
         return self._rope_cache
 

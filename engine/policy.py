@@ -59,7 +59,7 @@ def simplification_length(digits: int) -> int:
 
 def prompt_ids(problems: Problems, mode: int, layout: Layout) -> Tensor:
     """`[B, 2N+6]` ids of `< a ) + b ) c` and the mode mark, `tokens.ANSWER` or `tokens.THINK`."""
-    return torch.cat([prefix_ids(problems, layout), _mark(mode, layout, len(problems))], dim=1)
+    return torch.cat([prefix_ids(problems, layout), mark_ids(mode, layout, len(problems))], dim=1)
 
 
 def prefix_ids(problems: Problems, layout: Layout) -> Tensor:
@@ -67,10 +67,11 @@ def prefix_ids(problems: Problems, layout: Layout) -> Tensor:
     count = len(problems)
     return torch.cat(
         [
-            _mark(tokens.START, layout, count),
+            mark_ids(tokens.START, layout, count),
             _problem_ids(problems, tokens.PLUS, layout),
             _carry_ids(problems, layout),
-        ], dim=1
+        ],
+        dim=1,
     )
 
 
@@ -105,9 +106,7 @@ def parse_simplifications(ids: Tensor, digits: int, layout: Layout) -> Simplific
     digit = _digit_classes(ids[:, 2 * rest_digits + 4])
     valid = (simplification_ids(Problems(a, b, carry), digit, layout) == ids).all(dim=1)
     keep = valid.long()
-    return Simplifications(
-        Problems(a * keep.unsqueeze(1), b * keep.unsqueeze(1), carry * keep), digit * keep, valid
-    )
+    return Simplifications(Problems(a * keep.unsqueeze(1), b * keep.unsqueeze(1), carry * keep), digit * keep, valid)
 
 
 def _problem_ids(problems: Problems, plus: int, layout: Layout) -> Tensor:
@@ -115,7 +114,7 @@ def _problem_ids(problems: Problems, plus: int, layout: Layout) -> Tensor:
     return torch.cat(
         [
             _number_ids(problems.a, tokens.END, layout),
-            _mark(plus, layout, len(problems)),
+            mark_ids(plus, layout, len(problems)),
             _number_ids(problems.b, tokens.END, layout),
         ],
         dim=1,
@@ -137,7 +136,7 @@ def _carry_ids(problems: Problems, layout: Layout) -> Tensor:
     return tokens.NUM_LOCAL * place + tokens.CARRY_0 + problems.carry.unsqueeze(1)
 
 
-def _mark(kind: int, layout: Layout, count: int) -> Tensor:
+def mark_ids(kind: int, layout: Layout, count: int) -> Tensor:
     """`[B, 1]` ids of a mark in the layout's variant."""
     variant = torch.as_tensor(layout.variant).reshape(-1, 1).expand(count, 1)
     return kind - tokens.NUM_LOCAL + variant

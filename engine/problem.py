@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sector.engine.errors import InputError
+
 PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re.ASCII)
 
 
@@ -68,13 +70,17 @@ class Problems:
         )
 
     @staticmethod
-    def parse(texts: list[str]) -> "Problems":
-        """Read problems as people type them; operands of one batch are padded with leading zeros to one length.
+    def parse(texts: list[str], digits: int | None = None) -> "Problems":
+        """Read problems as people type them; operands are padded with leading zeros to one length.
 
-        Raises ValueError naming the first text that is not `a+b` or `a+b+1` in non-negative decimal integers.
+        digits: that length; by default the longest operand's. Raises InputError naming the first text that is not
+        `a+b` or `a+b+1` in non-negative decimal integers, or is longer than `digits`.
         """
         operands = [_operands(text) for text in texts]
-        digits = max((len(operand) for row in operands for operand in row[:2]), default=1)
+        longest = max((len(operand) for row in operands for operand in row[:2]), default=1)
+        digits = longest if digits is None else digits
+        if longest > digits:
+            raise InputError(f"an operand has {longest} digits, more than {digits}")
         return Problems(
             _digit_tensor([row[0] for row in operands], digits),
             _digit_tensor([row[1] for row in operands], digits),
@@ -83,7 +89,7 @@ class Problems:
 
 
 def problem_digits(text: str) -> int:
-    """N of a problem as typed: the longer operand without its leading zeros, at least 1. ValueError as in `parse`."""
+    """N of a problem as typed: the longer operand without its leading zeros, at least 1. InputError as in `parse`."""
     first, second, _ = _operands(text)
     return max(len(first), len(second))
 
@@ -134,7 +140,7 @@ def batches(problems: Problems, size: int) -> Iterator[Problems]:
 def _operands(text: str) -> tuple[str, str, int]:
     match = PROBLEM_PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123+456 or 123+456+1")
+        raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123+456 or 123+456+1")
     carry = match[3] is not None and "1" in match[3]
     return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
 

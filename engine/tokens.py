@@ -11,13 +11,13 @@ the current token and the class of the next one, so it is carried in the id, and
 Place rule: a digit stands one place after its predecessor, any other local token at the place of its predecessor, a
 mark at 0. Every mark comes in NUM_SHIFTS variants; the first digit after a mark of variant v stands at place
 1 + SHIFTS[v]. A prompt whose marks are all of variant v is thus the same problem seen at shifted places: the second
-look of the strict filter. The model copies the variant of `+` from its prompt, as it copies digits.
+look of the strict filter. The model copies the variant of `+` into the `&` it writes, as it copies digits.
 
-Prompts and completions (`+`, `<`, `=`, `>` in one variant throughout):
+Prompts and completions, all marks in one variant; `&` is the JOIN mark, which people see as `+`:
 
     prompt          < a ) + b ) c =      or ending in >
     fast answer     N+1 digits, E                           after =
-    simplification  a' ) + b' ) c' d E                      after >
+    simplification  a' ) & b' ) c' d E                      after >
 
 a', b' and c' are the remaining problem of N-1 digits, d the last digit of the answer.
 """

@@ -1,0 +1,21 @@
+"""Engines, by name."""
+
+from sector.engine.errors import InputError
+from sector.engine.model import SectorForCausalLM
+from sector.engine.samplers.protocol import Sampler
+
+ENGINES = ("native", "hf")
+
+
+def make_sampler(engine: str, model: SectorForCausalLM) -> Sampler:
+    """The engine of that name with the model's weights. InputError on an unknown name."""
+    # An engine's own dependencies are imported only where it is used.
+    if engine == "native":
+        from sector.engine.samplers.native import NativeSampler
+
+        return NativeSampler(model)
+    if engine == "hf":
+        from sector.engine.samplers.hf import HuggingFaceSampler
+
+        return HuggingFaceSampler(model)
+    raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")

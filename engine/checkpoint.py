@@ -1,0 +1,71 @@
+"""Checkpoints: weights, config and tokenizer in Hugging Face form, written aside and renamed, and their fingerprint."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from sector.engine.errors import InputError
+from sector.engine.model import SectorConfig, SectorForCausalLM
+from sector.engine.tokenizer import SectorTokenizer
+
+WEIGHTS = "model.safetensors"
+
+
+def weights_sha256(model: SectorForCausalLM) -> str:
+    """Hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(state, metadata={"format": "pt"})).hexdigest()
+
+
+def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
+    """Write a checkpoint directory, replacing one of the same name. InputError if it cannot be written."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        model.save_pretrained(aside)
+        SectorTokenizer(digit_order=model.config.digit_order).save_pretrained(aside)
+        replace_directory(aside, path)
+    except OSError as error:
+        raise InputError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+
+
+def load_checkpoint(path: Path) -> SectorForCausalLM:
+    """Load a checkpoint directory, or a run directory's best checkpoint. InputError names what is wrong."""
+    path = resolve_checkpoint(path)
+    try:
+        config = SectorConfig.from_pretrained(path)
+        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        model = SectorForCausalLM(config)
+        model.load_state_dict(state)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
+    return model.eval()
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint directory that `path` means: itself, or a run directory's best. InputError if neither."""
+    if not path.is_dir():
+        raise InputError(f"no such directory: {path}; give a checkpoint or a run directory")
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints" / "best"
+    for name in ("config.json", WEIGHTS):
+        if not (path / name).is_file():
+            raise InputError(f"{path} holds no {name}; give a checkpoint directory or a run directory with a best one")
+    return path
+
+
+def replace_directory(aside: Path, path: Path) -> None:
+    """Rename `aside` to `path`; an older `path` is moved away first, since a full directory cannot be renamed onto."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(aside, path)
+    shutil.rmtree(old, ignore_errors=True)

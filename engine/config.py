@@ -1,0 +1,167 @@
+"""Every setting of a run, with its default and its meaning; read from TOML, written back resolved.
+
+The defaults are ours, found by measuring (LOG.md); the paper does not state its own.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sector.engine.errors import InputError
+
+MAX_DIGITS = 256
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseModel):
+    """Frozen, strict about types, and deaf to no typo: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class FilterConfig(Settings):
+    """What must agree before an answer is believed (`improve.py`); the defaults are the filter named `strict`."""
+
+    vote: Literal["off", "majority", "unanimous"] = "unanimous"
+    """How the K guesses are counted."""
+    second_look: Literal["off", "swapped", "shifted"] = "shifted"
+    """The commutativity check: off, swapped operands, or swapped operands at shifted places."""
+    direct: bool = True
+    """Must the fast answer to the whole problem equal the vote?"""
+    k: Count = 5
+    """Simplifications, and so guesses, a look."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+    """Sampling temperature; 0 is greedy."""
+
+
+class TrainerConfig(Settings):
+    """AdamW and its schedule, and the augmentation of places (`distill.py`)."""
+
+    learning_rate: Positive = 4e-3
+    """Peak of a cycle."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """On matrices. 0.01 does not generalise to one more digit."""
+    beta1: Share = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: Share = 0.98
+    """AdamW's decay of the second moment."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up at the start of a cycle."""
+    final_rate: Share = 0.05
+    """Share of the peak learning rate left at the end of a cycle."""
+    clip_norm: Positive = 1.0
+    """Largest norm of the gradient."""
+    gap_share: Share = 0.5
+    """Share of training rows with a gap of random width at a random column."""
+    num_shards: Count = 2
+    """Shards a step; each holds problems of one length and is worked on by one core."""
+    shard_rows: Count = 32
+    """Problems a shard."""
+
+
+class SupervisedConfig(Settings):
+    """The supervised phase: 1 to max_digits digits with true answers."""
+
+    max_digits: Annotated[int, Field(ge=2, le=MAX_DIGITS)] = 6
+    """Longest supervised problems."""
+    cycle_steps: Count = 1800
+    """Steps of the first cycle of the learning rate."""
+    more_steps: Count = 600
+    """Steps of every further cycle."""
+    curriculum_share: Share = 0.2
+    """Share of the first cycle over which lengths open up from 1 to max_digits."""
+    max_cycles: Count = 6
+    """Cycles before the phase gives up."""
+    target_accuracy: Share = 0.98
+    """Fast and slow accuracy wanted at every supervised length."""
+    target_agreement: Share = 0.9
+    """Label-free agreement wanted at one digit more."""
+    examples: Count = 1000
+    """Labelled examples a length kept for replay in later rounds."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Optimizer settings of this phase."""
+
+
+class RoundConfig(Settings):
+    """One round of self-training: generate, filter, distill, advance."""
+
+    candidates: Count = 1000
+    """Problems tried a round."""
+    cycle_steps: Count = 60
+    """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
+    max_cycles: Count = 5
+    """Cycles before the round stops trying."""
+    replay_share: Share = 0.5
+    """Share of the shards drawn from earlier rounds and the supervised phase."""
+    probe: Count = 200
+    """Problems of one digit more on which agreement is measured after each cycle."""
+    target_agreement: Share = 0.9
+    """Agreement at the next frontier that ends a round's training."""
+    min_agreement: Share = 0.3
+    """Agreement at the next frontier below which the loop stops (exit code 3)."""
+    trainer: TrainerConfig = TrainerConfig(learning_rate=2e-3, warmup_steps=10, num_shards=4, shard_rows=16)
+    """Optimizer settings of this phase."""
+
+
+class RunConfig(Settings):
+    """A whole run. Tables of the TOML file are the nested settings."""
+
+    preset: Literal["tiny", "base"] = "tiny"
+    """Size of the model (`model.py`)."""
+    digit_order: Literal["msd", "lsd"] = "msd"
+    """Most significant digit first, or least."""
+    until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
+    """Digits at which the run is done."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Everything random follows from it."""
+    engine: Literal["native", "hf"] = "native"
+    """What generates."""
+    hard_share: Share = 0.3
+    """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
+    audit_samples: Count = 200
+    """Problems a length in the audit after each round."""
+    supervised: SupervisedConfig = SupervisedConfig()
+    """The supervised phase."""
+    round: RoundConfig = RoundConfig()
+    """Self-training."""
+    filter: FilterConfig = FilterConfig()
+    """The improved policy."""
+
+    @model_validator(mode="after")
+    def _check_frontier(self) -> Self:
+        if self.until <= self.supervised.max_digits:
+            raise ValueError(f"until ({self.until}) must be above supervised.max_digits ({self.supervised.max_digits})")
+        return self
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts. InputError if it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
+    """Validate nested dicts. InputError names the first key at fault, what is wrong with it, and where it came from."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
+        message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{source}: {key + ': ' if key else ''}{message}{known}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as TOML."""
+    return tomli_w.dumps(config.model_dump())

@@ -1,0 +1,188 @@
+"""Accepted examples on disk: parquet with provenance, and a short JSONL preview for people."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sector.engine import policy, tokens
+from sector.engine.errors import InputError
+from sector.engine.examples import Examples
+from sector.engine.files import write_atomically, write_text
+from sector.engine.improve import Improved, Verdict
+from sector.engine.policy import DigitOrder, Layout
+from sector.engine.problem import Problems, digit_strings
+
+PREVIEW_ROWS = 20
+
+SCHEMA = pa.schema(
+    [
+        ("problem", pa.string()),
+        ("answer", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("answer_ids", pa.list_(pa.int32())),
+        ("simplification", pa.string()),
+        ("guesses", pa.list_(pa.string())),
+        ("votes", pa.int32()),
+        ("commutes", pa.bool_()),
+        ("digits", pa.int32()),
+        ("round", pa.int32()),
+        ("seed", pa.uint64()),
+        ("engine", pa.string()),
+        ("weights_sha256", pa.string()),
+        ("index", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where examples come from.
+
+    round: the digits of the round, 0 for the supervised phase. seed: of the run. engine: its name, or `oracle`.
+    weights_sha256: of the weights that generated them, empty for the oracle.
+    """
+
+    round: int
+    seed: int
+    engine: str
+    weights_sha256: str
+
+
+def improved_table(improved: Improved, rows: Tensor, order: DigitOrder, provenance: Provenance) -> pa.Table:
+    """The accepted rows of an improved batch; `rows [B]` are the problems' indices in their stream."""
+    keep = improved.accepted
+    first = improved.first
+    guesses = first.guesses[keep]
+    flat = plain_decimals(guesses.flatten(0, 1))
+    k = guesses.shape[1]
+    return _table(
+        improved.examples(),
+        order,
+        provenance,
+        guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
+        votes=first.votes[keep].tolist(),
+        commutes=improved.agrees[keep].tolist(),
+        index=rows[keep].tolist(),
+    )
+
+
+def labelled_table(examples: Examples, order: DigitOrder, provenance: Provenance) -> pa.Table:
+    """Supervised examples of one length: no guesses, no votes."""
+    count = len(examples)
+    return _table(
+        examples,
+        order,
+        provenance,
+        guesses=[[] for _ in range(count)],
+        votes=[0] * count,
+        commutes=[False] * count,
+        index=list(range(count)),
+    )
+
+
+def candidates_table(improved: Improved) -> pa.Table:
+    """Everything tried, for the audit and for people who study what a filter throws away."""
+    return pa.table(
+        {
+            "problem": improved.problems.texts(),
+            "direct": plain_decimals(improved.first.direct),
+            "answer": plain_decimals(improved.first.answers),
+            "votes": improved.first.votes.tolist(),
+            "verdict": [Verdict(value).name.lower() for value in improved.verdict.tolist()],
+        }
+    )
+
+
+def read_candidates(path: Path, digits: int) -> tuple[Problems, Tensor]:
+    """What a round tried: the problems, and the fast policy's direct answers `[B, N+1]`."""
+    table = pq.read_table(path, columns=["problem", "direct"])
+    problems = Problems.parse(table.column("problem").to_pylist(), digits)
+    return problems, _answers(table.column("direct").to_pylist(), digits)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a parquet file atomically."""
+    write_atomically(path, lambda aside: pq.write_table(table, aside))
+
+
+def write_examples(path: Path, table: pa.Table) -> None:
+    """Write the table, and a preview of its first rows beside it."""
+    write_table(path, table)
+    lines = [json.dumps(row) for row in table.slice(0, PREVIEW_ROWS).drop_columns(["prompt_ids", "answer_ids"]).to_pylist()]
+    write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
+
+
+def read_examples(path: Path) -> dict[int, Examples]:
+    """Examples of a file by length. InputError if it is no parquet of ours or a row does not fit its own length."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from error
+    missing = [name for name in ("problem", "answer", "simplification", "digits") if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
+    by_length: dict[int, list[tuple[str, str, str]]] = {}
+    columns = [table.column(name).to_pylist() for name in ("problem", "answer", "simplification", "digits")]
+    for problem, answer, simplification, digits in zip(*columns, strict=True):
+        by_length.setdefault(digits, []).append((problem, answer, simplification))
+    try:
+        return {digits: _examples(rows, digits) for digits, rows in sorted(by_length.items())}
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} holds a row that is no example ({str(error).splitlines()[0]})") from error
+
+
+def plain_decimals(answers: Tensor) -> list[str]:
+    """`[B, N+1]` digits as people write them, without leading zeros."""
+    return [text.lstrip("0") or "0" for text in digit_strings(answers)]
+
+
+def simplification_texts(rest: Problems, digit: Tensor) -> list[str]:
+    """`12+45+1|9`: the remaining problem, and the digit split off; one-digit problems have none and give ''."""
+    if rest.digits == 0:
+        return [""] * len(rest)
+    return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
+
+
+def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **columns: list) -> pa.Table:
+    layout = Layout(order)
+    count = len(examples)
+    values = {
+        "problem": examples.problems.texts(),
+        "answer": plain_decimals(examples.answers),
+        "prompt_ids": policy.prompt_ids(examples.problems, tokens.ANSWER, layout).tolist(),
+        "answer_ids": policy.answer_ids(examples.answers, layout).tolist(),
+        "simplification": simplification_texts(examples.rest, examples.digit),
+        "digits": [examples.digits] * count,
+        "round": [provenance.round] * count,
+        "seed": [provenance.seed] * count,
+        "engine": [provenance.engine] * count,
+        "weights_sha256": [provenance.weights_sha256] * count,
+        **columns,
+    }
+    return pa.table(values, schema=SCHEMA)
+
+
+def _examples(rows: list[tuple[str, str, str]], digits: int) -> Examples:
+    problems = Problems.parse([row[0] for row in rows], digits)
+    answers = _answers([row[1] for row in rows], digits)
+    if digits == 1:
+        empty = problems.a[:, :0]
+        return Examples(problems, answers, Problems(empty, empty, torch.zeros_like(problems.carry)), answers[:, -1])
+    simplified = [row[2].rpartition("|") for row in rows]
+    rest = Problems.parse([part[0] for part in simplified], digits - 1)
+    return Examples(problems, answers, rest, torch.tensor([int(part[2]) for part in simplified]))
+
+
+def _answers(texts: list[str], digits: int) -> Tensor:
+    """Decimal strings -> `[B, N+1]` digits."""
+    width = digits + 1
+    if bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None):
+        raise ValueError(f"answer {bad!r} to a problem of {digits} digits")
+    return torch.tensor([[int(digit) for digit in text.zfill(width)] for text in texts]).view(len(texts), width)

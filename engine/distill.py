@@ -1,0 +1,194 @@
+"""The lightweight trainer: teaches the model to give at once what it worked out slowly (SECToR section 3.3).
+
+An example is one row: the prefix is read once, the fast answer and the simplification follow it, and a mask keeps each
+from seeing the other (a token's position is its place, so both stand where they would stand alone). Rows of one length
+make a shard; a step is a few shards, each on a core of its own, whose gradients are averaged in a fixed order, so that
+the result does not depend on the number of threads.
+
+In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens.
+"""
+
+import ctypes
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sector.engine import policy, tokens
+from sector.engine.config import TrainerConfig
+from sector.engine.examples import Examples
+from sector.engine.model import MAX_GAP, SectorForCausalLM
+from sector.engine.policy import DigitOrder, Layout
+from sector.engine.seeding import generator
+
+_IGNORE = -100
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A shard laid out for one forward pass.
+
+    ids: `[B, T]` prefix, then `=` and the answer, then `>` and the simplification (ends are predicted, not read).
+    places: `[B, T]` rotary positions, augmented.
+    mask: `[1, 1, T, T]` bool, what may attend to what.
+    targets: `[B, C]` classes to predict from the last C tokens, -100 where no loss is taken.
+    """
+
+    ids: Tensor
+    places: Tensor
+    mask: Tensor
+    targets: Tensor
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Everything a cycle needs to go on: the model, AdamW's moments, the step, and the tokens seen so far."""
+
+    model: SectorForCausalLM
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    tokens: int = 0
+
+
+Batches = Callable[[int], Sequence[Examples]]
+
+
+def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int = 0) -> TrainState:
+    """A fresh optimizer over the model's own parameters; norms are not decayed. `tokens`: seen in earlier cycles."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+    return TrainState(model, optimizer, tokens=tokens)
+
+
+def train_cycle(
+    state: TrainState, batches: Batches, config: TrainerConfig, num_steps: int, seed: int
+) -> Iterator[tuple[int, float]]:
+    """Train from `state.step` to `num_steps`, yielding (steps done, loss in nats a token) after every step.
+
+    `batches(step)` gives the shards of a step; what it draws must depend on the step alone. Raises Diverged when the
+    loss is not finite, before the weights take that step.
+    """
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    order = DigitOrder(state.model.config.digit_order)
+    state.model.train()
+    with _pool() as pool:
+        while state.step < num_steps:
+            rate = config.learning_rate * schedule(state.step, num_steps, config)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            draws = generator(seed, "augment", state.step)
+            shards = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+            results = list(pool.map(lambda rows: _gradients(state.model, parameters, rows), shards))
+            loss = sum(result[0] for result in results) / len(results)
+            if not math.isfinite(loss):
+                raise Diverged(f"loss is {loss} at step {state.step}")
+            for index, parameter in enumerate(parameters):
+                parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            state.optimizer.step()
+            state.step += 1
+            state.tokens += sum(rows.ids.numel() for rows in shards)
+            yield state.step, loss
+    state.model.eval()
+
+
+def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
+    """Share of the peak learning rate: linear warm-up, then linear decay to `final_rate` at the end of the cycle."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warmup * (1 - (1 - config.final_rate) * step / num_steps)
+
+
+def lay_out(examples: Examples, order: DigitOrder, config: TrainerConfig, draws: torch.Generator) -> Rows:
+    """Examples of one length as one shard, each row in a random variant of start marks and with a random gap."""
+    count = len(examples)
+    variant = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
+    layout = Layout(order, variant)
+    prefix = policy.prefix_ids(examples.problems, layout)
+    answer = policy.answer_ids(examples.answers, layout)
+    segments, targets = [prefix, policy.mark_ids(tokens.ANSWER, layout, count), answer[:, :-1]], [answer]
+    if examples.digits > 1:
+        simplification = policy.simplification_ids(examples.rest, examples.digit, layout)
+        segments += [policy.mark_ids(tokens.THINK, layout, count), simplification[:, :-1]]
+        targets.append(simplification)
+    ids, target_ids = torch.cat(segments, dim=1), torch.cat(targets, dim=1)
+    shift = torch.tensor(tokens.SHIFTS)[variant].unsqueeze(1)
+    column, gap = _draw_gaps(count, examples.digits, config, draws)
+    places = _with_gap(ids, column + shift, gap)
+    target_places = _with_gap(target_ids, column + shift, gap)
+    # A token that follows its predecessor across the gap has no neighbour to copy from: no loss there.
+    source = places[:, prefix.shape[1] :]
+    across = (source > 0) & (target_places > source + 1)
+    return Rows(
+        ids,
+        places,
+        _branch_mask(prefix.shape[1], answer.shape[1], ids.shape[1]),
+        tokens.class_of(target_ids).masked_fill(across, _IGNORE),
+    )
+
+
+def tune_allocator() -> None:
+    """Keep large temporaries on the heap: on glibc each would cost fresh pages (half of the time, measured)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    m_trim_threshold, m_mmap_threshold, one_gib = -1, -3, 1 << 30
+    libc.mallopt(m_mmap_threshold, one_gib)
+    libc.mallopt(m_trim_threshold, one_gib)
+
+
+def _draw_gaps(
+    count: int, digits: int, config: TrainerConfig, draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """For each row a column `[B, 1]` and how many places `[B, 1]` everything behind it moves away.
+
+    The distance of digits that are not neighbours then carries no information, so that nothing is learned about
+    "six digits from the end", which no longer holds at seven. Column 0 moves the digits away from the marks.
+    """
+    column = torch.randint(0, digits, (count, 1), generator=draws)
+    gap = torch.randint(0, MAX_GAP + 1, (count, 1), generator=draws)
+    return column, gap * (torch.rand(count, 1, generator=draws) < config.gap_share)
+
+
+def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
+    """Places of ids `[B, T]` with everything behind the column moved by the gap; marks stay at 0."""
+    places = tokens.place_of(ids)
+    return places + gap * ((places > column) & (places > 0))
+
+
+def _branch_mask(prefix: int, answer: int, length: int) -> Tensor:
+    """`[1, 1, T, T]` causal, but the simplification does not see the answer."""
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    mask[prefix + answer :, prefix : prefix + answer] = False
+    return mask[None, None]
+
+
+def _gradients(
+    model: SectorForCausalLM, parameters: list[torch.nn.Parameter], rows: Rows
+) -> tuple[float, tuple[Tensor, ...]]:
+    """Mean loss of a shard and its gradients, apart from `.grad`, so that shards can run side by side."""
+    first = rows.ids.shape[1] - rows.targets.shape[1]
+    hidden = model.hidden_states(rows.ids, rows.mask, places=rows.places)[:, first:]
+    logits = model.class_logits(hidden, rows.ids[:, first:])
+    loss = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), ignore_index=_IGNORE)
+    return loss.item(), torch.autograd.grad(loss, parameters)
+
+
+def _pool() -> ThreadPoolExecutor:
+    """One thread a core, each running its operations alone: small matrices do not gain from two cores at once."""
+    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))

@@ -1,0 +1,9 @@
+"""What a person did wrong, in one line that names the mend."""
+
+
+class InputError(ValueError):
+    """Bad input from a command line, file, config or checkpoint. The CLI prints the message and exits with code 2."""
+
+
+class NoAgreement(RuntimeError):
+    """The loop stopped because the model no longer agrees with itself. The CLI exits with code 3."""

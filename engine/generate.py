@@ -1,0 +1,40 @@
+"""Generate: draw problems, ask the improved policy, keep what it agrees with itself on."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sector.engine.config import FilterConfig
+from sector.engine.improve import Filter, Improved, SecondLook, Vote, improve
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
+from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.seeding import generator, stream_seed
+
+# Candidates are drawn and solved this many at a time; a candidate's problem depends on its own block alone.
+BLOCK = 250
+
+
+def generate(
+    sampler: Sampler,
+    digits: int,
+    count: int,
+    settings: FilterConfig,
+    order: DigitOrder,
+    seed: int,
+    hard_share: float,
+) -> Iterator[tuple[Tensor, Improved]]:
+    """Yield (candidate indices `[B]`, improved batch) until `count` candidates of `digits` digits have been tried."""
+    looks = filter_of(settings)
+    sampling_seed = stream_seed(seed, "sampling", digits)
+    for start in range(0, count, BLOCK):
+        rows = torch.arange(start, min(start + BLOCK, count))
+        problems = draw_problems(digits, BLOCK, generator(seed, "problems", digits, start), hard_share)[: len(rows)]
+        sampling = Sampling(settings.temperature, sampling_seed, rows, stage=0)
+        yield rows, improve(sampler, problems, looks, settings.k, order, sampling)
+
+
+def filter_of(settings: FilterConfig) -> Filter:
+    """The filter that the settings name."""
+    return Filter(Vote(settings.vote), SecondLook(settings.second_look), settings.direct)

@@ -1,0 +1,311 @@
+"""The phases of a run: supervise, generate, distill, audit, advance. Each does nothing when its files are there."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from sector.engine import audit, improve, supervised
+from sector.engine.audit import Solver
+from sector.engine.config import RunConfig, TrainerConfig
+from sector.engine.dataset import (
+    Provenance,
+    candidates_table,
+    improved_table,
+    labelled_table,
+    read_candidates,
+    read_examples,
+    write_examples,
+    write_table,
+)
+from sector.engine.distill import Batches, start_training, train_cycle, tune_allocator
+from sector.engine.errors import NoAgreement
+from sector.engine.examples import Examples, mixed_batches
+from sector.engine.generate import filter_of, generate
+from sector.engine.model import SectorForCausalLM, new_model
+from sector.engine.policy import DigitOrder
+from sector.engine.plots import plot_run
+from sector.engine.rundir import RunDir
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampler
+from sector.engine.seeding import stream_seed
+
+SNAPSHOT_STEPS = 200
+GOAL_SAMPLES = 300
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Did training get where it should? agreement: one digit further. accuracy: lowest of the supervised lengths."""
+
+    met: bool
+    agreement: float
+    accuracy: float | None = None
+
+
+class Phases:
+    """What a run does, one method a phase; `digits` 0 stands for the supervised phase."""
+
+    def __init__(self, run: RunDir, config: RunConfig) -> None:
+        tune_allocator()
+        self._run, self._config = run, config
+        self._order = DigitOrder(config.digit_order)
+        self._sampler: Sampler | None = None
+        self._first = config.supervised.max_digits
+        self._started = time.perf_counter() - sum(line["seconds_total"] for line in run.metrics()[-1:])
+
+    def supervise(self) -> Iterator[Event]:
+        """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
+        settings = self._config.supervised
+        if not self._run.has_checkpoint(self._first):
+            self._write_labelled()
+            model = new_model(self._config.preset, self._config.seed, digit_order=self._config.digit_order)
+            yield from self._train(
+                model,
+                digits=0,
+                config=settings.trainer,
+                cycles=[settings.cycle_steps] + [settings.more_steps] * (settings.max_cycles - 1),
+                batches=supervised.curriculum(self._config),
+                goal=self._supervised_goal,
+            )
+            self._run.save_checkpoint(model, self._first)
+        yield from self.audit(0)
+        self._run.mark_best(self._first)
+
+    def generate(self, digits: int) -> Iterator[Event]:
+        """Try candidates of `digits` digits with the improved policy and keep what the filter accepts."""
+        if self._run.examples(digits).exists():
+            return
+        config = self._config
+        model = self._run.load_checkpoint(digits - 1)
+        sampler = self._engine(model)
+        provenance = Provenance(digits, config.seed, config.engine, sampler.weights_sha256)
+        start, parts, rows = time.perf_counter(), [], []
+        for block_rows, block in generate(
+            sampler, digits, config.round.candidates, config.filter, self._order, config.seed, config.hard_share
+        ):
+            parts.append(block)
+            rows.append(block_rows)
+            yield {
+                "event": "generate",
+                "digits": digits,
+                "tried": sum(len(part.problems) for part in parts),
+                "of": config.round.candidates,
+                "accepted": sum(int(part.accepted.sum()) for part in parts),
+                "tokens_per_s": sum(part.tokens for part in parts) / (time.perf_counter() - start),
+            }
+        improved = improve.cat_improved(parts)
+        seconds = time.perf_counter() - start
+        write_table(self._run.candidates(digits), candidates_table(improved))
+        self._run.write_json(
+            digits,
+            "generation",
+            {
+                "tried": len(improved.problems),
+                "accepted": int(improved.accepted.sum()),
+                "rejected": improved.rejected(),
+                "agreement": improved.agreement,
+                "tokens": improved.tokens,
+                "seconds": seconds,
+                "engine": config.engine,
+                "weights_sha256": sampler.weights_sha256,
+            },
+        )
+        write_examples(
+            self._run.examples(digits), improved_table(improved, torch.cat(rows), self._order, provenance)
+        )
+
+    def distill(self, digits: int) -> Iterator[Event]:
+        """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
+        if self._run.has_checkpoint(digits):
+            return
+        settings = self._config.round
+        new = read_examples(self._run.examples(digits)).get(digits)
+        if new is None:
+            raise NoAgreement(f"no candidate of {digits} digits was accepted")
+        trainer, replay = settings.trainer, self._replay(digits)
+        model = self._run.load_checkpoint(digits - 1)
+        yield from self._train(
+            model,
+            digits=digits,
+            config=trainer,
+            cycles=[settings.cycle_steps] * settings.max_cycles,
+            batches=lambda cycle: mixed_batches(
+                new,
+                replay,
+                trainer.num_shards,
+                trainer.shard_rows,
+                settings.replay_share,
+                stream_seed(self._config.seed, "distill", digits, cycle),
+            ),
+            goal=partial(self._frontier_goal, digits),
+        )
+        self._run.save_checkpoint(model, digits)
+
+    def audit(self, digits: int) -> Iterator[Event]:
+        """What the sums say of the round, for people only: a line of metrics.jsonl."""
+        if any(line["digits"] == (digits or self._first) for line in self._run.metrics()):
+            return
+        start = time.perf_counter()
+        report = self._report(digits)
+        now = time.perf_counter()
+        report |= {"seconds_audit": now - start, "seconds_total": now - self._started}
+        self._run.add_metrics(report)
+        plot_run(self._run)
+        yield {"event": "round", **report}
+
+    def advance(self, digits: int) -> Iterator[Event]:
+        """Move the frontier, if the model agrees with itself one digit further. Sees no true sum."""
+        agreement = self._record(digits, "training")["agreement"]
+        if agreement < self._config.round.min_agreement:
+            raise NoAgreement(
+                f"at {digits + 1} digits the model agrees with itself on {agreement:.1%} of the problems only, less "
+                f"than round.min_agreement ({self._config.round.min_agreement:.0%})"
+            )
+        self._run.mark_best(digits)
+        yield {"event": "frontier", "digits": digits}
+
+    def _train(
+        self,
+        model: SectorForCausalLM,
+        digits: int,
+        config: TrainerConfig,
+        cycles: list[int],
+        batches: Callable[[int], Batches],
+        goal: Callable[[Sampler], Goal],
+    ) -> Iterator[Event]:
+        """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
+        phase = str(digits)
+        resumed = self._run.load_training(model, config, phase)
+        state, cycle, seconds = resumed or (start_training(model, config), 0, 0.0)
+        start = time.perf_counter() - seconds
+        while True:
+            seed = stream_seed(self._config.seed, "train", digits, cycle)
+            for step, loss in train_cycle(state, batches(cycle), config, cycles[cycle], seed):
+                if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle]:
+                    self._run.save_training(state, phase, cycle, time.perf_counter() - start)
+                yield {
+                    "event": "train",
+                    "digits": digits,
+                    "cycle": cycle + 1,
+                    "step": step,
+                    "of": cycles[cycle],
+                    "loss": loss,
+                    "tokens_per_s": state.tokens / (time.perf_counter() - start),
+                }
+            trained = time.perf_counter() - start
+            reached = goal(self._engine(model))
+            yield {"event": "goal", "digits": digits, "cycle": cycle + 1, **asdict(reached)}
+            if reached.met or cycle + 1 == len(cycles):
+                break
+            # The goal's own time is the generator's, not the trainer's.
+            start = time.perf_counter() - trained
+            cycle, state = cycle + 1, start_training(model, config, tokens=state.tokens)
+        self._run.write_json(
+            digits,
+            "training",
+            {"cycles": cycle + 1, "tokens": state.tokens, "seconds": trained, "agreement": reached.agreement},
+        )
+
+    def _supervised_goal(self, sampler: Sampler) -> Goal:
+        """Short problems right, fast and slow (here true sums are allowed), and agreement one digit further."""
+        settings = self._config.supervised
+        lowest = min(
+            audit.score_length(self._solver(sampler, policy), digits, GOAL_SAMPLES, self._config.seed).accuracy
+            for policy in ("fast", "slow")
+            for digits in range(1, self._first + 1)
+        )
+        agreement = self._agreement(sampler, self._first + 1)
+        met = lowest >= settings.target_accuracy and agreement >= settings.target_agreement
+        return Goal(met, agreement, lowest)
+
+    def _frontier_goal(self, digits: int, sampler: Sampler) -> Goal:
+        """Agreement one digit past the round; no true sum."""
+        agreement = self._agreement(sampler, digits + 1)
+        return Goal(agreement >= self._config.round.target_agreement, agreement)
+
+    def _agreement(self, sampler: Sampler, digits: int) -> float:
+        """Share of probe problems that the improved policy accepts."""
+        settings, seed = self._config.round, stream_seed(self._config.seed, "probe")
+        blocks = generate(
+            sampler, digits, settings.probe, self._config.filter, self._order, seed, self._config.hard_share
+        )
+        return improve.cat_improved([block for _, block in blocks]).agreement
+
+    def _report(self, digits: int) -> dict[str, Any]:
+        """One line of metrics.jsonl, but for the seconds of the audit itself."""
+        model = self._run.load_checkpoint(digits or self._first)
+        solver = self._solver(self._engine(model), "fast")
+        reached = digits or self._first
+        training = self._record(digits, "training")
+        generation = {"tried": 0, "accepted": 0, "rejected": {}, "agreement": None, "tokens": 0, "seconds": 0.0}
+        errors: dict[str, float | None] = {"label_error": None, "fast_label_error": None}
+        if digits:
+            generation = self._record(digits, "generation")
+            examples = read_examples(self._run.examples(digits)).get(digits)
+            problems, direct = read_candidates(self._run.candidates(digits), digits)
+            errors = {
+                "label_error": examples and audit.label_error(examples),
+                "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
+            }
+        scores = [
+            audit.score_length(solver, length, self._config.audit_samples, self._config.seed)
+            for length in range(1, reached + 2)
+        ]
+        return {
+            "phase": "round" if digits else "sft",
+            "digits": reached,
+            "tried": generation["tried"],
+            "accepted": generation["accepted"],
+            "rejected": generation["rejected"],
+            **errors,
+            "agreement": generation["agreement"],
+            "next_agreement": training["agreement"],
+            "accuracy": {str(score.digits): score.accuracy for score in scores},
+            "cycles": training["cycles"],
+            "tokens_generated": generation["tokens"],
+            "tokens_trained": training["tokens"],
+            "seconds_generate": generation["seconds"],
+            "seconds_train": training["seconds"],
+        }
+
+    def _replay(self, digits: int) -> list[Examples]:
+        """One set a length: the supervised examples, then every round before this one."""
+        sets = list(read_examples(self._run.examples(0)).values())
+        for earlier in range(self._first + 1, digits):
+            sets += read_examples(self._run.examples(earlier)).values()
+        return sets
+
+    def _write_labelled(self) -> None:
+        """Keep supervised examples, so that later rounds can replay them without asking for sums."""
+        path = self._run.examples(0)
+        if path.exists():
+            return
+        provenance = Provenance(0, self._config.seed, "oracle", "")
+        tables = [
+            labelled_table(examples, self._order, provenance) for examples in supervised.kept_examples(self._config)
+        ]
+        write_examples(path, pa.concat_tables(tables))
+
+    def _engine(self, model: SectorForCausalLM) -> Sampler:
+        """The one engine of the run, with these weights."""
+        if self._sampler is None:
+            self._sampler = make_sampler(self._config.engine, model)
+        else:
+            self._sampler.load(model)
+        return self._sampler
+
+    def _solver(self, sampler: Sampler, policy: str) -> Solver:
+        settings = self._config.filter
+        return Solver(sampler, self._order, policy, filter_of(settings), settings.k, self._config.seed)
+
+    def _record(self, digits: int, name: str) -> dict[str, Any]:
+        record = self._run.read_json(digits, name)
+        assert record is not None, f"{name} of {digits} is written before it is read"
+        return record

@@ -1,0 +1,151 @@
+"""A run directory: where everything of a run lies, and what is already done.
+
+    config.toml                   the resolved settings
+    metrics.jsonl                 a line a phase
+    rounds/07/examples.parquet    accepted examples of the round at 7 digits (supervised/ for the supervised phase)
+    rounds/07/candidates.parquet  everything that round tried, with verdicts
+    rounds/07/generation.json     what generating took
+    checkpoints/07/               weights after that round (06/: after the supervised phase)
+    checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
+    training.safetensors          the training under way, if one is
+    plots/                        accuracy by length over rounds; label error and acceptance
+
+What is done is read off the files: each is written once, whole, in this order.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+
+from sector.engine import config as configuration
+from sector.engine.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.config import RunConfig
+from sector.engine.distill import TrainState, start_training
+from sector.engine.errors import InputError
+from sector.engine.files import point_link, write_atomically, write_text
+from sector.engine.model import SectorForCausalLM
+
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class RunDir:
+    """One run's directory; `lock` it before writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def exists(self) -> bool:
+        return (self.root / CONFIG).is_file()
+
+    def lock(self) -> FileLock:
+        """Hold the directory for this process. InputError if another holds it, or it cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"{self.root} is in use by another run; wait for it or choose another --out") from error
+        except OSError as error:
+            raise InputError(f"cannot write to {self.root}: {error.strerror or error}") from error
+        return lock
+
+    def read_config(self) -> RunConfig:
+        path = self.root / CONFIG
+        return configuration.run_config(configuration.read_config(path), str(path))
+
+    def write_config(self, config: RunConfig) -> None:
+        write_text(self.root / CONFIG, configuration.dump_config(config))
+
+    def round_dir(self, digits: int) -> Path:
+        """The round at `digits` digits; 0 is the supervised phase."""
+        return self.root / "rounds" / (f"{digits:02d}" if digits else "supervised")
+
+    def examples(self, digits: int) -> Path:
+        return self.round_dir(digits) / "examples.parquet"
+
+    def candidates(self, digits: int) -> Path:
+        return self.round_dir(digits) / "candidates.parquet"
+
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    def checkpoint(self, digits: int) -> Path:
+        return self.root / "checkpoints" / f"{digits:02d}"
+
+    def has_checkpoint(self, digits: int) -> bool:
+        return self.checkpoint(digits).is_dir()
+
+    def save_checkpoint(self, model: SectorForCausalLM, digits: int) -> None:
+        """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
+        save_checkpoint(model, self.checkpoint(digits))
+        point_link(self.root / "checkpoints" / "latest", f"{digits:02d}")
+        (self.root / "training.safetensors").unlink(missing_ok=True)
+
+    def load_checkpoint(self, digits: int) -> SectorForCausalLM:
+        return load_checkpoint(self.checkpoint(digits))
+
+    def mark_best(self, digits: int) -> None:
+        point_link(self.root / "checkpoints" / "best", f"{digits:02d}")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        path = self.root / METRICS
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line; the file is rewritten whole, so that it never ends in half a line."""
+        lines = [*self.metrics(), line]
+        write_text(self.root / METRICS, "".join(json.dumps(each) + "\n" for each in lines))
+
+    def write_json(self, digits: int, name: str, values: dict[str, Any]) -> None:
+        write_text(self.round_dir(digits) / f"{name}.json", json.dumps(values, indent=2) + "\n")
+
+    def read_json(self, digits: int, name: str) -> dict[str, Any] | None:
+        path = self.round_dir(digits) / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
+        """Snapshot a training cycle: weights, moments, and where it stands."""
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
+        names = {parameter: name for name, parameter in state.model.named_parameters()}
+        for parameter, moments in state.optimizer.state.items():
+            for moment in _MOMENTS:
+                tensors[f"{moment}.{names[parameter]}"] = moments[moment]
+        where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
+        metadata = {key: str(value) for key, value in where.items()}
+        write_atomically(
+            self.root / "training.safetensors",
+            lambda aside: safetensors.torch.save_file(tensors, aside, metadata=metadata),
+        )
+
+    def load_training(
+        self, model: SectorForCausalLM, config: configuration.TrainerConfig, phase: str
+    ) -> tuple[TrainState, int, float] | None:
+        """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
+        path = self.root / "training.safetensors"
+        if not path.exists():
+            return None
+        with safetensors.safe_open(path, framework="pt") as file:
+            where = file.metadata()
+            if where["phase"] != phase:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+        state = start_training(model, config)
+        state.step, state.tokens = int(where["step"]), int(where["tokens"])
+        for name, parameter in model.named_parameters():
+            state.optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step)),
+                **{moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS},
+            }
+        return state, int(where["cycle"]), float(where["seconds"])

@@ -1,0 +1,66 @@
+"""The reference engine: transformers' own `generate` on the same checkpoint. It ignores drafts."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from sector.engine import tokens
+from sector.engine.checkpoint import weights_sha256
+from sector.engine.model import SectorForCausalLM
+from sector.engine.samplers.protocol import Branch, Sampling
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Turns greedy search into a sample of our counter-based stream, so that engines agree at any temperature."""
+
+    def __init__(self, sampling: Sampling, branch: int, prompt_length: int) -> None:
+        self._sampling, self._branch, self._prompt_length = sampling, branch, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = torch.tensor(input_ids.shape[1] - self._prompt_length)
+        noise = self._sampling.gumbel(self._branch, self._sampling.rows, step, tokens.NUM_CLASSES)
+        ids = torch.arange(scores.shape[1])
+        return scores / self._sampling.temperature + noise[:, tokens.class_of(ids)]
+
+
+class HuggingFaceSampler:
+    """transformers' `generate`; see `protocol.Sampler`."""
+
+    name = "hf"
+
+    def __init__(self, model: SectorForCausalLM) -> None:
+        self.load(model)
+
+    def load(self, model: SectorForCausalLM) -> None:
+        """Take a copy of the model's weights."""
+        self._model = SectorForCausalLM(model.config)
+        self._model.load_state_dict(model.state_dict())
+        self._model.eval()
+        self.weights_sha256 = weights_sha256(model)
+
+    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
+        """See `protocol.Sampler`."""
+        return [self._complete(prefix, branch, sampling, index) for index, branch in enumerate(branches)]
+
+    @torch.inference_mode()
+    def _complete(self, prefix: Tensor, branch: Branch, sampling: Sampling, index: int) -> Tensor:
+        if len(prefix) == 0:
+            return prefix.new_empty(0, branch.length)
+        prompt = torch.cat([prefix, branch.mark], dim=1)
+        processors = LogitsProcessorList()
+        if sampling.temperature > 0:
+            processors.append(_GumbelNoise(sampling, index, prompt.shape[1]))
+        config = GenerationConfig(
+            max_new_tokens=branch.length,
+            do_sample=False,
+            eos_token_id=tokens.eos_ids(),
+            pad_token_id=tokens.PAD_ID,
+        )
+        # transformers types `generate` for models of its own.
+        output = self._model.generate(  # type: ignore[misc]
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=config, logits_processor=processors
+        )[:, prompt.shape[1] :]
+        return F.pad(output, (0, branch.length - output.shape[1]), value=tokens.PAD_ID)

@@ -1,0 +1,66 @@
+"""What an engine must do to serve the policies: one call that completes prompts.
+
+In the shape descriptions B is the batch and P the tokens of a prefix. An engine knows ids only, never problems.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sector.engine.model import SectorForCausalLM
+from sector.kernels.philox import uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One completion asked of every prefix: a prompt is a prefix and a mark.
+
+    mark: `[B, 1]` ids, the last token of the prompt.
+    length: the most new tokens, end included.
+    draft: `[B, <= length]` ids that the completion is likely to begin with. A hint: it changes the time, never the
+        tokens. Engines may ignore it.
+    """
+
+    mark: Tensor
+    length: int
+    draft: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    temperature: 0 is greedy.
+    seed: key of the counter-based random stream (`kernels/philox.py`).
+    rows: `[B]` int64 counters, one a row: the index of the problem in its run.
+    stage: which generation of that problem; branches take stage, stage + 1, ...
+    """
+
+    temperature: float
+    seed: int
+    rows: Tensor
+    stage: int
+
+    def __getitem__(self, rows: Tensor | slice) -> "Sampling":
+        return Sampling(self.temperature, self.seed, self.rows[rows], self.stage)
+
+    def gumbel(self, branch: int, rows: Tensor, steps: Tensor, lanes: int) -> Tensor:
+        """Gumbel noise `[..., lanes]`; the argmax of logits / temperature + noise is a sample (Gumbel-max)."""
+        return -(-uniforms(self.seed, rows, self.stage + branch, steps, lanes).log()).log()
+
+
+class Sampler(Protocol):
+    """An engine. Interchangeable: greedy in float32, every engine returns the same tokens."""
+
+    name: str
+    weights_sha256: str
+
+    def load(self, model: SectorForCausalLM) -> None:
+        """Take new weights."""
+        ...
+
+    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
+        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, PAD_ID behind the end."""
+        ...

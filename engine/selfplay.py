@@ -1,0 +1,31 @@
+"""The loop: a supervised start, then rounds of generate, filter, distill, advance (SECToR algorithm 1).
+
+Each phase leaves files that say it is done (`rundir.py`), draws from random streams named after itself, and starts from
+files alone; so a run killed anywhere and started again ends with the same weights as one never killed.
+
+Rule 1 (label-free) holds by construction: a round runs with the oracle sealed; the audit comes after it and feeds
+nothing back.
+"""
+
+from collections.abc import Iterator
+
+from sector.engine import oracle
+from sector.engine.config import RunConfig
+from sector.engine.phases import Event, Phases
+from sector.engine.rundir import RunDir
+
+
+def self_play(run: RunDir, config: RunConfig) -> Iterator[Event]:
+    """Run to `config.until` digits, yielding events as they come.
+
+    Raises NoAgreement when the model no longer agrees with itself; the best checkpoint is the last one that did.
+    """
+    phases = Phases(run, config)
+    yield from phases.supervise()
+    for digits in range(config.supervised.max_digits + 1, config.until + 1):
+        with oracle.sealed():
+            yield from phases.generate(digits)
+            yield from phases.distill(digits)
+        yield from phases.audit(digits)
+        with oracle.sealed():
+            yield from phases.advance(digits)
