@@ -1,6 +1,7 @@
 """Checkpoints: weights, config and tokenizer in Hugging Face form, written aside and renamed, and their fingerprint."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,8 +18,7 @@ WEIGHTS = "model.safetensors"
 
 def weights_sha256(model: SectorForCausalLM) -> str:
     """Hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(state, metadata={"format": "pt"})).hexdigest()
+    return hashlib.sha256(_weights(model)).hexdigest()
 
 
 def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
@@ -27,7 +27,9 @@ def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        model.save_pretrained(aside)
+        # What `save_pretrained` writes, without its progress bar.
+        (aside / WEIGHTS).write_bytes(_weights(model))
+        model.config.save_pretrained(aside)
         SectorTokenizer(digit_order=model.config.digit_order).save_pretrained(aside)
         replace_directory(aside, path)
     except OSError as error:
@@ -38,7 +40,7 @@ def load_checkpoint(path: Path) -> SectorForCausalLM:
     """Load a checkpoint directory, or a run directory's best checkpoint. InputError names what is wrong."""
     path = resolve_checkpoint(path)
     try:
-        config = SectorConfig.from_pretrained(path)
+        config = _read_config(path)
         with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = SectorForCausalLM(config)
@@ -47,6 +49,20 @@ def load_checkpoint(path: Path) -> SectorForCausalLM:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
     return model.eval()
+
+
+def _weights(model: SectorForCausalLM) -> bytes:
+    """The content of model.safetensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(state, metadata={"format": "pt"})
+
+
+def _read_config(path: Path) -> SectorConfig:
+    """The config of a checkpoint. OSError, ValueError or TypeError if it is none of ours."""
+    values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.get("model_type") != SectorConfig.model_type:
+        raise ValueError("config.json is not that of a sector model")
+    return SectorConfig(**values)
 
 
 def resolve_checkpoint(path: Path) -> Path:

@@ -60,11 +60,32 @@ class SectorConfig(PretrainedConfig):
         kwargs.setdefault("eos_token_id", tokens.eos_ids())
         kwargs.setdefault("bos_token_id", None)
         kwargs.setdefault("tie_word_embeddings", False)
+        kwargs.setdefault("architectures", ["SectorForCausalLM"])
+        _check(self)
         super().__init__(**kwargs)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+def _check(config: SectorConfig) -> None:
+    """Raise ValueError, naming the rule, on sizes of which no model can be made."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    for name in ("rope_theta", "rope_max_frequency", "rms_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+    if config.hidden_size % (2 * config.num_attention_heads):
+        raise ValueError(
+            f"hidden_size {config.hidden_size} must be a multiple of twice num_attention_heads, "
+            f"{config.num_attention_heads}: a head rotates pairs"
+        )
+    if config.digit_order not in ("msd", "lsd"):
+        raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")
 
 
 def rope_table(config: SectorConfig) -> Tensor:

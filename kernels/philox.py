@@ -43,5 +43,5 @@ def uniforms(seed: int, rows: Tensor, stage: int, steps: Tensor, lanes: int) -> 
     rows, steps = rows.unsqueeze(-1), steps.unsqueeze(-1)
     counter = (rows & _MASK, (rows >> 32) & _MASK, (steps << 8) | blocks, torch.full_like(steps, stage))
     words = philox_4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    # 24 bits and half a step: exactly representable, never 0 or 1.
-    return torch.stack([((word >> 8).float() + 0.5) * 2.0**-24 for word in words], dim=-1).flatten(-2)
+    # 23 bits and half a step are 24 bits: exact in float32, never 0 or 1.
+    return torch.stack([((word >> 9).float() + 0.5) * 2.0**-23 for word in words], dim=-1).flatten(-2)
