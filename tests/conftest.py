@@ -1,0 +1,35 @@
+"""What every test shares: one thread, no network, and poisoned uninitialised memory."""
+
+import os
+
+# Before transformers is imported, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+    return wrapped
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised floats are NaN, so that a test fails if anything reads them."""
+    monkeypatch.setattr(torch, "empty", _poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", _poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(20230917)

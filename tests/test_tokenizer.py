@@ -1,0 +1,153 @@
+"""Text to ids and back, through the interface of transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import sector  # noqa: F401 (registers)
+from sector.engine import policy, supervised, tokens
+from sector.engine.errors import InputError
+from sector.engine.model import SectorConfig
+from sector.engine.policy import DigitOrder, Layout
+from sector.engine.problem import Problems, draw_problems
+from sector.engine.tokenizer import SectorTokenizer
+
+ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
+
+TEXTS = [
+    pytest.param("123+456=", "123+456=", id="fast"),
+    pytest.param("123+456+1=", "123+456+1=", id="fast_carry"),
+    pytest.param("123+456>", "123+456>", id="slow"),
+    pytest.param("123+456+1>", "123+456+1>", id="slow_carry"),
+    pytest.param("123+456+0=", "123+456=", id="carry_0"),
+    pytest.param(" 12 + 34 + 1 = ", "12+34+1=", id="spaces"),
+    pytest.param("7+8=", "7+8=", id="one_digit"),
+    pytest.param("5+123=", "005+123=", id="short_operand"),
+    pytest.param("0123+0456=", "0123+0456=", id="zeros_typed"),
+    pytest.param("123+456+1=0580", "123+456+1=0580", id="answer"),
+    pytest.param("123+456+1=580", "123+456+1=0580", id="short_answer"),
+    pytest.param("123+456+1>12+45+1|0", "123+456+1>12+45+1|0", id="simplification"),
+    pytest.param("123+456>12+45|9", "123+456>12+45|9", id="simplification_no_carry"),
+    pytest.param("123+456>2+45+0|9", "123+456>02+45|9", id="short_rest"),
+    pytest.param("~12+34=", "~12+34=", id="shifted_1"),
+    pytest.param("~~12+34+1>1+3+1|7", "~~12+34+1>1+3+1|7", id="shifted_2"),
+    pytest.param("9" * 256 + "+1=", "9" * 256 + "+" + "1".zfill(256) + "=", id="256_digits"),
+]
+
+
+@ORDERS
+@pytest.mark.parametrize(("typed", "shown"), TEXTS)
+def test_text_round_trips(order: DigitOrder, typed: str, shown: str) -> None:
+    tokenizer = SectorTokenizer(order)
+    ids = tokenizer(typed)["input_ids"]
+    assert tokenizer.decode(ids) == shown
+    assert tokenizer.decode(ids, skip_special_tokens=True) == shown
+    assert tokenizer(shown)["input_ids"] == ids
+
+
+@ORDERS
+@pytest.mark.parametrize("variant", range(tokens.NUM_SHIFTS), ids="variant{}".format)
+def test_ids_are_those_of_the_policies(order: DigitOrder, variant: int, draws: torch.Generator) -> None:
+    tokenizer, layout = SectorTokenizer(order), Layout(order, variant)
+    examples = supervised.label(draw_problems(5, 8, draws, hard_share=0.5))
+    problems = examples.problems
+    fast = torch.cat(
+        [policy.prompt_ids(problems, tokens.ANSWER, layout), policy.answer_ids(examples.answers, layout)], dim=1
+    )
+    slow = torch.cat(
+        [
+            policy.prompt_ids(problems, tokens.THINK, layout),
+            policy.simplification_ids(examples.rest, examples.digit, layout),
+        ],
+        dim=1,
+    )
+    for ids in (fast, slow):
+        texts = tokenizer.batch_decode(ids)
+        assert all(text.startswith("~" * variant) for text in texts)
+        assert tokenizer(texts, return_tensors="pt")["input_ids"].tolist() == ids.tolist()
+
+
+def test_golden_ids() -> None:
+    assert SectorTokenizer()("12+34=")["input_ids"] == [0, 17, 34, 42, 9, 19, 36, 42, 43, 3]
+
+
+def test_batches_are_padded_on_the_left() -> None:
+    tokenizer = SectorTokenizer()
+    batch = tokenizer(["1+2=", "123+456="], padding=True, return_tensors="pt")
+    assert batch["input_ids"].dtype == torch.int64
+    assert batch["input_ids"][0, :4].tolist() == [tokens.PAD_ID] * 4
+    assert batch["attention_mask"].sum(dim=1).tolist() == [8, 12]
+    assert tokenizer.batch_decode(batch["input_ids"]) == ["1+2=", "123+456="]
+
+
+@ORDERS
+def test_completions_alone_decode(order: DigitOrder) -> None:
+    tokenizer, layout = SectorTokenizer(order), Layout(order)
+    answer = policy.answer_ids(torch.tensor([[0, 5, 8, 0]]), layout)[0]
+    padding = torch.full((3,), tokens.PAD_ID)
+    assert tokenizer.decode(torch.cat([answer, padding])) == "0580"
+    simplification = policy.simplification_ids(Problems.parse(["12+45+1"]), torch.tensor([0]), layout)[0]
+    assert tokenizer.decode(torch.cat([simplification, padding]), skip_special_tokens=True) == "12+45+1|0"
+
+
+def test_anything_a_model_may_emit_decodes() -> None:
+    tokenizer = SectorTokenizer()
+    assert isinstance(tokenizer.decode(list(range(tokens.VOCAB_SIZE))), str)
+    assert tokenizer.decode([]) == ""
+
+
+BAD = [
+    pytest.param("", id="empty"),
+    pytest.param("123+456", id="no_mode"),
+    pytest.param("12+x=", id="letter"),
+    pytest.param("-5+3=", id="negative"),
+    pytest.param("1+2+2=", id="carry_2"),
+    pytest.param("1 2+3=", id="space_in_number"),
+    pytest.param("\u0661+2=", id="other_digits"),
+    pytest.param("12+\n34\n5=", id="line_break"),
+    pytest.param("1+2=333", id="long_answer"),
+    pytest.param("1+2=\u0663", id="answer_other_digits"),
+    pytest.param("1+2=3=", id="two_modes"),
+    pytest.param("12+34>1+3", id="no_digit"),
+    pytest.param("12+34>12+34|6", id="rest_not_shorter"),
+    pytest.param("1+2>+|3", id="one_digit_simplification"),
+    pytest.param("~~~1+2=", id="three_shifts"),
+    pytest.param("1" * 257 + "+1=", id="257_digits"),
+    pytest.param("<pad>", id="padding"),
+    pytest.param("1+2=<pad>", id="padding_behind"),
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_text_says_the_mend_in_one_line(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        SectorTokenizer()(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 200
+    assert "write" in message or "end it" in message or "ask" in message
+
+
+def test_unknown_ids_are_named() -> None:
+    with pytest.raises(InputError, match=str(tokens.VOCAB_SIZE)):
+        SectorTokenizer().decode([tokens.VOCAB_SIZE])
+
+
+def test_unknown_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="middle"):
+        SectorTokenizer("middle")
+
+
+@ORDERS
+def test_auto_tokenizer_round_trip(order: DigitOrder, tmp_path: Path) -> None:
+    tokenizer = SectorTokenizer(order)
+    tokenizer.save_pretrained(tmp_path)
+    SectorConfig(digit_order=order).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded, SectorTokenizer)
+    assert loaded.digit_order is order
+    assert loaded("123+456+1=580")["input_ids"] == tokenizer("123+456+1=580")["input_ids"]
+    assert loaded.pad_token_id == tokens.PAD_ID
+    assert len(loaded) == tokens.VOCAB_SIZE
