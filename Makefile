@@ -32,7 +32,7 @@ check: $(INSTALLED) types
 
 format: $(INSTALLED)
 	@$(BIN)/ruff format --quiet
-	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff check --quiet --fix-only
 
 # mypy does not know package-dir, so it gets the installed layout as links.
 types:

@@ -83,9 +83,7 @@ class NativeSampler:
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _sample_tile(
-        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, rows: slice
-    ) -> list[Tensor]:
+    def _sample_tile(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, rows: slice) -> list[Tensor]:
         prefix, sampling = prefix[rows], sampling[rows]
         branches = [
             Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
@@ -130,9 +128,7 @@ class NativeSampler:
             known[rows] += 1
             rows = rows[_is_unfinished(output[rows], known[rows])]
 
-    def _forward(
-        self, ids: Tensor, cache: "_Cache", slots: Tensor, mask: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
+    def _forward(self, ids: Tensor, cache: "_Cache", slots: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
         """Ids `[B, T]` at `slots` (`[T]`, or `[B, 1]` for one token a row) -> `[B, T, D]` before the final norm."""
         batch, length = ids.shape
         cos, sin = self._rope[tokens.place_of(ids)].unsqueeze(1).unbind(dim=3)
