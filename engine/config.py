@@ -41,10 +41,14 @@ class FilterConfig(Settings):
 
 
 class TrainerConfig(Settings):
-    """AdamW and its schedule, and the augmentation of places (`distill.py`)."""
+    """Optimizers, their schedule, and the augmentation of places (`distill.py`)."""
 
     learning_rate: Positive = 4e-3
-    """Peak of a cycle."""
+    """Peak of a cycle for embeddings, head and norms (AdamW)."""
+    muon_learning_rate: Positive = 0.02
+    """Peak of a cycle for the matrices of the blocks (Muon)."""
+    fast_weight: Share = 0.6
+    """Weight of the fast answer's loss; the simplification has the rest."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """On matrices. 0.01 does not generalise to one more digit."""
     beta1: Share = 0.9
@@ -70,9 +74,9 @@ class SupervisedConfig(Settings):
 
     max_digits: Annotated[int, Field(ge=2, le=MAX_DIGITS)] = 6
     """Longest supervised problems."""
-    cycle_steps: Count = 1800
+    cycle_steps: Count = 1200
     """Steps of the first cycle of the learning rate."""
-    more_steps: Count = 600
+    more_steps: Count = 400
     """Steps of every further cycle."""
     curriculum_share: Share = 0.2
     """Share of the first cycle over which lengths open up from 1 to max_digits."""
@@ -105,7 +109,7 @@ class RoundConfig(Settings):
     """Agreement at the next frontier that ends a round's training."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
-    trainer: TrainerConfig = TrainerConfig(learning_rate=2e-3, warmup_steps=10, num_shards=4, shard_rows=16)
+    trainer: TrainerConfig = TrainerConfig(learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=10, num_shards=4, shard_rows=16)
     """Optimizer settings of this phase."""
 
 

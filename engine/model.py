@@ -23,7 +23,7 @@ from sector.engine import tokens
 MAX_GAP = 30
 
 PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 256},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
     "base": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 
@@ -37,9 +37,9 @@ class SectorConfig(PretrainedConfig):
         self,
         hidden_size: int = 64,
         num_hidden_layers: int = 3,
-        num_attention_heads: int = 2,
+        num_attention_heads: int = 4,
         intermediate_size: int = 256,
-        rope_theta: float = 150.0,
+        rope_theta: float = 100.0,
         rope_max_frequency: float = 2.5,
         rms_norm_eps: float = 1e-6,
         initializer_range: float = 0.08,

@@ -19,7 +19,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from filelock import FileLock, Timeout
 
 from sector.engine import config as configuration
@@ -32,7 +31,8 @@ from sector.engine.model import SectorForCausalLM
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MUON_STATE = ("momentum_buffer",)
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunDir:
@@ -118,9 +118,10 @@ class RunDir:
         """Snapshot a training cycle: weights, moments, and where it stands."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
         names = {parameter: name for name, parameter in state.model.named_parameters()}
-        for parameter, moments in state.optimizer.state.items():
-            for moment in _MOMENTS:
-                tensors[f"{moment}.{names[parameter]}"] = moments[moment]
+        for optimizer in (state.muon, state.adamw):
+            for parameter, moments in optimizer.state.items():
+                for moment, value in moments.items():
+                    tensors[f"{moment}.{names[parameter]}"] = value
         where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
         metadata = {key: str(value) for key, value in where.items()}
         write_atomically(
@@ -143,9 +144,10 @@ class RunDir:
         model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
         state = start_training(model, config)
         state.step, state.tokens = int(where["step"]), int(where["tokens"])
-        for name, parameter in model.named_parameters():
-            state.optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step)),
-                **{moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS},
-            }
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    saved = {moment: tensors[f"{moment}.{names[parameter]}"] for moment in moments}
+                    optimizer.state[parameter] = saved
         return state, int(where["cycle"]), float(where["seconds"])

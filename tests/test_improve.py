@@ -1,0 +1,140 @@
+"""The improved policy: the vote, the looks, and what a verdict says."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sector.engine import oracle, policy
+from sector.engine.improve import FILTERS, Filter, SecondLook, Verdict, Vote, cat_improved, improve, majority
+from sector.engine.policy import DigitOrder, Layout
+from sector.engine.problem import Problems, draw_problems
+from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.supervised import label
+from sector.engine.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
+
+K = 5
+
+
+class Scripted:
+    """An engine that answers truly, but for the faults it is told to make; it reads its prompts as a model would."""
+
+    name = "scripted"
+    weights_sha256 = ""
+
+    def __init__(self, wrong_answers: dict[str, int] | None = None, broken_thoughts: set[str] | None = None) -> None:
+        self.wrong_answers = wrong_answers or {}
+        self.broken_thoughts = broken_thoughts or set()
+        self.asked: list[str] = []
+
+    def load(self, model: object) -> None: ...
+
+    def sample(self, prefix: Tensor, branches: list[Branch], sampling: Sampling) -> list[Tensor]:
+        digits = (prefix.shape[1] - 5) // 2
+        variant = prefix[:, 0]
+        layout = Layout(DigitOrder.MSD, variant)
+        problems = Problems(
+            prefix[:, 1 : digits + 1] % NUM_LOCAL,
+            prefix[:, digits + 3 : 2 * digits + 3] % NUM_LOCAL,
+            (prefix[:, -1] % NUM_LOCAL == 12).long(),
+        )
+        truth, texts = label(problems), problems.texts()
+        outputs = []
+        for branch in branches:
+            if int(branch.mark[0]) - (ANSWER - NUM_LOCAL) in range(NUM_SHIFTS):
+                answers = truth.answers.clone()
+                for row, text in enumerate(texts):
+                    self.asked.append(text)
+                    answers[row, 0] = (answers[row, 0] + self.wrong_answers.get(text, 0)) % 10
+                outputs.append(policy.answer_ids(answers, layout))
+            else:
+                ids = policy.simplification_ids(truth.rest, truth.digit, layout)
+                broken = torch.tensor([text in self.broken_thoughts for text in texts])
+                outputs.append(ids.masked_fill(broken.unsqueeze(1), PAD_ID))
+        return outputs
+
+
+def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
+    sampling = Sampling(0.0, 0, torch.arange(len(problems)), 0)
+    return improve(sampler, problems, settings, k, DigitOrder.MSD, sampling)
+
+
+@pytest.fixture
+def problems() -> Problems:
+    return draw_problems(8, 16, torch.Generator().manual_seed(3), hard_share=0.5)
+
+
+@pytest.mark.parametrize("name", FILTERS, ids=str)
+@pytest.mark.parametrize("digits", [1, 2, 3, 8], ids=str)
+def test_a_true_model_is_believed(name: str, digits: int) -> None:
+    problems = draw_problems(digits, 16, torch.Generator().manual_seed(3))
+    improved = ask(Scripted(), problems, FILTERS[name])
+    assert improved.accepted.all() and improved.agreement == 1
+    truth = label(problems)
+    assert torch.equal(improved.examples().answers, truth.answers)
+    assert torch.equal(improved.examples().digit, truth.digit)
+    if digits > 1:
+        assert torch.equal(improved.examples().rest.a, truth.rest.a)
+        assert torch.equal(improved.examples().rest.carry, truth.rest.carry)
+
+
+def test_each_look_names_its_own_reason(problems: Problems) -> None:
+    texts = problems.texts()
+    after_two = Problems.cat([label(label(problems[1:2]).rest).rest]).texts()[0]
+    wrong_direct, wrong_swapped = texts[2], problems[3:4].swapped()
+    swapped_guess = label(wrong_swapped).rest.texts()[0]
+    sampler = Scripted({after_two: 1, wrong_direct: 1, swapped_guess: 1}, {texts[4]})
+    verdict = ask(sampler, problems, FILTERS["strict"]).verdict
+    expected = torch.zeros(len(problems), dtype=torch.int64)
+    expected[1], expected[2] = Verdict.OUTVOTED, Verdict.NOT_DIRECT
+    expected[3], expected[4] = Verdict.NOT_COMMUTATIVE, Verdict.UNPARSABLE
+    assert torch.equal(verdict, expected)
+    rejected = ask(sampler, problems, FILTERS["strict"]).rejected()
+    assert rejected == {"unparsable": 1, "outvoted": 1, "not_direct": 1, "not_commutative": 1}
+
+
+def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
+    after_two = label(label(problems[:1]).rest).rest.texts()[0]
+    improved = ask(Scripted({after_two: 1}), problems, FILTERS["paper"])
+    assert improved.accepted.all()
+    assert improved.first.votes[0] == K - 1
+    assert torch.equal(improved.first.answers, oracle.true_answers(problems))
+
+
+def test_rows_whose_fate_is_sealed_take_no_second_look(problems: Problems) -> None:
+    sampler = Scripted({problems.texts()[0]: 1})
+    ask(sampler, problems, FILTERS["strict"])
+    assert label(problems[:1].swapped()).rest.texts()[0] not in sampler.asked
+    assert label(problems[1:2].swapped()).rest.texts()[0] in sampler.asked
+
+
+def test_same_mistake_in_both_orders_passes_but_for_the_direct_look(problems: Problems) -> None:
+    row, wrong = problems[:1], {}
+    for each in (row, row.swapped()):
+        for _ in range(K):
+            each = label(each).rest
+            wrong[each.texts()[0]] = 1
+    paper = ask(Scripted(wrong), problems, FILTERS["paper"])
+    strict = ask(Scripted(wrong), problems, FILTERS["strict"])
+    assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdict[0] == Verdict.NOT_DIRECT
+
+
+def test_majority_counts_only_valid_guesses_and_prefers_the_earliest() -> None:
+    a, b, c = [1, 2], [3, 4], [5, 6]
+    guesses = torch.tensor([[a, b, b, c], [a, b, a, b], [a, a, a, b], [a, b, c, c]])
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    answers, votes = majority(guesses, valid)
+    assert answers.tolist() == [b, a, b, [0, 0]]
+    assert votes.tolist() == [2, 2, 1, 0]
+
+
+def test_cat_is_the_whole_batch(problems: Problems) -> None:
+    sampler = Scripted({problems.texts()[9]: 1})
+    whole = ask(sampler, problems, FILTERS["strict"])
+    parts = cat_improved([ask(sampler, problems[:5], FILTERS["strict"]), ask(sampler, problems[5:], FILTERS["strict"])])
+    assert torch.equal(whole.verdict, parts.verdict) and whole.tokens == parts.tokens
+    assert torch.equal(whole.first.guesses, parts.first.guesses)
+
+
+def test_vote_off_is_one_simplification(problems: Problems) -> None:
+    improved = ask(Scripted(), problems, Filter(Vote.OFF, SecondLook.OFF, direct=False))
+    assert improved.first.guesses.shape == (16, 1, 9)
