@@ -40,7 +40,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Simplifications:
-    """What the slow policy wrote: remaining problems of N-1 digits, the digit `[B]` split off, which rows parse `[B]`."""
+    """What the slow policy wrote: problems of N-1 digits that remain, the digit `[B]` split off, what parses `[B]`."""
 
     rest: Problems
     digit: Tensor
