@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,7 +114,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_examples(path: Path, table: pa.Table) -> None:
     """Write the table, and a preview of its first rows beside it."""
     write_table(path, table)
-    lines = [json.dumps(row) for row in table.slice(0, PREVIEW_ROWS).drop_columns(["prompt_ids", "answer_ids"]).to_pylist()]
+    lines = [
+        json.dumps(row) for row in table.slice(0, PREVIEW_ROWS).drop_columns(["prompt_ids", "answer_ids"]).to_pylist()
+    ]
     write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
 
 
@@ -150,7 +153,7 @@ def simplification_texts(rest: Problems, digit: Tensor) -> list[str]:
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
 
 
-def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **columns: list) -> pa.Table:
+def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **columns: list[Any]) -> pa.Table:
     layout = Layout(order)
     count = len(examples)
     values = {

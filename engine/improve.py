@@ -234,7 +234,8 @@ def _look(
     guesses, valid, total = [], [], 0
     current, alive = problems, torch.ones(count, dtype=torch.bool)
     found = problems.a.new_empty(count, 0)
-    direct = direct_valid = None
+    direct: Tensor | None = None
+    direct_valid: Tensor | None = None
     first_rest, first_digit = problems[:], problems.carry
     for stage in range(num_simplifications + 1):
         branches = []
@@ -269,7 +270,7 @@ def _look(
     if num_simplifications == 0:
         first_rest = Problems(problems.a[:, :0], problems.b[:, :0], torch.zeros_like(problems.carry))
         first_digit = answers[:, -1]
-    if direct is None:
+    if direct is None or direct_valid is None:
         direct, direct_valid = torch.zeros_like(answers), torch.zeros_like(parsed)
     return Look(
         stacked, all_valid, answers, votes, parsed, decided, first_rest, first_digit, direct, direct_valid, total
@@ -308,4 +309,3 @@ def _second_variant(second_look: SecondLook, rows: Tensor) -> int | Tensor:
     if second_look is SecondLook.SWAPPED:
         return 0
     return 1 + rows % (tokens.NUM_SHIFTS - 1)
-

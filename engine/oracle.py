@@ -31,6 +31,11 @@ def sealed() -> Iterator[None]:
         _seals -= 1
 
 
+def is_sealed() -> bool:
+    """Are true sums out of reach just now?"""
+    return _seals > 0
+
+
 def true_answers(problems: Problems) -> Tensor:
     """The sums, `[B, N+1]` digits, most significant first."""
     digits, _ = _add(problems)

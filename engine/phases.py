@@ -117,9 +117,7 @@ class Phases:
                 "weights_sha256": sampler.weights_sha256,
             },
         )
-        write_examples(
-            self._run.examples(digits), improved_table(improved, torch.cat(rows), self._order, provenance)
-        )
+        write_examples(self._run.examples(digits), improved_table(improved, torch.cat(rows), self._order, provenance))
 
     def distill(self, digits: int) -> Iterator[Event]:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
@@ -251,7 +249,7 @@ class Phases:
             examples = read_examples(self._run.examples(digits)).get(digits)
             problems, direct = read_candidates(self._run.candidates(digits), digits)
             errors = {
-                "label_error": examples and audit.label_error(examples),
+                "label_error": audit.label_error(examples) if examples else None,
                 "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
             }
         scores = [

@@ -117,7 +117,7 @@ class RunDir:
     def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
-        names = {parameter: name for name, parameter in state.model.named_parameters()}
+        names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
         for optimizer in (state.muon, state.adamw):
             for parameter, moments in optimizer.state.items():
                 for moment, value in moments.items():

@@ -1,0 +1,114 @@
+"""The trainer: what a row looks like, what carries loss, and that a step is the same however it is computed."""
+
+import pytest
+import torch
+
+from sector.engine import policy, tokens
+from sector.engine.config import TrainerConfig
+from sector.engine.distill import Diverged, lay_out, schedule, start_training, train_cycle
+from sector.engine.examples import mixed_batches
+from sector.engine.model import MAX_GAP, new_model
+from sector.engine.policy import DigitOrder, Layout
+from sector.engine.problem import draw_problems
+from sector.engine.seeding import generator
+from sector.engine.supervised import label
+
+PLAIN = TrainerConfig(gap_share=0.0)
+
+
+def examples(digits: int, count: int, seed: int = 0):
+    return label(draw_problems(digits, count, generator(seed, "test", digits), hard_share=0.3))
+
+
+@pytest.mark.parametrize("order", list(DigitOrder), ids=str)
+@pytest.mark.parametrize("digits", [1, 2, 7], ids=str)
+def test_a_row_is_the_prompts_and_completions_of_both_policies(order: DigitOrder, digits: int) -> None:
+    some = examples(digits, 9)
+    rows = lay_out(some, order, PLAIN, generator(1))
+    variant = rows.ids[:, 0]
+    layout = Layout(order, variant)
+    fast = torch.cat(
+        [policy.prompt_ids(some.problems, tokens.ANSWER, layout), policy.answer_ids(some.answers, layout)], 1
+    )
+    length = fast.shape[1] - 1
+    assert torch.equal(rows.ids[:, :length], fast[:, :-1])
+    assert torch.equal(rows.targets[:, : digits + 2], tokens.class_of(fast[:, 2 * digits + 6 :]))
+    assert torch.equal(rows.places, tokens.place_of(rows.ids))
+    if digits > 1:
+        thought = policy.simplification_ids(some.rest, some.digit, layout)
+        assert torch.equal(rows.ids[:, length + 1 :], thought[:, :-1])
+        assert torch.equal(rows.targets[:, digits + 2 :], tokens.class_of(thought))
+    assert set(variant.tolist()) == set(range(tokens.NUM_SHIFTS))
+
+
+def test_branches_do_not_see_each_other() -> None:
+    """Both continuations in one row give the logits that each gives alone."""
+    some = examples(5, 8)
+    model = new_model("tiny", 3)
+    rows = lay_out(some, DigitOrder.MSD, PLAIN, generator(1))
+    layout = Layout(DigitOrder.MSD, rows.ids[:, 0])
+    thought = policy.simplification_ids(some.rest, some.digit, layout)
+    alone = torch.cat([policy.prompt_ids(some.problems, tokens.THINK, layout), thought[:, :-1]], 1)
+    together = model.hidden_states(rows.ids, rows.mask)[:, -thought.shape[1] :]
+    torch.testing.assert_close(together, model.hidden_states(alone)[:, -thought.shape[1] :], rtol=0, atol=1e-5)
+
+
+def test_gaps_move_columns_together_and_carry_no_loss_across() -> None:
+    some = examples(6, 64)
+    rows = lay_out(some, DigitOrder.MSD, TrainerConfig(gap_share=1.0), generator(2))
+    moved = rows.places - tokens.place_of(rows.ids)
+    assert (moved >= 0).all() and moved.max() <= MAX_GAP and (moved[tokens.place_of(rows.ids) == 0] == 0).all()
+    for places, ids, shifts in zip(rows.places, rows.ids, moved, strict=True):
+        by_place = {}
+        for place, own, shift in zip(places.tolist(), tokens.place_of(ids).tolist(), shifts.tolist(), strict=True):
+            assert by_place.setdefault(own, shift) == shift, f"place {own} moved apart at {place}"
+    assert (rows.targets == -100).any()
+    plain = lay_out(some, DigitOrder.MSD, PLAIN, generator(2))
+    kept = rows.targets != -100
+    assert torch.equal(rows.targets[kept], plain.targets[kept])
+
+
+def weights(shards: int, threads: int) -> torch.Tensor:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    config = TrainerConfig(num_shards=shards, shard_rows=8, warmup_steps=2)
+    model = new_model("tiny", 0)
+    batches = mixed_batches(examples(4, 50), [examples(2, 50)], shards, 8, 0.5, seed=5)
+    losses = [loss for _, loss in train_cycle(start_training(model, config), batches, config, 12, seed=7)]
+    torch.set_num_threads(before)
+    assert losses[-1] < losses[0]
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_training_does_not_depend_on_threads_or_the_global_stream() -> None:
+    torch.manual_seed(1)
+    first = weights(4, threads=1)
+    torch.manual_seed(2)
+    assert torch.equal(first, weights(4, threads=2))
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change() -> None:
+    config = TrainerConfig(num_shards=1, shard_rows=8)
+    model = new_model("tiny", 0)
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    before = model.embed.weight.detach().clone()
+    with pytest.raises(Diverged, match="step 0"):
+        next(train_cycle(start_training(model, config), lambda _: [examples(3, 8)], config, 1, seed=7))
+    assert torch.equal(before, model.embed.weight)
+
+
+def test_the_schedule_warms_up_and_decays() -> None:
+    config = TrainerConfig(warmup_steps=10, final_rate=0.05)
+    rates = [schedule(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9]
+    assert rates[9:] == sorted(rates[9:], reverse=True) and rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_replay_has_its_share_and_steps_draw_apart() -> None:
+    batches = mixed_batches(examples(5, 40), [examples(2, 40), examples(3, 40)], 4, 8, 0.5, seed=1)
+    for step in range(5):
+        lengths = [shard.digits for shard in batches(step)]
+        assert lengths[:2] == [5, 5] and all(length in (2, 3) for length in lengths[2:])
+    assert not torch.equal(batches(0)[0].answers, batches(1)[0].answers)
+    assert torch.equal(batches(3)[0].answers, batches(3)[0].answers)

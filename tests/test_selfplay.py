@@ -1,0 +1,176 @@
+"""The loop: rule 1 (label-free), and that a run killed anywhere ends with the weights of one never killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sector.engine import oracle
+from sector.engine.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.config import RunConfig, run_config
+from sector.engine.errors import NoAgreement
+from sector.engine.phases import Phases
+from sector.engine.rundir import RunDir
+from sector.engine.selfplay import self_play
+
+SECTOR = Path(sys.executable).with_name("sector")
+
+# Small enough for a test; the first filter to let something through after so little training.
+SMALL: dict[str, Any] = {
+    "until": 8,
+    "audit_samples": 20,
+    "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
+    "round": {
+        "candidates": 300,
+        "cycle_steps": 8,
+        "max_cycles": 2,
+        "probe": 40,
+        "target_agreement": 1.0,
+        "min_agreement": 0.0,
+    },
+    "filter": {"vote": "majority", "second_look": "off", "direct": False},
+}
+
+
+def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
+    config = run_config({**SMALL, **changes})
+    run = RunDir(root)
+    run.root.mkdir(parents=True, exist_ok=True)
+    run.write_config(config)
+    return run, config
+
+
+@pytest.fixture(scope="session")
+def supervised_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has just left the supervised phase."""
+    run, config = start(tmp_path_factory.mktemp("runs") / "supervised")
+    for _ in Phases(run, config).supervise():
+        pass
+    return run.root
+
+
+@pytest.fixture
+def fresh_run(supervised_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(supervised_run, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def finished_run(supervised_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run gone on to its end, never interrupted."""
+    root = Path(shutil.copytree(supervised_run, tmp_path_factory.mktemp("runs") / "finished", symlinks=True))
+    run = RunDir(root)
+    for _ in self_play(run, run.read_config()):
+        pass
+    return root
+
+
+def final_weights(root: Path) -> str:
+    return weights_sha256(load_checkpoint(root / "checkpoints" / "latest"))
+
+
+def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
+    for name in (
+        "config.toml",
+        "metrics.jsonl",
+        "checkpoints/latest/config.json",
+        "checkpoints/best/model.safetensors",
+    ):
+        assert (finished_run / name).is_file(), name
+    for digits in ("supervised", "07", "08"):
+        assert (finished_run / "rounds" / digits / "examples.parquet").is_file()
+    assert sorted(path.name for path in (finished_run / "plots").glob("*.png")) == ["accuracy.png", "labels.png"]
+    assert not (finished_run / "training.safetensors").exists()
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["digits"]) for line in lines] == [("sft", 6), ("round", 7), ("round", 8)]
+    promised = "tried accepted label_error fast_label_error agreement tokens_generated tokens_trained".split()
+    promised += "seconds_generate seconds_train seconds_total".split()
+    for line in lines[1:]:
+        assert line["tried"] == 300 == line["accepted"] + sum(line["rejected"].values())
+        assert not [key for key in promised if line[key] is None]
+    totals = [line["seconds_total"] for line in lines]
+    assert totals == sorted(totals)
+
+
+def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
+    """Rule 1 by force: a stand-in for the oracle that always raises changes nothing but the audit."""
+    run = RunDir(fresh_run)
+    phases = Phases(run, run.read_config())
+    with oracle.sealed():
+        with pytest.raises(oracle.OracleSealed):
+            oracle.true_answers(next(iter(phases._replay(7))).problems)
+        for _ in phases.generate(7):
+            pass
+        for _ in phases.distill(7):
+            pass
+        with pytest.raises(oracle.OracleSealed):
+            list(phases.audit(7))
+        assert [event["event"] for event in phases.advance(7)] == ["frontier"]
+
+
+def test_the_loop_itself_seals_the_oracle(fresh_run: Path) -> None:
+    run = RunDir(fresh_run)
+    states = {event["event"]: oracle.is_sealed() for event in self_play(run, run.read_config())}
+    assert states["generate"] and states["train"] and states["goal"] and states["frontier"]
+    assert not states["round"] and not oracle.is_sealed()
+
+
+def test_no_agreement_stops_the_loop_and_keeps_the_last_good_checkpoint(fresh_run: Path) -> None:
+    run, config = start(fresh_run, filter={}, round={**SMALL["round"], "min_agreement": 1.0})
+    with pytest.raises(NoAgreement, match="digits"):
+        for _ in self_play(run, config):
+            pass
+    assert os.readlink(run.root / "checkpoints" / "best") == "06"
+
+
+def kill_when(root: Path, reached: Callable[[dict[str, Any]], bool]) -> bool:
+    """Run `sector run` on the directory and kill -9 it at the first event that matches; False if it ended before."""
+    command = [str(SECTOR), "run", "--out", str(root), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if reached(json.loads(line)):
+                process.send_signal(signal.SIGKILL)
+                return True
+    return False
+
+
+KILLS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "generate": lambda event: event["event"] == "generate" and event["digits"] == 7,
+    "train": lambda event: event["event"] == "train" and event["digits"] == 7,
+    "between cycles": lambda event: event["event"] == "goal" and event["digits"] == 7 and event["cycle"] == 1,
+    "audit": lambda event: event["event"] == "goal" and event["digits"] == 7 and event["cycle"] == 2,
+    "next round": lambda event: event["event"] == "generate" and event["digits"] == 8,
+}
+
+
+def test_killed_in_every_phase_it_ends_with_the_same_weights(fresh_run: Path, finished_run: Path) -> None:
+    """kill -9, five times over, in one run; then to its end."""
+    killed = [name for name, reached in KILLS.items() if kill_when(fresh_run, reached)]
+    assert killed == list(KILLS)
+    subprocess.run([str(SECTOR), "run", "--out", str(fresh_run)], check=True, capture_output=True)
+    assert final_weights(fresh_run) == final_weights(finished_run)
+    rows = [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(fresh_run).metrics()]
+    assert rows == [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(finished_run).metrics()]
+
+
+def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
+    supervised_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot holds weights, both optimizers and the step: the rest of the phase is the same to the bit."""
+    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 100)
+    run, config = start(tmp_path / "run")
+    steps = []
+    for event in Phases(run, config).supervise():
+        if event["event"] == "train" and event["step"] == 130:
+            break
+    for event in Phases(run, config).supervise():
+        steps += [event["step"]] if event["event"] == "train" else []
+    assert steps[0] == 101 and steps[-1] == 300
+    assert final_weights(run.root) == final_weights(supervised_run)
