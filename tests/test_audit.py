@@ -1,0 +1,90 @@
+"""The audit: who is right, how sure one can be, and the problem families people type."""
+
+import pytest
+import torch
+
+from sector.engine.audit import (
+    Score,
+    Solver,
+    answers_correct,
+    carry_chains,
+    label_error,
+    score_length,
+    short_operands,
+    simplification_correct,
+)
+from sector.engine.config import FilterConfig
+from sector.engine.generate import filter_of
+from sector.engine.model import new_model
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import Problems, draw_problems
+from sector.engine.samplers import make_sampler
+from sector.engine.supervised import label
+
+
+def test_label_error_is_the_share_of_wrong_answers() -> None:
+    examples = label(draw_problems(5, 40, torch.Generator().manual_seed(0)))
+    assert label_error(examples) == 0
+    examples.answers[:3, 2] = (examples.answers[:3, 2] + 1) % 10
+    assert label_error(examples) == pytest.approx(3 / 40)
+    assert answers_correct(examples.problems, examples.answers).tolist() == [False] * 3 + [True] * 37
+    assert label_error(examples[:0]) is None
+
+
+@pytest.mark.parametrize("part", ["a", "b", "carry", "digit"], ids=str)
+def test_every_part_of_a_simplification_counts(part: str) -> None:
+    examples = label(draw_problems(4, 10, torch.Generator().manual_seed(1)))
+    rest = Problems(examples.rest.a.clone(), examples.rest.b.clone(), examples.rest.carry.clone())
+    digit = examples.digit.clone()
+    assert simplification_correct(examples.problems, rest, digit).all()
+    target = digit if part == "digit" else getattr(rest, part)
+    target[7] = 1 - target[7] if part == "carry" else (target[7] + 1) % 10
+    assert simplification_correct(examples.problems, rest, digit).tolist() == [row != 7 for row in range(10)]
+
+
+# Newcombe 1998, table I: the score interval of 81/263, 15/148, 0/20 and 1/29.
+@pytest.mark.parametrize(
+    ("correct", "samples", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    ids=str,
+)
+def test_intervals_are_wilson(correct: int, samples: int, low: float, high: float) -> None:
+    assert Score("uniform", 5, correct, samples).interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_carry_chains_run_through_the_whole_number() -> None:
+    problems = carry_chains(12, 50, seed=3)
+    nines = (problems.a == 9).all(dim=1)
+    assert 20 <= int(nines.sum()) <= 30 and (problems.b[nines, :-1] == 0).all()
+    rest = problems[~nines]
+    assert (rest.a + rest.b == 9).all() and (rest.carry == 1).all()
+    assert (label(problems).answers[:, 0] == 1).all()
+
+
+def test_short_operands_have_leading_zeros_on_either_side() -> None:
+    problems = short_operands(9, 200, seed=3)
+    short_a, short_b = (problems.a[:, 0] == 0), (problems.b[:, 0] == 0)
+    assert short_a.any() and short_b.any() and (short_a | short_b).all()
+
+
+@pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
+def test_an_untrained_model_scores_nothing_and_the_same_twice(policy: str) -> None:
+    sampler = make_sampler("native", new_model("tiny", 0))
+    solver = Solver(sampler, DigitOrder.MSD, policy, filter_of(FilterConfig()), 5, seed=0)
+    first = score_length(solver, 5, 30, seed=1)
+    assert (first.correct, first.samples, first.digits) == (0, 30, 5)
+    assert first == score_length(solver, 5, 30, seed=1)
+
+
+def test_problems_of_an_evaluation_depend_on_seed_and_length_alone() -> None:
+    seen: list[Problems] = []
+
+    class Recorder(Solver):
+        def correct(self, problems: Problems) -> torch.Tensor:
+            seen.append(problems)
+            return torch.ones(len(problems), dtype=torch.bool)
+
+    solver = Recorder(make_sampler("native", new_model("tiny", 0)), DigitOrder.MSD, "fast", None, 5, 0)  # type: ignore[arg-type]
+    for seed in (1, 1, 2):
+        score_length(solver, 6, 20, seed)
+    assert torch.equal(seen[0].a, seen[1].a) and not torch.equal(seen[0].a, seen[2].a)

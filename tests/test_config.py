@@ -1,0 +1,57 @@
+"""Settings: a resolved config says everything, and no typo passes."""
+
+from pathlib import Path
+
+import pytest
+
+from sector.engine.config import RunConfig, Settings, dump_config, read_config, run_config
+from sector.engine.errors import InputError
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = run_config({"until": 12, "filter": {"k": 3}, "round": {"trainer": {"learning_rate": 1e-3}}})
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    assert run_config(read_config(tmp_path / "config.toml")) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"untill": 9}, "untill"),
+        ({"round": {"candidate": 9}}, "round.candidate"),
+        ({"until": "9"}, "until"),
+        ({"until": 9.5}, "until"),
+        ({"until": 6}, "until"),
+        ({"until": 10_000}, "until"),
+        ({"filter": {"vote": "most"}}, "filter.vote"),
+        ({"hard_share": 1.5}, "hard_share"),
+        ({"supervised": {"trainer": {"shard_rows": 0}}}, "supervised.trainer.shard_rows"),
+        ({"round": 3}, "round"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(values: dict, key: str) -> None:
+    with pytest.raises(InputError, match=key) as caught:
+        run_config(values, "some.toml")
+    assert str(caught.value).startswith("some.toml: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["until = ", "until = 9\nuntil = 10", b"\xff\xfe"], ids=["half", "twice", "bytes"])
+def test_what_is_no_toml_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "some.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match="TOML"):
+        read_config(path)
+    with pytest.raises(InputError, match="cannot read"):
+        read_config(tmp_path / "missing.toml")
+
+
+def settings_classes() -> list[type[Settings]]:
+    return [RunConfig, *Settings.__subclasses__()]
+
+
+@pytest.mark.parametrize("settings", settings_classes(), ids=lambda each: each.__name__)
+def test_every_setting_has_a_default_and_says_what_it_is(settings: type[Settings]) -> None:
+    for name, field in settings.model_fields.items():
+        assert not field.is_required(), name
+        assert field.description, name

@@ -1,0 +1,96 @@
+"""Examples on disk: what is written is what is read, and what is not ours is refused."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sector.engine.dataset import (
+    PREVIEW_ROWS,
+    Provenance,
+    candidates_table,
+    improved_table,
+    labelled_table,
+    read_candidates,
+    read_examples,
+    write_examples,
+    write_table,
+)
+from sector.engine.errors import InputError
+from sector.engine.examples import Examples
+from sector.engine.improve import FILTERS, improve
+from sector.engine.model import new_model
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampling
+from sector.engine.supervised import label
+
+OURS = Provenance(7, 2**63, "native", "ab" * 32)
+
+
+def labelled(digits: int, count: int) -> Examples:
+    return label(draw_problems(digits, count, torch.Generator().manual_seed(digits), hard_share=0.5))
+
+
+def same(first: Examples, second: Examples) -> bool:
+    pairs = [(first.answers, second.answers), (first.digit, second.digit)]
+    for name in ("problems", "rest"):
+        one, other = getattr(first, name), getattr(second, name)
+        pairs += [(one.a, other.a), (one.b, other.b), (one.carry, other.carry)]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_lengths_come_back_apart_and_whole(tmp_path: Path) -> None:
+    sets = {digits: labelled(digits, 30) for digits in (1, 2, 9)}
+    tables = [labelled_table(examples, DigitOrder.MSD, OURS) for examples in sets.values()]
+    write_examples(tmp_path / "some.parquet", pa.concat_tables(tables))
+    back = read_examples(tmp_path / "some.parquet")
+    assert list(back) == [1, 2, 9]
+    assert all(same(back[digits], sets[digits]) for digits in sets)
+    preview = (tmp_path / "some.preview.jsonl").read_text().splitlines()
+    assert len(preview) == PREVIEW_ROWS and json.loads(preview[0])["engine"] == "native"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
+    """Every column of the contract, on answers of a real (untrained) engine that the filter was told to believe."""
+    sampler = make_sampler("native", new_model("tiny", 0))
+    rows = torch.arange(40) + 1000
+    problems = draw_problems(3, 40, torch.Generator().manual_seed(0))
+    improved = improve(sampler, problems, FILTERS["none"], 5, DigitOrder.MSD, Sampling(0.0, 0, rows, 0))
+    improved.verdict[:] = torch.arange(40) % 2
+    table = improved_table(improved, rows, DigitOrder.MSD, OURS)
+    promised = (
+        "problem answer prompt_ids answer_ids simplification guesses votes digits round seed engine weights_sha256"
+    )
+    assert set(promised.split()) <= set(table.column_names)
+    assert table.num_rows == 20 and table.column("index").to_pylist() == list(range(1000, 1040, 2))
+    write_table(tmp_path / "candidates.parquet", candidates_table(improved))
+    read, direct = read_candidates(tmp_path / "candidates.parquet", 3)
+    assert torch.equal(read.a, problems.a) and direct.shape == (40, 4)
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda path: path.write_bytes(b"not parquet"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: pq.write_table(pa.table({"text": ["1+1"]}), path),
+        lambda path: pq.write_table(pq.read_table(path).drop_columns(["answer"]), path),
+        lambda path: pq.write_table(pq.read_table(path).set_column(1, "answer", [["x"] * 5]), path),
+        lambda path: pq.write_table(pq.read_table(path).set_column(0, "problem", [["1+2+3"] * 5]), path),
+        lambda path: path.unlink(),
+    ],
+    ids=["garbage", "truncated", "other columns", "a column less", "bad answer", "bad problem", "missing"],
+)
+def test_what_is_not_ours_is_refused_in_one_line(tmp_path: Path, break_it) -> None:
+    path = tmp_path / "some.parquet"
+    write_examples(path, labelled_table(labelled(4, 5), DigitOrder.MSD, OURS))
+    break_it(path)
+    with pytest.raises(InputError) as caught:
+        read_examples(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
