@@ -8,7 +8,7 @@ In the shape descriptions B is the batch, N the digits per operand, K the number
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -193,12 +193,12 @@ def cat_improved(parts: Sequence[Improved]) -> Improved:
     """Batches of one length, one after another."""
     looks = [part.first for part in parts]
     joined: dict[str, Any] = {}
-    for field in fields(Look):
-        values = [getattr(look, field.name) for look in looks]
+    for each in fields(Look):
+        values = [getattr(look, each.name) for look in looks]
         if isinstance(values[0], Problems):
-            joined[field.name] = Problems.cat(values)
+            joined[each.name] = Problems.cat(values)
         else:
-            joined[field.name] = sum(values) if field.name == "tokens" else torch.cat(values)
+            joined[each.name] = sum(values) if each.name == "tokens" else torch.cat(values)
     return Improved(
         Problems.cat(part.problems for part in parts),
         Look(**joined),
@@ -214,6 +214,37 @@ def count_tokens(ids: Tensor) -> int:
     return int((ids != tokens.PAD_ID).sum())
 
 
+@dataclass(slots=True)
+class _Chain:
+    """A chain of thought under way: the problem as far as it is simplified, and what was found so far.
+
+    current: the remaining problems. found: `[B, j]` digits split off by j simplifications. alive: `[B]` rows of which
+    every simplification parsed. guesses, valid, first, direct, tokens: as in `Look`.
+    """
+
+    current: Problems
+    found: Tensor
+    alive: Tensor
+    guesses: list[Tensor] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+    first: policy.Simplifications | None = None
+    direct: tuple[Tensor, Tensor] | None = None
+    tokens: int = 0
+
+    def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
+        """Count a guess of the rest, joined to the digits found; returns the full answers."""
+        full = torch.cat([answers, self.found], dim=1)
+        self.guesses.append(full)
+        self.valid.append(parsed & self.alive)
+        return full
+
+    def simplify(self, step: policy.Simplifications) -> None:
+        """Go on with what a simplification left over."""
+        self.current, self.alive = step.rest, self.alive & step.valid
+        self.found = torch.cat([step.digit.unsqueeze(1), self.found], dim=1)
+        self.first = self.first or step
+
+
 def _look(
     sampler: Sampler,
     problems: Problems,
@@ -223,58 +254,56 @@ def _look(
     sampling: Sampling,
     draft: Tensor | None,
 ) -> Look:
-    """Simplify-then-guess and vote. `draft [B, N+1]` is an answer the guesses are likely to repeat.
-
-    Stage j holds the problem after j simplifications. Its prefix is read once, for a guess and the next simplification.
-    The first look answers stage 0 too: the direct answer, which drafts all later guesses.
-    """
-    digits, count = problems.digits, len(problems)
+    """Simplify-then-guess and vote. `draft [B, N+1]` is an answer the guesses are likely to repeat."""
     # A one-digit problem cannot be simplified: there the direct answer is the only guess.
-    num_simplifications = min(1 if settings.vote is Vote.OFF else k, digits - 1)
-    guesses, valid, total = [], [], 0
-    current, alive = problems, torch.ones(count, dtype=torch.bool)
-    found = problems.a.new_empty(count, 0)
-    direct: Tensor | None = None
-    direct_valid: Tensor | None = None
-    first_rest, first_digit = problems[:], problems.carry
+    num_simplifications = min(1 if settings.vote is Vote.OFF else k, problems.digits - 1)
+    chain = _simplify_then_guess(sampler, problems, num_simplifications, layout, sampling, draft)
+    guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
+    answers, votes = majority(guesses, valid)
+    unanimous = settings.vote is Vote.UNANIMOUS
+    parsed = valid.all(dim=1) if unanimous else votes > 0
+    decided = votes == guesses.shape[1] if unanimous else parsed
+    if chain.first is None:
+        empty = problems.a[:, :0]
+        rest, digit = Problems(empty, empty, torch.zeros_like(problems.carry)), answers[:, -1]
+    else:
+        rest, digit = chain.first.rest, chain.first.digit
+    direct, direct_valid = chain.direct or (torch.zeros_like(answers), torch.zeros_like(parsed))
+    return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens)
+
+
+def _simplify_then_guess(
+    sampler: Sampler,
+    problems: Problems,
+    num_simplifications: int,
+    layout: Layout,
+    sampling: Sampling,
+    draft: Tensor | None,
+) -> _Chain:
+    """Stage j holds the problem after j simplifications; its prefix is read once, for a guess and the next of them.
+
+    Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
+    """
+    chain = _Chain(problems, problems.a.new_empty(len(problems), 0), torch.ones(len(problems), dtype=torch.bool))
     for stage in range(num_simplifications + 1):
-        branches = []
-        if guess := stage > 0 or draft is None or num_simplifications == 0:
+        last = stage == num_simplifications
+        current = chain.current
+        branches = [] if last else [_think_branch(current, layout)]
+        if asks := stage > 0 or draft is None or last:
             branches.append(_answer_branch(current, layout, draft))
-        if think := stage < num_simplifications:
-            branches.append(_think_branch(current, layout))
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
         outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage)
-        total += sum(count_tokens(ids[alive]) for ids in outputs)
-        if guess:
-            answers, parsed = policy.parse_answers(outputs[0], current.digits, layout)
-            full = torch.cat([answers, found], dim=1)
+        chain.tokens += sum(count_tokens(ids[chain.alive]) for ids in outputs)
+        if asks:
+            answers, parsed = policy.parse_answers(outputs[-1], current.digits, layout)
             if stage == 0:
-                direct, direct_valid, draft = full, parsed, full
-            if stage > 0 or num_simplifications == 0:
-                guesses.append(full)
-                valid.append(parsed & alive)
-        if think:
-            step = policy.parse_simplifications(outputs[-1], current.digits, layout)
-            current, alive = step.rest, alive & step.valid
-            found = torch.cat([step.digit.unsqueeze(1), found], dim=1)
-            if stage == 0:
-                first_rest, first_digit = step.rest, step.digit
-    stacked, all_valid = torch.stack(guesses, dim=1), torch.stack(valid, dim=1)
-    answers, votes = majority(stacked, all_valid)
-    parsed = votes > 0
-    decided = parsed
-    if settings.vote is Vote.UNANIMOUS:
-        parsed = all_valid.all(dim=1)
-        decided = votes == stacked.shape[1]
-    if num_simplifications == 0:
-        first_rest = Problems(problems.a[:, :0], problems.b[:, :0], torch.zeros_like(problems.carry))
-        first_digit = answers[:, -1]
-    if direct is None or direct_valid is None:
-        direct, direct_valid = torch.zeros_like(answers), torch.zeros_like(parsed)
-    return Look(
-        stacked, all_valid, answers, votes, parsed, decided, first_rest, first_digit, direct, direct_valid, total
-    )
+                chain.direct = answers, parsed
+                draft = answers if draft is None else draft
+            if stage > 0 or last:
+                chain.guess(answers, parsed)
+        if not last:
+            chain.simplify(policy.parse_simplifications(outputs[0], current.digits, layout))
+    return chain
 
 
 def majority(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

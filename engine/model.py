@@ -97,7 +97,7 @@ def rope_table(config: SectorConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, H, T, K]` by the angles of `[B, 1, T, K/2]` cosines and sines; halves are the two components."""
+    """Rotate `[B, T, H, K]` by the angles of `[B, T, 1, K/2]` cosines and sines; halves are the two components."""
     real, imaginary = x.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
 
@@ -115,8 +115,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
         """`[B, T, D]` -> `[B, T, D]`; `mask` is `[1 or B, 1, T, S]` bool, or None for plain causal attention."""
         batch, length, hidden = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
+        qk, v = qkv.split([2 * hidden // self.head_dim, hidden // self.head_dim], dim=2)
+        q, k = rotate(qk, *rope).transpose(1, 2).chunk(2, dim=1)
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_index)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
@@ -136,7 +138,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        return x + self.down(F.relu(self.up(self.mlp_norm(x))).square())
 
 
 class SectorForCausalLM(PreTrainedModel, GenerationMixin):
@@ -176,7 +178,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if places is None:
             places = tokens.place_of(input_ids)
-        cos, sin = self._rope()[places].unsqueeze(1).unbind(dim=3)
+        cos, sin = self._rope()[places].unsqueeze(2).unbind(dim=3)
         x = self.embed(tokens.class_of(input_ids))
         for block in self.blocks:
             x = block(x, (cos, sin), mask, cache)

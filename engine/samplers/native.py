@@ -131,18 +131,19 @@ class NativeSampler:
     def _forward(self, ids: Tensor, cache: "_Cache", slots: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
         """Ids `[B, T]` at `slots` (`[T]`, or `[B, 1]` for one token a row) -> `[B, T, D]` before the final norm."""
         batch, length = ids.shape
-        cos, sin = self._rope[tokens.place_of(ids)].unsqueeze(1).unbind(dim=3)
+        cos, sin = self._rope[tokens.place_of(ids)].unsqueeze(2).unbind(dim=3)
         x = F.embedding(tokens.class_of(ids), self._embed)
         hidden = x.shape[-1]
         for index, layer in enumerate(self._layers):
             normed = F.rms_norm(x, (hidden,), layer.attention_norm, self._eps)
-            qkv = F.linear(normed, layer.qkv).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-            q, k = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin)
-            k, v = cache.update(index, k, qkv[2], slots, rows)
+            qkv = F.linear(normed, layer.qkv).view(batch, length, 3 * self._heads, -1)
+            qk, v = qkv.split([2 * self._heads, self._heads], dim=2)
+            q, k = rotate(qk, cos, sin).transpose(1, 2).chunk(2, dim=1)
+            k, v = cache.update(index, k, v.transpose(1, 2), slots, rows)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             x = x + F.linear(y.transpose(1, 2).reshape(batch, length, hidden), layer.out)
             normed = F.rms_norm(x, (hidden,), layer.mlp_norm, self._eps)
-            x = x + F.linear(F.gelu(F.linear(normed, layer.up), approximate="tanh"), layer.down)
+            x = x + F.linear(F.relu(F.linear(normed, layer.up)).square_(), layer.down)
         return x
 
     def _choose(self, hidden: Tensor, ids: Tensor, sampling: Sampling, branch: int, steps: Tensor) -> Tensor:
