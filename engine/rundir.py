@@ -93,7 +93,10 @@ class RunDir:
         return load_checkpoint(self.checkpoint(digits))
 
     def mark_best(self, digits: int) -> None:
-        point_link(self.root / "checkpoints" / "best", f"{digits:02d}")
+        """Point `best` to these weights; a resumed run passes its old rounds again, and never points it back."""
+        link = self.root / "checkpoints" / "best"
+        if not link.is_symlink() or int(link.readlink().name) < digits:
+            point_link(link, f"{digits:02d}")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far."""
