@@ -25,6 +25,8 @@ a', b' and c' are the remaining problem of N-1 digits, d the last digit of the a
 import torch
 from torch import Tensor
 
+from sector.kernels.token_table import TokenTable, pack_legal
+
 NUM_CLASSES = 32
 NUM_LOCAL = 16
 NUM_DIGITS = 10
@@ -93,6 +95,27 @@ def is_eos(ids: Tensor) -> Tensor:
 def eos_ids() -> list[int]:
     """Every id that ends a sequence, for engines that take a list of stop ids."""
     return list(range(NUM_LOCAL + EOS, VOCAB_SIZE, NUM_LOCAL))
+
+
+def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
+    """These tokens as kernels take them."""
+    return TokenTable(
+        num_digits=NUM_DIGITS,
+        num_local=NUM_LOCAL,
+        num_shifts=NUM_SHIFTS,
+        max_place=MAX_PLACE,
+        end=END,
+        carry_0=CARRY_0,
+        eos=EOS,
+        start=START,
+        answer=ANSWER,
+        think=THINK,
+        plus=PLUS,
+        join=JOIN,
+        pad=PAD,
+        legal=pack_legal(legal_table()).to(device),
+        mark_base=_mark_base(torch.device(device)).int(),
+    )
 
 
 def _mark_base(device: torch.device) -> Tensor:

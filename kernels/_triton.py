@@ -11,6 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = [
+    "AVAILABLE",
+    "INTERPRETED",
+    "block_rows",
+    "expect",
+    "next_power_of_2",
+    "num_programs",
+    "runs_kernel",
+    "tl",
+    "triton",
+]
+
 try:
     import triton
     import triton.language as tl

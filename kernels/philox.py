@@ -1,11 +1,15 @@
 """Philox4x32-10, the counter-based random stream (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-A draw depends on its key and counter alone, so a row's sample does not depend on the batch it is in. This is the
-plain-torch reference; 32-bit words live in int64 tensors.
+A draw depends on its key and counter alone, so a row's sample does not depend on the batch it is in. In the plain-torch
+reference 32-bit words live in int64 tensors; `uniform_lanes` draws the same bits inside a kernel.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sector.kernels._triton import tl, triton
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -30,18 +34,64 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
     return [c0, c1, c2, c3]
 
 
-def uniforms(seed: int, rows: Tensor, stage: int, steps: Tensor, lanes: int) -> Tensor:
+def uniforms(seed: int, rows: Tensor, stage: int | Tensor, steps: Tensor, lanes: int) -> Tensor:
     """Uniforms in (0, 1) for each row, step and lane.
 
     seed: 64 bits, the key. rows, steps: broadcastable int64 tensors `[...]`; a row is a problem's index in its stream.
-    stage: which generation of that problem. lanes: a multiple of 4. Returns float32 `[..., lanes]`.
+    stage: which generation of that problem, one number or a tensor too. lanes: a multiple of 4. Returns float32
+    `[..., lanes]`.
     """
     if lanes % 4:
         raise ValueError(f"lanes must be a multiple of 4, got {lanes}")
-    rows, steps = torch.broadcast_tensors(rows, steps)
+    stages = torch.as_tensor(stage, dtype=torch.int64, device=rows.device)
+    rows, stages, steps = (each.unsqueeze(-1) for each in torch.broadcast_tensors(rows, stages, steps))
     blocks = torch.arange(lanes // 4, device=rows.device)
-    rows, steps = rows.unsqueeze(-1), steps.unsqueeze(-1)
-    counter = (rows & _MASK, (rows >> 32) & _MASK, (steps << 8) | blocks, torch.full_like(steps, stage))
+    counter = (rows & _MASK, (rows >> 32) & _MASK, (steps << 8) | blocks, stages)
     words = philox_4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
     # 23 bits and half a step are 24 bits: exact in float32, never 0 or 1.
     return torch.stack([((word >> 9).float() + 0.5) * 2.0**-23 for word in words], dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Where each row of a batch is in the random stream, all int64 and on the device, as kernels read it.
+
+    seed: `[1]`, the 64 bits of the key. rows, stages, steps: `[B]`, as in `uniforms`.
+    """
+
+    seed: Tensor
+    rows: Tensor
+    stages: Tensor
+    steps: Tensor
+
+    def gumbel(self, lanes: int) -> Tensor:
+        """Gumbel noise `[B, lanes]`."""
+        return -(-uniforms(int(self.seed), self.rows, self.stages, self.steps, lanes).log()).log()
+
+
+@triton.jit
+def uniform_lanes(seed, rows, stages, steps, LANES: tl.constexpr):
+    """`uniforms` inside a kernel, bit for bit: `[R, LANES]` float32 of rows, stages, steps `[R]` and a seed, all int64.
+
+    LANES: a power of two, at least 4.
+    """
+    blocks = tl.arange(0, LANES // 4)[None, :]
+    counter2 = ((steps[:, None] << 8) | blocks).to(tl.uint32)
+    nothing = tl.zeros_like(counter2)
+    # Conversion to 32 bits keeps the low ones.
+    counter0 = nothing | rows.to(tl.uint32)[:, None]
+    counter1 = nothing | (rows >> 32).to(tl.uint32)[:, None]
+    counter3 = nothing | stages.to(tl.uint32)[:, None]
+    key0 = nothing | seed.to(tl.uint32)
+    key1 = nothing | (seed >> 32).to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox_impl(counter0, counter1, counter2, counter3, key0, key1, 10)
+    # [R, LANES / 4, 2, 2]: the last two axes are the high and the low bit of the word's number.
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    words = tl.reshape(words, [steps.shape[0], LANES])
+    return ((words >> 9).to(tl.float32) + 0.5) * (2.0**-23)
+
+
+@triton.jit
+def gumbel_lanes(seed, rows, stages, steps, LANES: tl.constexpr):
+    """Gumbel noise `[R, LANES]` of `uniform_lanes`: the argmax of logits / temperature + noise is a sample."""
+    return -tl.log(-tl.log(uniform_lanes(seed, rows, stages, steps, LANES)))

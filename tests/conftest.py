@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, and poisoned uninitialised memory."""
+"""What every test shares: one thread, no network, poisoned uninitialised memory, and where kernels run."""
 
 import os
 
@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+# Before kernels are imported, which are compiled or interpreted from then on: compiled where there is a GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 torch.set_num_threads(1)
+
+# Kernel tests take the fixture `kernel_device`. On a GPU they are what `-m gpu` selects.
+_KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else pytest.param("cpu")
 
 
 def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -33,3 +40,9 @@ def _nan_in_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def draws() -> torch.Generator:
     return torch.Generator().manual_seed(20230917)
+
+
+@pytest.fixture(params=[_KERNEL_DEVICE])
+def kernel_device(request: pytest.FixtureRequest) -> torch.device:
+    """Where Triton kernels run in this session: compiled on the GPU, or interpreted on the CPU."""
+    return torch.device(request.param, 0) if request.param == "cuda" else torch.device("cpu")

@@ -5,7 +5,8 @@ import torch
 from scipy.stats import chisquare
 
 from sector.kernels import philox
-from sector.kernels.philox import philox_4x32, uniforms
+from sector.kernels._triton import tl, triton
+from sector.kernels.philox import gumbel_lanes, philox_4x32, uniform_lanes, uniforms
 
 # From kat_vectors of the Random123 distribution: philox4x32 10.
 KNOWN_ANSWERS = [
@@ -87,6 +88,39 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     together = uniforms(3, rows.unsqueeze(1), 1, torch.arange(6), 32)
     for index, row in enumerate(rows):
         assert torch.equal(together[index], uniforms(3, row, 1, torch.arange(6), 32))
+
+
+@triton.jit
+def _draw_kernel(
+    seed_ptr, rows_ptr, stages_ptr, steps_ptr, uniforms_ptr, gumbel_ptr, count, BLOCK: tl.constexpr, LANES: tl.constexpr
+):
+    o_rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = o_rows < count
+    seed = tl.load(seed_ptr)
+    rows = tl.load(rows_ptr + o_rows, mask=mask, other=0)
+    stages = tl.load(stages_ptr + o_rows, mask=mask, other=0)
+    steps = tl.load(steps_ptr + o_rows, mask=mask, other=0)
+    o_draws = o_rows[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    tl.store(uniforms_ptr + o_draws, uniform_lanes(seed, rows, stages, steps, LANES), mask=mask[:, None])
+    tl.store(gumbel_ptr + o_draws, gumbel_lanes(seed, rows, stages, steps, LANES), mask=mask[:, None])
+
+
+@pytest.mark.parametrize("lanes", [4, 32], ids=str)
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 + 5, 2**63 - 1, -1], ids=str)
+def test_a_kernel_draws_the_same_bits(seed: int, lanes: int, kernel_device: torch.device) -> None:
+    """The Gumbel noise may differ by rounding: two logarithms, each right to about 2^-23, and the later one of a value
+    that the earlier one rounded."""
+    rows = torch.tensor([0, 1, 5, 2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**62, -1, 77, 78])
+    stages = torch.arange(11) * 255
+    steps = torch.tensor([0, 1, 2, 3, 255, 256, 65535, 2**20, 7, 7, 7])
+    drawn, noise = (torch.full((11, lanes), float("nan"), device=kernel_device) for _ in range(2))
+    arguments = (tensor.to(kernel_device) for tensor in (torch.tensor([seed]), rows, stages, steps))
+    _draw_kernel[(2,)](*arguments, drawn, noise, len(rows), BLOCK=8, LANES=lanes)
+    expected = torch.stack(
+        [uniforms(seed, rows[i], int(stages[i]), steps[i], lanes) for i in range(len(rows))]  # one stage a call
+    )
+    assert torch.equal(drawn.cpu(), expected)
+    torch.testing.assert_close(noise.cpu(), -(-expected.log()).log(), rtol=2**-21, atol=2**-21)
 
 
 def test_lanes_come_in_fours() -> None:

@@ -1,0 +1,259 @@
+"""Digit sampler: from the last hidden state to the next token, in one pass over the few classes that may follow.
+
+Final RMS norm, class head, legality by the current token's class, temperature and Gumbel-max choice (or the greedy one;
+of equal scores the lowest class wins), log-probability of the choice, the next id by the place rule, and whether the
+row has ended. The log-probability is that of the distribution at temperature 1 over the legal classes, whatever the
+temperature of the choice. The noise is the row's own (`philox.Stream`), so a row's token does not depend on its batch.
+
+All arithmetic is float32; weights and hidden states may be bfloat16.
+
+Legend: B rows, D hidden size, C classes (32).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
+from sector.kernels.philox import Stream, gumbel_lanes
+from sector.kernels.token_table import TokenTable, class_of, next_ids
+
+FLOATS = (torch.float32, torch.bfloat16)
+
+# What an output holds until the kernel has written it: no id, and no log-probability.
+PLACEHOLDER_ID = -1
+PLACEHOLDER_LOGPROB = float("nan")
+
+# Hidden components that a compiled program takes at a time.
+_BLOCK_HIDDEN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the model: weights `norm [D]` and `classes [C, D]`, and the epsilon of the norm."""
+
+    norm: Tensor
+    classes: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """ids: `[B]` int64, the next tokens. logprobs: `[B]` float32. stopped: `[B]` bool, the row ends with this token."""
+
+    ids: Tensor
+    logprobs: Tensor
+    stopped: Tensor
+
+    @staticmethod
+    def placeholder(count: int, device: torch.device) -> "Sampled":
+        """Outputs for `count` rows that show whether they were written."""
+        return Sampled(
+            torch.full((count,), PLACEHOLDER_ID, dtype=torch.int64, device=device),
+            torch.full((count,), PLACEHOLDER_LOGPROB, dtype=torch.float32, device=device),
+            torch.zeros(count, dtype=torch.bool, device=device),
+        )
+
+
+def sample_digits(
+    hidden: Tensor,
+    ids: Tensor,
+    head: Head,
+    table: TokenTable,
+    temperature: float = 0.0,
+    stream: Stream | None = None,
+    out: Sampled | None = None,
+) -> Sampled:
+    """Hidden states `[B, D]` (before the final norm) of the tokens `ids [B]` -> the tokens that follow.
+
+    temperature: 0 is greedy and needs no stream. out: where to write, for callers that keep their memory; its ids may
+    be `ids`.
+    """
+    _check(hidden, ids, head, table, temperature, stream, out)
+    if runs_kernel(hidden):
+        return sample_digits_kernel(hidden, ids, head, table, temperature, stream, out)
+    sampled = sample_digits_reference(hidden, ids, head, table, temperature, stream)
+    if out is None:
+        return sampled
+    out.ids.copy_(sampled.ids)
+    out.logprobs.copy_(sampled.logprobs)
+    out.stopped.copy_(sampled.stopped)
+    return out
+
+
+def sample_digits_reference(
+    hidden: Tensor, ids: Tensor, head: Head, table: TokenTable, temperature: float = 0.0, stream: Stream | None = None
+) -> Sampled:
+    """`sample_digits` in plain torch."""
+    normed = F.rms_norm(hidden.float(), (hidden.shape[1],), head.norm.float(), head.eps)
+    logits = F.linear(normed, head.classes.float()).masked_fill(~table.may_follow(ids), float("-inf"))
+    scores = logits
+    if temperature > 0 and stream is not None:
+        scores = logits / temperature + stream.gumbel(table.num_classes)
+    classes = scores.argmax(dim=1)
+    logprobs = logits.log_softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
+    return Sampled(table.next_ids(ids, classes), logprobs, (classes == table.eos) | (classes == table.pad))
+
+
+def sample_digits_kernel(
+    hidden: Tensor,
+    ids: Tensor,
+    head: Head,
+    table: TokenTable,
+    temperature: float = 0.0,
+    stream: Stream | None = None,
+    out: Sampled | None = None,
+) -> Sampled:
+    """`sample_digits` by the Triton kernel."""
+    count, size = hidden.shape
+    out = Sampled.placeholder(count, hidden.device) if out is None else out
+    if count == 0:
+        return out
+    greedy = temperature == 0
+    # Greedy, the kernel reads no stream; any pointer will do.
+    seed, rows, stages, steps = (
+        (ids,) * 4 if stream is None else (stream.seed, stream.rows, stream.stages, stream.steps)
+    )
+    block = block_rows(count, compiled=32, smallest=16)
+    _digit_sampler_kernel[(num_programs(count, block),)](
+        hidden,
+        hidden.stride(0),
+        ids,
+        head.norm,
+        head.classes,
+        table.legal,
+        table.mark_base,
+        seed,
+        rows,
+        stages,
+        steps,
+        out.ids,
+        out.logprobs,
+        out.stopped,
+        count,
+        temperature,
+        head.eps,
+        HIDDEN=size,
+        BLOCK_HIDDEN=max(16, min(_BLOCK_HIDDEN, next_power_of_2(size))),
+        BLOCK_ROWS=block,
+        GREEDY=greedy,
+        NUM_LOCAL=table.num_local,
+        NUM_DIGITS=table.num_digits,
+        MAX_PLACE=table.max_place,
+        EOS=table.eos,
+        PAD=table.pad,
+        num_warps=4,
+    )
+    return out
+
+
+def _check(
+    hidden: Tensor,
+    ids: Tensor,
+    head: Head,
+    table: TokenTable,
+    temperature: float,
+    stream: Stream | None,
+    out: Sampled | None,
+) -> None:
+    """Raise ValueError on what the kernel would misread."""
+    if hidden.ndim != 2 or hidden.stride(1) != 1:
+        raise ValueError(
+            f"hidden must be [B, D] with adjacent components, not {list(hidden.shape)} of strides {hidden.stride()}"
+        )
+    (count, size), device = hidden.shape, hidden.device
+    expect("hidden", hidden, (count, size), FLOATS, device, contiguous=False)
+    expect("ids", ids, (count,), torch.int64, device)
+    expect("head.norm", head.norm, (size,), FLOATS, device)
+    expect("head.classes", head.classes, (table.num_classes, size), FLOATS, device)
+    expect("table.legal", table.legal, (table.num_classes,), torch.int32, device)
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if temperature > 0 and stream is None:
+        raise ValueError("a temperature above 0 needs a stream to draw from")
+    if stream is not None:
+        expect("stream.seed", stream.seed, (1,), torch.int64, device)
+        for name, tensor in (("rows", stream.rows), ("stages", stream.stages), ("steps", stream.steps)):
+            expect(f"stream.{name}", tensor, (count,), torch.int64, device)
+    if out is not None:
+        expect("out.ids", out.ids, (count,), torch.int64, device)
+        expect("out.logprobs", out.logprobs, (count,), torch.float32, device)
+        expect("out.stopped", out.stopped, (count,), torch.bool, device)
+
+
+@triton.jit(do_not_specialize=["stride_hidden", "num_rows"])
+def _digit_sampler_kernel(
+    hidden_ptr,  # [B, D]
+    stride_hidden,
+    ids_ptr,  # [B]
+    norm_ptr,  # [D]
+    head_ptr,  # [C, D]
+    legal_ptr,  # [C]
+    mark_base_ptr,  # [C / 2]
+    seed_ptr,  # [1]
+    rows_ptr,  # [B]
+    stages_ptr,  # [B]
+    steps_ptr,  # [B]
+    next_ptr,  # [B]
+    logprobs_ptr,  # [B]
+    stopped_ptr,  # [B]
+    num_rows,
+    temperature,
+    eps,
+    HIDDEN: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    GREEDY: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    NUM_DIGITS: tl.constexpr,
+    MAX_PLACE: tl.constexpr,
+    EOS: tl.constexpr,
+    PAD: tl.constexpr,
+):
+    NUM_CLASSES: tl.constexpr = 2 * NUM_LOCAL
+    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_classes = tl.arange(0, NUM_CLASSES)
+    m_rows = o_rows < num_rows
+
+    # The norm's factor is one number a row, so the head runs on unnormalised components in the same pass.
+    b_logits = tl.zeros([BLOCK_ROWS, NUM_CLASSES], dtype=tl.float32)
+    b_squares = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
+    p_rows = hidden_ptr + o_rows.to(tl.int64)[:, None] * stride_hidden
+    for start in range(0, HIDDEN, BLOCK_HIDDEN):
+        o_hidden = start + tl.arange(0, BLOCK_HIDDEN)
+        m_hidden = o_hidden < HIDDEN
+        b_hidden = tl.load(p_rows + o_hidden[None, :], mask=m_rows[:, None] & m_hidden[None, :], other=0.0)
+        b_hidden = b_hidden.to(tl.float32)
+        b_norm = tl.load(norm_ptr + o_hidden, mask=m_hidden, other=0.0).to(tl.float32)
+        p_head = head_ptr + o_classes[None, :] * HIDDEN + o_hidden[:, None]
+        b_head = tl.load(p_head, mask=m_hidden[:, None], other=0.0).to(tl.float32)
+        b_squares += tl.sum(b_hidden * b_hidden, axis=1)
+        b_logits = tl.dot(b_hidden * b_norm[None, :], b_head, b_logits, input_precision="ieee")
+    b_logits *= (1.0 / tl.sqrt_rn(b_squares / HIDDEN + eps))[:, None]
+
+    b_ids = tl.load(ids_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
+    b_legal = tl.load(legal_ptr + class_of(b_ids, NUM_LOCAL))
+    m_legal = ((b_legal[:, None] >> o_classes[None, :]) & 1) == 1
+    b_logits = tl.where(m_legal, b_logits, float("-inf"))
+    if GREEDY:
+        b_scores = b_logits
+    else:
+        b_noise = gumbel_lanes(
+            tl.load(seed_ptr),
+            tl.load(rows_ptr + o_rows, mask=m_rows, other=0),
+            tl.load(stages_ptr + o_rows, mask=m_rows, other=0),
+            tl.load(steps_ptr + o_rows, mask=m_rows, other=0),
+            NUM_CLASSES,
+        )
+        b_scores = tl.div_rn(b_logits, tl.zeros_like(b_logits) + temperature) + b_noise
+    b_classes = tl.argmax(b_scores, axis=1)
+
+    b_highest = tl.max(b_logits, axis=1)
+    b_total = tl.sum(tl.exp(b_logits - b_highest[:, None]), axis=1)
+    b_chosen = tl.sum(tl.where(o_classes[None, :] == b_classes[:, None], b_logits, 0.0), axis=1)
+    b_next = next_ids(b_ids, b_classes, mark_base_ptr, NUM_LOCAL, NUM_DIGITS, MAX_PLACE)
+    tl.store(next_ptr + o_rows, b_next.to(tl.int64), mask=m_rows)
+    tl.store(logprobs_ptr + o_rows, b_chosen - b_highest - tl.log(b_total), mask=m_rows)
+    tl.store(stopped_ptr + o_rows, (b_classes == EOS) | (b_classes == PAD), mask=m_rows)

@@ -1,0 +1,104 @@
+"""Compile what the launchers launch for a GPU that is not there: sm_90, the H100's.
+
+A program of its own (`test_kernels_compile.py` runs it): whether kernels are interpreted is fixed once in a process.
+Each case calls a launcher on CPU tensors while Triton, told that an H100 is the current device, compiles and launches
+nothing. So the signatures, block sizes and warps are those of real calls. Prints one JSON object a compiled kernel:
+
+    {"case": ..., "kernel": ..., "registers": ..., "stack": ..., "shared": ..., "seconds": ...}
+
+`stack` is bytes a thread of local memory: 0 means that nothing spilled.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# ruff: noqa: E402
+# The package then leaves transformers to those who need it.
+sys.argv[0] = "sector"
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from sector.engine.tokens import kernel_table
+from sector.kernels.digit_sampler import Head, sample_digits_kernel
+from sector.kernels.philox import Stream
+
+TARGET = GPUTarget("cuda", 90, 32)
+
+
+class _AbsentGpu:
+    """As much of a Triton driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def _integers(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def _sampler(size: int, dtype: torch.dtype, temperature: float) -> Callable[[], Any]:
+    head = Head(torch.zeros(size, dtype=dtype), torch.zeros(32, size, dtype=dtype), 1e-6)
+    stream = Stream(_integers(1), _integers(1000), _integers(1000), _integers(1000))
+    hidden = torch.zeros(1000, size, dtype=dtype)
+    return lambda: sample_digits_kernel(hidden, _integers(1000), head, kernel_table(), temperature, stream)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+CASES: dict[str, Callable[[], Any]] = {
+    "digit_sampler tiny fp32 sampled": _sampler(64, FP32, 0.7),
+    "digit_sampler base bf16 sampled": _sampler(384, BF16, 0.7),
+    "digit_sampler base fp32 greedy": _sampler(384, FP32, 0.0),
+    "digit_sampler odd bf16 greedy": _sampler(90, BF16, 0.0),
+}
+
+
+def main() -> None:
+    triton.runtime.driver.set_active(_AbsentGpu())
+    run = JITFunction.run
+    case = ""
+
+    def compile_only(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        kernel = run(self, *args, **{**kwargs, "warmup": True})
+        usage = {**_resource_usage(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
+        seconds = round(time.perf_counter() - started, 2)
+        print(json.dumps({"case": case, "kernel": self.fn.__name__, **usage, "seconds": seconds}), flush=True)
+        return kernel
+
+    JITFunction.run = compile_only
+    for case, call in CASES.items():  # noqa: B007
+        call()
+
+
+if __name__ == "__main__":
+    main()
