@@ -18,6 +18,7 @@ __all__ = [
     "expect",
     "next_power_of_2",
     "num_programs",
+    "round_to",
     "runs_kernel",
     "tl",
     "triton",
@@ -42,6 +43,8 @@ except ImportError:
             return function if function is not None else lambda decorated: decorated
 
     triton = tl = _Absent()
+
+_ROUND_BY_HAND = tl.constexpr(INTERPRETED)
 
 # Interpreted, a program costs about 5 ms whatever its size.
 _INTERPRETED_ROWS = 256
@@ -87,3 +90,16 @@ def expect(
         raise ValueError(f"{name} must be on {device}, not {tensor.device}")
     if contiguous and not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, not of strides {tensor.stride()}")
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """A float32 block rounded to DTYPE, to nearest and of two to the even one: `.to(DTYPE)` as compiled.
+
+    Triton's interpreter cuts the bits that do not fit a bfloat16, so there they are rounded first.
+    """
+    if _ROUND_BY_HAND and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(DTYPE)

@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sector.engine.tokens import kernel_table
+from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
 from sector.kernels.philox import Stream
 
@@ -72,6 +73,13 @@ def _sampler(size: int, dtype: torch.dtype, temperature: float) -> Callable[[], 
     return lambda: sample_digits_kernel(hidden, _integers(1000), head, kernel_table(), temperature, stream)
 
 
+def _attention(heads: int, size: int, dtype: torch.dtype) -> Callable[[], Any]:
+    qkv, rope = torch.zeros(1000, 3 * heads * size, dtype=dtype), torch.zeros(304, 2, size // 2)
+    cache = torch.zeros(1000, heads, 8, size, dtype=dtype)
+    at = Positions(*(_integers(1000) for _ in range(4)))
+    return lambda: decode_attention_kernel(qkv, _integers(1000), rope, cache, cache.clone(), at)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
 
 CASES: dict[str, Callable[[], Any]] = {
@@ -79,6 +87,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "digit_sampler base bf16 sampled": _sampler(384, BF16, 0.7),
     "digit_sampler base fp32 greedy": _sampler(384, FP32, 0.0),
     "digit_sampler odd bf16 greedy": _sampler(90, BF16, 0.0),
+    "decode_attention tiny fp32": _attention(4, 16, FP32),
+    "decode_attention base bf16": _attention(12, 32, BF16),
+    "decode_attention base fp32": _attention(12, 32, FP32),
+    "decode_attention odd bf16": _attention(3, 22, BF16),
 }
 
 
