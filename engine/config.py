@@ -95,7 +95,7 @@ class SupervisedConfig(Settings):
 class RoundConfig(Settings):
     """One round of self-training: generate, filter, distill, advance."""
 
-    candidates: Count = 1000
+    candidates: Count = 600
     """Problems tried a round."""
     cycle_steps: Count = 60
     """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
@@ -103,13 +103,15 @@ class RoundConfig(Settings):
     """Cycles before the round stops trying."""
     replay_share: Share = 0.5
     """Share of the shards drawn from earlier rounds and the supervised phase."""
-    probe: Count = 200
+    probe: Count = 150
     """Problems of one digit more on which agreement is measured after each cycle."""
     target_agreement: Share = 0.9
     """Agreement at the next frontier that ends a round's training."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
-    trainer: TrainerConfig = TrainerConfig(learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=10, num_shards=4, shard_rows=16)
+    trainer: TrainerConfig = TrainerConfig(
+        learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=10, num_shards=4, shard_rows=16
+    )
     """Optimizer settings of this phase."""
 
 
@@ -128,7 +130,7 @@ class RunConfig(Settings):
     """What generates."""
     hard_share: Share = 0.3
     """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
-    audit_samples: Count = 200
+    audit_samples: Count = 100
     """Problems a length in the audit after each round."""
     supervised: SupervisedConfig = SupervisedConfig()
     """The supervised phase."""

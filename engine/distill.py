@@ -169,9 +169,7 @@ def tune_allocator() -> None:
     libc.mallopt(m_trim_threshold, one_gib)
 
 
-def _draw_gaps(
-    count: int, digits: int, config: TrainerConfig, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _draw_gaps(count: int, digits: int, config: TrainerConfig, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each row a column `[B, 1]` and how many places `[B, 1]` everything behind it moves away.
 
     The distance of digits that are not neighbours then carries no information, so that nothing is learned about
