@@ -1,6 +1,7 @@
 """Writing so that a kill at any moment leaves the old file or the new one, never half of either."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def check_writable(path: Path) -> None:
+    """InputError unless a file can be written at `path`: to be known before long work, not after it."""
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def point_link(link: Path, target: str) -> None:

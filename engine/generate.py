@@ -1,12 +1,13 @@
 """Generate: draw problems, ask the improved policy, keep what it agrees with itself on."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sector.engine.config import FilterConfig
-from sector.engine.improve import Filter, Improved, SecondLook, Vote, improve
+from sector.engine.improve import FILTERS, Filter, Improved, SecondLook, Vote, improve
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import draw_problems
 from sector.engine.samplers.protocol import Sampler, Sampling
@@ -38,3 +39,9 @@ def generate(
 def filter_of(settings: FilterConfig) -> Filter:
     """The filter that the settings name."""
     return Filter(Vote(settings.vote), SecondLook(settings.second_look), settings.direct)
+
+
+def filter_settings(name: str) -> dict[str, Any]:
+    """The settings that make up a filter of `improve.FILTERS`, as `FilterConfig` takes them."""
+    looks = FILTERS[name]
+    return {"vote": looks.vote.value, "second_look": looks.second_look.value, "direct": looks.direct}

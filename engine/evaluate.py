@@ -1,0 +1,122 @@
+"""The evaluation: exact-match accuracy by length on uniform problems, and on three families that people do type."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sector.engine.audit import Score, Solver, carry_chains, score, score_length, short_operands
+from sector.engine.checkpoint import resolve_checkpoint
+from sector.engine.config import FilterConfig
+from sector.engine.files import check_writable, write_text
+from sector.engine.generate import filter_of
+from sector.engine.offline import OnProgress, check_digits, open_engine
+from sector.engine.plots import plot_eval
+from sector.engine.problem import Problems, draw_problems
+from sector.engine.rundir import RunDir
+from sector.engine.seeding import generator
+
+# The families get fewer problems than the uniform lengths: they are to show failures, not to compare fractions.
+SUITE_SAMPLES = 200
+
+
+def leading_zeros(digits: int, samples: int, seed: int) -> Problems:
+    """Both operands padded with zeros, each by a random number of them, as in `0012+0345`."""
+    draws = generator(seed, "eval-zeros", digits)
+    problems = draw_problems(digits, samples, draws)
+    columns = torch.arange(digits)
+    zeros = torch.randint(min(1, digits - 1), digits, (2, samples, 1), generator=draws)
+    return Problems(
+        problems.a.masked_fill(columns < zeros[0], 0), problems.b.masked_fill(columns < zeros[1], 0), problems.carry
+    )
+
+
+FAMILIES: dict[str, Callable[[int, int, int], Problems]] = {
+    "carry chains": carry_chains,
+    "unequal lengths": short_operands,
+    "leading zeros": leading_zeros,
+}
+
+
+def evaluate(solver: Solver, lengths: list[int], samples: int, seed: int, suite: bool) -> Iterator[Score]:
+    """A score for every length, followed by one for each family at that length where the suite is asked for."""
+    for digits in lengths:
+        yield score_length(solver, digits, samples, seed)
+        for name, draw in FAMILIES.items() if suite else ():
+            yield score(solver, name, draw(digits, min(samples, SUITE_SAMPLES), seed))
+
+
+def score_json(each: Score) -> dict[str, Any]:
+    """A score with its Wilson 95 % interval."""
+    low, high = each.interval
+    return {
+        "digits": each.digits,
+        "correct": each.correct,
+        "samples": each.samples,
+        "accuracy": each.accuracy,
+        "low": low,
+        "high": high,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An evaluation: its scores in order, the same for machines, and the picture if one was drawn."""
+
+    title: str
+    scores: list[Score]
+    values: dict[str, Any]
+    picture: Path | None
+
+
+def evaluate_model(
+    model: Path,
+    lengths: list[int],
+    samples: int,
+    *,
+    policy: str,
+    suite: bool,
+    out: Path | None,
+    engine: str,
+    settings: FilterConfig,
+    seed: int,
+    on_progress: OnProgress,
+) -> Report:
+    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots."""
+    for digits in lengths:
+        check_digits(digits)
+    folder = out or _plots_of(model)
+    stem = None if folder is None else folder / f"eval-{policy}"
+    if stem:
+        check_writable(stem.with_suffix(".png"))
+    sampler, order = open_engine(model, engine)
+    solver = Solver(sampler, order, policy, filter_of(settings), settings.k, seed)
+    start, scores = time.perf_counter(), []
+    for each in evaluate(solver, lengths, samples, seed, suite):
+        scores.append(each)
+        on_progress(len(scores), len(lengths) * (1 + suite * len(FAMILIES)), f"{each.digits} digits")
+    values = {
+        "policy": policy,
+        "samples": samples,
+        "lengths": [score_json(each) for each in scores if each.name == "uniform"],
+        "suite": [{"family": each.name, **score_json(each)} for each in scores if each.name != "uniform"],
+        "seed": seed,
+        "engine": engine,
+        "weights_sha256": sampler.weights_sha256,
+        "seconds": time.perf_counter() - start,
+    }
+    title = f"Accuracy of the {policy} policy, {resolve_checkpoint(model)}"
+    if stem:
+        plot_eval(scores, title, stem.with_suffix(".png"))
+        write_text(stem.with_suffix(".json"), json.dumps(values, indent=2) + "\n")
+    return Report(title, scores, values, stem and stem.with_suffix(".png"))
+
+
+def _plots_of(model: Path) -> Path | None:
+    """The folder for the pictures of a run; None for a bare checkpoint."""
+    run = RunDir(model)
+    return run.plots() if run.exists else None

@@ -1,0 +1,154 @@
+"""The two halves of a round on files that a person names: generate examples to one, train on some.
+
+The loop does the same inside a run directory (`phases.py`), where it also knows when to stop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sector.engine import improve
+from sector.engine.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
+from sector.engine.config import FilterConfig, RoundConfig, RunConfig
+from sector.engine.dataset import Provenance, improved_table, read_examples, write_examples
+from sector.engine.distill import start_training, train_cycle, tune_allocator
+from sector.engine.errors import InputError
+from sector.engine.examples import Examples, mixed_batches
+from sector.engine.files import check_writable
+from sector.engine.generate import generate
+from sector.engine.policy import DigitOrder
+from sector.engine.rundir import RunDir
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampler
+from sector.engine.seeding import stream_seed
+from sector.engine.tokens import MAX_DIGITS
+
+# Called with how much is done, of how much, and a note.
+OnProgress = Callable[[int, int, str], None]
+
+
+def open_engine(model: Path, engine: str) -> tuple[Sampler, DigitOrder]:
+    """An engine with the weights of a checkpoint or run directory, and the digit order that they have learned."""
+    loaded = load_checkpoint(model)
+    return make_sampler(engine, loaded), DigitOrder(loaded.config.digit_order)
+
+
+def check_digits(digits: int) -> None:
+    """InputError unless problems of that length exist."""
+    if not 1 <= digits <= MAX_DIGITS:
+        raise InputError(f"no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
+
+
+def generate_file(
+    model: Path,
+    out: Path,
+    digits: int,
+    count: int,
+    *,
+    engine: str,
+    settings: FilterConfig,
+    hard_share: float,
+    seed: int,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Try `count` problems and write those that the filter accepts; returns what it took."""
+    check_digits(digits)
+    check_writable(out)
+    sampler, order = open_engine(model, engine)
+    provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
+    start, parts, tables = time.perf_counter(), [], []
+    tried = accepted = 0
+    for rows, block in generate(sampler, digits, count, settings, order, seed, hard_share):
+        parts.append(block)
+        tables.append(improved_table(block, rows, order, provenance))
+        tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
+        on_progress(tried, count, f"{accepted} accepted")
+    seconds = time.perf_counter() - start
+    write_examples(out, pa.concat_tables(tables))
+    improved = improve.cat_improved(parts)
+    return {
+        "digits": digits,
+        "tried": tried,
+        "accepted": accepted,
+        "rejected": improved.rejected(),
+        "agreement": improved.agreement,
+        "tokens": improved.tokens,
+        "seconds": seconds,
+        "tokens_per_s": improved.tokens / seconds,
+        "accepted_per_s": accepted / seconds,
+        "engine": engine,
+        "weights_sha256": sampler.weights_sha256,
+        "file": str(out),
+    }
+
+
+def distill_files(
+    model: Path,
+    data: Sequence[Path],
+    replay: Sequence[Path],
+    out: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """One round of training: the longest length of the data is new, all else is replay; returns what it took.
+
+    The rounds of a run directory given as `model` are replayed too, and its settings apply. steps: by default the most
+    that a round of the loop may train.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists; choose another --out")
+    check_writable(out / "model.safetensors")
+    sets = _read_all(data)
+    digits = max(each.digits for each in sets)
+    new = Examples.cat(each for each in sets if each.digits == digits)
+    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
+    weights, settings = load_checkpoint(model), _round_settings(model)
+    trainer, steps = settings.trainer, steps or settings.cycle_steps * settings.max_cycles
+    tune_allocator()
+    batches = mixed_batches(
+        new, old, trainer.num_shards, trainer.shard_rows, settings.replay_share, stream_seed(seed, "distill", digits)
+    )
+    state, start, loss = start_training(weights, trainer), time.perf_counter(), 0.0
+    for step, loss in train_cycle(state, batches, trainer, steps, stream_seed(seed, "train", digits)):
+        on_progress(step, steps, f"loss {loss:.4f}")
+    seconds = time.perf_counter() - start
+    save_checkpoint(weights, out)
+    return {
+        "digits": digits,
+        "examples": len(new),
+        "replay_examples": sum(map(len, old)),
+        "steps": steps,
+        "loss": loss,
+        "tokens": state.tokens,
+        "seconds": seconds,
+        "tokens_per_s": state.tokens / seconds,
+        "checkpoint": str(out),
+        "weights_sha256": weights_sha256(weights),
+    }
+
+
+def _read_all(paths: Sequence[Path]) -> list[Examples]:
+    """The examples of some files, a set for every file and length. InputError if a file holds none."""
+    sets: list[Examples] = []
+    for path in paths:
+        by_length = read_examples(path)
+        if not by_length:
+            raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
+        sets += by_length.values()
+    return sets
+
+
+def _rounds(model: Path) -> list[Path]:
+    """Files of examples of a run directory, the supervised phase first; none for a bare checkpoint."""
+    return sorted(model.glob("rounds/*/examples.parquet"), key=lambda path: (path.parent.name != "supervised", path))
+
+
+def _round_settings(model: Path) -> RoundConfig:
+    """How the run trains its rounds; the defaults for a bare checkpoint."""
+    run = RunDir(model)
+    return (run.read_config() if run.exists else RunConfig()).round

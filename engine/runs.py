@@ -1,0 +1,77 @@
+"""Opening runs: a new one, one to be resumed, or the newest there is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sector.engine.config import RunConfig, run_config
+from sector.engine.errors import InputError
+from sector.engine.rundir import CONFIG, RunDir
+
+
+@contextmanager
+def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[RunDir, RunConfig]]:
+    """Hold a run directory, new or to be resumed, with its settled config on disk.
+
+    given: what was asked for, nested as in TOML. A new run takes it over the defaults. An old run keeps its own
+        settings; of those only `until` may be asked to change. source: where `given` came from, for messages.
+    Raises InputError before anything is written if the settings are bad or the directory is something else.
+    """
+    run = RunDir(root)
+    _settle(run, given, source)
+    with run.lock():
+        # Again: another process may have started this run in between.
+        config = _settle(run, given, source)
+        if not run.exists or run.read_config() != config:
+            run.write_config(config)
+        yield run, config
+
+
+def newest_run(parent: Path) -> Path:
+    """The run directory in `parent` whose best checkpoint is the youngest. InputError if there is none."""
+    best = [path for path in parent.glob("*/checkpoints/best") if path.is_dir()]
+    if not best:
+        raise InputError(f"{parent} holds no trained model; train one with `sector run`, or name one with --model")
+    return max(best, key=lambda path: path.lstat().st_mtime).parent.parent
+
+
+def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
+    """The config that a run of these wishes has."""
+    if not run.exists:
+        if run.root.exists() and not run.root.is_dir():
+            raise InputError(f"{run.root} is not a run directory but a file; choose another --out")
+        # Hidden files are our own lock and what a kill left half-written.
+        if run.root.is_dir() and any(not path.name.startswith(".") for path in run.root.iterdir()):
+            raise InputError(
+                f"{run.root} is not a run directory: it is not empty and has no {CONFIG}; choose another --out"
+            )
+        return run_config(given, source)
+    stored = run.read_config().model_dump()
+    config = run_config(_merged(stored, given), source)
+    before, after = dict(_flat(stored)), dict(_flat(config.model_dump()))
+    for key, value in after.items():
+        if key != "until" and value != before[key]:
+            raise InputError(
+                f"{run.root} was started with {key} = {before[key]!r}, not {value!r}; resume it without that setting, "
+                "or choose another --out"
+            )
+    return config
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with some of them replaced."""
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,229 @@
+"""Problems as people type them, solved by any policy, with the thinking for those who want to read it.
+
+In the shape descriptions B is the batch, N the digits per operand and S the simplifications of a chain of thought.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sector.engine import improve
+from sector.engine.dataset import plain_decimals
+from sector.engine.errors import InputError
+from sector.engine.improve import Filter, Verdict
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import Problems, batches, digit_strings, problem_digits
+from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.tokens import MAX_DIGITS
+
+BATCH = 1000
+
+_UNPARSABLE = "what the model wrote does not parse"
+_DISAGREE = "the looks disagree"
+_REASONS = {
+    Verdict.UNPARSABLE: _UNPARSABLE,
+    Verdict.OUTVOTED: f"{_DISAGREE}: the guesses differ",
+    Verdict.NOT_DIRECT: f"{_DISAGREE}: the direct answer is not what the guesses say",
+    Verdict.NOT_COMMUTATIVE: f"{_DISAGREE}: the swapped operands give another answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One simplification: the problem that remains, and the last digits of the answer found so far."""
+
+    rest: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """How an answer came about.
+
+    steps: the chain of thought. guesses: the full answer that each step votes for, None where it did not parse; the
+        slow policy guesses after its last step only. vote: the answer with most votes. votes: how many it got.
+    direct: the fast answer to the whole problem. swapped: the answer in the other order, None if not asked.
+    """
+
+    steps: list[Step]
+    guesses: list[str | None]
+    vote: str | None = None
+    votes: int = 0
+    direct: str | None = None
+    swapped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A problem as typed, and its answer in plain decimals, or None and why there is none."""
+
+    problem: str
+    answer: str | None
+    policy: str
+    error: str | None = None
+    thought: Thought | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is there, and `answer` in any case."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if value is not None or key == "answer"}
+
+
+# What became of one problem: the answer, why there is none, and the thought.
+_Outcome = tuple[str | None, str | None, Thought | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mind:
+    """What solves: an engine, the digit order of its weights, and what must agree before it believes an answer."""
+
+    sampler: Sampler
+    order: DigitOrder
+    settings: Filter
+    k: int
+
+    def solve(self, texts: Sequence[str], policy: str, show: bool = False) -> list[Solution]:
+        """Solutions in the order of the problems; problems of one length are solved together.
+
+        A text that is no problem gets an error, not an answer. show: keep the thoughts.
+        """
+        solutions: dict[int, Solution] = {}
+        by_length: dict[int, list[int]] = {}
+        for index, text in enumerate(texts):
+            try:
+                by_length.setdefault(check_problem(text), []).append(index)
+            except InputError as error:
+                solutions[index] = Solution(text, None, policy, str(error))
+        ways: dict[str, Callable[[Problems, bool], list[_Outcome]]] = {
+            "fast": self._fast,
+            "slow": self._slow,
+            "improved": self._improved,
+        }
+        for digits, rows in by_length.items():
+            problems = Problems.parse([texts[row] for row in rows], digits)
+            outcomes = [outcome for batch in batches(problems, BATCH) for outcome in ways[policy](batch, show)]
+            for row, (answer, reason, thought) in zip(rows, outcomes, strict=True):
+                solutions[row] = Solution(texts[row], answer, policy, reason, thought)
+        return [solutions[index] for index in range(len(texts))]
+
+    def _fast(self, problems: Problems, show: bool) -> list[_Outcome]:
+        """The direct answer, no thinking."""
+        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.order, _greedy(problems))
+        return [
+            (answer, None, Thought([], [], direct=answer) if show else None) if ok else (None, _UNPARSABLE, None)
+            for answer, ok in zip(plain_decimals(answers), valid.tolist(), strict=True)
+        ]
+
+    def _slow(self, problems: Problems, show: bool) -> list[_Outcome]:
+        """Chain of thought to the end: simplify down to one digit, and answer that one fast."""
+        chain = self._think(problems, problems.digits - 1)
+        last = chain.rests[-1] if chain.rests else problems
+        answers, valid, _ = improve.answer_fast(self.sampler, last, self.order, _greedy(problems))
+        valid &= chain.parsed == problems.digits - 1
+        full = plain_decimals(torch.cat([answers, chain.found], dim=1))
+        steps = chain.steps()
+        return [
+            (answer, None, Thought(steps[row], [answer]) if show else None)
+            if valid[row]
+            else (None, f"{_UNPARSABLE}, after {len(steps[row])} steps", Thought(steps[row], []) if show else None)
+            for row, answer in enumerate(full)
+        ]
+
+    def _improved(self, problems: Problems, show: bool) -> list[_Outcome]:
+        """The improved policy: simplify-then-guess, vote, and the looks that must agree."""
+        result = improve.improve(self.sampler, problems, self.settings, self.k, self.order, _greedy(problems))
+        verdicts = [Verdict(value) for value in result.verdict.tolist()]
+        answers = plain_decimals(result.first.answers)
+        thoughts = self._thoughts(problems, result) if show else [None] * len(problems)
+        return [
+            (answer if verdict is Verdict.ACCEPTED else None, _REASONS.get(verdict), thought)
+            for answer, verdict, thought in zip(answers, verdicts, thoughts, strict=True)
+        ]
+
+    def _thoughts(self, problems: Problems, result: improve.Improved) -> list[Thought | None]:
+        """What the improved policy saw. It keeps no chain of thought but the first step, so that is thought again.
+
+        Greedy decoding gives the same steps.
+        """
+        look = result.first
+        steps = self._think(problems, min(look.guesses.shape[1], problems.digits - 1)).steps()
+        guesses = [
+            _where(plain_decimals(row), valid) for row, valid in zip(look.guesses, look.valid.tolist(), strict=True)
+        ]
+        took_second = (result.verdict == Verdict.NOT_COMMUTATIVE) | result.agrees
+        columns = (
+            steps,
+            guesses,
+            _where(plain_decimals(look.answers), (look.votes > 0).tolist()),
+            look.votes.tolist(),
+            _where(plain_decimals(look.direct), look.direct_valid.tolist()),
+            _where(plain_decimals(result.second), took_second.tolist()),
+        )
+        return [Thought(*values) for values in zip(*columns, strict=True)]
+
+    def _think(self, problems: Problems, num_steps: int) -> "_Chain":
+        """Simplify so many times."""
+        rests: list[Problems] = []
+        found = problems.a[:, :0]
+        parsed = torch.zeros(len(problems), dtype=torch.int64)
+        current = problems
+        for step in range(num_steps):
+            simplified, _ = improve.simplify(self.sampler, current, self.order, _greedy(problems))
+            parsed += simplified.valid & (parsed == step)
+            found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
+            current = simplified.rest
+            rests.append(current)
+        return _Chain(rests, found, parsed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """S simplifications in a row: what remains after each, the digits found `[B, S]`, and how many parsed `[B]`."""
+
+    rests: list[Problems]
+    found: Tensor
+    parsed: Tensor
+
+    def steps(self) -> list[list[Step]]:
+        """The chains as text, up to the first step that does not parse."""
+        texts = [rest.texts() for rest in self.rests]
+        found = digit_strings(self.found) if self.rests else []
+        return [
+            [Step(texts[step][row], found[row][-1 - step :]) for step in range(length)]
+            for row, length in enumerate(self.parsed.tolist())
+        ]
+
+
+def check_problem(text: str) -> int:
+    """Digits of a typed problem. InputError if it is none, or longer than any model reads."""
+    digits = problem_digits(text)
+    if digits > MAX_DIGITS:
+        raise InputError(f"an operand has {digits} digits; the longest that can be read has {MAX_DIGITS}")
+    return digits
+
+
+def read_problems(text: str, source: str) -> list[str]:
+    """The problems of a file, one a line, blank lines left out. InputError unless at least one line is a problem."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{source} is empty; write one problem a line, as 123+456")
+    first_error = None
+    for line in lines:
+        try:
+            check_problem(line)
+        except InputError as error:
+            first_error = first_error or error
+        else:
+            return lines
+    raise InputError(f"no line of {source} can be solved: {first_error}")
+
+
+def _greedy(problems: Problems) -> Sampling:
+    return Sampling(0.0, 0, torch.arange(len(problems)), stage=0)
+
+
+def _where(values: list[str], keep: list[bool]) -> list[str | None]:
+    return [value if kept else None for value, kept in zip(values, keep, strict=True)]
