@@ -1,0 +1,63 @@
+"""How a command ends when it does not end well: one line on stderr, and an exit code that says which way.
+
+0 done    1 training diverged    2 bad input    3 the model no longer agrees with itself    130 interrupted
+"""
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from sector.engine.errors import InputError, NoAgreement
+
+DIVERGED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 2, 3, 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what that means for the work at hand."""
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose expected errors come out as one line. Anything else is a bug and keeps its traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
+        except (typer.TyperException, Interrupted, InputError, NoAgreement, RuntimeError) as error:
+            code, message = _outcome(error)
+            if message:
+                print(f"sector: {' '.join(message.split())}", file=sys.stderr)
+            sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        # Left alone, Ctrl-C would end without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted") from error
+
+
+def _outcome(error: Exception) -> tuple[int, str]:
+    """Exit code and message of an expected error; raises any other one again."""
+    if isinstance(error, InputError):
+        return BAD_INPUT, str(error)
+    if isinstance(error, NoAgreement):
+        return NO_AGREEMENT, str(error)
+    if isinstance(error, Interrupted):
+        return INTERRUPTED, str(error)
+    if isinstance(error, typer.TyperException):
+        return error.exit_code, _usage(error)
+    # Only a command that trains has loaded torch, and only then may it be loaded here.
+    from sector.engine.distill import Diverged
+
+    if isinstance(error, Diverged):
+        return DIVERGED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
+    raise error
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the command line, and where it says how to mend it."""
+    message = error.format_message().replace("Value error, ", "").strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message}; see `{context.command_path} --help`" if message and context else message

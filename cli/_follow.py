@@ -1,0 +1,223 @@
+"""What `sector run` and `sector sft` share: settings asked for, and the view of a run under way.
+
+A view is shown every event after the tally has taken it: as JSON lines for machines, live on a terminal, and as plain
+lines elsewhere.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sector.cli._errors import Interrupted
+from sector.cli._options import DEFAULTS
+from sector.cli._output import Output, clock, percent
+from sector.engine.config import RunConfig, read_config
+from sector.engine.errors import NoAgreement
+
+if TYPE_CHECKING:
+    from sector.engine.phases import Event
+    from sector.engine.rundir import RunDir
+
+PLAIN_SECONDS = 10.0
+JSON_SECONDS = 1.0
+# The estimate of the time left looks back on so many rounds.
+_RECENT = 4
+
+
+def asked_for(config: Path | None, filter_name: str | None, **options: Any) -> tuple[dict[str, Any], str]:
+    """Settings given in a file and on the command line, which wins; and what to call their source."""
+    from sector.engine.generate import filter_settings
+
+    given = read_config(config) if config else {}
+    given |= {key: value for key, value in options.items() if value is not None}
+    if filter_name:
+        table = given.get("filter", {})
+        given["filter"] = (table if isinstance(table, dict) else {}) | filter_settings(filter_name)
+    return given, str(config) if config else "command line"
+
+
+def default_out(given: dict[str, Any]) -> Path:
+    """`runs/<preset>-seed<seed>`."""
+    return Path("runs") / f"{given.get('preset', DEFAULTS.preset)}-seed{given.get('seed', DEFAULTS.seed)}"
+
+
+def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output) -> None:
+    """Go through the events of a run and show them; however that ends, machines get a last word."""
+    tally = Tally(config, run.metrics())
+    stopped_because = "interrupted"
+    try:
+        with _view(run, tally, output) as view:
+            for event in events:
+                tally.take(event)
+                view.show(event)
+        stopped_because = "reached"
+    except NoAgreement as error:
+        stopped_because = f"no agreement: {error}"
+        raise NoAgreement(f"{error}; the last good weights are in {run.root / 'checkpoints' / 'best'}") from error
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; the same command resumes {run.root}") from error
+    except Exception as error:
+        stopped_because = f"error: {error}"
+        raise
+    finally:
+        if output.as_json:
+            done = {"frontier": tally.frontier, "seconds": tally.seconds_here, "stopped_because": stopped_because}
+            output.line({"event": "done", **done})
+
+
+def next_steps(run: "RunDir", output: Output) -> None:
+    """Where things are, and what one may do with them."""
+    if output.as_json:
+        return
+    frontier = max((line["digits"] for line in run.metrics()), default=0)
+    output.text(f"\nDone: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:\n")
+    output.text(f"  sector eval --model {run.root} --digits 1-{frontier}")
+    output.text(f'  sector solve --model {run.root} "123456+654321" --policy improved --show')
+
+
+class Tally:
+    """Where a run stands, from its events.
+
+    rounds: lines of metrics.jsonl. phase: what is going on, in words. done, of: how far it is. note: its details.
+    generated_per_s, trained_per_s: tokens, of the last time.
+    """
+
+    def __init__(self, config: RunConfig, rounds: Sequence[dict[str, Any]]) -> None:
+        self.first, self.until = config.supervised.max_digits, config.until
+        self.rounds = list(rounds)
+        self.frontier = self.first if rounds else 0
+        self.phase, self.done, self.of, self.note = "Starting", 0, 1, ""
+        self.generated_per_s: float | None = None
+        self.trained_per_s: float | None = None
+        self._start = time.perf_counter()
+        self._before = self.rounds[-1]["seconds_total"] if rounds else 0.0
+
+    @property
+    def seconds_here(self) -> float:
+        """Since this command started."""
+        return time.perf_counter() - self._start
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, earlier commands included up to their last round."""
+        return self._before + self.seconds_here
+
+    def seconds_left(self) -> float | None:
+        """To `until`, from what the last rounds took. None before the first round is done.
+
+        Measured: a round takes about as long as the square of its digits (tokens a problem, and what each attends to).
+        """
+        ends = [line["seconds_total"] for line in self.rounds]
+        taken = [end - start for start, end in pairwise(ends)][-_RECENT:]
+        if not taken:
+            return None
+        reached = self.rounds[-1]["digits"]
+        rate = sum(taken) / sum(line["digits"] ** 2 for line in self.rounds[-len(taken) :])
+        total = rate * sum(digits**2 for digits in range(reached + 1, self.until + 1))
+        return max(0.0, total - (self.seconds - ends[-1]))
+
+    def take(self, event: "Event") -> None:
+        """Update by one event."""
+        {
+            "train": self._train,
+            "goal": self._goal,
+            "generate": self._generate,
+            "round": self._round,
+            "frontier": self._frontier,
+        }[event["event"]](event)
+
+    def _train(self, event: "Event") -> None:
+        digits = event["digits"]
+        self.phase = f"Distilling {digits} digits" if digits else f"Learning 1 to {self.first} digits"
+        self.done, self.of = event["step"], event["of"]
+        self.note = f"cycle {event['cycle']}  step {self.done}/{self.of}  loss {event['loss']:.4f}"
+        self.trained_per_s = event["tokens_per_s"]
+
+    def _goal(self, event: "Event") -> None:
+        self.note = (
+            f"agrees with itself on {percent(event['agreement'])} at {(event['digits'] or self.first) + 1} digits"
+        )
+        if event["accuracy"] is not None:
+            self.note += f", lowest accuracy {percent(event['accuracy'])}"
+
+    def _generate(self, event: "Event") -> None:
+        self.phase = f"Generating {event['digits']} digits"
+        self.done, self.of = event["tried"], event["of"]
+        self.note = f"tried {self.done}/{self.of}  accepted {percent(event['accepted'] / event['tried'])}"
+        self.generated_per_s = event["tokens_per_s"]
+
+    def _round(self, event: "Event") -> None:
+        self.rounds.append(event)
+        if event["phase"] == "sft":
+            self.frontier = event["digits"]
+
+    def _frontier(self, event: "Event") -> None:
+        self.frontier = event["digits"]
+
+
+class View(Protocol):
+    """Shows a run under way."""
+
+    def show(self, event: "Event") -> None:
+        """Called after the tally took the event."""
+        ...
+
+
+def _view(run: "RunDir", tally: Tally, output: Output) -> AbstractContextManager[View]:
+    if output.as_json:
+        return nullcontext(_JsonView(output))
+    if output.is_live:
+        from sector.cli._live import LiveView
+
+        return LiveView(output.console, str(run.root), tally)
+    return nullcontext(_PlainView(output, tally))
+
+
+class _JsonView:
+    """One event a line; training steps once a second."""
+
+    def __init__(self, output: Output) -> None:
+        self._output, self._last = output, 0.0
+
+    def show(self, event: "Event") -> None:
+        if event["event"] == "train" and event["step"] < event["of"]:
+            if time.perf_counter() - self._last < JSON_SECONDS:
+                return
+            self._last = time.perf_counter()
+        self._output.line(event)
+
+
+class _PlainView:
+    """A line a round, and one now and then in between."""
+
+    def __init__(self, output: Output, tally: Tally) -> None:
+        self._output, self._tally, self._last = output, tally, time.perf_counter()
+
+    def show(self, event: "Event") -> None:
+        kind, tally = event["event"], self._tally
+        if kind == "round":
+            self._say(_round_line(event))
+        elif kind == "goal" and not event["digits"]:
+            self._say(f"{tally.phase}: {tally.note}")
+        elif kind in ("train", "generate") and time.perf_counter() - self._last > PLAIN_SECONDS:
+            speed = tally.generated_per_s if kind == "generate" else tally.trained_per_s
+            self._say(f"{tally.phase}: {tally.note}  {speed:,.0f} tokens/s")
+
+    def _say(self, text: str) -> None:
+        left = self._tally.seconds_left()
+        self._output.text(f"[{clock(self._tally.seconds)}] {text}" + (f"  ({clock(left)} left)" if left else ""))
+        self._last = time.perf_counter()
+
+
+def _round_line(line: "Event") -> str:
+    lowest = min(line["accuracy"][str(digits)] for digits in range(1, line["digits"] + 1))
+    accuracy = f"accuracy on 1 to {line['digits']} digits {percent(lowest)} or more"
+    if line["phase"] == "sft":
+        return f"Supervised phase done: {accuracy}"
+    return (
+        f"Round at {line['digits']} digits: accepted {line['accepted']} of {line['tried']}, "
+        f"label error {percent(line['label_error'], 2)} (fast policy {percent(line['fast_label_error'])}), {accuracy}"
+    )

@@ -1,0 +1,143 @@
+"""The live view of a run on a terminal: where it stands, accuracy by length, and the last rounds. Fits 80x24."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sector.cli._output import clock, percent
+
+if TYPE_CHECKING:
+    from sector.cli._follow import Tally
+    from sector.engine.phases import Event
+
+# The trainer waits while a frame is drawn, so frames are few.
+FRAME_SECONDS = 1.0
+# Lines of the view besides the rows of the rounds, and the cursor's.
+_OTHER_LINES = 15
+# Near the top small differences matter: from this accuracy on a length gets that block and colour.
+_BLOCKS = (
+    (0.995, "█", "green"),
+    (0.99, "▇", "green"),
+    (0.98, "▆", "green"),
+    (0.95, "▅", "yellow"),
+    (0.9, "▄", "yellow"),
+    (0.8, "▃", "red"),
+    (0.5, "▂", "red"),
+    (0.0, "▁", "red"),
+)
+
+
+class LiveView:
+    """Redraws on events, at most so often; the last frame stays."""
+
+    def __init__(self, console: Console, title: str, tally: "Tally") -> None:
+        self._console, self._title, self._tally = console, title, tally
+        self._live = Live(console=console, auto_refresh=False)
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        self._draw()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draw()
+        self._live.stop()
+
+    def show(self, event: "Event") -> None:
+        if event["event"] not in ("train", "generate") or time.perf_counter() - self._last > FRAME_SECONDS:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._live.update(frame(self._title, self._tally, self._console.width, self._console.height), refresh=True)
+        self._last = time.perf_counter()
+
+
+def frame(title: str, tally: "Tally", width: int, height: int) -> RenderableType:
+    """One picture of the run."""
+    parts: list[RenderableType] = [_header(title, tally), "", _bars(tally), ""]
+    if tally.rounds:
+        parts += [
+            *_accuracies(tally.rounds[-1], width - 2),
+            "",
+            _rounds(tally.rounds, max(1, height - _OTHER_LINES)),
+            "",
+        ]
+    return Padding(Group(*parts, _speeds(tally)), (0, 1))
+
+
+def _header(title: str, tally: "Tally") -> Table:
+    left = tally.seconds_left()
+    grid = Table.grid(expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    remaining = f"[dim]  about[/] {clock(left)} [dim]left[/]" if left is not None else ""
+    grid.add_row(Text.assemble(("sector  ", "bold"), title), f"[bold]{clock(tally.seconds)}[/]{remaining}")
+    return grid
+
+
+def _bars(tally: "Tally") -> Table:
+    grid = Table.grid(padding=(0, 2), expand=True)
+    grid.add_column(no_wrap=True, min_width=23)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right")
+    steps = tally.until - tally.first
+    frontier = ProgressBar(steps, max(0, tally.frontier - tally.first), complete_style="green", finished_style="green")
+    grid.add_row("Frontier", frontier, f"{tally.frontier or '-'} of {tally.until} digits")
+    phase = ProgressBar(tally.of, tally.done, complete_style="cyan", finished_style="cyan")
+    grid.add_row(tally.phase, phase, tally.note)
+    return grid
+
+
+def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
+    """A block a length, the lengths below, and what the blocks mean."""
+    accuracy = {int(digits): share for digits, share in line["accuracy"].items()}
+    cell = 2 if 2 * len(accuracy) <= width else 1
+    shown = list(accuracy.items())[-(width // cell) :]
+    blocks, axis = Text(no_wrap=True), ""
+    for index, (digits, share) in enumerate(shown):
+        block, color = next((block, color) for least, block, color in _BLOCKS if share >= least)
+        blocks.append((block * cell)[: cell - 1 or 1] + " " * (cell - 1), style=color)
+        if digits in (1, line["digits"]) or (digits % 5 == 0 and digits < line["digits"] - 2):
+            axis = axis.ljust(index * cell) + str(digits)
+    legend = Text("direct answers, accuracy by length  ", style="bold")
+    for least, block, color in _BLOCKS[:-1]:
+        legend.append(block, style=color)
+        legend.append(f" {100 * least:g}  ", style="dim")
+    return [legend, blocks, Text(axis, style="dim", no_wrap=True)]
+
+
+def _rounds(rounds: list[dict[str, Any]], count: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("round", "accepted", "label error", "fast error", "next agrees", "cycles", "generate", "train"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in rounds[-count:]:
+        is_round = line["phase"] == "round"
+        table.add_row(
+            str(line["digits"]),
+            percent(line["agreement"]),
+            percent(line["label_error"], 2),
+            percent(line["fast_label_error"]),
+            percent(line["next_agreement"]),
+            str(line["cycles"]),
+            f"{line['seconds_generate']:.0f} s" if is_round else "-",
+            f"{line['seconds_train']:.0f} s",
+        )
+    return table
+
+
+def _speeds(tally: "Tally") -> Text:
+    text = Text("tokens/s   ", style="dim")
+    for name, speed in (("generated", tally.generated_per_s), ("trained", tally.trained_per_s)):
+        text.append(f"{name} ", style="dim")
+        text.append(f"{speed:,.0f}   " if speed is not None else "-   ", style="default")
+    return text

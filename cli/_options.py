@@ -1,0 +1,77 @@
+"""Options that commands share, so that they read and mean the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sector.engine.config import FilterConfig, RunConfig
+from sector.engine.errors import InputError
+
+Engine = Literal["native", "hf"]
+FilterName = Literal["paper", "strict", "none"]
+Policy = Literal["fast", "slow", "improved"]
+Preset = Literal["tiny", "base"]
+
+# Shown as defaults where an option left out means "whatever the run says".
+DEFAULTS = RunConfig()
+DEFAULT_FILTER: FilterName = "strict"
+
+Json = Annotated[bool, typer.Option("--json", help="For machines: data on stdout, talk on stderr.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Everything random follows from it.")]
+Model = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Checkpoint, or run directory (then its best checkpoint).", show_default=False),
+]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="What generates.")]
+FilterOption = Annotated[FilterName, typer.Option("--filter", help="What must agree (improved policy).")]
+PolicyOption = Annotated[
+    Policy,
+    typer.Option(
+        "--policy",
+        help="fast: at once. slow: by chain of thought. improved: both, where they agree.",
+    ),
+]
+K = Annotated[
+    int, typer.Option("--k", min=1, max=100, metavar="K", help="Simplifications and guesses (improved policy).")
+]
+
+# What a run takes; None means not asked for.
+MaybeSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, metavar="N", help="Everything random follows from it.", show_default=str(DEFAULTS.seed)
+    ),
+]
+MaybePreset = Annotated[
+    Preset | None, typer.Option("--preset", help="Size of the model.", show_default=DEFAULTS.preset)
+]
+MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What generates.", show_default=DEFAULTS.engine)]
+MaybeFilter = Annotated[
+    FilterName | None,
+    typer.Option("--filter", help="What must agree before an answer is believed.", show_default=DEFAULT_FILTER),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="Settings; options given here win.", show_default=False),
+]
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`1-29`, `7` or `3,5,8-10` -> lengths in that order. InputError says what is wrong."""
+    lengths: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 9:
+            raise InputError(f"--digits {text!r} is no list of lengths; write 7, 1-29 or 3,5,8-10")
+        if int(last or first) < int(first):
+            raise InputError(f"--digits {text!r} runs backwards; write the shorter length first")
+        lengths += range(int(first), min(int(last or first), 1000) + 1)
+    return list(dict.fromkeys(lengths))
+
+
+def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> FilterConfig:
+    """Settings of the improved policy from what a command takes."""
+    from sector.engine.generate import filter_settings
+
+    return FilterConfig(**filter_settings(name), k=k, temperature=temperature)

@@ -1,0 +1,61 @@
+"""`sector`: the commands, and nothing else. Each lives in the module of its name."""
+
+from typing import Annotated
+
+import typer
+
+from sector import __version__
+from sector.cli._errors import CommandGroup
+from sector.cli.distill import distill
+from sector.cli.eval import evaluate
+from sector.cli.generate import generate
+from sector.cli.run import run
+from sector.cli.sft import sft
+from sector.cli.solve import solve
+
+app = typer.Typer(
+    name="sector",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def sector(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A language model that teaches itself to add.
+
+    It thinks slowly to solve problems one digit longer than it can answer
+    at once, keeps the answers on which it agrees with itself, learns to give
+    them fast, and repeats (SECToR, Zhang and Parkes 2023).
+    """
+
+
+app.command(rich_help_panel="The whole thing")(run)
+# What looks like an option reaches `solve` as a problem, so that it can say what is wrong with -5+3.
+app.command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
+app.command("eval", rich_help_panel="Use a model")(evaluate)
+app.command(rich_help_panel="Step by step")(sft)
+app.command(rich_help_panel="Step by step")(generate)
+app.command(rich_help_panel="Step by step")(distill)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="sector")
+
+
+if __name__ == "__main__":
+    main()

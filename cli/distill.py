@@ -1,0 +1,53 @@
+"""`sector distill`: one round of training on files of examples."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sector.cli import _options as options
+from sector.cli._output import Output
+
+
+def distill(
+    model: options.Model,
+    data: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Examples to learn from; may be given again.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New checkpoint directory.", show_default=False)],
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Earlier examples to keep in mind; may be given again.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training steps.", show_default="the most that a round of a run takes"),
+    ] = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Train a model on accepted examples: to answer fast, and to simplify.
+
+    The longest problems in the data are new, all others are replay. If the
+    model is a run directory, the examples of its rounds are replayed too.
+
+    Examples:
+
+      sector distill --model runs/first --data 12.parquet --out checkpoints/12
+      sector distill --model checkpoints/12 --data 13.parquet --replay 12.parquet --out c13
+    """
+    from sector.engine.offline import distill_files
+
+    output = Output(as_json)
+    with output.progress("distilling") as bar:
+        report = distill_files(model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at)
+    output.data(report, lambda: _view(report))
+
+
+def _view(report: dict[str, Any]) -> str:
+    return (
+        f"{report['digits']} digits: {report['examples']:,} new examples, {report['replay_examples']:,} replayed\n"
+        f"{report['steps']} steps in {report['seconds']:.1f} s, {report['tokens_per_s']:,.0f} tokens/s, "
+        f"last loss {report['loss']:.4f}\n"
+        f"the new weights are in {report['checkpoint']}"
+    )

@@ -1,0 +1,74 @@
+"""`sector eval`: exact-match accuracy by length."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sector.cli import _options as options
+from sector.cli._output import Output, percent
+
+if TYPE_CHECKING:
+    from sector.engine.evaluate import Report
+
+
+def evaluate(
+    model: options.Model,
+    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Problems a length.")] = 1000,
+    policy: options.PolicyOption = "fast",
+    suite: Annotated[bool, typer.Option(help="Also carry chains, unequal lengths and leading zeros.")] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where picture and JSON go.", show_default="the run's plots/, if it has one"),
+    ] = None,
+    engine: options.EngineOption = "native",
+    filter_name: options.FilterOption = options.DEFAULT_FILTER,
+    k: options.K = options.DEFAULTS.filter.k,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Exact-match accuracy by length, with Wilson 95 % intervals, as a table and a PNG.
+
+    fast: greedy direct answers. slow: one simplification, which must be right
+    in every digit. improved: what it does not believe counts as wrong.
+
+    Examples:
+
+      sector eval --model runs/first
+      sector eval --model runs/first --digits 25-32 --policy improved --no-suite
+      sector eval --model checkpoints/12 --digits 1-12 --out eval12 --json
+    """
+    from sector.engine.evaluate import evaluate_model
+
+    output = Output(as_json)
+    lengths, settings = options.parse_lengths(digits), options.filter_config(filter_name, k)
+    with output.progress(f"evaluating, {policy} policy") as bar:
+        report = evaluate_model(
+            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=settings, seed=seed,
+            on_progress=bar.at,
+        )  # fmt: skip
+    output.data(report.values, lambda: _view(report))
+    output.say(f"picture: {report.picture}" if report.picture else "no picture: name a directory with --out")
+
+
+def _view(report: "Report") -> Table:
+    families = [name for name in dict.fromkeys(score.name for score in report.scores) if name != "uniform"]
+    at = {(score.name, score.digits): score for score in report.scores}
+    table = Table(
+        header_style="bold", title=report.title, title_justify="left", title_style="bold", pad_edge=False, box=None
+    )
+    for name in ("digits", "accuracy", "Wilson 95 %", *families):
+        table.add_column(name, justify="right")
+    for digits in dict.fromkeys(score.digits for score in report.scores):
+        score = at["uniform", digits]
+        low, high = (100 * bound for bound in score.interval)
+        others = [_colored(at[name, digits].accuracy) for name in families]
+        table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f} - {high:.1f}", *others)
+    return table
+
+
+def _colored(accuracy: float) -> str:
+    color = "green" if accuracy >= 0.98 else "yellow" if accuracy >= 0.9 else "red"
+    return f"[{color}]{percent(accuracy)}[/]"

@@ -1,0 +1,62 @@
+"""`sector generate`: consistency-filtered examples to a file."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sector.cli import _options as options
+from sector.cli._output import Output, percent
+
+
+def generate(
+    model: options.Model,
+    digits: Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, metavar="M", help="Problems to try.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where examples go.", show_default=False)],
+    engine: options.EngineOption = "native",
+    filter_name: options.FilterOption = options.DEFAULT_FILTER,
+    k: options.K = options.DEFAULTS.filter.k,
+    temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.0,
+    hard_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
+    ] = options.DEFAULTS.hard_share,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Try problems with the improved policy, and keep what it agrees with itself on.
+
+    A short preview for people lies beside the file, as FILE.preview.jsonl.
+
+    Examples:
+
+      sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet
+      sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet --json
+    """
+    from sector.engine.offline import generate_file
+
+    output = Output(as_json)
+    settings = options.filter_config(filter_name, k, temperature)
+    with output.progress(f"generating {digits} digits") as bar:
+        report = generate_file(
+            model, out, digits, count, engine=engine, settings=settings, hard_share=hard_share, seed=seed,
+            on_progress=bar.at,
+        )  # fmt: skip
+    output.data(report, lambda: _view(report))
+
+
+def _view(report: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right", style="dim")
+    table.add_row("tried", f"{report['tried']:,}", "")
+    table.add_row("accepted", f"{report['accepted']:,}", percent(report["agreement"]))
+    for reason, rejected in report["rejected"].items():
+        table.add_row("  " + reason.replace("_", " "), f"{rejected:,}", percent(rejected / report["tried"]))
+    table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
+    table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
+    table.add_row("written to", report["file"], "")
+    return table

@@ -1,0 +1,49 @@
+"""`sector run`: everything, from an empty start to the last length."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sector.cli import _options as options
+from sector.cli._output import Output
+
+
+def run(
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default="runs/PRESET-seedSEED"),
+    ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Digits at which the run is done.", show_default=str(options.DEFAULTS.until)),
+    ] = None,
+    preset: options.MaybePreset = None,
+    seed: options.MaybeSeed = None,
+    engine: options.MaybeEngine = None,
+    filter_name: options.MaybeFilter = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+) -> None:
+    """Teach a model to add: a supervised start on short problems, then self-play.
+
+    After the supervised phase no true sum is seen. The same command on an
+    existing directory resumes it; --until may be raised then. Exit code 3:
+    the model no longer agrees with itself; its last good weights are kept.
+
+    Examples:
+
+      sector run
+      sector run --out runs/short --until 8
+      sector run --out runs/paper --filter paper --seed 1
+      sector run --config my.toml --json > events.jsonl
+    """
+    from sector.cli._follow import asked_for, default_out, follow, next_steps
+    from sector.engine.runs import open_run
+    from sector.engine.selfplay import self_play
+
+    output = Output(as_json)
+    given, source = asked_for(config, until=until, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
+    with open_run(out or default_out(given), given, source) as (run_dir, settled):
+        follow(self_play(run_dir, settled), run_dir, settled, output)
+    next_steps(run_dir, output)

@@ -1,0 +1,39 @@
+"""`sector sft`: the supervised phase alone."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sector.cli import _options as options
+from sector.cli._output import Output
+
+
+def sft(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default=False)],
+    preset: options.MaybePreset = None,
+    seed: options.MaybeSeed = None,
+    engine: options.MaybeEngine = None,
+    filter_name: options.MaybeFilter = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+) -> None:
+    """The supervised phase: 1 digit to 6 with true answers, fast and slow.
+
+    It ends when short problems are right and the model agrees with itself
+    one digit further. `sector run --out DIR` goes on from there.
+
+    Examples:
+
+      sector sft --out runs/first
+      sector sft --out runs/seed1 --seed 1 --json
+    """
+    from sector.cli._follow import asked_for, follow, next_steps
+    from sector.engine.phases import Phases
+    from sector.engine.runs import open_run
+
+    output = Output(as_json)
+    given, source = asked_for(config, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
+    with open_run(out, given, source) as (run_dir, settled):
+        follow(Phases(run_dir, settled).supervise(), run_dir, settled, output)
+    next_steps(run_dir, output)

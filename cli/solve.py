@@ -1,0 +1,167 @@
+"""`sector solve`: answers to problems as people type them."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sector.cli import _options as options
+from sector.cli._output import Output
+from sector.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sector.engine.solve import Solution, Thought
+
+
+def solve(
+    problems: Annotated[
+        list[str] | None, typer.Argument(metavar="PROBLEM...", help="123+456, or 123+456+1.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Problems, one a line; - reads stdin.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoint or run directory.", show_default="the newest run in runs/"),
+    ] = None,
+    policy: options.PolicyOption = "fast",
+    show: Annotated[bool, typer.Option("--show", help="Show the chain of thought, guesses and votes.")] = False,
+    engine: options.EngineOption = "native",
+    filter_name: options.FilterOption = options.DEFAULT_FILTER,
+    k: options.K = options.DEFAULTS.filter.k,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Add numbers of any lengths.
+
+    The improved policy gives no answer where it does not agree with itself.
+    Answers are greedy, so --seed changes nothing.
+
+    Examples:
+
+      sector solve 123+456
+      sector solve 31415926+27182818 --policy improved --show
+      sector solve --file problems.txt --model runs/first --json
+    """
+    from sector.engine.improve import FILTERS
+    from sector.engine.offline import open_engine
+    from sector.engine.runs import newest_run
+    from sector.engine.solve import Mind
+
+    output = Output(as_json)
+    texts = _typed(problems or [], file)
+    sampler, order = open_engine(model or newest_run(Path("runs")), engine)
+    mind = Mind(sampler, order, FILTERS[filter_name], k)
+    for solution in mind.solve(texts, policy, show):
+        _print(solution, output)
+
+
+def _typed(problems: list[str], file: Path | None) -> list[str]:
+    """The problems to solve. InputError if one on the command line is none, or none is given."""
+    from sector.engine.solve import check_problem, read_problems
+
+    # Unknown options arrive here too (`app.py`); what begins like a negative number is taken for one.
+    if stray := next((text for text in problems if re.match(r"-[^\d]", text)), None):
+        raise InputError(f"No such option: {stray}; see `sector solve --help`")
+    if bool(problems) == (file is not None):
+        raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
+    if file is not None:
+        return read_problems(_read(file), str(file))
+    for text in problems:
+        check_problem(text)
+    return [text.strip() for text in problems]
+
+
+def _read(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file; write one problem a line, as 123+456") from error
+
+
+def _print(solution: "Solution", output: Output) -> None:
+    if output.as_json:
+        output.line(solution.as_json())
+        return
+    if solution.thought is not None:
+        output.console.print(_thinking(solution.thought, output.console.width))
+    answer = solution.answer if solution.error is None else f"?  ({solution.error})"
+    output.text(f"{solution.problem.rstrip('= ')} = {answer}")
+
+
+def _thinking(thought: "Thought", width: int) -> RenderableType:
+    """A chain of thought: what remains after each step, the digits found, and the vote that follows from it."""
+    # The slow policy guesses only once nothing but one digit remains.
+    skipped = len(thought.steps) - len(thought.guesses)
+    votes = [Text("")] * max(0, skipped)
+    for guess, step in zip(thought.guesses, thought.steps[max(0, skipped) :], strict=False):
+        votes.append(Text("does not parse") if guess is None else _joined(guess, step.found))
+    steps = [
+        (str(index), step.rest, Text(step.found, style="cyan"), vote)
+        for index, (step, vote) in enumerate(zip(thought.steps, votes, strict=True), start=1)
+    ]
+    needed = sum(max((len(row[column]) for row in steps), default=0) for column in range(4))
+    table = _in_columns(steps) if needed + len("digits found") < width else _one_below_another(steps)
+    facts = _facts(thought)
+    return Padding(Group(*(part for part in (table, facts) if part.row_count)), (1, 0, 1, 2))
+
+
+_StepRow = tuple[str, str, Text, Text]
+
+
+def _in_columns(steps: list[_StepRow]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for name in ("step", "what remains", "digits found", "so the answer is"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in steps:
+        table.add_row(*row)
+    return table
+
+
+def _one_below_another(steps: list[_StepRow]) -> Table:
+    """For numbers that are too long to stand side by side."""
+    table = Table.grid(padding=(0, 3, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for step, rest, found, vote in steps:
+        table.add_row(f"{step}  what remains", rest)
+        table.add_row("   digits found", found)
+        if vote.plain:
+            table.add_row("   so the answer is", vote)
+    return table
+
+
+def _facts(thought: "Thought") -> Table:
+    """What the looks say: the vote, the direct answer, the swapped operands."""
+    facts = Table.grid(padding=(0, 3, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_column(no_wrap=True)
+    if thought.vote is not None:
+        facts.add_row("vote", thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
+    for name, answer in (("direct answer", thought.direct), ("swapped operands", thought.swapped)):
+        if answer is not None:
+            facts.add_row(name, answer, _compared(answer, thought.vote))
+    return facts
+
+
+def _joined(guess: str, found: str) -> Text:
+    """A full answer in which the digits already found stand out from those guessed."""
+    cut = max(0, len(guess) - len(found))
+    return Text.assemble(guess[:cut], (guess[cut:], "cyan"))
+
+
+def _compared(answer: str, vote: str | None) -> Text:
+    if vote is None:
+        return Text("")
+    return Text("agrees", style="green") if answer == vote else Text("differs", style="red")
