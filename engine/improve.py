@@ -20,6 +20,7 @@ from sector.engine.examples import Examples
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
+from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
 _STAGES_PER_LOOK = 256
@@ -304,18 +305,6 @@ def _simplify_then_guess(
         if not last:
             chain.simplify(policy.parse_simplifications(outputs[0], current.digits, layout))
     return chain
-
-
-def majority(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Vote over `[B, K, N+1]` guesses, of which `valid [B, K]` count: the most frequent answer and its count `[B]`.
-
-    Of equally frequent answers the earliest guess wins. Rows without a valid guess get zeros and count 0.
-    """
-    same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3)
-    counts = (same & valid.unsqueeze(1) & valid.unsqueeze(2)).sum(dim=2)
-    votes, winner = counts.max(dim=1)
-    index = winner.view(-1, 1, 1).expand(-1, 1, guesses.shape[2])
-    return guesses.gather(1, index).squeeze(1) * (votes > 0).unsqueeze(1), votes
 
 
 def _answer_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> Branch:
