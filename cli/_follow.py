@@ -117,7 +117,7 @@ class Tally:
         reached = self.rounds[-1]["digits"]
         rate = sum(taken) / sum(line["digits"] ** 2 for line in self.rounds[-len(taken) :])
         total = rate * sum(digits**2 for digits in range(reached + 1, self.until + 1))
-        return max(0.0, total - (self.seconds - ends[-1]))
+        return max(0.0, total - max(0.0, self.seconds - ends[-1]))
 
     def take(self, event: "Event") -> None:
         """Update by one event."""

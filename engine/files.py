@@ -26,9 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """InputError unless a file can be written at `path`: to be known before long work, not after it."""
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a directory; name a file in it")
+    """InputError unless something can be written at `path`: to be known before long work, not after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -56,6 +56,8 @@ def generate_file(
 ) -> dict[str, Any]:
     """Try `count` problems and write those that the filter accepts; returns what it took."""
     check_digits(digits)
+    if out.is_dir():
+        raise InputError(f"cannot write {out}: it is a directory; name a file in it")
     check_writable(out)
     sampler, order = open_engine(model, engine)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
@@ -102,12 +104,12 @@ def distill_files(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
-    check_writable(out / "model.safetensors")
     sets = _read_all(data)
     digits = max(each.digits for each in sets)
     new = Examples.cat(each for each in sets if each.digits == digits)
     old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
     weights, settings = load_checkpoint(model), _round_settings(model)
+    check_writable(out)
     trainer, steps = settings.trainer, steps or settings.cycle_steps * settings.max_cycles
     tune_allocator()
     batches = mixed_batches(

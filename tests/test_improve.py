@@ -2,55 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
+from scripted import Scripted
 
-from sector.engine import oracle, policy
+from sector.engine import oracle
 from sector.engine.improve import FILTERS, Filter, SecondLook, Verdict, Vote, cat_improved, improve, majority
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
-from sector.engine.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
 
 K = 5
-
-
-class Scripted:
-    """An engine that answers truly, but for the faults it is told to make; it reads its prompts as a model would."""
-
-    name = "scripted"
-    weights_sha256 = ""
-
-    def __init__(self, wrong_answers: dict[str, int] | None = None, broken_thoughts: set[str] | None = None) -> None:
-        self.wrong_answers = wrong_answers or {}
-        self.broken_thoughts = broken_thoughts or set()
-        self.asked: list[str] = []
-
-    def load(self, model: object) -> None: ...
-
-    def sample(self, prefix: Tensor, branches: list[Branch], sampling: Sampling) -> list[Tensor]:
-        digits = (prefix.shape[1] - 5) // 2
-        variant = prefix[:, 0]
-        layout = Layout(DigitOrder.MSD, variant)
-        problems = Problems(
-            prefix[:, 1 : digits + 1] % NUM_LOCAL,
-            prefix[:, digits + 3 : 2 * digits + 3] % NUM_LOCAL,
-            (prefix[:, -1] % NUM_LOCAL == 12).long(),
-        )
-        truth, texts = label(problems), problems.texts()
-        outputs = []
-        for branch in branches:
-            if int(branch.mark[0]) - (ANSWER - NUM_LOCAL) in range(NUM_SHIFTS):
-                answers = truth.answers.clone()
-                for row, text in enumerate(texts):
-                    self.asked.append(text)
-                    answers[row, 0] = (answers[row, 0] + self.wrong_answers.get(text, 0)) % 10
-                outputs.append(policy.answer_ids(answers, layout))
-            else:
-                ids = policy.simplification_ids(truth.rest, truth.digit, layout)
-                broken = torch.tensor([text in self.broken_thoughts for text in texts])
-                outputs.append(ids.masked_fill(broken.unsqueeze(1), PAD_ID))
-        return outputs
 
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):

@@ -1,0 +1,503 @@
+"""The commands as people and scripts meet them: help, JSON, exit codes, and one clear line for bad input."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tomli_w
+from rich.console import Console
+from scripted import Scripted
+from typer.testing import CliRunner, Result
+
+from sector.cli._follow import Tally
+from sector.cli._live import frame
+from sector.cli._options import parse_lengths
+from sector.cli.app import app
+from sector.engine.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.config import RunConfig
+from sector.engine.dataset import Provenance, labelled_table, write_examples, write_table
+from sector.engine.distill import Diverged
+from sector.engine.errors import InputError
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
+from sector.engine.rundir import RunDir
+from sector.engine.seeding import generator
+from sector.engine.supervised import label
+
+SECTOR = Path(sys.executable).with_name("sector")
+COMMANDS = ("run", "sft", "generate", "distill", "eval", "solve")
+
+# Hardly trained at all: what commands print does not depend on what a model knows.
+SMALL: dict[str, Any] = {
+    "until": 3,
+    "audit_samples": 4,
+    "supervised": {"max_digits": 2, "cycle_steps": 2, "max_cycles": 1, "examples": 8},
+    "round": {"candidates": 8, "cycle_steps": 2, "max_cycles": 1, "probe": 4, "min_agreement": 0.0},
+}
+
+
+def sector(*args: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="sector", catch_exceptions=False)
+
+
+def refused(*args: object, code: int = 2) -> str:
+    """Run a command that must fail with one line on stderr and nothing on stdout; returns the line."""
+    result = sector(*args)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("sector: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def written(root: Path) -> dict[Path, int]:
+    """Every file below a directory, but for locks, and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def json_lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.toml"
+    path.write_text(tomli_w.dumps(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def supervised(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has just left the supervised phase."""
+    out = tmp_path_factory.mktemp("runs") / "supervised"
+    result = sector("sft", "--out", out, "--config", config)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def run(supervised: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(supervised, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture
+def trained(run: Path) -> Path:
+    """A run killed between the training of its last round and the audit."""
+    directory = RunDir(run)
+    problems = draw_problems(3, 8, generator(0, "test"))
+    write_examples(
+        directory.examples(3), labelled_table(label(problems), DigitOrder.MSD, Provenance(3, 0, "native", ""))
+    )
+    write_table(directory.candidates(3), pa.table({"problem": problems.texts(), "direct": ["0"] * 8}))
+    rejected = dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative"), 0)
+    generation = {"tried": 8, "accepted": 8, "rejected": rejected, "agreement": 1.0, "tokens": 100, "seconds": 1.0}
+    directory.write_json(3, "generation", generation)
+    directory.write_json(3, "training", {"cycles": 1, "tokens": 100, "seconds": 1.0, "agreement": 1.0})
+    directory.save_checkpoint(directory.load_checkpoint(2), 3)
+    return run
+
+
+@pytest.fixture
+def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the weights, the engine answers truly."""
+    monkeypatch.setattr("sector.engine.offline.make_sampler", lambda engine, model: Scripted())
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_help(command: str) -> None:
+    result = sector(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout and f"sector {command}" in result.stdout and "--json" in result.stdout
+
+
+def test_help_of_all_and_version() -> None:
+    result = sector("--help")
+    assert result.exit_code == 0 and all(command in result.stdout for command in COMMANDS)
+    assert sector("--version").stdout.strip().count(".") == 2
+
+
+# Bad input
+
+
+def _truncated(run: Path) -> list[object]:
+    weights = run / "checkpoints" / "best" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return ["solve", "1+2", "--model", run]
+
+
+def _wrong_columns(run: Path) -> list[object]:
+    pq.write_table(pa.table({"x": [1]}), run.parent / "x.parquet")
+    return ["distill", "--model", run, "--data", run.parent / "x.parquet", "--out", run.parent / "out"]
+
+
+def _no_parquet(run: Path) -> list[object]:
+    (run.parent / "x.parquet").write_text("no")
+    return ["distill", "--model", run, "--data", run.parent / "x.parquet", "--out", run.parent / "out"]
+
+
+def _config(text: str) -> Callable[[Path], list[object]]:
+    def arguments(run: Path) -> list[object]:
+        (run.parent / "bad.toml").write_text(text)
+        return ["run", "--config", run.parent / "bad.toml", "--out", run.parent / "out"]
+
+    return arguments
+
+
+def _file(text: str) -> Callable[[Path], list[object]]:
+    def arguments(run: Path) -> list[object]:
+        (run.parent / "problems.txt").write_text(text)
+        return ["solve", "--file", run.parent / "problems.txt", "--model", run]
+
+    return arguments
+
+
+def _generate(run: Path, *more: object, out: Path | None = None) -> list[object]:
+    return ["generate", "--model", run, "--count", 4, "--out", out or run.parent / "out", *more]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        pytest.param(lambda run: ["run", "--speed", "9"], "--speed", id="unknown option"),
+        pytest.param(lambda run: ["--speed"], "--speed", id="unknown option of all"),
+        pytest.param(lambda run: ["walk"], "walk", id="unknown command"),
+        pytest.param(lambda run: ["eval"], "--model", id="missing option"),
+        pytest.param(lambda run: _generate(run, "--digits", 0), "--digits", id="no digits"),
+        pytest.param(lambda run: _generate(run, "--digits", 257), "257", id="too many digits"),
+        pytest.param(lambda run: _generate(run, "--digits", "x"), "--digits", id="digits of letters"),
+        pytest.param(lambda run: _generate(run, "--digits", 3, "--engine", "tpu"), "--engine", id="unknown engine"),
+        pytest.param(lambda run: _generate(run, "--digits", 3, out=run), "is a directory", id="out a directory"),
+        pytest.param(
+            lambda run: _generate(run, "--digits", 3, out=run / "config.toml" / "x"),
+            "cannot write",
+            id="unwritable file",
+        ),
+        pytest.param(lambda run: ["solve", "12+x", "--model", run], "12+x", id="letters"),
+        pytest.param(lambda run: ["solve", "-5+3", "--model", run], "-5+3", id="negative"),
+        pytest.param(lambda run: ["solve", "1+2", "--fast"], "--fast", id="unknown option of solve"),
+        pytest.param(lambda run: ["solve", "9" * 257 + "+1", "--model", run], "257 digits", id="too long"),
+        pytest.param(lambda run: ["solve"], "--file", id="nothing to solve"),
+        pytest.param(lambda run: ["solve", "1+2", "--file", "x"], "--file", id="both"),
+        pytest.param(_file(""), "empty", id="empty file"),
+        pytest.param(_file("a\nb\n"), "'a'", id="no problem in the file"),
+        pytest.param(lambda run: ["solve", "--file", run / "no"], "No such file", id="no file"),
+        pytest.param(lambda run: ["solve", "1+2", "--model", run / "no"], "no such directory", id="no model"),
+        pytest.param(lambda run: ["solve", "1+2", "--model", run.parent], "config.json", id="not a model"),
+        pytest.param(_truncated, "checkpoint", id="truncated weights"),
+        pytest.param(_wrong_columns, "'problem'", id="wrong columns"),
+        pytest.param(_no_parquet, "parquet", id="no parquet"),
+        pytest.param(lambda run: ["eval", "--model", run, "--digits", "0-3"], "0 digits", id="eval of no digits"),
+        pytest.param(lambda run: ["eval", "--model", run, "--digits", "5-"], "5-", id="eval of half a range"),
+        pytest.param(lambda run: ["eval", "--model", run, "--samples", 0], "--samples", id="no samples"),
+        pytest.param(_config("untill = 9"), "untill", id="unknown key"),
+        pytest.param(_config("until = 'x'"), "until", id="wrong type"),
+        pytest.param(_config("filter = 'paper'"), "filter", id="no table"),
+        pytest.param(_config("until = = 9"), "TOML", id="no toml"),
+        pytest.param(lambda run: ["run", "--config", run / "no.toml"], "no.toml", id="no config"),
+        pytest.param(lambda run: ["run", "--out", run.parent], "not a run directory", id="not a run directory"),
+        pytest.param(lambda run: ["run", "--out", run / "config.toml"], "but a file", id="out a file"),
+        pytest.param(
+            lambda run: ["run", "--out", run / "config.toml" / "x"], "cannot write", id="unwritable directory"
+        ),
+        pytest.param(lambda run: ["run", "--until", 4, "--out", run.parent / "out"], "until", id="until too short"),
+        pytest.param(lambda run: ["run", "--out", run, "--seed", 7], "seed = 0, not 7", id="other seed"),
+        pytest.param(lambda run: ["run", "--out", run, "--preset", "base"], "preset = 'tiny'", id="other preset"),
+        pytest.param(lambda run: ["sft", "--out", run, "--filter", "paper"], "filter.vote", id="other filter"),
+    ],
+)
+def test_bad_input_is_one_line_and_loses_nothing(
+    run: Path, arguments: Callable[[Path], list[object]], named: str
+) -> None:
+    command = arguments(run)
+    before = written(run.parent)
+    assert named in refused(*command)
+    assert written(run.parent) == before
+    assert not (run.parent / "out").exists()
+
+
+def test_an_existing_directory_is_never_replaced(run: Path) -> None:
+    data = run / "rounds" / "supervised" / "examples.parquet"
+    assert "exists" in refused("distill", "--model", run, "--data", data, "--out", run)
+
+
+def test_a_run_in_use_is_left_alone(run: Path) -> None:
+    with RunDir(run).lock():
+        assert "in use" in refused("run", "--out", run)
+
+
+def test_without_a_trained_model_solve_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "sector run" in refused("solve", "1+2")
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [("7", [7]), ("1-4", [1, 2, 3, 4]), ("3,5,8-10", [3, 5, 8, 9, 10]), (" 2 , 2-3", [2, 3])],
+    ids=str,
+)
+def test_lengths(text: str, lengths: list[int]) -> None:
+    assert parse_lengths(text) == lengths
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "1-", "-1", "a", "3-2", "1,,2", "1--2", "9" * 5000], ids=lambda text: text[:6]
+)
+def test_no_lengths(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_lengths(text)
+
+
+# Data for machines
+
+
+@pytest.mark.usefixtures("true_engine")
+def test_generate(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "7.parquet"
+    result = sector("generate", "--model", run, "--digits", 7, "--count", 12, "--out", out, "--seed", 3, "--json")
+    assert result.exit_code == 0, result.output
+    (report,) = json_lines(result)
+    assert report["tried"] == report["accepted"] == 12 and report["engine"] == "native"
+    assert report["rejected"] == dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative"), 0)
+    assert {"tokens", "seconds", "tokens_per_s", "accepted_per_s", "weights_sha256"} <= report.keys()
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == 12 and len(rows[0]["guesses"]) == 5 and rows[0]["seed"] == 3
+    first, second = (int(operand) for operand in rows[0]["problem"].split("+")[:2])
+    assert int(rows[0]["answer"]) - first - second in (0, 1)
+    assert len(out.with_suffix(".preview.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize("engine", ["native", "hf"], ids=str)
+def test_generate_when_nothing_is_accepted(run: Path, tmp_path: Path, engine: str) -> None:
+    out = tmp_path / "3.parquet"
+    result = sector("generate", "--model", run, "--digits", 3, "--count", 4, "--out", out, "--engine", engine, "--json")
+    (report,) = json_lines(result)
+    assert report["accepted"] == 0 and sum(report["rejected"].values()) == 4
+    assert report["weights_sha256"] == weights_sha256(load_checkpoint(run))
+    line = refused("distill", "--model", run, "--data", out, "--out", tmp_path / "out")
+    assert "no examples" in line
+
+
+@pytest.mark.usefixtures("true_engine")
+def test_distill_one_round(run: Path, tmp_path: Path) -> None:
+    for digits in (2, 3):
+        sector("generate", "--model", run, "--digits", digits, "--count", 6, "--out", tmp_path / f"{digits}.parquet")
+    data = ["--data", tmp_path / "2.parquet", "--data", tmp_path / "3.parquet"]
+    results = [
+        sector("distill", "--model", run, *data, "--out", tmp_path / out, "--steps", 3, "--json") for out in ("a", "b")
+    ]
+    assert all(result.exit_code == 0 for result in results), results[0].output
+    (report,) = json_lines(results[0])
+    # Six of two digits, and what the run keeps of the supervised phase.
+    assert (report["digits"], report["examples"], report["replay_examples"]) == (3, 6, 6 + 16)
+    assert report["steps"] == 3 and report["tokens"] > 0
+    sha = weights_sha256(load_checkpoint(tmp_path / "a"))
+    assert sha == report["weights_sha256"] == weights_sha256(load_checkpoint(tmp_path / "b"))
+    assert sha != weights_sha256(load_checkpoint(run))
+
+
+@pytest.mark.usefixtures("true_engine")
+@pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
+def test_eval(run: Path, policy: str) -> None:
+    result = sector("eval", "--model", run, "--digits", "1-2,8", "--samples", 10, "--policy", policy, "--json")
+    assert result.exit_code == 0, result.output
+    (report,) = json_lines(result)
+    assert (report["policy"], report["samples"]) == (policy, 10)
+    assert [score["digits"] for score in report["lengths"]] == [1, 2, 8]
+    assert all(
+        {"digits", "correct", "samples", "accuracy", "low", "high"} == score.keys() for score in report["lengths"]
+    )
+    assert all(score["accuracy"] == 1 and score["low"] < 0.8 and score["high"] == 1 for score in report["lengths"])
+    assert {score["family"] for score in report["suite"]} == {"carry chains", "unequal lengths", "leading zeros"}
+    assert json.loads((run / "plots" / f"eval-{policy}.json").read_text()) == report
+    assert (run / "plots" / f"eval-{policy}.png").exists()
+
+
+def test_eval_as_a_table(run: Path, tmp_path: Path) -> None:
+    model = run / "checkpoints" / "02"
+    result = sector("eval", "--model", model, "--digits", "1-3", "--samples", 5, "--no-suite")
+    assert result.exit_code == 0
+    assert "0.0 %" in result.stdout and "carry chains" not in result.stdout
+    assert "--out" in result.stderr
+    result = sector("eval", "--model", model, "--digits", "1-3", "--samples", 5, "--out", tmp_path / "eval")
+    assert "carry chains" in result.stdout and (tmp_path / "eval" / "eval-fast.png").exists()
+
+
+@pytest.mark.usefixtures("true_engine")
+@pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
+def test_solve_a_file(run: Path, tmp_path: Path, policy: str) -> None:
+    (tmp_path / "problems.txt").write_text("123+456\n\n0012+x\n9+9+1\n 5 + 7 \n")
+    result = sector("solve", "--model", run, "--file", tmp_path / "problems.txt", "--policy", policy, "--json")
+    assert result.exit_code == 0
+    lines = json_lines(result)
+    assert [line["problem"] for line in lines] == ["123+456", "0012+x", "9+9+1", "5 + 7"]
+    assert [line["answer"] for line in lines] == ["579", None, "19", "12"]
+    assert all(line["policy"] == policy for line in lines)
+    assert [("error" in line) for line in lines] == [False, True, False, False]
+
+
+@pytest.mark.usefixtures("true_engine")
+def test_solve_from_stdin_and_by_the_newest_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs" / "one")
+    result = CliRunner().invoke(app, ["solve", "--file", "-"], input="1+2\n")
+    assert result.stdout == "1+2 = 3\n"
+
+
+@pytest.mark.usefixtures("true_engine")
+@pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
+@pytest.mark.parametrize("problem", ["456+789", "1" * 60 + "+2"], ids=["short", "long"])
+def test_solve_shows_its_thinking(run: Path, policy: str, problem: str) -> None:
+    first, second = problem.split("+")
+    result = sector("solve", problem, "--model", run, "--policy", policy, "--show")
+    answer = str(int(first) + int(second))
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == f"{problem} = {answer}"
+    assert max(len(line) for line in result.stdout.splitlines()[:-1]) <= 80
+    for word in {"fast": ["direct answer"], "slow": ["what remains"], "improved": ["vote", "swapped", "agrees"]}[
+        policy
+    ]:
+        assert word in result.stdout
+
+
+def test_solve_without_an_answer_says_why(run: Path) -> None:
+    result = sector("solve", "123+456", "--model", run)
+    assert result.exit_code == 0
+    assert "does not parse" in result.stdout
+
+
+# Runs
+
+
+def test_sft_leaves_a_run_that_run_goes_on_with(supervised: Path, config: Path, tmp_path: Path) -> None:
+    assert {"config.toml", "metrics.jsonl", "rounds", "checkpoints", "plots"} <= {p.name for p in supervised.iterdir()}
+    result = sector("sft", "--out", tmp_path / "other", "--config", config, "--json")
+    events = json_lines(result)
+    assert {event["event"] for event in events} == {"train", "goal", "round", "done"}
+    assert events[-1] == {**events[-1], "event": "done", "frontier": 2, "stopped_because": "reached"}
+    best = [load_checkpoint(root) for root in (supervised, tmp_path / "other")]
+    assert weights_sha256(best[0]) == weights_sha256(best[1])
+
+
+def test_run_stops_where_agreement_ends(run: Path) -> None:
+    result = sector("run", "--out", run, "--json")
+    assert result.exit_code == 3
+    done = json_lines(result)[-1]
+    assert (done["event"], done["frontier"]) == ("done", 2) and done["seconds"] > 0
+    assert done["stopped_because"].startswith("no agreement: ")
+    assert result.stderr.count("\n") == 1 and str(run / "checkpoints" / "best") in result.stderr
+    assert load_checkpoint(run)
+
+
+def test_run_resumes_to_the_end(trained: Path) -> None:
+    result = sector("run", "--out", trained, "--until", 3, "--seed", 0, "--json")
+    assert result.exit_code == 0, result.output
+    events = json_lines(result)
+    assert [event["event"] for event in events] == ["round", "frontier", "done"]
+    assert (events[-1]["frontier"], events[-1]["stopped_because"]) == (3, "reached")
+
+
+def test_until_alone_may_change(trained: Path) -> None:
+    before = (trained / "config.toml").read_text()
+    result = sector("run", "--out", trained, "--until", 4, "--json")
+    assert result.exit_code == 3
+    assert (trained / "config.toml").read_text() == before.replace("until = 3", "until = 4")
+
+
+def test_where_there_is_no_terminal_lines_are_plain(trained: Path) -> None:
+    result = sector("run", "--out", trained)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert "Round at 3 digits: accepted 8 of 8, label error 0.00 %" in result.stdout
+    assert f"sector eval --model {trained} --digits 1-3" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_options_win_over_the_config(config: Path, tmp_path: Path) -> None:
+    result = sector(
+        "sft", "--out", tmp_path / "out", "--config", config, "--seed", 5, "--filter", "paper", "--engine", "hf"
+    )
+    assert result.exit_code == 0, result.output
+    settled = RunDir(tmp_path / "out").read_config()
+    assert (settled.seed, settled.engine, settled.until) == (5, "hf", 3)
+    assert (settled.filter.vote, settled.filter.second_look, settled.filter.direct) == ("majority", "swapped", False)
+
+
+def test_divergence_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object) -> Any:
+        raise Diverged("loss is nan at step 3")
+        yield
+
+    monkeypatch.setattr("sector.engine.selfplay.self_play", diverge)
+    assert "loss is nan at step 3" in refused("run", "--out", run, code=1)
+
+
+def test_ctrl_c_is_one_line_and_the_run_goes_on_later(config: Path, tmp_path: Path) -> None:
+    values = {**SMALL, "supervised": {**SMALL["supervised"], "cycle_steps": 100_000}}
+    (tmp_path / "long.toml").write_text(tomli_w.dumps(values))
+    command = [SECTOR, "run", "--out", tmp_path / "run", "--config", tmp_path / "long.toml", "--json"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell that runs tests in the background has them ignore Ctrl-C.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes, **heed) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "train"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out.splitlines()[-1])["stopped_because"] == "interrupted"
+    assert err.count("\n") == 1 and "resumes" in err
+    with RunDir(tmp_path / "run").lock():
+        assert RunDir(tmp_path / "run").exists
+
+
+# The live view
+
+
+def _metrics(digits: int) -> dict[str, Any]:
+    return {
+        "phase": "round" if digits > 6 else "sft",
+        "digits": digits,
+        "agreement": 0.99,
+        "label_error": 0.001,
+        "fast_label_error": 0.3,
+        "next_agreement": 0.95,
+        "cycles": 2,
+        "accuracy": {str(length): 0.99 for length in range(1, digits + 2)},
+        "seconds_generate": 10.0,
+        "seconds_train": 10.0,
+        "seconds_total": 30.0 * digits,
+    }
+
+
+@pytest.mark.parametrize("reached", [0, 6, 7, 28, 100], ids=str)
+def test_a_frame_fits_the_terminal(reached: int) -> None:
+    tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, reached + 1)])
+    tally.take({"event": "train", "digits": 0, "cycle": 1, "step": 900, "of": 1000, "loss": 1.0, "tokens_per_s": 5e4})
+    tally.take({"event": "goal", "digits": 0, "cycle": 1, "met": False, "agreement": 0.5, "accuracy": 0.9})
+    tally.take({"event": "generate", "digits": 101, "tried": 50, "of": 1000, "accepted": 40, "tokens_per_s": 5e4})
+    console = Console(width=80, height=24, file=io.StringIO(), record=True)
+    console.print(frame("runs/tiny-seed0", tally, 80, 24))
+    lines = console.export_text().splitlines()
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
+    assert ("left" in lines[0]) == (reached > 6)
+
+
+def test_the_time_left_counts_down_and_never_below_nothing() -> None:
+    tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)])
+    left = tally.seconds_left()
+    # Rounds at 7 and 8 took 30 seconds each, 60 / (49 + 64) a squared digit.
+    assert left == pytest.approx(81 * 60 / 113, abs=1)
+    tally.take({"event": "round", **_metrics(9)})
+    assert tally.seconds_left() == 0

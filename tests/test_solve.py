@@ -1,0 +1,97 @@
+"""Typed problems: every policy, any lengths, in order, and the thoughts people read."""
+
+import random
+
+import pytest
+from scripted import Scripted
+
+from sector.engine.errors import InputError
+from sector.engine.improve import FILTERS
+from sector.engine.policy import DigitOrder
+from sector.engine.solve import Mind, check_problem, read_problems
+
+
+def mind(sampler: Scripted | None = None, name: str = "strict") -> Mind:
+    return Mind(sampler or Scripted(), DigitOrder.MSD, FILTERS[name], k=5)
+
+
+@pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
+def test_any_lengths_come_back_in_order(policy: str) -> None:
+    draws = random.Random(1)
+    lengths = [1, 9, 2, 2, 30, 9, 1, 5]
+    operands = [(draws.randrange(10**length), draws.randrange(10**length)) for length in lengths]
+    carries = [draws.randrange(2) for _ in lengths]
+    texts = [f"{a} + {b}" + " + 1" * carry for (a, b), carry in zip(operands, carries, strict=True)]
+    solutions = mind().solve(texts, policy)
+    assert [solution.problem for solution in solutions] == texts
+    assert [solution.answer for solution in solutions] == [
+        str(a + b + carry) for (a, b), carry in zip(operands, carries, strict=True)
+    ]
+    assert solutions[0].as_json() == {"problem": texts[0], "answer": solutions[0].answer, "policy": policy}
+
+
+def test_a_line_that_is_no_problem_costs_only_itself() -> None:
+    solutions = mind().solve(["1+2", "12+x", "9" * 257 + "+1", "007+5"], "fast")
+    assert [solution.answer for solution in solutions] == ["3", None, None, "12"]
+    assert "12+x" in str(solutions[1].error)
+    assert "257 digits" in str(solutions[2].error)
+    assert solutions[1].as_json()["answer"] is None
+
+
+def test_slow_shows_the_whole_chain() -> None:
+    (solution,) = mind().solve(["456+789"], "slow", show=True)
+    assert solution.thought is not None
+    assert [(step.rest, step.found) for step in solution.thought.steps] == [("45+78+1", "5"), ("4+7+1", "45")]
+    assert solution.thought.guesses == ["1245"]
+
+
+def test_a_broken_chain_gives_no_answer() -> None:
+    (solution,) = mind(Scripted(broken_thoughts={"45+78+1"})).solve(["456+789"], "slow", show=True)
+    assert solution.answer is None
+    assert "does not parse, after 1 steps" in str(solution.error)
+    assert solution.thought is not None and len(solution.thought.steps) == 1
+
+
+def test_improved_shows_guesses_votes_and_looks() -> None:
+    (solution,) = mind().solve(["456+789"], "improved", show=True)
+    thought = solution.thought
+    assert thought is not None
+    assert [step.rest for step in thought.steps] == ["45+78+1", "4+7+1"]
+    assert thought.guesses == ["1245", "1245"] and thought.votes == 2
+    assert (thought.vote, thought.direct, thought.swapped) == ("1245", "1245", "1245")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        pytest.param("456+789", "direct answer", id="direct"),
+        pytest.param("45+78+1", "guesses differ", id="guess"),
+        pytest.param("78+45+1", "swapped operands", id="swapped"),
+    ],
+)
+def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reason: str) -> None:
+    (solution,) = mind(Scripted({wrong: 1})).solve(["456+789"], "improved", show=True)
+    assert solution.answer is None
+    assert str(solution.error).startswith("the looks disagree") and reason in str(solution.error)
+    assert solution.thought is not None and solution.thought.guesses[-1] == "1245"
+
+
+def test_one_digit_and_no_second_look() -> None:
+    (solution,) = mind(name="none").solve(["9+9+1"], "improved", show=True)
+    assert solution.answer == "19"
+    assert solution.thought is not None and solution.thought.steps == [] and solution.thought.swapped is None
+
+
+def test_reading_problems() -> None:
+    assert read_problems("1+2\n\n  x\r\n3+4 \n", "f") == ["1+2", "x", "3+4"]
+    for text in ("", "\n \n", "x\ny+1\n"):
+        with pytest.raises(InputError, match=r"f is empty|no line of f"):
+            read_problems(text, "f")
+
+
+@pytest.mark.parametrize(
+    "text", ["-5+3", "12+x", "1+2+3", "+1", "", "1.5+2", "9" * 257 + "+1"], ids=lambda text: text[:5]
+)
+def test_what_is_no_problem(text: str) -> None:
+    with pytest.raises(InputError):
+        check_problem(text)
