@@ -31,8 +31,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sector.engine.tokens import kernel_table
+from sector.kernels.consistency import Ballot, judge_kernel, majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
+from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
 from sector.kernels.philox import Stream
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -70,7 +72,7 @@ def _sampler(size: int, dtype: torch.dtype, temperature: float) -> Callable[[], 
     head = Head(torch.zeros(size, dtype=dtype), torch.zeros(32, size, dtype=dtype), 1e-6)
     stream = Stream(_integers(1), _integers(1000), _integers(1000), _integers(1000))
     hidden = torch.zeros(1000, size, dtype=dtype)
-    return lambda: sample_digits_kernel(hidden, _integers(1000), head, kernel_table(), temperature, stream)
+    return lambda: sample_digits_kernel(hidden, _integers(1000), head, TABLE, temperature, stream)
 
 
 def _attention(heads: int, size: int, dtype: torch.dtype) -> Callable[[], Any]:
@@ -80,6 +82,32 @@ def _attention(heads: int, size: int, dtype: torch.dtype) -> Callable[[], Any]:
     return lambda: decode_attention_kernel(qkv, _integers(1000), rope, cache, cache.clone(), at)
 
 
+def _vote(guesses: int, length: int) -> Callable[[], Any]:
+    valid = torch.ones(1000, guesses, dtype=torch.bool)
+    return lambda: majority_kernel(_integers(1000, guesses, length), valid)
+
+
+def _judgement(guesses: int, length: int) -> Callable[[], Any]:
+    ballot = Ballot(_integers(1000, length), _integers(1000), torch.ones(1000, guesses, dtype=torch.bool))
+    direct_valid = torch.ones(1000, dtype=torch.bool)
+    return lambda: judge_kernel(ballot, True, _integers(1000, length), direct_valid, ballot)
+
+
+def _prompts(digits: int) -> Callable[[], Any]:
+    operand, row = _integers(1000, digits), _integers(1000)
+    return lambda: prompt_ids_kernel(operand, operand, row, row, TABLE, TABLE.think)
+
+
+def _simplifications(digits: int, least_first: bool) -> Callable[[], Any]:
+    ids, row = _integers(1000, 2 * digits + 4), _integers(1000)
+    return lambda: parse_simplifications_kernel(ids, digits, row, TABLE, TABLE.think, least_first)
+
+
+def _answers(digits: int) -> Callable[[], Any]:
+    return lambda: parse_answers_kernel(_integers(1000, digits + 2), digits, _integers(1000), TABLE)
+
+
+TABLE = kernel_table()
 BF16, FP32 = torch.bfloat16, torch.float32
 
 CASES: dict[str, Callable[[], Any]] = {
@@ -91,6 +119,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "decode_attention base bf16": _attention(12, 32, BF16),
     "decode_attention base fp32": _attention(12, 32, FP32),
     "decode_attention odd bf16": _attention(3, 22, BF16),
+    "majority of 5": _vote(5, 30),
+    "majority of 33": _vote(33, 257),
+    "judge": _judgement(5, 30),
+    "prompts 29": _prompts(29),
+    "simplifications 29": _simplifications(29, False),
+    "simplifications 256 least first": _simplifications(256, True),
+    "answers 29": _answers(29),
 }
 
 
