@@ -70,7 +70,7 @@ def plot_run(run: RunDir) -> None:
 
 
 def plot_eval(scores: Sequence[Score], title: str, path: Path) -> None:
-    """Draw accuracy by length with its Wilson 95 % intervals, a line a family of problems."""
+    """Draw accuracy by length, a line a family of problems; the first with its Wilson 95 % intervals."""
     _draw(path, (8.0, 4.6), _eval_figure, scores, title)
 
 
@@ -181,12 +181,18 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
     for name, color in zip(dict.fromkeys(score.name for score in scores), _COLORS, strict=False):
         family = sorted((score for score in scores if score.name == name), key=lambda score: score.digits)
         lengths = [score.digits for score in family]
-        low, high = np.array([score.interval for score in family]).T
-        axes.fill_between(lengths, low, high, color=color, alpha=0.14, lw=0)
-        axes.plot(lengths, [score.accuracy for score in family], "o-", color=color, ms=3.5, lw=1.6, label=name)
-    _scale_accuracy(axes, min(score.interval[0] for score in scores))
+        # The first family carries the interval and lies on top; the bands of all would hide each other.
+        first = name == scores[0].name
+        if first:
+            low, high = np.array([score.interval for score in family]).T
+            axes.fill_between(lengths, low, high, color=color, alpha=0.14, lw=0, label="Wilson 95 %")
+        shares = [score.accuracy for score in family]
+        axes.plot(
+            lengths, shares, "o-", color=color, ms=3.5, lw=2.2 if first else 1.2, zorder=5 if first else 3, label=name
+        )
+    _scale_accuracy(axes, min(score.accuracy for score in scores))
     _scale_lengths(axes, min(score.digits for score in scores), max(score.digits for score in scores))
-    axes.set(title=title, xlabel="digits per operand", ylabel="exact match, Wilson 95 %")
+    axes.set(title=title, xlabel="digits per operand", ylabel="exact match")
     axes.legend(loc="lower left", ncols=2)
 
 
