@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sector.engine.errors import InputError, NoAgreement
+from sector.engine.errors import Diverged, InputError, NoAgreement
 
 DIVERGED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 2, 3, 130
 
@@ -24,7 +24,7 @@ class CommandGroup(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
-        except (typer.TyperException, Interrupted, InputError, NoAgreement, RuntimeError) as error:
+        except (typer.TyperException, Interrupted, InputError, NoAgreement, Diverged) as error:
             code, message = _outcome(error)
             if message:
                 print(f"sector: {' '.join(message.split())}", file=sys.stderr)
@@ -38,22 +38,17 @@ class CommandGroup(TyperGroup):
             raise Interrupted("interrupted") from error
 
 
-def _outcome(error: Exception) -> tuple[int, str]:
-    """Exit code and message of an expected error; raises any other one again."""
+def _outcome(error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged) -> tuple[int, str]:
+    """Exit code and message of an expected error."""
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
     if isinstance(error, NoAgreement):
         return NO_AGREEMENT, str(error)
     if isinstance(error, Interrupted):
         return INTERRUPTED, str(error)
-    if isinstance(error, typer.TyperException):
-        return error.exit_code, _usage(error)
-    # Only a command that trains has loaded torch, and only then may it be loaded here.
-    from sector.engine.distill import Diverged
-
     if isinstance(error, Diverged):
         return DIVERGED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
-    raise error
+    return error.exit_code, _usage(error)
 
 
 def _usage(error: typer.TyperException) -> str:

@@ -74,7 +74,7 @@ class SupervisedConfig(Settings):
 
     max_digits: Annotated[int, Field(ge=2, le=MAX_DIGITS)] = 6
     """Longest supervised problems."""
-    cycle_steps: Count = 1200
+    cycle_steps: Count = 1600
     """Steps of the first cycle of the learning rate."""
     more_steps: Count = 400
     """Steps of every further cycle."""

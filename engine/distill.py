@@ -22,16 +22,13 @@ from torch import Tensor
 
 from sector.engine import policy, tokens
 from sector.engine.config import TrainerConfig
+from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
 from sector.engine.model import MAX_GAP, SectorForCausalLM
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.seeding import generator
 
 _IGNORE = -100
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class NoAgreement(RuntimeError):
     """The loop stopped because the model no longer agrees with itself. The CLI exits with code 3."""
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number. The CLI exits with code 1."""

@@ -22,14 +22,26 @@ from sector.engine import tokens
 # Training moves the digits behind a random column away by up to this many places (`distill.py`).
 MAX_GAP = 30
 
-PRESETS: dict[str, dict[str, int]] = {
+# Raised whenever the same weights would mean something else: token classes, activation, rotation.
+ARCHITECTURE_VERSION = 1
+
+PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
-    "base": {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 1536},
+    "base": {
+        "hidden_size": 384,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "initializer_range": 0.033,
+    },
 }
 
 
 class SectorConfig(PretrainedConfig):
-    """Sizes of a model. `digit_order` is part of a checkpoint because it is part of what the weights have learned."""
+    """Sizes of a model. `digit_order` is part of a checkpoint because it is part of what the weights have learned.
+
+    architecture_version: what the weights were trained as; others would load here and answer nonsense.
+    """
 
     model_type = "sector"
 
@@ -44,6 +56,7 @@ class SectorConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-6,
         initializer_range: float = 0.08,
         digit_order: str = "msd",
+        architecture_version: int = ARCHITECTURE_VERSION,
         **kwargs: Any,
     ) -> None:
         self.hidden_size = hidden_size
@@ -55,6 +68,7 @@ class SectorConfig(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.digit_order = digit_order
+        self.architecture_version = architecture_version
         kwargs.setdefault("vocab_size", tokens.VOCAB_SIZE)
         kwargs.setdefault("pad_token_id", tokens.PAD_ID)
         kwargs.setdefault("eos_token_id", tokens.eos_ids())
@@ -83,6 +97,10 @@ def _check(config: SectorConfig) -> None:
         raise ValueError(
             f"hidden_size {config.hidden_size} must be a multiple of twice num_attention_heads, "
             f"{config.num_attention_heads}: a head rotates pairs"
+        )
+    if config.architecture_version != ARCHITECTURE_VERSION:
+        raise ValueError(
+            f"architecture_version is {config.architecture_version!r}; this release reads {ARCHITECTURE_VERSION} only"
         )
     if config.digit_order not in ("msd", "lsd"):
         raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")

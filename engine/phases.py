@@ -27,8 +27,8 @@ from sector.engine.errors import NoAgreement
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.generate import filter_of, generate
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import DigitOrder
 from sector.engine.plots import plot_run
+from sector.engine.policy import DigitOrder
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler

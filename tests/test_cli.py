@@ -26,8 +26,7 @@ from sector.cli.app import app
 from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import RunConfig
 from sector.engine.dataset import Provenance, labelled_table, write_examples, write_table
-from sector.engine.distill import Diverged
-from sector.engine.errors import InputError
+from sector.engine.errors import Diverged, InputError
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir

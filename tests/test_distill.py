@@ -5,7 +5,8 @@ import torch
 
 from sector.engine import policy, tokens
 from sector.engine.config import TrainerConfig
-from sector.engine.distill import Diverged, lay_out, schedule, start_training, train_cycle
+from sector.engine.distill import lay_out, schedule, start_training, train_cycle
+from sector.engine.errors import Diverged
 from sector.engine.examples import mixed_batches
 from sector.engine.model import MAX_GAP, new_model
 from sector.engine.policy import DigitOrder, Layout

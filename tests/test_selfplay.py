@@ -89,8 +89,16 @@ def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
     assert not (finished_run / "training.safetensors").exists()
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["digits"]) for line in lines] == [("sft", 6), ("round", 7), ("round", 8)]
-    promised = "tried accepted label_error fast_label_error agreement tokens_generated tokens_trained".split()
-    promised += "seconds_generate seconds_train seconds_total".split()
+    promised = [
+        "tried",
+        "accepted",
+        "label_error",
+        "fast_label_error",
+        "agreement",
+        "tokens_generated",
+        "tokens_trained",
+    ]
+    promised += ["seconds_generate", "seconds_train", "seconds_total"]
     for line in lines[1:]:
         assert line["tried"] == 300 == line["accepted"] + sum(line["rejected"].values())
         assert not [key for key in promised if line[key] is None]

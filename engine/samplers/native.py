@@ -53,9 +53,7 @@ class NativeSampler:
     name = "native"
 
     def __init__(self, model: SectorForCausalLM, num_threads: int | None = None) -> None:
-        self._pool = ThreadPoolExecutor(
-            num_threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._pool = ThreadPoolExecutor(num_threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
         self._legal = tokens.legal_table()
         self.load(model)
 
