@@ -223,7 +223,8 @@ def test_a_cache_of_more_than_two_billion_numbers() -> None:
     """Offsets are 64 bits wide."""
     device = torch.device("cuda", 0)
     keys, values = (torch.zeros(2**20 + 2, 4, 32, 16, dtype=torch.bfloat16, device=device) for _ in range(2))
-    small = _inputs(1, 4, 16, 32, device, torch.bfloat16)
+    # The row that sees all of its slots.
+    small = _inputs(2, 4, 16, 32, device, torch.bfloat16).take(torch.tensor([1], device=device))
     large = replace(small, keys=keys, values=values)
     keys[2**20 + 1], values[2**20 + 1] = small.keys[small.at.rows[0]], small.values[small.at.rows[0]]
     large.at = replace(small.at, rows=torch.full_like(small.at.rows, 2**20 + 1))

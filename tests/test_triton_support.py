@@ -16,7 +16,7 @@ sys.argv[0] = "sector"
 sys.modules["triton"] = None
 import torch
 from sector.engine.tokens import kernel_table
-from sector.kernels import _triton, consistency, decode_attention, digit_sampler, layout, megakernel, philox
+from sector.kernels import _triton, consistency, decode_attention, digit_sampler, layout, philox
 assert not _triton.AVAILABLE and not _triton.INTERPRETED
 ids = torch.tensor([0, 16 * 3 + 4])
 head = digit_sampler.Head(torch.ones(8), torch.zeros(32, 8), 1e-6)
