@@ -1,0 +1,710 @@
+"""Decode megakernel: one launch completes a whole batch, from the ids of the prefixes to the ids of every branch.
+
+At the size of the presets a token is a third of a million to thirty million operations, and what an engine of one
+kernel an operation spends its time on is the gaps between kernels (1.3-2.1 us each, some thirty a token) and the host.
+Here there is one kernel and no gap: a program owns a tile of rows and carries it through all layers for all tokens.
+Nothing passes between programs, so that no barrier spans the grid.
+
+Legend: B rows of the batch, R rows of a tile, P prefix tokens, J branches, T tokens a row in one pass, M = R * T,
+D hidden size (padded to a power of two in registers), L layers, H heads, G heads of a group, K head size, S slots,
+F features of the feed-forward, C classes. A slot is where a token's key and value are kept; a place is what rotates
+them, and a token's id holds it.
+
+Design
+  1. Prefill: passes of T tokens a row over the prefix, in the same launch. The last layer is left at its keys and
+     values, because nobody reads the logits of a prefix.
+  2. Decode: branch after branch, passes of one token a row: first the mark, then what the row chose. Branches share
+     the slots of the prefix, and each overwrites the slots of the one before. A row that has ended is masked, and its
+     cache is read no more; a tile leaves a branch as soon as all its rows have ended.
+  3. The residual stream `[M, D]` stays in registers. Attention goes by groups of heads and the feed-forward by blocks
+     of features: each block is projected, used, and what it contributes is added to the stream. Only keys and values
+     go to memory. Real and imaginary halves of queries and keys are projected apart, so that rotation is elementwise.
+  4. Where D is large, a product with all of it at once would overflow the registers. The normed stream then goes
+     through a scratch (L1 and L2 resident) and the products loop over blocks of it.
+  5. Rows share no keys, so attention is a batch of matrix-vector products: vector arithmetic and an online softmax over
+     blocks of slots. What has weights is `tl.dot`.
+  6. Logits, legality, temperature, Gumbel noise (`philox.py`), choice and next id stay in registers.
+  7. The grid is persistent: a program takes tile after tile and reuses one slab of cache, so that what must stay in L2
+     is the slabs of the programs that run, and not the batch.
+
+Arithmetic: float32 weights multiply in float32 (never tf32), so that greedy tokens are those of the reference; with
+bfloat16 weights operands and cache are bfloat16, and sums, norms, softmax, logits and the choice are float32.
+
+What bounds it on an H100: arithmetic, with 3.0 TB/s for device memory and an assumed 5.5 TB/s for L2, 132 programs of
+16 rows, 65 tokens of context, bfloat16. **The kernel has not been timed on any GPU: these are bounds, not results.**
+
+    a token                                    tiny (3 x 64)            base (8 x 384)
+    operations in weights + attention          0.30 + 0.05 MFLOP        28.3 + 0.8 MFLOP
+    ... at 800 TFLOP/s                         2,300 M tok/s            27 M tok/s
+    keys and values read, device memory        50 kB:  60 M tok/s       0.80 MB: 3.8 M tok/s
+    weights read, L2 (whole by each program)   18 kB: 300 M tok/s       1.8 MB:  3.1 M tok/s
+
+So tiny is bound by its cache as long as the batch is large, and base by weights and cache alike, 1.7 M tok/s together;
+operations bound neither. More rows a tile would read weights less often, and need more than the 255 registers a thread
+that sixteen rows already take. Slabs that fit in L2 (50 MB; tiny: 1,000 rows of 65 tokens) lift the bound of the cache.
+The bounds leave latency out: a pass is a chain of about ten dependent steps a layer and one more for every block of
+slots, and a small batch is bound by that. Tiny's weights (295 kB) exceed shared memory (227 KiB), so they come from L1
+and L2 in every pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sector.kernels._triton import INTERPRETED, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
+from sector.kernels.philox import gumbel_lanes, uniforms
+from sector.kernels.token_table import TokenTable, class_of, next_ids
+
+# The smallest extent that tl.dot takes on any axis.
+_MIN_DOT = 16
+# The widest stream that products take whole, without the scratch.
+_WHOLE = 128
+_LOG2_E = 1.4426950408889634
+
+# Of each layer a key and a value, `[B, H, S, K]`.
+_Cache: TypeAlias = list[tuple[Tensor, Tensor]]
+
+
+class Weights(NamedTuple):
+    """The tensors of a model, layers stacked; all of one dtype but `rope`. Linear weights are [out, in], as in torch.
+
+    embed, head: `[C, D]`. attention_norm, mlp_norm: `[L, D]`; norm: `[D]`.
+    qkv: `[L, 3D, D]`; out: `[L, D, D]`; up: `[L, F, D]`; down: `[L, D, F]`.
+    rope: `[places, 2, K/2]` float32 cosines and sines.
+    """
+
+    embed: Tensor
+    attention_norm: Tensor
+    qkv: Tensor
+    out: Tensor
+    mlp_norm: Tensor
+    up: Tensor
+    down: Tensor
+    norm: Tensor
+    head: Tensor
+    rope: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What completes: weights, the table of its tokens, and the two numbers that no weight tells."""
+
+    weights: Weights
+    table: TokenTable
+    num_heads: int
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to complete.
+
+    prefix: `[B, P]` int64 ids. marks: `[B, J]` int64 ids, one completion each. lengths: J most new tokens.
+    rows: `[B]` int64 counters of the random stream. Branch j draws from stage + j; temperature 0 is greedy.
+    """
+
+    prefix: Tensor
+    marks: Tensor
+    lengths: Sequence[int]
+    rows: Tensor
+    stage: int = 0
+    seed: int = 0
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the kernel knows when it is compiled: how work is cut, the sizes of the model, the constants of its tokens.
+
+    tile_rows: R, at least 16. prefill_tokens: T of prefill. prefill_slots, decode_slots: slots read at a time.
+    feature_block, group_heads, inner: how many of F, H and D a product takes at a time; inner = D is without scratch.
+    """
+
+    tile_rows: int
+    prefill_tokens: int
+    prefill_slots: int
+    decode_slots: int
+    feature_block: int
+    group_heads: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    layers: int
+    hidden: int
+    hidden_block: int
+    heads: int
+    half: int
+    features: int
+    classes: int
+    num_local: int
+    num_digits: int
+    max_place: int
+    eos: int
+    pad_id: int
+    eps: float
+    interpreted: bool
+
+    @property
+    def score_scale(self) -> float:
+        """Queries carry the root of the head size, and log2(e) because scores are powers of two."""
+        return (2 * self.half) ** -0.5 * _LOG2_E
+
+
+def complete(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
+    """J completions `[B, length]` int64, PAD behind the end.
+
+    logits: `[J, B, longest, C]` float32, to be filled with the logits that each token was chosen by, before
+    temperature: -inf where illegal, NaN where nothing was chosen.
+    """
+    _check(model, request, logits)
+    run = complete_kernel if runs_kernel(request.prefix) else complete_reference
+    return run(model, request, logits)
+
+
+def complete_reference(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
+    """`complete` in plain torch, all in float32."""
+    table = model.table
+    model = replace(model, weights=Weights(*(tensor.float() for tensor in model.weights)))
+    if logits is not None:
+        logits.fill_(float("nan"))
+    prefix_cache: _Cache = []
+    _reference_pass(model, request.prefix, prefix_cache)
+    outputs = []
+    for branch, length in enumerate(request.lengths):
+        cache = list(prefix_cache)
+        ids = request.marks[:, branch]
+        output = request.prefix.new_full((len(ids), length), _pad_id(table))
+        live = torch.ones_like(ids, dtype=torch.bool)
+        for step in range(length):
+            hidden = _reference_pass(model, ids[:, None], cache)[:, 0]
+            step_logits, classes = _reference_choice(model, request, hidden, ids, branch, step)
+            ids = table.next_ids(ids, classes)
+            output[live, step] = ids[live]
+            if logits is not None:
+                logits[branch, live, step] = step_logits[live]
+            live = live & (classes != table.eos) & (classes != table.pad)
+            if not live.any():
+                break
+        outputs.append(output)
+    return outputs
+
+
+def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
+    """Ids `[B, T]` behind the tokens in the cache -> `[B, T, D]` before the final norm; the cache gets them too."""
+    weights, table, (batch, length) = model.weights, model.table, ids.shape
+    cos, sin = weights.rope[ids // table.num_local].unsqueeze(1).unbind(dim=3)
+    x = weights.embed[table.class_of(ids)]
+    past = cache[0][0].shape[2] if cache else 0
+    visible = torch.ones(length, past + length, dtype=torch.bool, device=ids.device).tril(past)
+    for layer in range(len(weights.qkv)):
+        normed = F.rms_norm(x, x.shape[-1:], weights.attention_norm[layer], model.eps)
+        qkv = F.linear(normed, weights.qkv[layer]).view(batch, length, 3, model.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if past:
+            k, v = torch.cat([cache[layer][0], k], dim=2), torch.cat([cache[layer][1], v], dim=2)
+            cache[layer] = (k, v)
+        else:
+            cache.append((k, v))
+        scores = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(~visible, float("-inf"))
+        y = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, length, -1)
+        x = x + F.linear(y, weights.out[layer])
+        normed = F.rms_norm(x, x.shape[-1:], weights.mlp_norm[layer], model.eps)
+        x = x + F.linear(F.relu(F.linear(normed, weights.up[layer])).square(), weights.down[layer])
+    return x
+
+
+def _reference_choice(
+    model: Model, request: Request, hidden: Tensor, ids: Tensor, branch: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Hidden states `[B, D]` of the tokens `ids [B]` -> logits `[B, C]`, -inf where illegal, and classes `[B]`."""
+    normed = F.rms_norm(hidden, hidden.shape[-1:], model.weights.norm, model.eps)
+    logits = F.linear(normed, model.weights.head).masked_fill(~model.table.may_follow(ids), float("-inf"))
+    if request.temperature == 0:
+        return logits, logits.argmax(dim=1)
+    steps = torch.full_like(ids, step)
+    noise = uniforms(request.seed, request.rows, request.stage + branch, steps, logits.shape[1])
+    return logits, (logits / request.temperature - (-noise.log()).log()).argmax(dim=1)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `[B, H, T, K]` by `[B, 1, T, K/2]` cosines and sines; halves are the two components."""
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+
+
+def _pad_id(table: TokenTable) -> int:
+    return table.pad - table.num_local
+
+
+def make_plan(model: Model, **overrides: Any) -> Plan:
+    """The plan for a model; ValueError, naming the rule, for a model that the kernel cannot run."""
+    layers, features, hidden = model.weights.up.shape
+    head_dim = hidden // model.num_heads
+    if hidden % model.num_heads or head_dim != next_power_of_2(head_dim):
+        raise ValueError(f"the size of a head must be a power of two, not {hidden}/{model.num_heads}")
+    # Chosen so that the presets compile for sm_90 with few or no spills (tests/test_megakernel.py); not timed.
+    exact = model.weights.qkv.dtype == torch.float32
+    whole = hidden <= _WHOLE and hidden == next_power_of_2(hidden)
+    inner = hidden if whole else _largest_divisor(hidden, 32 if exact else 64)
+    block = _largest_divisor(features, (32 if whole else 16) if exact else (64 if whole else 32))
+    group = _largest_divisor(model.num_heads, max(1, (64 if whole else 32) // head_dim))
+    if min(inner, block, group * head_dim // 2) < _MIN_DOT:
+        raise ValueError(
+            f"blocks of less than {_MIN_DOT} cannot be multiplied: hidden size {hidden}, features {features} or "
+            f"{model.num_heads} heads of {head_dim} do not divide into larger ones"
+        )
+    return Plan(
+        **{
+            "tile_rows": 16,
+            "prefill_tokens": 2 if whole and not exact else 1,
+            "prefill_slots": 2 if whole and not exact else 4,
+            "decode_slots": 8 if whole else 4,
+            "feature_block": block,
+            "group_heads": group,
+            "inner": inner,
+            "num_warps": 8,
+            "num_stages": 2 if exact else 3,
+            "layers": layers,
+            "hidden": hidden,
+            "hidden_block": next_power_of_2(hidden),
+            "heads": model.num_heads,
+            "half": head_dim // 2,
+            "features": features,
+            "classes": model.table.num_classes,
+            "num_local": model.table.num_local,
+            "num_digits": model.table.num_digits,
+            "max_place": model.table.max_place,
+            "eos": model.table.eos,
+            "pad_id": _pad_id(model.table),
+            "eps": model.eps,
+            "interpreted": INTERPRETED,
+            **overrides,
+        }
+    )
+
+
+def _largest_divisor(size: int, limit: int) -> int:
+    """The largest power of two that divides `size` and is at most `limit`, itself one."""
+    return min(size & -size, limit)
+
+
+def complete_kernel(
+    model: Model, request: Request, logits: Tensor | None = None, plan: Plan | None = None
+) -> list[Tensor]:
+    """`complete` by one launch of the Triton kernel."""
+    plan = make_plan(model) if plan is None else plan
+    (batch, prefix_length), longest = request.prefix.shape, max(request.lengths)
+    device, dtype = request.prefix.device, model.weights.qkv.dtype
+    slots = prefix_length + longest
+    if max(plan.layers * 2 * plan.tile_rows * slots * plan.hidden, len(request.lengths) * batch * slots) >= 2**31:
+        raise ValueError("too many tokens for 32-bit offsets: cut the batch")
+    output = torch.full((len(request.lengths), batch, longest), plan.pad_id, dtype=torch.int64, device=device)
+    if logits is not None:
+        logits.fill_(float("nan"))
+    tiles = num_programs(batch, plan.tile_rows)
+    programs = min(tiles, _resident_programs(device, plan))
+    cache = torch.empty((programs, plan.layers, 2, plan.tile_rows, slots, plan.hidden), dtype=dtype, device=device)
+    scratch = torch.empty((programs, plan.tile_rows * plan.prefill_tokens, plan.hidden), dtype=dtype, device=device)
+    if batch:
+        _complete_kernel[(programs,)](
+            model.weights,
+            model.table.legal,
+            model.table.mark_base,
+            request.prefix,
+            request.marks,
+            torch.tensor(tuple(request.lengths), dtype=torch.int32).to(device, non_blocking=True),
+            request.rows,
+            cache,
+            scratch,
+            output,
+            logits,
+            batch,
+            tiles,
+            prefix_length,
+            len(request.lengths),
+            longest,
+            slots,
+            _signed_word(request.seed),
+            _signed_word(request.seed >> 32),
+            request.stage,
+            float(request.temperature),
+            SAMPLE=request.temperature > 0,
+            PLAN=plan,
+            num_warps=plan.num_warps,
+            num_stages=plan.num_stages,
+        )
+    return [output[branch, :, :length] for branch, length in enumerate(request.lengths)]
+
+
+def _resident_programs(device: torch.device, plan: Plan) -> int:
+    """Programs that run at a time: the registers of an SM hold eight warps that take all they can. Interpreted, two."""
+    if device.type != "cuda":
+        return 2
+    return max(1, 8 // plan.num_warps) * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _signed_word(value: int) -> int:
+    """The low 32 bits as a signed number, so that every seed makes arguments of one type."""
+    return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+def _check(model: Model, request: Request, logits: Tensor | None) -> None:
+    """Raise ValueError on what the kernel would misread."""
+    weights, table, device = model.weights, model.table, request.prefix.device
+    classes, hidden = table.num_classes, weights.norm.shape[0]
+    layers, features = weights.up.shape[:2]
+    dtype = weights.qkv.dtype
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"weights must be float32 or bfloat16, not {dtype}")
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "embed": (classes, hidden),
+        "attention_norm": (layers, hidden),
+        "qkv": (layers, 3 * hidden, hidden),
+        "out": (layers, hidden, hidden),
+        "mlp_norm": (layers, hidden),
+        "up": (layers, features, hidden),
+        "down": (layers, hidden, features),
+        "norm": (hidden,),
+        "head": (classes, hidden),
+    }
+    for name, shape in shapes.items():
+        expect(name, getattr(weights, name), shape, dtype, device)
+    expect("rope", weights.rope, (None, 2, hidden // model.num_heads // 2), torch.float32, device)
+    if len(weights.rope) <= table.max_place:
+        raise ValueError(f"rope must reach place {table.max_place}, not {len(weights.rope) - 1}")
+    if request.temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {request.temperature}")
+    expect("table.legal", table.legal, (classes,), torch.int32, device)
+    expect("prefix", request.prefix, (None, None), torch.int64, device)
+    if request.prefix.shape[1] == 0:
+        raise ValueError("prefix must have at least one token")
+    batch, branches = len(request.prefix), len(request.lengths)
+    expect("marks", request.marks, (batch, branches), torch.int64, device)
+    expect("rows", request.rows, (batch,), torch.int64, device)
+    if not branches or min(request.lengths) < 1:
+        raise ValueError(f"lengths must be at least 1, one a branch, not {list(request.lengths)}")
+    if logits is not None:
+        expect("logits", logits, (branches, batch, max(request.lengths), classes), torch.float32, device)
+
+
+@triton.jit
+def _dot(x, w, total, PLAN: tl.constexpr):
+    """`total [M, O]` plus `[M, I]` times `[I, O]`, in the dtype of the weights `w` and summed in float32."""
+    x = x.to(w.dtype)
+    if PLAN.interpreted:
+        # The interpreter multiplies the bits of bfloat16 as if they were integers.
+        x, w = x.to(tl.float32), w.to(tl.float32)
+    return tl.dot(x, w, total, input_precision="ieee")
+
+
+@triton.jit
+def _project(normed, scratch_ptr, weight_ptr, outputs, PLAN: tl.constexpr):
+    """`[M, D]` -> `[M, O]`: the features `outputs [O]` of a linear weight `[any, D]`."""
+    total = tl.zeros((normed.shape[0], outputs.shape[0]), tl.float32)
+    if PLAN.inner == PLAN.hidden:
+        inputs = tl.arange(0, PLAN.hidden)
+        total = _dot(normed, tl.load(weight_ptr + outputs[None, :] * PLAN.hidden + inputs[:, None]), total, PLAN)
+    else:
+        tokens = tl.arange(0, normed.shape[0])
+        for first in tl.range(0, PLAN.hidden, PLAN.inner):
+            inputs = first + tl.arange(0, PLAN.inner)
+            part = tl.load(scratch_ptr + tokens[:, None] * PLAN.hidden + inputs[None, :])
+            total = _dot(part, tl.load(weight_ptr + outputs[None, :] * PLAN.hidden + inputs[:, None]), total, PLAN)
+    return total
+
+
+@triton.jit
+def _project_back(x, weight_ptr, inputs, WIDTH: tl.constexpr, PLAN: tl.constexpr):
+    """`[M, I]` -> `[M, D]`: what the features `inputs` `[I]` contribute through a linear weight `[D, WIDTH]`."""
+    BLOCK: tl.constexpr = PLAN.hidden_block
+    outputs = tl.arange(0, BLOCK)
+    pointers = weight_ptr + outputs[None, :] * WIDTH + inputs[:, None]
+    total = tl.zeros((x.shape[0], BLOCK), tl.float32)
+    return _dot(x, tl.load(pointers, mask=(outputs < PLAN.hidden)[None, :], other=0.0), total, PLAN)
+
+
+@triton.jit
+def _rms_norm(x, scratch_ptr, weight_ptr, PLAN: tl.constexpr):
+    """`[M, D]` -> `[M, D]`, padding stays zero; into the scratch too where that is what `_project` reads."""
+    columns = tl.arange(0, PLAN.hidden_block)
+    weight = tl.load(weight_ptr + columns, mask=columns < PLAN.hidden, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, axis=1) / PLAN.hidden + PLAN.eps)
+    normed = x * scale[:, None] * weight[None, :]
+    if PLAN.inner < PLAN.hidden:
+        tokens = tl.arange(0, x.shape[0])
+        # All have read what was there before; then all can read what is there now.
+        tl.debug_barrier()
+        pointers = scratch_ptr + tokens[:, None] * PLAN.hidden + columns[None, :]
+        tl.store(pointers, normed, mask=(columns < PLAN.hidden)[None, :])
+        tl.debug_barrier()
+    return normed
+
+
+@triton.jit
+def _read(ids, weights, PLAN: tl.constexpr):
+    """Ids `[M]` -> embeddings `[M, D]` and, for the pairs of a group of heads, cosines and sines `[M, G * K/2]`."""
+    columns = tl.arange(0, PLAN.hidden_block)
+    pointers = weights.embed + class_of(ids, PLAN.num_local)[:, None] * PLAN.hidden + columns[None, :]
+    x = tl.load(pointers, mask=(columns < PLAN.hidden)[None, :], other=0.0).to(tl.float32)
+    pairs = tl.arange(0, PLAN.group_heads * PLAN.half) % PLAN.half
+    rope = weights.rope + (ids // PLAN.num_local)[:, None] * (2 * PLAN.half) + pairs[None, :]
+    return x, tl.load(rope), tl.load(rope + PLAN.half)
+
+
+@triton.jit
+def _rotated(normed, scratch_ptr, weight_ptr, group, cos, sin, PLAN: tl.constexpr):
+    """The queries or keys of a group of heads, rotated: real and imaginary halves `[M, G * K/2]`."""
+    pairs = tl.arange(0, PLAN.group_heads * PLAN.half)
+    features = (group * PLAN.group_heads + pairs // PLAN.half) * (2 * PLAN.half) + pairs % PLAN.half
+    real = _project(normed, scratch_ptr, weight_ptr, features, PLAN)
+    imaginary = _project(normed, scratch_ptr, weight_ptr, features + PLAN.half, PLAN)
+    return real * cos - imaginary * sin, imaginary * cos + real * sin
+
+
+@triton.jit
+def _keys_values(
+    normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, TOKENS: tl.constexpr,
+    PLAN: tl.constexpr,
+):  # fmt: skip
+    """Keys (two halves `[M, G * K/2]`) and values `[M, G * K]` of a group of heads; kept in the cache where `real`."""
+    SQUARE: tl.constexpr = PLAN.hidden * PLAN.hidden
+    PAIRS: tl.constexpr = PLAN.group_heads * PLAN.half
+    pairs = tl.arange(0, PAIRS)
+    columns = group * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)
+    qkv = weights.qkv + layer * (3 * SQUARE)
+    k_real, k_imag = _rotated(normed, scratch_ptr, qkv + SQUARE, group, cos, sin, PLAN)
+    v = _project(normed, scratch_ptr, qkv + 2 * SQUARE, columns, PLAN)
+    tokens = tl.arange(0, PLAN.tile_rows * TOKENS)
+    row = layer * (2 * PLAN.tile_rows) + tokens // TOKENS
+    keys = cache_ptr + (row * num_slots + first_slot + tokens % TOKENS) * PLAN.hidden
+    values = keys + PLAN.tile_rows * num_slots * PLAN.hidden
+    # In the cache a group's real halves come first, so that what is read together lies together.
+    k_pointers = keys[:, None] + group * (2 * PAIRS) + pairs[None, :]
+    tl.store(k_pointers, k_real, mask=real[:, None])
+    tl.store(k_pointers + PAIRS, k_imag, mask=real[:, None])
+    tl.store(values[:, None] + columns[None, :], v, mask=real[:, None])
+    return k_real, k_imag, v
+
+
+@triton.jit
+def _attend(q_real, q_imag, k_real, k_imag, v, visible, peak, total, mixed):
+    """One step of the online softmax: queries `[R, T, G, K/2]` over a block of slots, keys `[R, S, G, K/2]`.
+
+    visible: `[1, T or 1, S, 1]`. peak, total: `[R, T, G]`, the largest score so far and the sum of powers of two
+    below it; mixed: `[R, T, G, K]`, the values so weighted.
+    """
+    products = q_real[:, :, None] * k_real[:, None] + q_imag[:, :, None] * k_imag[:, None]
+    scores = tl.where(visible, tl.sum(products, axis=4), float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(scores, axis=2))
+    shares = tl.exp2(scores - new_peak[:, :, None])
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(shares, axis=2)
+    mixed = mixed * shrink[:, :, :, None] + tl.sum(shares[:, :, :, :, None] * v[:, None], axis=2)
+    return new_peak, total, mixed
+
+
+@triton.jit
+def _attention(
+    normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
+    TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """What one group of heads adds to the residual stream, `[M, D]`."""
+    R: tl.constexpr = PLAN.tile_rows
+    G: tl.constexpr = PLAN.group_heads
+    HALF: tl.constexpr = PLAN.half
+    q_real, q_imag = _rotated(
+        normed, scratch_ptr, weights.qkv + layer * (3 * PLAN.hidden * PLAN.hidden), group, cos, sin, PLAN
+    )
+    k_real, k_imag, v = _keys_values(
+        normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, TOKENS, PLAN
+    )
+    q_real = tl.reshape(q_real * PLAN.score_scale, (R, TOKENS, G, HALF))
+    q_imag = tl.reshape(q_imag * PLAN.score_scale, (R, TOKENS, G, HALF))
+    # The tokens of this pass first, from registers: every query sees at least itself, so that the peak is finite.
+    steps = tl.arange(0, TOKENS)
+    causal = steps[None, :, None, None] >= steps[None, None, :, None]
+    peak, total, mixed = _attend(
+        q_real,
+        q_imag,
+        tl.reshape(k_real, (R, TOKENS, G, HALF)),
+        tl.reshape(k_imag, (R, TOKENS, G, HALF)),
+        tl.reshape(v, (R, TOKENS, G, 2 * HALF)),
+        causal,
+        tl.full((R, TOKENS, G), float("-inf"), tl.float32),
+        tl.zeros((R, TOKENS, G), tl.float32),
+        tl.zeros((R, TOKENS, G, 2 * HALF), tl.float32),
+    )
+    rows = tl.arange(0, R)[:, None, None, None]
+    heads = tl.arange(0, G)[None, None, :, None]
+    halves = tl.arange(0, HALF)[None, None, None, :]
+    whole = tl.arange(0, 2 * HALF)[None, None, None, :]
+    keys = cache_ptr + (layer * (2 * R) + rows) * num_slots * PLAN.hidden + group * (2 * G * HALF)
+    values = keys + R * num_slots * PLAN.hidden
+    for block in tl.range(0, first_slot, SLOTS):
+        slots = block + tl.arange(0, SLOTS)[None, :, None, None]
+        mask = (slots < first_slot) & live[:, None, None, None]
+        k_pointers = keys + slots * PLAN.hidden + heads * HALF + halves
+        k_real4 = tl.load(k_pointers, mask=mask, other=0.0).to(tl.float32)
+        k_imag4 = tl.load(k_pointers + G * HALF, mask=mask, other=0.0).to(tl.float32)
+        v4 = tl.load(values + slots * PLAN.hidden + heads * (2 * HALF) + whole, mask=mask, other=0.0).to(tl.float32)
+        seen = (block + tl.arange(0, SLOTS) < first_slot)[None, None, :, None]
+        peak, total, mixed = _attend(q_real, q_imag, k_real4, k_imag4, v4, seen, peak, total, mixed)
+    y = tl.reshape(mixed / total[:, :, :, None], (R * TOKENS, 2 * G * HALF))
+    columns = group * (2 * G * HALF) + tl.arange(0, 2 * G * HALF)
+    return _project_back(y, weights.out + layer * (PLAN.hidden * PLAN.hidden), columns, PLAN.hidden, PLAN)
+
+
+@triton.jit
+def _feed_forward(normed, scratch_ptr, layer, weights, PLAN: tl.constexpr):
+    """`[M, D]` -> what the feed-forward adds to the residual stream, a block of features at a time."""
+    WEIGHT: tl.constexpr = PLAN.features * PLAN.hidden
+    added = tl.zeros_like(normed)
+    for first in tl.range(0, PLAN.features, PLAN.feature_block):
+        features = first + tl.arange(0, PLAN.feature_block)
+        u = _project(normed, scratch_ptr, weights.up + layer * WEIGHT, features, PLAN)
+        u = tl.maximum(u, 0.0)
+        added += _project_back(u * u, weights.down + layer * WEIGHT, features, PLAN.features, PLAN)
+    return added
+
+
+@triton.jit
+def _layer(
+    x, layer, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
+    TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """One block of the model: `[M, D]` -> `[M, D]`."""
+    normed = _rms_norm(x, scratch_ptr, weights.attention_norm + layer * PLAN.hidden, PLAN)
+    for group in tl.range(0, PLAN.heads // PLAN.group_heads):
+        x += _attention(
+            normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
+            TOKENS, SLOTS, PLAN,
+        )  # fmt: skip
+    normed = _rms_norm(x, scratch_ptr, weights.mlp_norm + layer * PLAN.hidden, PLAN)
+    return x + _feed_forward(normed, scratch_ptr, layer, weights, PLAN)
+
+
+@triton.jit
+def _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN: tl.constexpr):
+    """Hidden states `[R, D]` of the tokens `ids` `[R]` -> `[R, C]`, -inf where illegal."""
+    lanes = tl.arange(0, PLAN.classes)
+    logits = _project(_rms_norm(x, scratch_ptr, weights.norm, PLAN), scratch_ptr, weights.head, lanes, PLAN)
+    legal = tl.load(legal_ptr + class_of(ids, PLAN.num_local))
+    return tl.where((legal[:, None] >> lanes[None, :]) & 1 == 1, logits, float("-inf"))
+
+
+@triton.jit
+def _choose(
+    logits, ids, mark_base_ptr, seed, counters, stage, step, temperature, SAMPLE: tl.constexpr, PLAN: tl.constexpr
+):  # fmt: skip
+    """Logits `[R, C]` of the tokens `ids [R]` -> the ids `[R]` that follow and whether the rows end with them."""
+    if SAMPLE:
+        nothing = tl.zeros_like(counters)
+        noise = gumbel_lanes(seed, counters, nothing + stage, nothing + step, PLAN.classes)
+        logits = tl.div_rn(logits, tl.zeros_like(logits) + temperature) + noise
+    classes = tl.argmax(logits, axis=1)
+    chosen = next_ids(ids, classes, mark_base_ptr, PLAN.num_local, PLAN.num_digits, PLAN.max_place)
+    return chosen, (chosen == PLAN.pad_id) | (classes == PLAN.eos)
+
+
+@triton.jit
+def _prefill(
+    tile, prefix_ptr, num_rows, prefix_length, weights, cache_ptr, scratch_ptr, num_slots, PLAN: tl.constexpr
+):  # fmt: skip
+    """Fill the slots of a tile's prefixes."""
+    TOKENS: tl.constexpr = PLAN.prefill_tokens
+    LAST: tl.constexpr = PLAN.layers - 1
+    live = tile * PLAN.tile_rows + tl.arange(0, PLAN.tile_rows) < num_rows
+    tokens = tl.arange(0, PLAN.tile_rows * TOKENS)
+    rows = tile * PLAN.tile_rows + tokens // TOKENS
+    for first in tl.range(0, prefix_length, TOKENS):
+        at = first + tokens % TOKENS
+        real = (rows < num_rows) & (at < prefix_length)
+        ids = tl.load(prefix_ptr + rows * prefix_length + at, mask=real, other=PLAN.pad_id).to(tl.int32)
+        x, cos, sin = _read(ids, weights, PLAN)
+        for layer in tl.range(0, LAST, disable_licm=True):
+            x = _layer(
+                x, layer, cos, sin, weights, cache_ptr, scratch_ptr, first, num_slots, real, live,
+                TOKENS, PLAN.prefill_slots, PLAN,
+            )  # fmt: skip
+        normed = _rms_norm(x, scratch_ptr, weights.attention_norm + LAST * PLAN.hidden, PLAN)
+        for group in tl.range(0, PLAN.heads // PLAN.group_heads):
+            _keys_values(
+                normed, LAST, group, cos, sin, weights, cache_ptr, scratch_ptr, first, num_slots, real, TOKENS, PLAN
+            )
+        # What one thread has written to the cache, others read in the next pass.
+        tl.debug_barrier()
+
+
+# Compiled once a plan, not once for every size of a batch.
+@triton.jit(
+    do_not_specialize=[
+        "num_rows", "num_tiles", "prefix_length", "num_branches", "longest", "num_slots", "key_low", "key_high", "stage"
+    ]
+)  # fmt: skip
+def _complete_kernel(
+    weights,  # Weights
+    legal_ptr,  # [C]
+    mark_base_ptr,  # [C / 2]
+    prefix_ptr,  # [B, P]
+    marks_ptr,  # [B, J]
+    lengths_ptr,  # [J]
+    counters_ptr,  # [B]
+    cache_ptr,  # [programs, L, 2, R, S, D]
+    scratch_ptr,  # [programs, R * T, D]
+    output_ptr,  # [J, B, longest]
+    logits_ptr,  # [J, B, longest, C] or None
+    num_rows,
+    num_tiles,
+    prefix_length,
+    num_branches,
+    longest,
+    num_slots,
+    key_low,
+    key_high,
+    stage,
+    temperature,
+    SAMPLE: tl.constexpr,
+    PLAN: tl.constexpr,
+):
+    SLAB: tl.constexpr = PLAN.layers * 2 * PLAN.tile_rows * PLAN.hidden
+    seed = (tl.cast(key_high, tl.int64) << 32) | (tl.cast(key_low, tl.int64) & 0xFFFFFFFF)
+    lanes = tl.arange(0, PLAN.classes)
+    cache_ptr += tl.program_id(0).to(tl.int64) * SLAB * num_slots
+    scratch_ptr += tl.program_id(0) * (PLAN.tile_rows * PLAN.prefill_tokens * PLAN.hidden)
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        rows = tile * PLAN.tile_rows + tl.arange(0, PLAN.tile_rows)
+        in_batch = rows < num_rows
+        counters = tl.load(counters_ptr + rows, mask=in_batch, other=0)
+        _prefill(tile, prefix_ptr, num_rows, prefix_length, weights, cache_ptr, scratch_ptr, num_slots, PLAN)
+        for branch in tl.range(0, num_branches):
+            length = tl.load(lengths_ptr + branch)
+            ids = tl.load(marks_ptr + rows * num_branches + branch, mask=in_batch, other=PLAN.pad_id).to(tl.int32)
+            live = in_batch
+            step = 0
+            # Falls to 0 when the last row of the tile has ended.
+            until = length
+            while step < until:
+                x, cos, sin = _read(ids, weights, PLAN)
+                for layer in tl.range(0, PLAN.layers, disable_licm=True):
+                    x = _layer(
+                        x, layer, cos, sin, weights, cache_ptr, scratch_ptr, prefix_length + step, num_slots,
+                        live, live, 1, PLAN.decode_slots, PLAN,
+                    )  # fmt: skip
+                tl.debug_barrier()
+                logits = _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN)
+                at = (branch * num_rows + rows) * longest + step
+                if logits_ptr is not None:
+                    pointers = logits_ptr + at.to(tl.int64)[:, None] * PLAN.classes + lanes[None, :]
+                    tl.store(pointers, logits, mask=live[:, None])
+                ids, ended = _choose(
+                    logits, ids, mark_base_ptr, seed, counters, stage + branch, step, temperature, SAMPLE, PLAN
+                )
+                tl.store(output_ptr + at, ids.to(tl.int64), mask=live)
+                live = live & ~ended
+                step += 1
+                until = tl.where(tl.max(live.to(tl.int32), axis=0) > 0, length, 0)
