@@ -5,7 +5,7 @@ import torch
 from scripted import Scripted
 
 from sector.engine import oracle
-from sector.engine.improve import FILTERS, Filter, SecondLook, Verdict, Vote, cat_improved, improve, majority
+from sector.engine.improve import FILTERS, Filter, SecondLook, Verdict, Vote, cat_improved, improve
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers.protocol import Sampling
@@ -77,15 +77,6 @@ def test_same_mistake_in_both_orders_passes_but_for_the_direct_look(problems: Pr
     paper = ask(Scripted(wrong), problems, FILTERS["paper"])
     strict = ask(Scripted(wrong), problems, FILTERS["strict"])
     assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdict[0] == Verdict.NOT_DIRECT
-
-
-def test_majority_counts_only_valid_guesses_and_prefers_the_earliest() -> None:
-    a, b, c = [1, 2], [3, 4], [5, 6]
-    guesses = torch.tensor([[a, b, b, c], [a, b, a, b], [a, a, a, b], [a, b, c, c]])
-    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
-    answers, votes = majority(guesses, valid)
-    assert answers.tolist() == [b, a, b, [0, 0]]
-    assert votes.tolist() == [2, 2, 1, 0]
 
 
 def test_cat_is_the_whole_batch(problems: Problems) -> None:
