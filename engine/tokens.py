@@ -22,6 +22,8 @@ Prompts and completions, all marks in one variant; `&` is the JOIN mark, which p
 a', b' and c' are the remaining problem of N-1 digits, d the last digit of the answer.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -72,8 +74,13 @@ def next_ids(ids: Tensor, next_classes: Tensor) -> Tensor:
     return torch.where(next_classes < NUM_LOCAL, local, next_classes - NUM_LOCAL)
 
 
+@cache
+@torch.inference_mode(False)
 def legal_table(device: torch.device | str = "cpu") -> Tensor:
-    """`[32, 32]` bool: may class j follow class i in what a model generates? Every row allows something."""
+    """`[32, 32]` bool: may class j follow class i in what a model generates? Every row allows something.
+
+    Made once a device, since every forward pass asks for it: not to be written to.
+    """
     legal = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.bool)
     digits = slice(0, NUM_DIGITS)
     legal[START:PAD, digits] = True
@@ -118,6 +125,8 @@ def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
     )
 
 
+@cache
+@torch.inference_mode(False)
 def _mark_base(device: torch.device) -> Tensor:
     """`[16]` place before the first digit after each mark, by id."""
     base = torch.zeros(NUM_LOCAL, dtype=torch.int64)
