@@ -1,0 +1,91 @@
+"""What figures were measured on: processor, memory, GPU, versions and commit. Names no host and no path."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sector
+
+# What a speed may depend on, in the order of a report.
+_PACKAGES = ("torch", "triton", "transformers", "vllm")
+_GIB = 1 << 30
+
+
+def describe() -> dict[str, Any]:
+    """`hardware`, `versions` and `commit`, as every record of measurements carries them.
+
+    hardware: `cpu`, `cores`, `memory_bytes`, `gpu` and `gpu_memory_bytes` (both null without one).
+    versions: python, sector and those packages that are installed; `cuda` where torch sees a GPU.
+    commit: of the source tree that the code runs from, `-dirty` behind it where tracked files differ from it; null
+        where there is none (installed from a package).
+    """
+    return {"hardware": _hardware(), "versions": _versions(), "commit": _commit(Path(__file__))}
+
+
+def one_line(description: dict[str, Any]) -> str:
+    """The same for people: `2 cores of ..., 8 GiB; NVIDIA ..., 80 GiB; torch 2.13.0; commit 0123456789ab`."""
+    hardware, versions = description["hardware"], description["versions"]
+    parts = [f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_bytes'] / _GIB:.0f} GiB"]
+    if hardware["gpu"]:
+        parts.append(f"{hardware['gpu']}, {hardware['gpu_memory_bytes'] / _GIB:.0f} GiB")
+    parts.append(f"torch {versions['torch']}")
+    if description["commit"]:
+        parts.append(f"commit {description['commit']}")
+    return "; ".join(parts)
+
+
+def _hardware() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_bytes": gpu.total_memory if gpu else None,
+    }
+
+
+def _cpu_model() -> str:
+    """The name that the processor gives itself; its architecture where it gives none."""
+    try:
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "sector": sector.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        versions["cuda"] = str(torch.version.cuda)
+    return versions
+
+
+def _commit(source: Path) -> str | None:
+    """The commit that a source file belongs to; None if no repository tracks it."""
+    # An environment may lie inside a repository that knows nothing of what is installed in it.
+    if _git(source, "ls-files", "--error-unmatch", source.name) is None:
+        return None
+    return _git(source, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    """What git prints in the folder of a file; None if it fails or is not there."""
+    # Looking must not write: without this, git refreshes the index, and gets in the way of whoever commits.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(source.parent), *arguments]
+    try:
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
