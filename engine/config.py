@@ -34,6 +34,8 @@ class FilterConfig(Settings):
     """The commutativity check: off, swapped operands, or swapped operands at shifted places."""
     direct: bool = True
     """Must the fast answer to the whole problem equal the vote?"""
+    complement: bool = True
+    """Must the fast answer to the nines' complement of the problem be the complement of the vote?"""
     k: Count = 5
     """Simplifications, and so guesses, a look."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
@@ -107,6 +109,10 @@ class RoundConfig(Settings):
     """Problems of one digit more on which agreement is measured after each cycle."""
     target_agreement: Share = 0.9
     """Agreement at the next frontier that ends a round's training."""
+    probe_trained: Annotated[int, Field(ge=0)] = 40
+    """Problems of every trained length on which agreement is measured after each cycle; 0 measures none."""
+    target_trained: Share = 0.85
+    """Lowest agreement at any trained length that ends a round's training."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
     trainer: TrainerConfig = TrainerConfig(

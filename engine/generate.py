@@ -1,6 +1,7 @@
 """Generate: draw problems, ask the improved policy, keep what it agrees with itself on."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -38,10 +39,10 @@ def generate(
 
 def filter_of(settings: FilterConfig) -> Filter:
     """The filter that the settings name."""
-    return Filter(Vote(settings.vote), SecondLook(settings.second_look), settings.direct)
+    return Filter(Vote(settings.vote), SecondLook(settings.second_look), settings.direct, settings.complement)
 
 
 def filter_settings(name: str) -> dict[str, Any]:
     """The settings that make up a filter of `improve.FILTERS`, as `FilterConfig` takes them."""
     looks = FILTERS[name]
-    return {"vote": looks.vote.value, "second_look": looks.second_look.value, "direct": looks.direct}
+    return {key: getattr(value, "value", value) for key, value in asdict(looks).items()}

@@ -18,12 +18,13 @@ from torch import Tensor
 from sector.engine import policy, tokens
 from sector.engine.examples import Examples
 from sector.engine.policy import DigitOrder, Layout
-from sector.engine.problem import Problems
+from sector.engine.problem import Problems, complement_answers
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
-_STAGES_PER_LOOK = 256
+_STAGES_PER_LOOK = 2 * (tokens.MAX_DIGITS + 1)
+STAGES = 3 * _STAGES_PER_LOOK
 
 
 class Vote(StrEnum):
@@ -50,6 +51,7 @@ class Verdict(IntEnum):
     OUTVOTED = 2
     NOT_DIRECT = 3
     NOT_COMMUTATIVE = 4
+    NOT_COMPLEMENT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +61,20 @@ class Filter:
     vote: how the K guesses are counted.
     second_look: how the operands are swapped and solved again.
     direct: must the fast answer to the whole problem equal the vote too?
+    complement: and the fast answer to the nines' complement be the complement of the vote? All other looks read the
+        same carries and miss the same ones; in the complement every carry is the other one.
     """
 
     vote: Vote
     second_look: SecondLook
     direct: bool
+    complement: bool
 
 
 FILTERS = {
-    "none": Filter(Vote.OFF, SecondLook.OFF, direct=False),
-    "paper": Filter(Vote.MAJORITY, SecondLook.SWAPPED, direct=False),
-    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True),
+    "none": Filter(Vote.OFF, SecondLook.OFF, direct=False, complement=False),
+    "paper": Filter(Vote.MAJORITY, SecondLook.SWAPPED, direct=False, complement=False),
+    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True),
 }
 
 
@@ -138,10 +143,7 @@ def answer_fast(
     sampler: Sampler, problems: Problems, order: DigitOrder, sampling: Sampling
 ) -> tuple[Tensor, Tensor, int]:
     """The fast policy: answers `[B, N+1]`, which parsed `[B]`, and the tokens it took."""
-    layout = Layout(order)
-    branch = _answer_branch(problems, layout, draft=None)
-    (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
-    return *policy.parse_answers(ids, problems.digits, layout), count_tokens(ids)
+    return _answer(sampler, problems, Layout(order), sampling, draft=None)
 
 
 def simplify(
@@ -157,11 +159,12 @@ def simplify(
 def improve(
     sampler: Sampler, problems: Problems, settings: Filter, k: int, order: DigitOrder, sampling: Sampling
 ) -> Improved:
-    """The improved policy on B candidates. `sampling.stage` must be a multiple of 512 apart between calls on a row.
+    """The improved policy on B candidates. `sampling.stage` must be `STAGES` apart between calls on a row.
 
-    A row whose fate is sealed by the first look takes no second one.
+    The looks are taken one after another, the cheap one first, and a row whose fate is sealed takes no further one.
     """
-    first = _look(sampler, problems, settings, k, Layout(order), sampling, draft=None)
+    layout = Layout(order)
+    first = _look(sampler, problems, settings, k, layout, sampling, draft=None)
     verdict = torch.full((len(problems),), Verdict.ACCEPTED, dtype=torch.int64)
     verdict[~first.parsed] = Verdict.UNPARSABLE
     verdict[first.parsed & ~first.decided] = Verdict.OUTVOTED
@@ -171,8 +174,16 @@ def improve(
     second = torch.zeros_like(first.answers)
     agrees = torch.zeros_like(first.parsed)
     total = first.tokens
+    if settings.complement:
+        rows = _accepted(verdict)
+        expected = complement_answers(first.answers[rows])
+        answers, parsed, spent = _answer(
+            sampler, problems[rows].complement(), layout, _at_look(sampling, rows, 1), draft=expected
+        )
+        verdict[rows[~(parsed & (answers == expected).all(dim=1))]] = Verdict.NOT_COMPLEMENT
+        total += spent
     if settings.second_look is not SecondLook.OFF:
-        rows = (verdict == Verdict.ACCEPTED).nonzero().squeeze(1)
+        rows = _accepted(verdict)
         swapped = problems[rows].swapped()
         again = _look(
             sampler,
@@ -180,7 +191,7 @@ def improve(
             settings,
             k,
             Layout(order, _second_variant(settings.second_look, sampling.rows[rows])),
-            Sampling(sampling.temperature, sampling.seed, sampling.rows[rows], sampling.stage + _STAGES_PER_LOOK),
+            _at_look(sampling, rows, 2),
             draft=first.answers[rows],
         )
         same = again.decided & (again.answers == first.answers[rows]).all(dim=1)
@@ -213,6 +224,25 @@ def cat_improved(parts: Sequence[Improved]) -> Improved:
 def count_tokens(ids: Tensor) -> int:
     """Generated tokens in ids, ends included and padding not."""
     return int((ids != tokens.PAD_ID).sum())
+
+
+def _answer(
+    sampler: Sampler, problems: Problems, layout: Layout, sampling: Sampling, draft: Tensor | None
+) -> tuple[Tensor, Tensor, int]:
+    """The fast policy, with a draft `[B, N+1]` of what it is likely to say."""
+    branch = _answer_branch(problems, layout, draft)
+    (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
+    return *policy.parse_answers(ids, problems.digits, layout), count_tokens(ids)
+
+
+def _accepted(verdict: Tensor) -> Tensor:
+    """Indices of the rows that no look has rejected so far."""
+    return (verdict == Verdict.ACCEPTED).nonzero().squeeze(1)
+
+
+def _at_look(sampling: Sampling, rows: Tensor, look: int) -> Sampling:
+    """The random streams of some rows in a later look."""
+    return Sampling(sampling.temperature, sampling.seed, sampling.rows[rows], sampling.stage + look * _STAGES_PER_LOOK)
 
 
 @dataclass(slots=True)

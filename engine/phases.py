@@ -11,7 +11,7 @@ import torch
 
 from sector.engine import audit, improve, supervised
 from sector.engine.audit import Solver
-from sector.engine.config import RunConfig, TrainerConfig
+from sector.engine.config import FilterConfig, RunConfig, TrainerConfig
 from sector.engine.dataset import (
     Provenance,
     candidates_table,
@@ -37,16 +37,24 @@ from sector.engine.seeding import stream_seed
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
 
+# What trained lengths are asked: one simplification, the direct answer, the complement. Enough to see forgetting.
+QUICK = FilterConfig(vote="off", second_look="off", direct=True, complement=True)
+
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Did training get where it should? agreement: one digit further. accuracy: lowest of the supervised lengths."""
+    """Did training get where it should?
+
+    agreement: one digit further. accuracy: lowest of the supervised lengths, in their own phase alone.
+    trained: lowest agreement at a trained length, in a round.
+    """
 
     met: bool
     agreement: float
     accuracy: float | None = None
+    trained: float | None = None
 
 
 class Phases:
@@ -224,16 +232,28 @@ class Phases:
         return Goal(met, agreement, lowest)
 
     def _frontier_goal(self, digits: int, sampler: Sampler) -> Goal:
-        """Agreement one digit past the round; no true sum."""
+        """Agreement one digit past the round, and at every length up to it: nothing forgotten. No true sum."""
+        settings = self._config.round
         agreement = self._agreement(sampler, digits + 1)
-        return Goal(agreement >= self._config.round.target_agreement, agreement)
+        trained = min(
+            (
+                self._agreement_of(sampler, length, settings.probe_trained, QUICK)
+                for length in range(1, digits + 1)
+                if settings.probe_trained
+            ),
+            default=1.0,
+        )
+        met = agreement >= settings.target_agreement and trained >= settings.target_trained
+        return Goal(met, agreement, trained=trained)
 
     def _agreement(self, sampler: Sampler, digits: int) -> float:
+        """Agreement by the run's own filter, on problems of a length not trained yet."""
+        return self._agreement_of(sampler, digits, self._config.round.probe, self._config.filter)
+
+    def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: FilterConfig) -> float:
         """Share of probe problems that the improved policy accepts."""
-        settings, seed = self._config.round, stream_seed(self._config.seed, "probe")
-        blocks = generate(
-            sampler, digits, settings.probe, self._config.filter, self._order, seed, self._config.hard_share
-        )
+        seed = stream_seed(self._config.seed, "probe")
+        blocks = generate(sampler, digits, count, settings, self._order, seed, self._config.hard_share)
         return improve.cat_improved([block for _, block in blocks]).agreement
 
     def _report(self, digits: int) -> dict[str, Any]:

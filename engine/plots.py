@@ -49,6 +49,7 @@ _REASON_COLORS = {
     "unparsable": "#495057",
     "outvoted": "#f08c00",
     "not_direct": "#1f6feb",
+    "not_complement": "#9c36b5",
     "not_commutative": "#c92a2a",
 }
 
@@ -164,7 +165,7 @@ def _plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     lengths = [line["digits"] for line in rounds]
     bottom = np.zeros(len(rounds))
     for reason, color in _REASON_COLORS.items():
-        counts = [line["accepted"] if reason == "accepted" else line["rejected"][reason] for line in rounds]
+        counts = [line["accepted"] if reason == "accepted" else line["rejected"].get(reason, 0) for line in rounds]
         shares = np.array(counts) / np.array([line["tried"] for line in rounds])
         if reason == "accepted" or shares.any():
             axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))

@@ -51,6 +51,14 @@ class Problems:
         """The same problems in the other operand order, `b+a`: the other side of the commutativity check."""
         return Problems(self.b, self.a, self.carry)
 
+    def complement(self) -> "Problems":
+        """The nines' complements, 9 - digit everywhere and the carry-in flipped: where a carry ran, none does now.
+
+        The sum of all four operands and both carry-ins is 2 * 10^N - 1 whatever the digits are, so that the answers are
+        complements of each other too (`complement_answers`).
+        """
+        return Problems(9 - self.a, 9 - self.b, 1 - self.carry)
+
     def texts(self) -> list[str]:
         """`123+456`, or `123+456+1` with a carry-in; leading zeros are kept, so every operand shows N digits."""
         return [
@@ -86,6 +94,14 @@ class Problems:
             _digit_tensor([row[1] for row in operands], digits),
             torch.tensor([row[2] for row in operands], dtype=torch.int64),
         )
+
+
+def complement_answers(answers: Tensor) -> Tensor:
+    """Answers `[B, N+1]` -> what answers to the complements of the same problems must be; its own inverse.
+
+    9 - digit, and 1 - digit in front, where only 0 and 1 occur; other digits there give no digit.
+    """
+    return torch.cat([1 - answers[:, :1], 9 - answers[:, 1:]], dim=1)
 
 
 def problem_digits(text: str) -> int:

@@ -14,10 +14,11 @@ from torch import Tensor
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 
 # What `judge` says of a row: accepted, or the look that failed first.
-ACCEPTED, UNPARSABLE, OUTVOTED, NOT_DIRECT, NOT_COMMUTATIVE = range(5)
+ACCEPTED, UNPARSABLE, OUTVOTED, NOT_DIRECT, NOT_COMMUTATIVE, NOT_COMPLEMENT = range(6)
 
 _UNPARSABLE, _OUTVOTED = tl.constexpr(UNPARSABLE), tl.constexpr(OUTVOTED)
 _NOT_DIRECT, _NOT_COMMUTATIVE = tl.constexpr(NOT_DIRECT), tl.constexpr(NOT_COMMUTATIVE)
+_NOT_COMPLEMENT = tl.constexpr(NOT_COMPLEMENT)
 
 # What an output holds until a kernel has written it.
 PLACEHOLDER = -1
@@ -34,6 +35,14 @@ class Ballot:
 
     answers: Tensor
     votes: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """An answer a row that no vote was held over. answers: `[B, L]` int64. valid: `[B]` bool, which of them parsed."""
+
+    answers: Tensor
     valid: Tensor
 
 
@@ -89,30 +98,28 @@ def majority_kernel(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def judge(
     first: Ballot,
     unanimous: bool,
-    direct: Tensor | None = None,
-    direct_valid: Tensor | None = None,
+    direct: Single | None = None,
+    complement: Single | None = None,
     second: Ballot | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What became of each row, `[B]` int64, and whether both orders agree, `[B]` bool.
 
     A row is UNPARSABLE if its vote lacks what it needs: one valid guess, or all of them where it must be unanimous;
-    OUTVOTED if it must be unanimous and is not; NOT_DIRECT if `direct [B, L]`, of which `direct_valid [B]` parsed, is
-    asked for and another answer; NOT_COMMUTATIVE if a second look is asked for and was not decided for the same answer.
-    Both orders agree only in rows that no earlier look rejects.
+    OUTVOTED if it must be unanimous and is not; NOT_DIRECT if `direct` is asked for and another answer; NOT_COMPLEMENT
+    likewise (`complement` holds answers to the complement, complemented back); NOT_COMMUTATIVE if a second look is
+    asked for and was not decided for the same answer. Both orders agree only in rows that no earlier look rejects.
     """
-    if (direct is None) != (direct_valid is None):
-        raise ValueError("direct answers come with which of them parsed")
-    _check_judged(first, direct, direct_valid, second)
+    _check_judged(first, direct, complement, second)
     if runs_kernel(first.answers):
-        return judge_kernel(first, unanimous, direct, direct_valid, second)
-    return judge_reference(first, unanimous, direct, direct_valid, second)
+        return judge_kernel(first, unanimous, direct, complement, second)
+    return judge_reference(first, unanimous, direct, complement, second)
 
 
 def judge_reference(
     first: Ballot,
     unanimous: bool,
-    direct: Tensor | None = None,
-    direct_valid: Tensor | None = None,
+    direct: Single | None = None,
+    complement: Single | None = None,
     second: Ballot | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`judge` in plain torch: the last look first, so that an earlier one overrides it."""
@@ -122,8 +129,9 @@ def judge_reference(
     if second is not None:
         agrees = _parsed_and_decided(second, unanimous)[1] & (second.answers == first.answers).all(dim=1)
         verdict = verdict.masked_fill(~agrees, NOT_COMMUTATIVE)
-    if direct is not None and direct_valid is not None:
-        verdict = verdict.masked_fill(~(direct_valid & (direct == first.answers).all(dim=1)), NOT_DIRECT)
+    for single, reason in ((complement, NOT_COMPLEMENT), (direct, NOT_DIRECT)):
+        if single is not None:
+            verdict = verdict.masked_fill(~(single.valid & (single.answers == first.answers).all(dim=1)), reason)
     verdict = verdict.masked_fill(~decided, OUTVOTED).masked_fill(~parsed, UNPARSABLE)
     return verdict, agrees & (verdict == ACCEPTED)
 
@@ -131,8 +139,8 @@ def judge_reference(
 def judge_kernel(
     first: Ballot,
     unanimous: bool,
-    direct: Tensor | None = None,
-    direct_valid: Tensor | None = None,
+    direct: Single | None = None,
+    complement: Single | None = None,
     second: Ballot | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`judge` by the Triton kernel."""
@@ -144,12 +152,15 @@ def judge_kernel(
     block = block_rows(count, compiled=_COMPILED_ROWS)
     # A look that was not taken is not read; any pointer will do.
     other = first if second is None else second
+    nothing = Single(first.answers, first.valid)
     _judge_kernel[(num_programs(count, block),)](
         first.answers,
         first.votes,
         first.valid,
-        first.answers if direct is None else direct,
-        first.valid if direct_valid is None else direct_valid,
+        (direct or nothing).answers,
+        (direct or nothing).valid,
+        (complement or nothing).answers,
+        (complement or nothing).valid,
         other.answers,
         other.votes,
         other.valid,
@@ -160,6 +171,7 @@ def judge_kernel(
         length,
         UNANIMOUS=unanimous,
         DIRECT=direct is not None,
+        COMPLEMENT=complement is not None,
         SECOND=second is not None,
         BLOCK_ROWS=block,
         BLOCK_GUESSES=next_power_of_2(num_guesses),
@@ -176,7 +188,7 @@ def _parsed_and_decided(ballot: Ballot, unanimous: bool) -> tuple[Tensor, Tensor
     return ballot.votes > 0, ballot.votes > 0
 
 
-def _check_judged(first: Ballot, direct: Tensor | None, direct_valid: Tensor | None, second: Ballot | None) -> None:
+def _check_judged(first: Ballot, direct: Single | None, complement: Single | None, second: Ballot | None) -> None:
     """Raise ValueError on what the kernel would misread."""
     device = first.answers.device
     expect("first.answers", first.answers, (None, None), torch.int64, device)
@@ -186,9 +198,10 @@ def _check_judged(first: Ballot, direct: Tensor | None, direct_valid: Tensor | N
             expect(f"{name}.answers", ballot.answers, (count, length), torch.int64, device)
             expect(f"{name}.votes", ballot.votes, (count,), torch.int64, device)
             expect(f"{name}.valid", ballot.valid, (count, first.valid.shape[-1]), torch.bool, device)
-    if direct is not None and direct_valid is not None:
-        expect("direct", direct, (count, length), torch.int64, device)
-        expect("direct_valid", direct_valid, (count,), torch.bool, device)
+    for name, single in (("direct", direct), ("complement", complement)):
+        if single is not None:
+            expect(f"{name}.answers", single.answers, (count, length), torch.int64, device)
+            expect(f"{name}.valid", single.valid, (count,), torch.bool, device)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_guesses", "length"])
@@ -257,6 +270,8 @@ def _judge_kernel(
     valid_ptr,  # [B, K]
     direct_ptr,  # [B, L]
     direct_valid_ptr,  # [B]
+    complement_ptr,  # [B, L]
+    complement_valid_ptr,  # [B]
     second_answers_ptr,  # [B, L]
     second_votes_ptr,  # [B]
     second_valid_ptr,  # [B, K]
@@ -267,6 +282,7 @@ def _judge_kernel(
     length,
     UNANIMOUS: tl.constexpr,
     DIRECT: tl.constexpr,
+    COMPLEMENT: tl.constexpr,
     SECOND: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_GUESSES: tl.constexpr,
@@ -277,6 +293,7 @@ def _judge_kernel(
     m_rows = o_rows < num_rows
 
     b_direct_differs = tl.zeros([BLOCK_ROWS], dtype=tl.int32)
+    b_complement_differs = tl.zeros([BLOCK_ROWS], dtype=tl.int32)
     b_second_differs = tl.zeros([BLOCK_ROWS], dtype=tl.int32)
     for start in range(0, length, BLOCK_DIGITS):
         o_digits = start + tl.arange(0, BLOCK_DIGITS)[None, :]
@@ -286,6 +303,9 @@ def _judge_kernel(
         if DIRECT:
             b_direct = tl.load(direct_ptr + o_answers, mask=mask, other=0)
             b_direct_differs += tl.sum((b_direct != b_answers).to(tl.int32), axis=1)
+        if COMPLEMENT:
+            b_complement = tl.load(complement_ptr + o_answers, mask=mask, other=0)
+            b_complement_differs += tl.sum((b_complement != b_answers).to(tl.int32), axis=1)
         if SECOND:
             b_second = tl.load(second_answers_ptr + o_answers, mask=mask, other=0)
             b_second_differs += tl.sum((b_second != b_answers).to(tl.int32), axis=1)
@@ -296,6 +316,9 @@ def _judge_kernel(
     if SECOND:
         b_again = _decides(second_votes_ptr, second_valid_ptr, o_rows, o_guesses, num_rows, num_guesses, UNANIMOUS)[1]
         b_verdict = tl.where(b_again & (b_second_differs == 0), b_verdict, _NOT_COMMUTATIVE)
+    if COMPLEMENT:
+        b_complement_valid = tl.load(complement_valid_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
+        b_verdict = tl.where((b_complement_valid != 0) & (b_complement_differs == 0), b_verdict, _NOT_COMPLEMENT)
     if DIRECT:
         b_direct_valid = tl.load(direct_valid_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
         b_verdict = tl.where((b_direct_valid != 0) & (b_direct_differs == 0), b_verdict, _NOT_DIRECT)

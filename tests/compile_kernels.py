@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sector.engine.tokens import kernel_table
-from sector.kernels.consistency import Ballot, judge_kernel, majority_kernel
+from sector.kernels.consistency import Ballot, Single, judge_kernel, majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
@@ -89,8 +89,8 @@ def _vote(guesses: int, length: int) -> Callable[[], Any]:
 
 def _judgement(guesses: int, length: int) -> Callable[[], Any]:
     ballot = Ballot(_integers(1000, length), _integers(1000), torch.ones(1000, guesses, dtype=torch.bool))
-    direct_valid = torch.ones(1000, dtype=torch.bool)
-    return lambda: judge_kernel(ballot, True, _integers(1000, length), direct_valid, ballot)
+    single = Single(_integers(1000, length), torch.ones(1000, dtype=torch.bool))
+    return lambda: judge_kernel(ballot, True, single, single, ballot)
 
 
 def _prompts(digits: int) -> Callable[[], Any]:

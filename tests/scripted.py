@@ -21,12 +21,14 @@ class Scripted:
         self.wrong_answers = wrong_answers or {}
         self.broken_thoughts = broken_thoughts or set()
         self.asked: list[str] = []
+        self.stages: list[int] = []
 
     def load(self, model: object) -> None: ...
 
     def sample(self, prefix: Tensor, branches: list[Branch], sampling: Sampling) -> list[Tensor]:
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
+        self.stages += range(sampling.stage, sampling.stage + len(branches))
         digits = (prefix.shape[1] - 5) // 2
         variant = prefix[:, 0]
         layout = Layout(DigitOrder.MSD, variant)

@@ -8,6 +8,7 @@ from sector.engine.improve import Verdict
 from sector.kernels import consistency
 from sector.kernels.consistency import (
     Ballot,
+    Single,
     judge,
     judge_kernel,
     judge_reference,
@@ -31,23 +32,29 @@ def _guesses(count: int, num_guesses: int, length: int, device: torch.device) ->
     return guesses.to(device), valid.to(device)
 
 
-def _ballots(count: int, num_guesses: int, length: int, device: torch.device) -> tuple[Ballot, Ballot, Tensor, Tensor]:
-    """Two ballots and direct answers, which agree in most rows."""
+def _looks(count: int, num_guesses: int, length: int, device: torch.device) -> tuple[Ballot, Single, Single, Ballot]:
+    """A first look, direct answers, answers to the complement and a second look, which agree in most rows."""
     guesses, valid = _guesses(count, num_guesses, length, device)
     draws = torch.Generator().manual_seed(count)
-    unlike = (torch.rand(count, 2, generator=draws) < 0.3).to(device)
+    unlike = (torch.rand(count, 3, generator=draws) < 0.3).to(device)
     easy = (torch.rand(count, generator=draws) < 0.6).to(device)
     guesses = torch.where(easy[:, None, None], guesses[:, :1], guesses)
     valid = valid | easy[:, None]
     answers, votes = majority_reference(guesses, valid)
     second = torch.where(unlike[:, :1], (answers + 1) % 10, answers)
-    direct = answers.clone()
-    # One digit, the last, is enough.
+    direct, complement = answers.clone(), answers.clone()
+    # One digit, the last or the first, is enough.
     direct[:, -1] += unlike[:, 1].long()
+    complement[:, 0] += unlike[:, 2].long()
     again = (torch.rand(count, num_guesses, generator=draws) < 0.9).to(device)
     votes_again = again.sum(dim=1)
-    direct_valid = (torch.rand(count, generator=draws) < 0.8).to(device)
-    return Ballot(answers, votes, valid), Ballot(second, votes_again, again), direct, direct_valid
+    parsed = (torch.rand(2, count, generator=draws) < 0.8).to(device)
+    return (
+        Ballot(answers, votes, valid),
+        Single(direct, parsed[0]),
+        Single(complement, parsed[1]),
+        Ballot(second, votes_again, again),
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,24 +70,27 @@ def test_the_kernel_is_the_reference(count: int, num_guesses: int, length: int, 
     assert torch.equal(answers, expected_answers)
 
 
-@pytest.mark.parametrize("looks", ["vote", "direct", "second", "both"])
+@pytest.mark.parametrize("looks", ["vote", "direct", "complement", "second", "all"])
 @pytest.mark.parametrize("unanimous", [False, True], ids=["majority", "unanimous"])
 @pytest.mark.parametrize(("count", "num_guesses", "length"), [(1, 1, 1), (257, 5, 31), (300, 4, 33)], ids=str)
 def test_the_judging_kernel_is_the_reference(
     count: int, num_guesses: int, length: int, unanimous: bool, looks: str, kernel_device: torch.device
 ) -> None:
-    first, second, direct, direct_valid = _ballots(count, num_guesses, length, kernel_device)
-    asked_direct = (direct, direct_valid) if looks in ("direct", "both") else (None, None)
-    asked_second = second if looks in ("second", "both") else None
-    verdict, agrees = judge_kernel(first, unanimous, *asked_direct, asked_second)
-    expected, expected_agrees = judge_reference(first, unanimous, *asked_direct, asked_second)
+    first, direct, complement, second = _looks(count, num_guesses, length, kernel_device)
+    asked = (
+        direct if looks in ("direct", "all") else None,
+        complement if looks in ("complement", "all") else None,
+        second if looks in ("second", "all") else None,
+    )
+    verdict, agrees = judge_kernel(first, unanimous, *asked)
+    expected, expected_agrees = judge_reference(first, unanimous, *asked)
     assert torch.equal(verdict, expected)
     assert torch.equal(agrees, expected_agrees)
     if count > 1:
         # The rows are such that every verdict which these looks can reach is reached.
         reached = {Verdict.ACCEPTED, Verdict.UNPARSABLE} | ({Verdict.OUTVOTED} if unanimous else set())
-        reached |= {Verdict.NOT_DIRECT} if asked_direct[0] is not None else set()
-        reached |= {Verdict.NOT_COMMUTATIVE} if asked_second is not None else set()
+        reasons = (Verdict.NOT_DIRECT, Verdict.NOT_COMPLEMENT, Verdict.NOT_COMMUTATIVE)
+        reached |= {reason for reason, look in zip(reasons, asked, strict=True) if look is not None}
         assert set(verdict.tolist()) == reached
 
 
@@ -101,17 +111,23 @@ def test_the_earliest_of_equally_frequent_answers_wins(function, kernel_device: 
 
 @pytest.mark.parametrize("function", [judge_reference, judge_kernel], ids=["reference", "kernel"])
 def test_the_look_that_fails_first_names_the_reason(function, kernel_device: torch.device) -> None:
-    """Rows: all well; no valid guess; outvoted; direct unlike; direct unparsable; second unlike; undecided; all ill."""
-    answers = torch.tensor([[1, 2]] * 8, device=kernel_device)
-    votes = torch.tensor([3, 0, 2, 3, 3, 3, 3, 0], device=kernel_device)
-    valid = torch.ones(8, 3, dtype=torch.bool, device=kernel_device)
+    """Rows: all well; no valid guess; outvoted; direct unlike; direct unparsable; second unlike; undecided; all ill;
+    complement unlike; complement unparsable, and second unlike."""
+    answers = torch.tensor([[1, 2]] * 10, device=kernel_device)
+    votes = torch.tensor([3, 0, 2, 3, 3, 3, 3, 0, 3, 3], device=kernel_device)
+    valid = torch.ones(10, 3, dtype=torch.bool, device=kernel_device)
     valid[[1, 7]] = False
-    direct, second = answers.clone(), answers.clone()
+    direct, complement, second = answers.clone(), answers.clone(), answers.clone()
     direct[3, 1], direct[7, 0], second[5, 0], second[7, 0] = 9, 9, 9, 9
-    direct_valid = torch.ones(8, dtype=torch.bool, device=kernel_device)
-    direct_valid[4] = False
-    again = torch.tensor([3, 3, 3, 3, 3, 3, 2, 3], device=kernel_device)
-    looks = (direct, direct_valid, Ballot(second, again, torch.ones_like(valid)))
+    complement[7, 0], complement[8, 1], complement[3, 0], second[9, 0] = 9, 9, 9, 9
+    direct_valid, complement_valid = torch.ones(2, 10, dtype=torch.bool, device=kernel_device)
+    direct_valid[4], complement_valid[9] = False, False
+    again = torch.tensor([3, 3, 3, 3, 3, 3, 2, 3, 3, 3], device=kernel_device)
+    looks = (
+        Single(direct, direct_valid),
+        Single(complement, complement_valid),
+        Ballot(second, again, torch.ones_like(valid)),
+    )
     verdict, agrees = function(Ballot(answers, votes, valid), True, *looks)
     assert verdict.tolist() == [
         Verdict.ACCEPTED,
@@ -122,10 +138,12 @@ def test_the_look_that_fails_first_names_the_reason(function, kernel_device: tor
         Verdict.NOT_COMMUTATIVE,
         Verdict.NOT_COMMUTATIVE,
         Verdict.UNPARSABLE,
+        Verdict.NOT_COMPLEMENT,
+        Verdict.NOT_COMPLEMENT,
     ]
-    assert agrees.tolist() == [True] + [False] * 7
+    assert agrees.tolist() == [True] + [False] * 9
     verdict, agrees = function(Ballot(answers, votes, valid), False)
-    assert verdict.tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
+    assert verdict.tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]
     assert not agrees.any()
 
 
@@ -174,10 +192,10 @@ def test_what_no_vote_is_held_over(guesses: Tensor, valid: Tensor, message: str)
 
 
 def test_what_cannot_be_judged() -> None:
-    first, second, direct, _ = _ballots(3, 5, 4, torch.device("cpu"))
-    with pytest.raises(ValueError, match="which of them parsed"):
-        judge(first, True, direct)
+    first, direct, _, second = _looks(3, 5, 4, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"second.answers must be \[3, 4\]"):
         judge(first, True, second=Ballot(second.answers[:, :3], second.votes, second.valid))
-    with pytest.raises(ValueError, match=r"direct_valid must be torch\.bool"):
-        judge(first, True, direct, torch.ones(3))
+    with pytest.raises(ValueError, match=r"direct.valid must be torch\.bool"):
+        judge(first, True, Single(direct.answers, torch.ones(3)))
+    with pytest.raises(ValueError, match=r"complement.answers must be \[3, 4\]"):
+        judge(first, True, complement=Single(direct.answers[:, :2], direct.valid))

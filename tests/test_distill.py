@@ -111,5 +111,11 @@ def test_replay_has_its_share_and_steps_draw_apart() -> None:
     for step in range(5):
         lengths = [shard.digits for shard in batches(step)]
         assert lengths[:2] == [5, 5] and all(length in (2, 3) for length in lengths[2:])
+    # Eleven sets take turns, whatever the steps: none is seen twice before all were seen once.
+    sets = [examples(length, 40) for length in range(2, 13)]
+    turns = mixed_batches(examples(13, 40), sets, 4, 8, 0.5, seed=1)
+    seen = [shard.digits for step in range(22) for shard in turns(step)[2:]]
+    rounds = [seen[start : start + 11] for start in range(0, 44, 11)]
+    assert all(sorted(each) == list(range(2, 13)) for each in rounds) and rounds[0] != rounds[1]
     assert not torch.equal(batches(0)[0].answers, batches(1)[0].answers)
     assert torch.equal(batches(3)[0].answers, batches(3)[0].answers)

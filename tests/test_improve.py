@@ -1,11 +1,13 @@
 """The improved policy: the vote, the looks, and what a verdict says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scripted import Scripted
 
 from sector.engine import oracle
-from sector.engine.improve import FILTERS, Filter, SecondLook, Verdict, Vote, cat_improved, improve
+from sector.engine.improve import FILTERS, STAGES, Filter, Verdict, cat_improved, improve
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers.protocol import Sampling
@@ -40,17 +42,19 @@ def test_a_true_model_is_believed(name: str, digits: int) -> None:
 
 def test_each_look_names_its_own_reason(problems: Problems) -> None:
     texts = problems.texts()
+    in_complement = problems[5:6].complement().texts()[0]
     after_two = Problems.cat([label(label(problems[1:2]).rest).rest]).texts()[0]
     wrong_direct, wrong_swapped = texts[2], problems[3:4].swapped()
     swapped_guess = label(wrong_swapped).rest.texts()[0]
-    sampler = Scripted({after_two: 1, wrong_direct: 1, swapped_guess: 1}, {texts[4]})
+    sampler = Scripted({after_two: 1, wrong_direct: 1, swapped_guess: 1, in_complement: 1}, {texts[4]})
     verdict = ask(sampler, problems, FILTERS["strict"]).verdict
     expected = torch.zeros(len(problems), dtype=torch.int64)
     expected[1], expected[2] = Verdict.OUTVOTED, Verdict.NOT_DIRECT
     expected[3], expected[4] = Verdict.NOT_COMMUTATIVE, Verdict.UNPARSABLE
+    expected[5] = Verdict.NOT_COMPLEMENT
     assert torch.equal(verdict, expected)
     rejected = ask(sampler, problems, FILTERS["strict"]).rejected()
-    assert rejected == {"unparsable": 1, "outvoted": 1, "not_direct": 1, "not_commutative": 1}
+    assert rejected == dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 1)
 
 
 def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
@@ -79,6 +83,25 @@ def test_same_mistake_in_both_orders_passes_but_for_the_direct_look(problems: Pr
     assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdict[0] == Verdict.NOT_DIRECT
 
 
+def test_only_the_complement_sees_a_carry_that_every_other_look_misses(problems: Problems) -> None:
+    """The mistake that strict once learned: direct answer, guesses and swapped operands miss the same carry."""
+    row, wrong = problems[:1], {}
+    for each in (row, row.swapped()):
+        for _ in range(K + 1):
+            wrong[each.texts()[0]] = 1
+            each = label(each).rest
+    blind = replace(FILTERS["strict"], complement=False)
+    assert ask(Scripted(wrong), problems, blind).verdict[0] == Verdict.ACCEPTED
+    assert ask(Scripted(wrong), problems, FILTERS["strict"]).verdict[0] == Verdict.NOT_COMPLEMENT
+
+
+def test_looks_draw_from_random_streams_of_their_own(problems: Problems) -> None:
+    sampler = Scripted()
+    ask(sampler, problems, FILTERS["strict"], k=problems.digits - 1)
+    assert len(set(sampler.stages)) == len(sampler.stages)
+    assert max(sampler.stages) < STAGES
+
+
 def test_cat_is_the_whole_batch(problems: Problems) -> None:
     sampler = Scripted({problems.texts()[9]: 1})
     whole = ask(sampler, problems, FILTERS["strict"])
@@ -88,5 +111,5 @@ def test_cat_is_the_whole_batch(problems: Problems) -> None:
 
 
 def test_vote_off_is_one_simplification(problems: Problems) -> None:
-    improved = ask(Scripted(), problems, Filter(Vote.OFF, SecondLook.OFF, direct=False))
+    improved = ask(Scripted(), problems, FILTERS["none"])
     assert improved.first.guesses.shape == (16, 1, 9)

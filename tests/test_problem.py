@@ -4,8 +4,16 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from sector.engine import oracle
 from sector.engine.errors import InputError
-from sector.engine.problem import Problems, batches, digit_strings, draw_problems, problem_digits
+from sector.engine.problem import (
+    Problems,
+    batches,
+    complement_answers,
+    digit_strings,
+    draw_problems,
+    problem_digits,
+)
 
 
 def test_parse_pads_to_one_length() -> None:
@@ -122,6 +130,17 @@ def test_no_hard_share_draws_no_chains(draws: torch.Generator) -> None:
 
 def test_swapped_exchanges_operands_and_keeps_the_carry() -> None:
     assert Problems.parse(["12+34+1", "56+78"]).swapped().texts() == ["34+12+1", "78+56"]
+
+
+@pytest.mark.parametrize("digits", [1, 2, 7, 60], ids="digits{}".format)
+def test_answers_to_complements_are_complements(digits: int, draws: torch.Generator) -> None:
+    problems = draw_problems(digits, 200, draws, hard_share=0.5)
+    flipped = problems.complement()
+    assert torch.equal(complement_answers(oracle.true_answers(problems)), oracle.true_answers(flipped))
+    # Every carry is the other one, and columns that add up to nine still do.
+    assert (oracle.true_carries(problems) + oracle.true_carries(flipped) == 1).all()
+    assert torch.equal(flipped.a + flipped.b == 9, problems.a + problems.b == 9)
+    assert flipped.complement().texts() == problems.texts()
 
 
 def test_rows_slices_and_cat() -> None:
