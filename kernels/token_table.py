@@ -51,6 +51,10 @@ class TokenTable:
         return 2 * self.num_local
 
     @property
+    def pad_id(self) -> int:
+        return self.pad - self.num_local
+
+    @property
     def device(self) -> torch.device:
         return self.legal.device
 

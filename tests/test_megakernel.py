@@ -25,7 +25,9 @@ from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.kernels import megakernel
 from sector.kernels._triton import AVAILABLE, INTERPRETED
-from sector.kernels.megakernel import Model, Request, Weights, complete, complete_kernel, complete_reference, make_plan
+from sector.kernels.completion import Model, Request, Weights, complete_reference
+from sector.kernels.megakernel import complete, complete_kernel
+from sector.kernels.megakernel_plan import make_plan
 
 # Two 32-bit words each, so that neither the key nor the counter is cut.
 SEED = (5 << 32) + 77

@@ -1,0 +1,108 @@
+"""How the megakernel cuts its work: the sizes of blocks, chosen for a model, and the constants compiled into it.
+
+The letters are those of `megakernel.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sector.kernels._triton import INTERPRETED, next_power_of_2
+from sector.kernels.completion import Model
+
+# The smallest extent that tl.dot takes on any axis.
+_MIN_DOT = 16
+# The widest stream that products take whole, without the scratch.
+_WHOLE = 128
+_LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the kernel knows when it is compiled: how work is cut, the sizes of the model, the constants of its tokens.
+
+    tile_rows: R, at least 16. prefill_tokens: T of prefill. prefill_slots, decode_slots: slots read at a time.
+    feature_block, group_heads, inner: how many of F, H and D a product takes at a time; inner = D is without scratch.
+    """
+
+    tile_rows: int
+    prefill_tokens: int
+    prefill_slots: int
+    decode_slots: int
+    feature_block: int
+    group_heads: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    layers: int
+    hidden: int
+    hidden_block: int
+    heads: int
+    half: int
+    features: int
+    classes: int
+    num_local: int
+    num_digits: int
+    max_place: int
+    eos: int
+    pad_id: int
+    eps: float
+    interpreted: bool
+
+    @property
+    def score_scale(self) -> float:
+        """Queries carry the root of the head size, and log2(e) because scores are powers of two."""
+        return (2 * self.half) ** -0.5 * _LOG2_E
+
+
+def make_plan(model: Model, **overrides: Any) -> Plan:
+    """The plan for a model; ValueError, naming the rule, for a model that the kernel cannot run."""
+    layers, features, hidden = model.weights.up.shape
+    head_dim = hidden // model.num_heads
+    if hidden % model.num_heads or head_dim != next_power_of_2(head_dim):
+        raise ValueError(f"the size of a head must be a power of two, not {hidden}/{model.num_heads}")
+    # Chosen so that the presets compile for sm_90 with few or no spills (tests/test_megakernel.py); not timed.
+    exact = model.weights.qkv.dtype == torch.float32
+    whole = hidden <= _WHOLE and hidden == next_power_of_2(hidden)
+    inner = hidden if whole else _largest_divisor(hidden, 32 if exact else 64)
+    block = _largest_divisor(features, (32 if whole else 16) if exact else (64 if whole else 32))
+    group = _largest_divisor(model.num_heads, max(1, (64 if whole else 32) // head_dim))
+    if min(inner, block, group * head_dim // 2) < _MIN_DOT:
+        raise ValueError(
+            f"blocks of less than {_MIN_DOT} cannot be multiplied: hidden size {hidden}, features {features} or "
+            f"{model.num_heads} heads of {head_dim} do not divide into larger ones"
+        )
+    return Plan(
+        **{
+            "tile_rows": 16,
+            "prefill_tokens": 2 if whole and not exact else 1,
+            "prefill_slots": 2 if whole and not exact else 4,
+            "decode_slots": 8 if whole else 4,
+            "feature_block": block,
+            "group_heads": group,
+            "inner": inner,
+            "num_warps": 8,
+            "num_stages": 2 if exact else 3,
+            "layers": layers,
+            "hidden": hidden,
+            "hidden_block": next_power_of_2(hidden),
+            "heads": model.num_heads,
+            "half": head_dim // 2,
+            "features": features,
+            "classes": model.table.num_classes,
+            "num_local": model.table.num_local,
+            "num_digits": model.table.num_digits,
+            "max_place": model.table.max_place,
+            "eos": model.table.eos,
+            "pad_id": model.table.pad_id,
+            "eps": model.eps,
+            "interpreted": INTERPRETED,
+            **overrides,
+        }
+    )
+
+
+def _largest_divisor(size: int, limit: int) -> int:
+    """The largest power of two that divides `size` and is at most `limit`, itself one."""
+    return min(size & -size, limit)
