@@ -31,7 +31,7 @@ _COMPILED_ROWS = 4
 class Positions:
     """Where each new token stands and what it sees, all `[R]` int64; prefix_lengths <= starts <= slots < S.
 
-    rows: the row of the cache, each at most once. A negative row is idle: its output is zero, no cache is touched.
+    rows: the row of the cache, at most once a branch. A negative row is idle: its output is zero, no cache is touched.
     slots: where the token goes. starts: the first slot of its branch. prefix_lengths: slots of the shared prefix.
     """
 

@@ -159,6 +159,23 @@ def test_an_idle_row_is_zero_and_writes_nothing(kernel_device: torch.device) -> 
     assert torch.equal(some.keys.nan_to_num(), busy.keys.nan_to_num())
 
 
+def test_branches_of_a_row_do_not_see_each_other(kernel_device: torch.device) -> None:
+    """Both get a token at once; slots that neither may see hold NaN."""
+    two = _inputs(2, 2, 16, 17, kernel_device)
+    for cache in (two.keys, two.values):
+        cache.fill_(float("nan"))
+        cache[3, :, [*range(4), 5, 6, 9, 10, 11]] = 0.5
+        cache[3, :, 2] = -2.0
+    numbers = {"rows": [3, 3], "slots": [7, 12], "starts": [5, 9], "prefix_lengths": [4, 4]}
+    two.at = Positions(**{name: torch.tensor(values, device=kernel_device) for name, values in numbers.items()})
+    together = two.copy()
+    attended = together.run()
+    for index in range(2):
+        alone = two.take(torch.tensor([index], device=kernel_device))
+        assert torch.equal(alone.run()[0], attended[index])
+        assert torch.equal(alone.keys[3, :, numbers["slots"][index]], together.keys[3, :, numbers["slots"][index]])
+
+
 def test_a_row_does_not_depend_on_its_batch(kernel_device: torch.device) -> None:
     inputs = _inputs(300, 1, 16, 40, kernel_device)
     together = inputs.copy().run()

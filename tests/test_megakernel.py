@@ -16,16 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import model_that_answers_one_digit, small_model
 from torch import Tensor
 
 from sector.engine import policy, tokens
-from sector.engine.model import SectorConfig, SectorForCausalLM, new_model, rope_table
+from sector.engine.model import SectorForCausalLM, new_model
 from sector.engine.problem import Problems
+from sector.engine.samplers.device import kernel_model
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.kernels import megakernel
 from sector.kernels._triton import AVAILABLE, INTERPRETED
-from sector.kernels.completion import Model, Request, Weights, complete_reference
+from sector.kernels.completion import Model, Request, complete_reference
 from sector.kernels.megakernel import complete, complete_kernel
 from sector.kernels.megakernel_plan import make_plan
 
@@ -35,27 +37,7 @@ FIRST_ROW = (3 << 32) + 1_000_000_007
 
 
 def _kernel_model(model: SectorForCausalLM, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    def stack(name: str) -> Tensor:
-        return torch.stack([block.get_submodule(name).weight.detach() for block in model.blocks]).to(device, dtype)
-
-    embed, norm, head = (module.weight.detach().to(device, dtype) for module in (model.embed, model.norm, model.head))
-    names = ("attention_norm", "attention.qkv", "attention.out", "mlp_norm", "up", "down")
-    weights = Weights(embed, *map(stack, names), norm, head, rope_table(model.config).to(device))
-    return Model(weights, tokens.kernel_table(device), model.config.num_attention_heads, model.config.rms_norm_eps)
-
-
-def _small_model(**overrides: int) -> SectorForCausalLM:
-    """Untrained, but not flat; it ends some sequences early and lets others run on."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, **overrides}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        model = SectorForCausalLM(SectorConfig(**sizes, initializer_range=0.2))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.uniform_(0.5, 1.5)
-            model.head.weight[tokens.EOS] *= 2.5
-    return model
+    return kernel_model(deepcopy(model).to(device, dtype))
 
 
 def _request(count: int, digits: int, temperature: float, device: torch.device, lengths: tuple[int, int]) -> Request:
@@ -106,7 +88,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_reference_is_the_native_engine(temperature: float) -> None:
-    model = _small_model()
+    model = small_model()
     request = _request(60, 3, temperature, torch.device("cpu"), lengths=(9, 14))
     expected = _native(model, request)
     _assert_same("reference", complete_reference(_kernel_model(model, torch.device("cpu")), request), expected)
@@ -119,7 +101,7 @@ def test_reference_is_the_native_engine(temperature: float) -> None:
 # One row; a tile but one; a tile and one; three tiles on two programs.
 @pytest.mark.parametrize(("rows", "temperature"), [(1, 0.0), (15, 0.8), (17, 0.0), (33, 0.8)])
 def test_kernel_completes_like_native_and_reference(kernel_device: torch.device, rows: int, temperature: float) -> None:
-    model = _small_model()
+    model = small_model()
     request = _request(rows, 1, temperature, kernel_device, lengths=(4, 6))
     kernel_model = _kernel_model(model, kernel_device)
     logits, expected_logits = _logits_for(request), _logits_for(request)
@@ -135,14 +117,14 @@ def test_kernel_completes_like_native_and_reference(kernel_device: torch.device,
 def test_prefill_in_blocks_changes_nothing(kernel_device: torch.device) -> None:
     """Blocks of four over seven tokens: one is full, one has a hole; and slots that are read two at a time."""
     request = _request(5, 1, 0.0, kernel_device, lengths=(2, 2))
-    model = _kernel_model(_small_model(), kernel_device)
+    model = _kernel_model(small_model(), kernel_device)
     plan = make_plan(model, prefill_tokens=4, prefill_slots=2, decode_slots=4, feature_block=16)
     _assert_same("blocks", complete_kernel(model, request, plan=plan), complete_reference(model, request))
 
 
 def test_wide_streams_go_through_the_scratch(kernel_device: torch.device) -> None:
     """A hidden size that is no power of two, like that of the base preset; and a single layer."""
-    model = _small_model(hidden_size=96, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48)
+    model = small_model(hidden_size=96, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48)
     kernel_model = _kernel_model(model, kernel_device)
     plan = make_plan(kernel_model)
     assert (plan.inner, plan.hidden_block, plan.group_heads, plan.feature_block) == (32, 128, 1, 16)
@@ -178,7 +160,7 @@ def _assert_close_in_bf16(model: SectorForCausalLM, kernel_model: Model, request
 
 
 def test_bf16_rounds_and_does_no_more(kernel_device: torch.device) -> None:
-    model = _small_model()
+    model = small_model()
     kernel_model = _kernel_model(model, kernel_device, torch.bfloat16)
     assert make_plan(kernel_model).prefill_tokens == 2
     _assert_close_in_bf16(model, kernel_model, _request(17, 1, 0.0, kernel_device, lengths=(3, 4)))
@@ -192,18 +174,7 @@ def test_tile_stops_when_its_last_row_ends(
     choose = megakernel._choose
     if INTERPRETED:
         monkeypatch.setattr(megakernel, "_choose", lambda *arguments: (passes.append(1), choose(*arguments))[1])
-    model = _small_model(num_hidden_layers=1)
-    with torch.no_grad():
-        model.blocks[0].down.weight.zero_()
-        model.blocks[0].attention.out.weight.zero_()
-        model.norm.weight.fill_(1.0)
-        # The stream is the embedding: marks point to the first digit, and digits to the end.
-        model.embed.weight.zero_()
-        model.embed.weight[tokens.ANSWER : tokens.PAD, 0] = 1.0
-        model.embed.weight[:10, 1] = 1.0
-        model.head.weight.zero_()
-        model.head.weight[3, 0] = 1.0
-        model.head.weight[tokens.EOS, 1] = 1.0
+    model = model_that_answers_one_digit()
     request = replace(_request(3, 1, 0.0, kernel_device, lengths=(40, 40)), lengths=(40, 2))
     outputs = complete_kernel(_kernel_model(model, kernel_device), request)
     for output in outputs:
@@ -221,7 +192,7 @@ def test_tile_stops_when_its_last_row_ends(
 
 def test_places_end_at_the_last(kernel_device: torch.device) -> None:
     """A prompt that ends at the last place: digits stay there."""
-    model = _small_model(num_hidden_layers=1)
+    model = small_model(num_hidden_layers=1)
     last = tokens.NUM_LOCAL * tokens.MAX_PLACE
     request = replace(
         _request(2, 1, 0.0, kernel_device, lengths=(3, 3)),
@@ -245,7 +216,7 @@ def test_completion_is_one_launch(
             return kernel[grid]
 
     monkeypatch.setattr(megakernel, "_complete_kernel", Counted())
-    model = _kernel_model(_small_model(num_hidden_layers=1), kernel_device)
+    model = _kernel_model(small_model(num_hidden_layers=1), kernel_device)
     complete_kernel(model, _request(17, 1, 0.0, kernel_device, lengths=(2, 1)))
     assert grids == [(2,)]
     written = ~caches[0].isnan().all(dim=5)[:, 0, 0, :, 0]
@@ -253,14 +224,14 @@ def test_completion_is_one_launch(
 
 
 def test_nothing_to_complete(kernel_device: torch.device) -> None:
-    outputs = complete_kernel(_kernel_model(_small_model(), kernel_device), _request(0, 2, 0.0, kernel_device, (4, 8)))
+    outputs = complete_kernel(_kernel_model(small_model(), kernel_device), _request(0, 2, 0.0, kernel_device, (4, 8)))
     assert [output.shape for output in outputs] == [(0, 4), (0, 8)]
 
 
 def test_cpu_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     monkeypatch.setattr(megakernel, "complete_kernel", None)
-    model, request = _kernel_model(_small_model(), device), _request(3, 2, 0.0, device, (4, 8))
+    model, request = _kernel_model(small_model(), device), _request(3, 2, 0.0, device, (4, 8))
     _assert_same("dispatch", complete(model, request), complete_reference(model, request))
 
 
@@ -281,12 +252,12 @@ def test_requests_are_checked(change: dict[str, Any], message: str) -> None:
     device = torch.device("cpu")
     request = replace(_request(4, 2, 0.0, device, (4, 8)), **change)
     with pytest.raises(ValueError, match=message):
-        complete(_kernel_model(_small_model(), device), request)
+        complete(_kernel_model(small_model(), device), request)
 
 
 def test_weights_are_checked() -> None:
     device = torch.device("cpu")
-    model, request = _kernel_model(_small_model(), device), _request(4, 2, 0.0, device, (4, 8))
+    model, request = _kernel_model(small_model(), device), _request(4, 2, 0.0, device, (4, 8))
     for change, message in (
         ({"down": model.weights.down.transpose(1, 2)}, r"down must be \[2, 32, 64\]"),
         ({"qkv": model.weights.qkv.double()}, "float32 or bfloat16"),
@@ -296,9 +267,9 @@ def test_weights_are_checked() -> None:
         with pytest.raises(ValueError, match=message):
             complete(replace(model, weights=model.weights._replace(**change)), request)
     with pytest.raises(ValueError, match="power of two"):
-        make_plan(_kernel_model(_small_model(hidden_size=48), device))
+        make_plan(_kernel_model(small_model(hidden_size=48), device))
     with pytest.raises(ValueError, match="cannot be multiplied"):
-        make_plan(_kernel_model(_small_model(hidden_size=48, num_attention_heads=6), device))
+        make_plan(_kernel_model(small_model(hidden_size=48, num_attention_heads=6), device))
 
 
 @pytest.mark.gpu

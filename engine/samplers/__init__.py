@@ -8,8 +8,15 @@ ENGINES = ("native", "hf")
 
 
 def make_sampler(engine: str, model: SectorForCausalLM) -> Sampler:
-    """The engine of that name with the model's weights. InputError on an unknown name."""
+    """The engine of that name with the model's weights. InputError on an unknown name.
+
+    The native engine is where the model is: plain torch on a CPU, our kernels on a GPU.
+    """
     # An engine's own dependencies are imported only where it is used.
+    if engine == "native" and model.device.type == "cuda":
+        from sector.engine.samplers.device import DeviceSampler
+
+        return DeviceSampler(model)
     if engine == "native":
         from sector.engine.samplers.native import NativeSampler
 

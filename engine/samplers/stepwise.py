@@ -1,0 +1,277 @@
+"""Stepwise decoding: prefixes are read in one pass, then every unfinished sequence gets a token a step.
+
+A step is a few kernels a layer (`kernels/decode_attention.py`, `kernels/digit_sampler.py`) and takes its whole state
+from the device: what a sequence has said, where it stands in the cache and in the random stream. So on a GPU a step is
+captured once as a CUDA graph and replayed, and the host looks only every few steps at who is left. All branches of all
+rows go side by side: a row of the cache holds the prefix and, behind it, the slots of each branch.
+
+A graph reads and writes the memory it was captured with. So the cache is allocated once and seen through a few shapes
+(slots a row: powers of two), states have a few sizes (`_bucket`), and weights are replaced in place (`device.py`). A
+state has room for more sequences than there are; those left over are idle, and what they say goes to a spare place.
+
+With bfloat16 weights, operands and cache are bfloat16; the residual stream, norms, softmax and logits are float32.
+
+Legend: B rows, P prefix tokens, J branches, Q sequences (B times J and fewer as they finish), S slots of a row, L
+layers, H heads, K head size, D hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sector.engine.model import rotate
+from sector.kernels.completion import Model, Request
+from sector.kernels.decode_attention import Positions, decode_attention
+from sector.kernels.digit_sampler import Head, Sampled, sample_digits
+from sector.kernels.philox import Stream
+
+# Steps between two looks at who is left: a look waits for the device, which costs about as much as a step.
+LOOK_EVERY = 8
+
+_MIN_SLOTS = 64
+_MIN_SEQUENCES = 32
+# Grids of fused attention end at 65,535 rows.
+_MAX_ROWS = 32_768
+# What the first launch of a kernel does (compile, load, ask for workspace) must not happen during capture.
+_WARM_UPS = 2
+
+
+class _Field(IntEnum):
+    """What is known of a sequence, an int64 each.
+
+    ID: its last token, not yet read. ROW: of the cache, -1 when finished. SLOT, START, PREFIX: as in `Positions`.
+    STEP: tokens generated. OUT: where the next one goes. LIMIT: the most tokens. COUNTER, STAGE: of its random stream.
+    """
+
+    ID = 0
+    ROW = 1
+    START = 2
+    PREFIX = 3
+    LIMIT = 4
+    COUNTER = 5
+    STAGE = 6
+    # These three go up by one a step.
+    SLOT = 7
+    STEP = 8
+    OUT = 9
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """The cache as rows of some size: `[L, 2, rows, H, S, K]`, and `[rows * S + 1]` generated ids, the last spare."""
+
+    cache: Tensor
+    output: Tensor
+
+    @property
+    def num_slots(self) -> int:
+        return self.cache.shape[4]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """`run` gives every sequence in `state` `[fields, Q]` its next token."""
+
+    state: Tensor
+    run: Callable[[], None]
+
+
+class Stepwise:
+    """Completes requests with the weights of `model`, which may change in place.
+
+    cache_bytes: memory for keys and values.
+    """
+
+    def __init__(self, model: Model, cache_bytes: int) -> None:
+        weights, table = model.weights, model.table
+        self._model = model
+        self._head = Head(weights.norm, weights.head, model.eps)
+        device, dtype = weights.qkv.device, weights.qkv.dtype
+        every_id = torch.arange(table.num_local * (table.max_place + 1), device=device)
+        self._classes = table.class_of(every_id)
+        self._seed = torch.zeros(1, dtype=torch.int64, device=device)
+        self._memory = torch.empty(cache_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._contexts: dict[int, _Context] = {}
+        self._steps: dict[tuple[int, int, float], _Step] = {}
+        self._graph_memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def capacity(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Rows that a request of this shape may have."""
+        return self._context(prefix_length + sum(lengths)).cache.shape[2]
+
+    def complete(self, request: Request) -> list[Tensor]:
+        """J completions `[B, length]` int64, PAD behind the end; B is at most `capacity`."""
+        (batch, prefix_length), lengths = request.prefix.shape, request.lengths
+        context = self._context(prefix_length + sum(lengths))
+        self._seed.fill_(_signed(request.seed))
+        context.output.fill_(self._model.table.pad_id)
+        self._read(request.prefix, context)
+        sequences = _sequences(request)
+        done = 0
+        for until in _looks(lengths):
+            step = self._step(context, sequences.shape[1], request.temperature)
+            _fill(step.state, sequences, self._idle(context))
+            for _ in range(done, until):
+                step.run()
+            done = until
+            if done < max(lengths):
+                sequences = step.state[:, step.state[_Field.ROW] >= 0]
+                if sequences.shape[1] == 0:
+                    break
+        parts = context.output[: batch * sum(lengths)].split([batch * length for length in lengths])
+        return [part.view(batch, -1).clone() for part in parts]
+
+    def _context(self, slots: int) -> _Context:
+        slots = max(_MIN_SLOTS, 1 << (slots - 1).bit_length())
+        if slots not in self._contexts:
+            (layers, _, hidden), heads = self._model.weights.up.shape, self._model.num_heads
+            row = 2 * layers * slots * hidden
+            rows = min(_MAX_ROWS, len(self._memory) // row)
+            if rows == 0:
+                needed = row * self._memory.element_size()
+                raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, more than there are")
+            cache = self._memory[: rows * row].view(layers, 2, rows, heads, slots, hidden // heads)
+            output = torch.empty(rows * slots + 1, dtype=torch.int64, device=cache.device)
+            self._contexts[slots] = _Context(cache, output)
+        return self._contexts[slots]
+
+    def _idle(self, context: _Context) -> Tensor:
+        """`[fields, 1]` a sequence that is none."""
+        idle = context.output.new_zeros(len(_Field), 1)
+        idle[_Field.ID] = self._model.table.pad_id
+        idle[_Field.ROW] = -1
+        idle[_Field.OUT] = len(context.output) - 1
+        return idle
+
+    def _step(self, context: _Context, count: int, temperature: float) -> _Step:
+        """The step for `count` sequences, all idle if it is new."""
+        size = _bucket(count)
+        key = context.num_slots, size, temperature
+        if key not in self._steps:
+            state = self._idle(context).repeat(1, size)
+            advance = partial(self._advance, state, context, temperature)
+            self._steps[key] = _Step(state, self._captured(advance) if state.is_cuda else advance)
+        return self._steps[key]
+
+    def _captured(self, advance: Callable[[], None]) -> Callable[[], None]:
+        """`advance` as a CUDA graph. Its sequences are idle, so that warming up changes nothing that counts."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                advance()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_memory):
+            advance()
+        return graph.replay
+
+    def _read(self, prefix: Tensor, context: _Context) -> None:
+        """Put the keys and values of prefixes `[B, P]` into slots 0 to P - 1."""
+        weights, (batch, length) = self._model.weights, prefix.shape
+        rope = weights.rope[prefix // self._model.table.num_local]
+        cos, sin = rope.unsqueeze(2).unbind(dim=3)
+        x = self._embed(prefix)
+        last = len(weights.qkv) - 1
+        for layer, (keys, values) in enumerate(context.cache):
+            qkv = F.linear(self._normed(x, weights.attention_norm[layer]), weights.qkv[layer])
+            q, k, v = qkv.view(batch, length, 3, self._model.num_heads, -1).unbind(dim=2)
+            k, v = rotate(k, cos, sin).to(v.dtype).transpose(1, 2), v.transpose(1, 2)
+            keys[:batch, :, :length], values[:batch, :, :length] = k, v
+            # Nobody reads what the last layer makes of a prefix.
+            if layer < last:
+                q = rotate(q, cos, sin).to(v.dtype).transpose(1, 2)
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                x = x + F.linear(y.transpose(1, 2).reshape(batch, length, -1), weights.out[layer])
+                x = self._feed_forward(x, layer)
+
+    def _advance(self, state: Tensor, context: _Context, temperature: float) -> None:
+        """One step. Nothing here may ask the device a question: on a GPU it is captured."""
+        weights, table = self._model.weights, self._model.table
+        ids, rows, out = state[_Field.ID], state[_Field.ROW], state[_Field.OUT]
+        at = Positions(rows, state[_Field.SLOT], state[_Field.START], state[_Field.PREFIX])
+        places = ids // table.num_local
+        x = self._embed(ids)
+        for layer, (keys, values) in enumerate(context.cache):
+            qkv = F.linear(self._normed(x, weights.attention_norm[layer]), weights.qkv[layer])
+            y = decode_attention(qkv, places, weights.rope, keys, values, at, out=qkv.new_empty(x.shape))
+            x = self._feed_forward(x + F.linear(y, weights.out[layer]), layer)
+        stream = Stream(self._seed, state[_Field.COUNTER], state[_Field.STAGE], state[_Field.STEP])
+        sampled = Sampled(ids, x.new_empty(len(x)), torch.empty_like(ids, dtype=torch.bool))
+        sample_digits(x, ids, self._head, table, temperature, stream, out=sampled)
+        context.output.scatter_(0, out, ids)
+        state[_Field.SLOT :].add_(1)
+        # A finished sequence goes on from its end to padding, or stays at its limit: it is idle from here on.
+        ended = sampled.stopped | (state[_Field.STEP] >= state[_Field.LIMIT])
+        rows.masked_fill_(ended, -1)
+        out.masked_fill_(ended, len(context.output) - 1)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Ids `[...]` -> `[..., D]` float32."""
+        return F.embedding(self._classes[ids], self._model.weights.embed).float()
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`[..., D]` float32 -> `[..., D]` as the weights multiply it."""
+        return F.rms_norm(x, weight.shape, weight.float(), self._model.eps).to(weight.dtype)
+
+    def _feed_forward(self, x: Tensor, layer: int) -> Tensor:
+        """`[..., D]` -> `[..., D]`, the residual stream behind the feed-forward of a layer."""
+        weights = self._model.weights
+        features = F.relu(F.linear(self._normed(x, weights.mlp_norm[layer]), weights.up[layer])).square_()
+        return x + F.linear(features, weights.down[layer])
+
+
+def _sequences(request: Request) -> Tensor:
+    """`[fields, J * B]` of every sequence, at its mark; branch after branch, in the cache and in the output too."""
+    batch, prefix_length = request.prefix.shape
+    rows = torch.arange(batch, device=request.prefix.device)
+    start, out = prefix_length, 0
+    branches = []
+    for branch, length in enumerate(request.lengths):
+        values: dict[_Field, int | Tensor] = {
+            _Field.ID: request.marks[:, branch],
+            _Field.ROW: rows,
+            _Field.START: start,
+            _Field.PREFIX: prefix_length,
+            _Field.LIMIT: length,
+            _Field.COUNTER: request.rows,
+            _Field.STAGE: request.stage + branch,
+            _Field.SLOT: start,
+            _Field.STEP: 0,
+            _Field.OUT: out + length * rows,
+        }
+        sequences = rows.new_empty(len(_Field), batch)
+        for name, value in values.items():
+            sequences[name] = value
+        branches.append(sequences)
+        start, out = start + length, out + length * batch
+    return torch.cat(branches, dim=1)
+
+
+def _fill(state: Tensor, sequences: Tensor, idle: Tensor) -> None:
+    """Put sequences `[fields, <= Q]` into a state `[fields, Q]`, and idle ones `[fields, 1]` behind them."""
+    count = sequences.shape[1]
+    state[:, :count] = sequences
+    state[:, count:] = idle
+
+
+def _looks(lengths: Sequence[int]) -> list[int]:
+    """After how many steps to look who is left: every few, and where a branch ends."""
+    return sorted({*range(LOOK_EVERY, max(lengths), LOOK_EVERY), *lengths})
+
+
+def _bucket(count: int) -> int:
+    """Room for `count` sequences: a power of two or one and a half, so that at most a third is idle."""
+    power = max(_MIN_SEQUENCES, 1 << (count - 1).bit_length())
+    smaller = power * 3 // 4
+    return smaller if _MIN_SEQUENCES <= count <= smaller else power
+
+
+def _signed(seed: int) -> int:
+    """64 bits as a signed number."""
+    return (seed + 2**63) % 2**64 - 2**63
