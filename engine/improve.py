@@ -157,11 +157,18 @@ def simplify(
 
 
 def improve(
-    sampler: Sampler, problems: Problems, settings: Filter, k: int, order: DigitOrder, sampling: Sampling
+    sampler: Sampler,
+    problems: Problems,
+    settings: Filter,
+    k: int,
+    order: DigitOrder,
+    sampling: Sampling,
+    drop_decided: bool = True,
 ) -> Improved:
     """The improved policy on B candidates. `sampling.stage` must be `STAGES` apart between calls on a row.
 
-    The looks are taken one after another, the cheap one first, and a row whose fate is sealed takes no further one.
+    The looks are taken one after another, the cheap one first. drop_decided: a row whose fate is sealed takes no
+    further one; without it all rows take all looks, and only the tokens spent differ.
     """
     layout = Layout(order)
     first = _look(sampler, problems, settings, k, layout, sampling, draft=None)
@@ -175,19 +182,18 @@ def improve(
     agrees = torch.zeros_like(first.parsed)
     total = first.tokens
     if settings.complement:
-        rows = _accepted(verdict)
+        rows = _to_look_at(verdict, drop_decided)
         expected = complement_answers(first.answers[rows])
         answers, parsed, spent = _answer(
             sampler, problems[rows].complement(), layout, _at_look(sampling, rows, 1), draft=expected
         )
-        verdict[rows[~(parsed & (answers == expected).all(dim=1))]] = Verdict.NOT_COMPLEMENT
+        _reject(verdict, rows[~(parsed & (answers == expected).all(dim=1))], Verdict.NOT_COMPLEMENT)
         total += spent
     if settings.second_look is not SecondLook.OFF:
-        rows = _accepted(verdict)
-        swapped = problems[rows].swapped()
+        rows = _to_look_at(verdict, drop_decided)
         again = _look(
             sampler,
-            swapped,
+            problems[rows].swapped(),
             settings,
             k,
             Layout(order, _second_variant(settings.second_look, sampling.rows[rows])),
@@ -195,8 +201,9 @@ def improve(
             draft=first.answers[rows],
         )
         same = again.decided & (again.answers == first.answers[rows]).all(dim=1)
-        second[rows], agrees[rows] = again.answers, same
-        verdict[rows[~same]] = Verdict.NOT_COMMUTATIVE
+        counts = verdict[rows] == Verdict.ACCEPTED
+        second[rows[counts]], agrees[rows[counts]] = again.answers[counts], same[counts]
+        _reject(verdict, rows[~same], Verdict.NOT_COMMUTATIVE)
         total += again.tokens
     return Improved(problems, first, second, agrees, verdict, total)
 
@@ -235,9 +242,14 @@ def _answer(
     return *policy.parse_answers(ids, problems.digits, layout), count_tokens(ids)
 
 
-def _accepted(verdict: Tensor) -> Tensor:
-    """Indices of the rows that no look has rejected so far."""
-    return (verdict == Verdict.ACCEPTED).nonzero().squeeze(1)
+def _to_look_at(verdict: Tensor, drop_decided: bool) -> Tensor:
+    """Indices of the rows that take the next look: all, or those that no look has rejected so far."""
+    return ((verdict == Verdict.ACCEPTED) | (not drop_decided)).nonzero().squeeze(1)
+
+
+def _reject(verdict: Tensor, rows: Tensor, reason: Verdict) -> None:
+    """Give rows a reason, in place, unless an earlier look gave them one."""
+    verdict[rows[verdict[rows] == Verdict.ACCEPTED]] = reason
 
 
 def _at_look(sampling: Sampling, rows: Tensor, look: int) -> Sampling:

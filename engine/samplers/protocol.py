@@ -51,6 +51,21 @@ class Sampling:
         return -(-uniforms(self.seed, rows, self.stage + branch, steps, lanes).log()).log()
 
 
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """Work that the native engine does not do; each can be switched off, and what comes out stays the same.
+
+    shared_prefix: the branches of a prompt read its prefix together, not each for itself.
+    drafts: a draft is checked in the pass that reads the prompt, not written again token by token (in the manner of
+        speculative decoding; the choice at every token is the model's own, also at temperature > 0).
+    drop_finished: a row that has ended leaves the batch, instead of waiting for the others.
+    """
+
+    shared_prefix: bool = True
+    drafts: bool = True
+    drop_finished: bool = True
+
+
 class Sampler(Protocol):
     """An engine. Interchangeable: greedy in float32, every engine returns the same tokens."""
 
