@@ -151,7 +151,7 @@ def simplify(
 ) -> tuple[policy.Simplifications, int]:
     """The slow policy, once: what it wrote and the tokens it took. N must be at least 2."""
     layout = Layout(order)
-    branch = _think_branch(problems, layout)
+    branch = _think_branch(problems, layout, draft=None)
     (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
     return policy.parse_simplifications(ids, problems.digits, layout), count_tokens(ids)
 
@@ -331,7 +331,7 @@ def _simplify_then_guess(
     for stage in range(num_simplifications + 1):
         last = stage == num_simplifications
         current = chain.current
-        branches = [] if last else [_think_branch(current, layout)]
+        branches = [] if last else [_think_branch(current, layout, draft)]
         if asks := stage > 0 or draft is None or last:
             branches.append(_answer_branch(current, layout, draft))
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
@@ -355,12 +355,20 @@ def _answer_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> 
     return Branch(policy.mark_ids(tokens.ANSWER, layout, len(problems)), policy.answer_length(problems.digits), ids)
 
 
-def _think_branch(problems: Problems, layout: Layout) -> Branch:
-    """Ask for a simplification; its draft is the prompt's own digits, up to where thinking begins."""
-    rest = Problems(problems.a[:, :-1], problems.b[:, :-1], problems.carry)
+def _think_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> Branch:
+    """Ask for a simplification; its draft is the prompt's own digits, up to where thinking begins.
+
+    What comes then only the model can know, but an answer that it gave before (`draft`, as for `_answer_branch`)
+    foretells it: its last digit, and the carry with which the column before gives the digit before.
+    """
     length = policy.simplification_length(problems.digits)
-    # All but the carry mark, the digit and the end, which only the model can know.
-    ids = policy.simplification_ids(rest, problems.carry, layout)[:, : length - 3]
+    rest_a, rest_b = problems.a[:, :-1], problems.b[:, :-1]
+    if draft is None:
+        ids = policy.simplification_ids(Problems(rest_a, rest_b, problems.carry), problems.carry, layout)[:, :-3]
+    else:
+        digit = draft[:, problems.digits]
+        carry = ((draft[:, problems.digits - 1] - rest_a[:, -1] - rest_b[:, -1]) % 10).clamp(max=1)
+        ids = policy.simplification_ids(Problems(rest_a, rest_b, carry), digit, layout)
     return Branch(policy.mark_ids(tokens.THINK, layout, len(problems)), length, ids)
 
 
