@@ -26,6 +26,7 @@ from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
 from sector.engine.model import MAX_GAP, SectorForCausalLM
 from sector.engine.policy import DigitOrder, Layout
+from sector.engine.ranges import named
 from sector.engine.seeding import generator
 
 _IGNORE = -100
@@ -95,20 +96,25 @@ def train_cycle(
     state.model.train()
     with _pool() as pool, _one_thread():
         while state.step < num_steps:
-            _set_rates(state, config, schedule(state.step, num_steps, config))
-            draws = generator(seed, "augment", state.step)
-            shards = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
-            results = list(pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards))
-            loss = sum(result[0] for result in results) / len(results)
-            if not math.isfinite(loss):
-                raise Diverged(f"loss is {loss} at step {state.step}")
-            for index, parameter in enumerate(parameters):
-                parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            state.muon.step()
-            state.adamw.step()
-            state.step += 1
-            state.tokens += sum(rows.ids.numel() for rows in shards)
+            with named("distill step"):
+                _set_rates(state, config, schedule(state.step, num_steps, config))
+                with named("lay out"):
+                    draws = generator(seed, "augment", state.step)
+                    shards = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+                results = list(
+                    pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards)
+                )
+                loss = sum(result[0] for result in results) / len(results)
+                if not math.isfinite(loss):
+                    raise Diverged(f"loss is {loss} at step {state.step}")
+                with named("update"):
+                    for index, parameter in enumerate(parameters):
+                        parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
+                    torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                    state.muon.step()
+                    state.adamw.step()
+                state.step += 1
+                state.tokens += sum(rows.ids.numel() for rows in shards)
             yield state.step, loss
     state.model.eval()
 
@@ -194,6 +200,14 @@ def _gradients(
     model: SectorForCausalLM, parameters: list[torch.nn.Parameter], rows: Rows, fast_weight: float
 ) -> tuple[float, tuple[Tensor, ...]]:
     """Mean loss of a shard and its gradients, apart from `.grad`, so that shards can run side by side."""
+    with named("forward"):
+        loss = _loss(model, rows, fast_weight)
+    with named("backward"):
+        return loss.item(), torch.autograd.grad(loss, parameters)
+
+
+def _loss(model: SectorForCausalLM, rows: Rows, fast_weight: float) -> Tensor:
+    """Mean loss of a shard, fast and slow weighed against each other."""
     first = rows.ids.shape[1] - rows.targets.shape[1]
     hidden = model.hidden_states(rows.ids, rows.mask, places=rows.places)[:, first:]
     logits = model.class_logits(hidden, rows.ids[:, first:])
@@ -203,7 +217,7 @@ def _gradients(
     if slow.shape[1]:
         slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
         loss = fast_weight * loss + (1 - fast_weight) * slow_loss
-    return loss.item(), torch.autograd.grad(loss, parameters)
+    return loss
 
 
 @contextmanager
