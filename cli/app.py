@@ -9,6 +9,7 @@ from sector.cli._errors import CommandGroup
 from sector.cli.distill import distill
 from sector.cli.eval import evaluate
 from sector.cli.generate import generate
+from sector.cli.profile import profile
 from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
@@ -50,6 +51,7 @@ app.command("eval", rich_help_panel="Use a model")(evaluate)
 app.command(rich_help_panel="Step by step")(sft)
 app.command(rich_help_panel="Step by step")(generate)
 app.command(rich_help_panel="Step by step")(distill)
+app.add_typer(profile, name="profile", rich_help_panel="Measure")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ The loop does the same inside a run directory (`phases.py`), where it also knows
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pyarrow as pa
 
 from sector.engine import improve
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
-from sector.engine.config import FilterConfig, RoundConfig, RunConfig
+from sector.engine.config import FilterConfig, RoundConfig, RunConfig, TrainerConfig
 from sector.engine.dataset import Provenance, improved_table, read_examples, write_examples
-from sector.engine.distill import start_training, train_cycle, tune_allocator
+from sector.engine.distill import Batches, start_training, train_cycle, tune_allocator
 from sector.engine.errors import InputError
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.files import check_writable
 from sector.engine.generate import generate
+from sector.engine.model import SectorForCausalLM
 from sector.engine.policy import DigitOrder
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
@@ -104,34 +106,72 @@ def distill_files(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
-    sets = _read_all(data)
-    digits = max(each.digits for each in sets)
-    new = Examples.cat(each for each in sets if each.digits == digits)
-    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
-    weights, settings = load_checkpoint(model), _round_settings(model)
+    training = open_training(model, data, replay, seed)
     check_writable(out)
-    trainer, steps = settings.trainer, steps or settings.cycle_steps * settings.max_cycles
-    tune_allocator()
-    batches = mixed_batches(
-        new, old, trainer.num_shards, trainer.shard_rows, settings.replay_share, stream_seed(seed, "distill", digits)
-    )
-    state, start, loss = start_training(weights, trainer), time.perf_counter(), 0.0
-    for step, loss in train_cycle(state, batches, trainer, steps, stream_seed(seed, "train", digits)):
+    state, start, loss = start_training(training.weights, training.trainer), time.perf_counter(), 0.0
+    steps = steps or training.max_steps
+    for step, loss in train_cycle(state, training.batches, training.trainer, steps, training.seed):
         on_progress(step, steps, f"loss {loss:.4f}")
     seconds = time.perf_counter() - start
-    save_checkpoint(weights, out)
+    save_checkpoint(training.weights, out)
     return {
-        "digits": digits,
-        "examples": len(new),
-        "replay_examples": sum(map(len, old)),
+        "digits": training.digits,
+        "examples": training.num_new,
+        "replay_examples": training.num_replayed,
         "steps": steps,
         "loss": loss,
         "tokens": state.tokens,
         "seconds": seconds,
         "tokens_per_s": state.tokens / seconds,
         "checkpoint": str(out),
-        "weights_sha256": weights_sha256(weights),
+        "weights_sha256": weights_sha256(training.weights),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One round of training on files, ready to start.
+
+    digits: of the new examples, of which there are `num_new`; `num_replayed` are shorter, or from earlier rounds.
+    batches, seed: what `train_cycle` draws from. max_steps: the most that a round of the loop trains.
+    """
+
+    weights: SectorForCausalLM
+    trainer: TrainerConfig
+    batches: Batches
+    seed: int
+    max_steps: int
+    digits: int
+    num_new: int
+    num_replayed: int
+
+
+def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
+    """Read weights, examples and settings. InputError names the file that is none of them."""
+    sets = _read_all(data)
+    digits = max(each.digits for each in sets)
+    new = Examples.cat(each for each in sets if each.digits == digits)
+    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
+    weights, settings = load_checkpoint(model), _round_settings(model)
+    trainer = settings.trainer
+    tune_allocator()
+    return Training(
+        weights,
+        trainer,
+        mixed_batches(
+            new,
+            old,
+            trainer.num_shards,
+            trainer.shard_rows,
+            settings.replay_share,
+            stream_seed(seed, "distill", digits),
+        ),
+        stream_seed(seed, "train", digits),
+        settings.cycle_steps * settings.max_cycles,
+        digits,
+        len(new),
+        sum(map(len, old)),
+    )
 
 
 def _read_all(paths: Sequence[Path]) -> list[Examples]:
