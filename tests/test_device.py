@@ -27,6 +27,7 @@ from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.samplers.stepwise import Stepwise
 from sector.kernels import decode_attention, digit_sampler, megakernel
 from sector.kernels.completion import Request
+from sector.kernels.digit_sampler import Sampled
 
 # Two 32-bit words each, so that neither the key nor the counter is cut.
 SEED = (5 << 32) + 77
@@ -98,7 +99,8 @@ def test_kernels_decode_like_native(
     assert len((expected[0] != tokens.PAD_ID).sum(dim=1).unique()) > 2
     outputs = _on(kernel_device, model, Decode.KERNELS).sample(prefix, branches, _sampling(count, temperature))
     _assert_same(outputs, expected)
-    assert launches["decode_attention_kernel"] == 2 * launches["sample_digits_kernel"] > 0
+    # Of the first pass, tokens are chosen at once.
+    assert launches["decode_attention_kernel"] == 2 * (launches["sample_digits_kernel"] - 1) > 0
     assert not launches["complete_kernel"]
 
 
@@ -206,12 +208,12 @@ def test_finished_sequences_leave(steps: list[tuple[int, int]]) -> None:
         prefix, branches, _sampling(count, 0.0)
     )
     lengths = torch.cat([(output != tokens.PAD_ID).sum(dim=1) for output in outputs])
-    assert len(steps) == 44
+    # The first token comes with the prompt.
+    assert len(steps) == 44 - 1
     for step, (room, live) in enumerate(steps):
-        assert live == int((lengths > step).sum())
-        # Those who were there at the last look, at most eight steps and no end of a branch ago.
-        last_look = max(look for look in (0, 8, 16, 22, 24, 32, 40) if look <= step)
-        assert room == stepwise._bucket(int((lengths > last_look).sum()))
+        assert live == int((lengths > step + 1).sum())
+        last_look = step - step % stepwise.LOOK_EVERY
+        assert room == stepwise._bucket(int((lengths > last_look + 1).sum()))
     assert steps[0][0] == 256
     assert steps[-1][0] < 128
 
@@ -224,7 +226,71 @@ def test_decoding_ends_with_the_last_sequence(steps: list[tuple[int, int]]) -> N
         assert (tokens.class_of(output[:, 0]) == 3).all()
         assert tokens.is_eos(output[:, 1]).all()
         assert (output[:, 2:] == tokens.PAD_ID).all()
-    assert [live for _, live in steps] == [10, 10] + [0] * (stepwise.LOOK_EVERY - 2)
+    assert [live for _, live in steps] == [10] + [0] * (stepwise.LOOK_EVERY - 1)
+
+
+def _other(ids: Tensor) -> Tensor:
+    """Another token of the same place everywhere."""
+    return torch.where(tokens.class_of(ids) == 4, ids + 1, tokens.NUM_LOCAL * tokens.place_of(ids) + 4)
+
+
+def _draft(kind: str, right: Tensor) -> Tensor | None:
+    rows, length = right.shape
+    right_until = torch.arange(rows).unsqueeze(1) % (length + 1)
+    drafts = {
+        "none": None,
+        "right": right,
+        "wrong": _other(right),
+        "right_to_a_point": torch.where(torch.arange(length) < right_until, right, _other(right)),
+        # Right to the end of the sequence, and digits where the padding belongs.
+        "runs_on": torch.where(right == tokens.PAD_ID, tokens.NUM_LOCAL + 4, right),
+        "short": right[:, :3],
+        "empty": right[:, :0],
+    }
+    return drafts[kind]
+
+
+@TEMPERATURES
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("right",) * 2,
+        ("wrong",) * 2,
+        ("right_to_a_point",) * 2,
+        ("runs_on",) * 2,
+        ("short", "none"),
+        ("empty", "right_to_a_point"),
+    ],
+    ids="-".join,
+)
+def test_drafts_change_no_token(kinds: tuple[str, str], temperature: float) -> None:
+    """In three batches, so that each takes its own rows of a draft."""
+    model, count = small_model(), 40
+    prefix, branches = _prompts(count, digits=5)
+    sampling = _sampling(count, temperature)
+    expected = _native(model, prefix, branches, sampling)
+    drafted = [
+        Branch(branch.mark, branch.length, _draft(kind, right))
+        for branch, kind, right in zip(branches, kinds, expected, strict=True)
+    ]
+    for cache_bytes in (CACHE_BYTES, 16 * 32 * 1024):
+        outputs = _on_cpu(model, Decode.KERNELS, cache_bytes=cache_bytes).sample(prefix, drafted, sampling)
+        _assert_same(outputs, expected)
+    _assert_same(_on_cpu(model, Decode.MEGAKERNEL).sample(prefix, drafted, sampling), expected)
+
+
+def test_drafts_save_the_steps_that_they_foresee(steps: list[tuple[int, int]]) -> None:
+    sampler, (prefix, branches) = _on_cpu(small_model(), Decode.KERNELS), _prompts(9, digits=5)
+    expected = sampler.sample(prefix, branches, _sampling(9, 0.0))
+    assert len(steps) == 13
+    steps.clear()
+    right = [Branch(branch.mark, branch.length, output) for branch, output in zip(branches, expected, strict=True)]
+    sampler.sample(prefix, right, _sampling(9, 0.0))
+    assert not steps
+    all_but_three = [Branch(branch.mark, branch.length, branch.draft[:, :-3]) for branch in right]
+    sampler.sample(prefix, all_but_three, _sampling(9, 0.0))
+    # One of the three comes with the draft.
+    assert len(steps) == 2
 
 
 @pytest.mark.parametrize(
@@ -237,17 +303,19 @@ def test_buckets_have_room(count: int, room: int) -> None:
 def test_a_step_asks_the_device_nothing(launches: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be captured needs no values: tensors without data will do, and any look at them raises."""
     monkeypatch.setattr(decode_attention, "decode_attention_kernel", lambda *arguments: arguments[-1])
-    monkeypatch.setattr(digit_sampler, "sample_digits_kernel", lambda *arguments: arguments[-1])
+    monkeypatch.setattr(
+        digit_sampler,
+        "sample_digits_kernel",
+        lambda hidden, *rest: rest[-1] or Sampled.placeholder(len(hidden), hidden.device),
+    )
     model = small_model().to("meta")
     step = Stepwise(kernel_model(model), CACHE_BYTES)
     context = step._context(40)
     for temperature in (0.0, 0.8):
         step._advance(torch.zeros(len(stepwise._Field), 32, dtype=torch.int64, device="meta"), context, temperature)
     prompt, row = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((2, 3), (2,)))
-    # The host looks after eight steps.
-    step.complete(Request(prompt, prompt[:, :1], (8,), row))
     with pytest.raises(NotImplementedError, match="nonzero"):
-        step.complete(Request(prompt, prompt[:, :1], (9,), row))
+        step.complete(Request(prompt, prompt[:, :1], (2,), row), [None])
 
 
 @DECODES
@@ -381,7 +449,13 @@ def test_a_gpu_decodes_like_a_cpu(temperature: float, decode: Decode) -> None:
         for digits, count in ((1, 1), (7, 1000), (30, 40), (7, 700), (2, 300), (7, 1000)):
             prefix, branches = _prompts(count, digits)
             sampling = _sampling(count, temperature)
-            _assert_same(sampler.sample(prefix, branches, sampling), _native(model, prefix, branches, sampling))
+            expected = _native(model, prefix, branches, sampling)
+            _assert_same(sampler.sample(prefix, branches, sampling), expected)
+            drafted = [
+                Branch(branch.mark, branch.length, _draft("right_to_a_point", right))
+                for branch, right in zip(branches, expected, strict=True)
+            ]
+            _assert_same(sampler.sample(prefix, drafted, sampling), expected)
 
 
 @pytest.mark.gpu

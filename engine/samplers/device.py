@@ -2,7 +2,7 @@
 
 There are two ways to complete a request on a GPU. The megakernel (`kernels/megakernel.py`) does it in one launch, for
 models whose weights stay on chip while every program reads them again and again. For others there is a token a step,
-by kernels in CUDA graphs (`stepwise.py`). Drafts are ignored: they change the time, never the tokens.
+by kernels in CUDA graphs, behind a pass that reads prompt and drafts (`stepwise.py`). The megakernel ignores drafts.
 
 Everything here runs on a CPU too, where the kernels' plain-torch references take their place; tests live on that.
 """
@@ -73,6 +73,7 @@ class DeviceSampler:
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         marks = torch.cat([branch.mark for branch in branches], dim=1)
+        drafts = [branch.draft for branch in branches]
         device = self._model.weights.qkv.device
         request = Request(
             prefix=prefix.to(device).contiguous(),
@@ -85,7 +86,7 @@ class DeviceSampler:
         )
         # Triton launches on the current device.
         with torch.cuda.device_of(request.prefix):
-            parts = [self._complete(request[rows]) for rows in self._cut(request)]
+            parts = [self._complete(request, drafts, rows) for rows in self._cut(request)]
             return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
 
     def _take(self, model: Model) -> None:
@@ -106,8 +107,12 @@ class DeviceSampler:
             rows = self._stepwise.capacity(prefix_length, lengths)
         return [slice(first, first + rows) for first in range(0, batch, rows)]
 
-    def _complete(self, request: Request) -> list[Tensor]:
-        return complete(self._model, request) if self._stepwise is None else self._stepwise.complete(request)
+    def _complete(self, request: Request, drafts: list[Tensor | None], rows: slice) -> list[Tensor]:
+        if self._stepwise is None:
+            return complete(self._model, request[rows])
+        device = request.prefix.device
+        on_device = [None if draft is None else draft[rows].to(device) for draft in drafts]
+        return self._stepwise.complete(request[rows], on_device)
 
 
 @torch.inference_mode()

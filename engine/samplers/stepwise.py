@@ -1,9 +1,12 @@
-"""Stepwise decoding: prefixes are read in one pass, then every unfinished sequence gets a token a step.
+"""Stepwise decoding: prompts are read in one pass, then every unfinished sequence gets a token a step.
 
 A step is a few kernels a layer (`kernels/decode_attention.py`, `kernels/digit_sampler.py`) and takes its whole state
 from the device: what a sequence has said, where it stands in the cache and in the random stream. So on a GPU a step is
 captured once as a CUDA graph and replayed, and the host looks only every few steps at who is left. All branches of all
 rows go side by side: a row of the cache holds the prefix and, behind it, the slots of each branch.
+
+Drafts are read with the prompts. The first token that differs from the model's own choice is replaced by that choice,
+and steps go on from there, so that what comes out is what plain decoding yields.
 
 A graph reads and writes the memory it was captured with. So the cache is allocated once and seen through a few shapes
 (slots a row: powers of two), states have a few sizes (`_bucket`), and weights are replaced in place (`device.py`). A
@@ -11,8 +14,8 @@ state has room for more sequences than there are; those left over are idle, and 
 
 With bfloat16 weights, operands and cache are bfloat16; the residual stream, norms, softmax and logits are float32.
 
-Legend: B rows, P prefix tokens, J branches, Q sequences (B times J and fewer as they finish), S slots of a row, L
-layers, H heads, K head size, D hidden size.
+Legend: B rows, P prefix tokens, J branches, T tokens of the first pass, U of them behind the prefix, Q sequences (B
+times J and fewer as they finish), S slots of a row, L layers, H heads, K head size, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +38,9 @@ LOOK_EVERY = 8
 
 _MIN_SLOTS = 64
 _MIN_SEQUENCES = 32
-# Grids of fused attention end at 65,535 rows.
-_MAX_ROWS = 32_768
+# Tokens read at once: what they need besides the cache is then some 5 GB at the preset base. With `_MIN_SLOTS` this
+# keeps rows below 65,536, where grids of fused attention end.
+_MAX_TOKENS = 1 << 20
 # What the first launch of a kernel does (compile, load, ask for workspace) must not happen during capture.
 _WARM_UPS = 2
 
@@ -45,7 +49,7 @@ class _Field(IntEnum):
     """What is known of a sequence, an int64 each.
 
     ID: its last token, not yet read. ROW: of the cache, -1 when finished. SLOT, START, PREFIX: as in `Positions`.
-    STEP: tokens generated. OUT: where the next one goes. LIMIT: the most tokens. COUNTER, STAGE: of its random stream.
+    STEP: tokens known. OUT: where the next one goes. LIMIT: the most tokens. COUNTER, STAGE: of its random stream.
     """
 
     ID = 0
@@ -81,10 +85,25 @@ class _Step:
     run: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _FirstPass:
+    """What the first pass reads: the prefix, then of each branch its mark and its draft.
+
+    ids: `[B, T]`. spans: slots, one span a part. mask: `[1, 1, T, T]`, which token sees which. stages, steps: `[U]`, of
+    the choices behind marks and drafts.
+    """
+
+    ids: Tensor
+    spans: list[slice]
+    mask: Tensor
+    stages: Tensor
+    steps: Tensor
+
+
 class Stepwise:
     """Completes requests with the weights of `model`, which may change in place.
 
-    cache_bytes: memory for keys and values.
+    cache_bytes: memory for keys and values, or less on a GPU of which half is less.
     """
 
     def __init__(self, model: Model, cache_bytes: int) -> None:
@@ -95,6 +114,8 @@ class Stepwise:
         every_id = torch.arange(table.num_local * (table.max_place + 1), device=device)
         self._classes = table.class_of(every_id)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
+        if device.type == "cuda":
+            cache_bytes = min(cache_bytes, torch.cuda.mem_get_info(device)[0] // 2)
         self._memory = torch.empty(cache_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._contexts: dict[int, _Context] = {}
         self._steps: dict[tuple[int, int, float], _Step] = {}
@@ -104,34 +125,37 @@ class Stepwise:
         """Rows that a request of this shape may have."""
         return self._context(prefix_length + sum(lengths)).cache.shape[2]
 
-    def complete(self, request: Request) -> list[Tensor]:
-        """J completions `[B, length]` int64, PAD behind the end; B is at most `capacity`."""
+    def complete(self, request: Request, drafts: Sequence[Tensor | None]) -> list[Tensor]:
+        """J completions `[B, length]` int64, PAD behind the end; B is at most `capacity`.
+
+        drafts: of each branch, `[B, any]` ids that completions are likely to begin with.
+        """
         (batch, prefix_length), lengths = request.prefix.shape, request.lengths
         context = self._context(prefix_length + sum(lengths))
         self._seed.fill_(_signed(request.seed))
-        context.output.fill_(self._model.table.pad_id)
-        self._read(request.prefix, context)
-        sequences = _sequences(request)
-        done = 0
-        for until in _looks(lengths):
+        outputs = [
+            part.view(batch, -1)
+            for part in context.output[: batch * sum(lengths)].split([batch * length for length in lengths])
+        ]
+        first = _first_pass(request, drafts)
+        chosen = self._choose(self._read(first, context), first, request)
+        parts = chosen.split([span.stop - span.start for span in first.spans[1:]], dim=1)
+        known = [_accept(*each, self._model.table.pad_id) for each in zip(outputs, parts, drafts, strict=True)]
+        sequences = self._unfinished(_sequences(request, outputs, known))
+        while sequences.shape[1]:
             step = self._step(context, sequences.shape[1], request.temperature)
             _fill(step.state, sequences, self._idle(context))
-            for _ in range(done, until):
+            for _ in range(min(LOOK_EVERY, int((sequences[_Field.LIMIT] - sequences[_Field.STEP]).max()))):
                 step.run()
-            done = until
-            if done < max(lengths):
-                sequences = step.state[:, step.state[_Field.ROW] >= 0]
-                if sequences.shape[1] == 0:
-                    break
-        parts = context.output[: batch * sum(lengths)].split([batch * length for length in lengths])
-        return [part.view(batch, -1).clone() for part in parts]
+            sequences = step.state[:, step.state[_Field.ROW] >= 0]
+        return [output.clone() for output in outputs]
 
     def _context(self, slots: int) -> _Context:
         slots = max(_MIN_SLOTS, 1 << (slots - 1).bit_length())
         if slots not in self._contexts:
             (layers, _, hidden), heads = self._model.weights.up.shape, self._model.num_heads
             row = 2 * layers * slots * hidden
-            rows = min(_MAX_ROWS, len(self._memory) // row)
+            rows = min(_MAX_TOKENS // slots, len(self._memory) // row)
             if rows == 0:
                 needed = row * self._memory.element_size()
                 raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, more than there are")
@@ -171,24 +195,42 @@ class Stepwise:
             advance()
         return graph.replay
 
-    def _read(self, prefix: Tensor, context: _Context) -> None:
-        """Put the keys and values of prefixes `[B, P]` into slots 0 to P - 1."""
-        weights, (batch, length) = self._model.weights, prefix.shape
-        rope = weights.rope[prefix // self._model.table.num_local]
+    def _read(self, first: _FirstPass, context: _Context) -> Tensor:
+        """Put keys and values of the first pass into the cache; `[B, U, D]` hidden states of marks and drafts."""
+        weights, (batch, length) = self._model.weights, first.ids.shape
+        rope = weights.rope[first.ids // self._model.table.num_local]
         cos, sin = rope.unsqueeze(2).unbind(dim=3)
-        x = self._embed(prefix)
-        last = len(weights.qkv) - 1
-        for layer, (keys, values) in enumerate(context.cache):
+        x = self._embed(first.ids)
+        sizes = [span.stop - span.start for span in first.spans]
+        # Nobody reads what the last layer makes of a prefix.
+        needed = [0] * (len(weights.qkv) - 1) + sizes[:1]
+        for layer, ((keys, values), start) in enumerate(zip(context.cache, needed, strict=True)):
             qkv = F.linear(self._normed(x, weights.attention_norm[layer]), weights.qkv[layer])
             q, k, v = qkv.view(batch, length, 3, self._model.num_heads, -1).unbind(dim=2)
-            k, v = rotate(k, cos, sin).to(v.dtype).transpose(1, 2), v.transpose(1, 2)
-            keys[:batch, :, :length], values[:batch, :, :length] = k, v
-            # Nobody reads what the last layer makes of a prefix.
-            if layer < last:
-                q = rotate(q, cos, sin).to(v.dtype).transpose(1, 2)
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-                x = x + F.linear(y.transpose(1, 2).reshape(batch, length, -1), weights.out[layer])
-                x = self._feed_forward(x, layer)
+            q, k = (rotate(each, cos, sin).to(v.dtype) for each in (q, k))
+            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+            for span, new_k, new_v in zip(first.spans, k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True):
+                keys[:batch, :, span], values[:batch, :, span] = new_k, new_v
+            y = F.scaled_dot_product_attention(q[:, :, start:], k, v, attn_mask=first.mask[:, :, start:])
+            y = y.transpose(1, 2).flatten(2)
+            x = self._feed_forward(x[:, start:] + F.linear(y, weights.out[layer]), layer)
+        return x
+
+    def _choose(self, hidden: Tensor, first: _FirstPass, request: Request) -> Tensor:
+        """Hidden states `[B, U, D]` of the first pass -> the ids `[B, U]` chosen to follow."""
+        (batch, count), rows = hidden.shape[:2], request.rows
+        numbers = torch.broadcast_tensors(rows.unsqueeze(1), first.stages, first.steps)
+        stream = Stream(self._seed, *(each.flatten().contiguous() for each in numbers))
+        ids = first.ids[:, -count:].flatten().contiguous()
+        sampled = sample_digits(hidden.flatten(0, 1), ids, self._head, self._model.table, request.temperature, stream)
+        return sampled.ids.view(batch, count)
+
+    def _unfinished(self, sequences: Tensor) -> Tensor:
+        """Those of the sequences `[fields, Q]` that have not ended."""
+        table = self._model.table
+        classes = self._classes[sequences[_Field.ID]]
+        room = sequences[_Field.STEP] < sequences[_Field.LIMIT]
+        return sequences[:, room & (classes != table.eos) & (classes != table.pad)]
 
     def _advance(self, state: Tensor, context: _Context, temperature: float) -> None:
         """One step. Nothing here may ask the device a question: on a GPU it is captured."""
@@ -226,30 +268,70 @@ class Stepwise:
         return x + F.linear(features, weights.down[layer])
 
 
-def _sequences(request: Request) -> Tensor:
-    """`[fields, J * B]` of every sequence, at its mark; branch after branch, in the cache and in the output too."""
+def _first_pass(request: Request, drafts: Sequence[Tensor | None]) -> _FirstPass:
+    prefix_length, device = request.prefix.shape[1], request.prefix.device
+    parts, spans = [request.prefix], [slice(0, prefix_length)]
+    start = prefix_length
+    for branch, (length, draft) in enumerate(zip(request.lengths, drafts, strict=True)):
+        # Nothing is chosen behind the last token.
+        part = request.marks[:, branch : branch + 1]
+        part = part if draft is None else torch.cat([part, draft[:, : length - 1]], dim=1)
+        parts.append(part)
+        spans.append(slice(start, start + part.shape[1]))
+        start += length
+    sizes = torch.tensor([part.shape[1] for part in parts])
+    owner = torch.arange(len(parts)).repeat_interleave(sizes)
+    shared_or_own = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
+    return _FirstPass(
+        ids=torch.cat(parts, dim=1),
+        spans=spans,
+        mask=shared_or_own.tril()[None, None].to(device),
+        stages=(request.stage + owner[prefix_length:] - 1).to(device),
+        steps=torch.cat([torch.arange(part.shape[1]) for part in parts[1:]]).to(device),
+    )
+
+
+def _accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
+    """Put the model's choices `[B, U]` behind a mark and its draft into `output [B, length]`; `[B]` how many stand.
+
+    A choice stands as long as every drafted token before it was the model's own choice.
+    """
+    count = chosen.shape[1]
+    stands = torch.ones_like(chosen)
+    if draft is not None:
+        stands[:, 1:] = (chosen[:, :-1] == draft[:, : count - 1]).long().cumprod(dim=1)
+    output.fill_(pad_id)
+    output[:, :count] = torch.where(stands.bool(), chosen, pad_id)
+    return stands.sum(dim=1)
+
+
+def _sequences(request: Request, outputs: list[Tensor], known: list[Tensor]) -> Tensor:
+    """`[fields, J * B]` of every sequence; of each branch `[B, length]` tokens so far, of which `[B]` are known.
+
+    Branch follows branch, in the cache and in the output.
+    """
     batch, prefix_length = request.prefix.shape
     rows = torch.arange(batch, device=request.prefix.device)
-    start, out = prefix_length, 0
+    start, first_out = prefix_length, 0
     branches = []
-    for branch, length in enumerate(request.lengths):
+    for branch, (length, output, count) in enumerate(zip(request.lengths, outputs, known, strict=True)):
         values: dict[_Field, int | Tensor] = {
-            _Field.ID: request.marks[:, branch],
+            _Field.ID: output.gather(1, count.unsqueeze(1) - 1).squeeze(1),
             _Field.ROW: rows,
             _Field.START: start,
             _Field.PREFIX: prefix_length,
             _Field.LIMIT: length,
             _Field.COUNTER: request.rows,
             _Field.STAGE: request.stage + branch,
-            _Field.SLOT: start,
-            _Field.STEP: 0,
-            _Field.OUT: out + length * rows,
+            _Field.SLOT: start + count,
+            _Field.STEP: count,
+            _Field.OUT: first_out + length * rows + count,
         }
         sequences = rows.new_empty(len(_Field), batch)
         for name, value in values.items():
             sequences[name] = value
         branches.append(sequences)
-        start, out = start + length, out + length * batch
+        start, first_out = start + length, first_out + length * batch
     return torch.cat(branches, dim=1)
 
 
@@ -258,11 +340,6 @@ def _fill(state: Tensor, sequences: Tensor, idle: Tensor) -> None:
     count = sequences.shape[1]
     state[:, :count] = sequences
     state[:, count:] = idle
-
-
-def _looks(lengths: Sequence[int]) -> list[int]:
-    """After how many steps to look who is left: every few, and where a branch ends."""
-    return sorted({*range(LOOK_EVERY, max(lengths), LOOK_EVERY), *lengths})
 
 
 def _bucket(count: int) -> int:
