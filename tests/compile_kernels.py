@@ -68,10 +68,12 @@ def _integers(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int64)
 
 
-def _sampler(size: int, dtype: torch.dtype, temperature: float) -> Callable[[], Any]:
+def _sampler(
+    size: int, dtype: torch.dtype, temperature: float, hidden_dtype: torch.dtype | None = None
+) -> Callable[[], Any]:
     head = Head(torch.zeros(size, dtype=dtype), torch.zeros(32, size, dtype=dtype), 1e-6)
     stream = Stream(_integers(1), _integers(1000), _integers(1000), _integers(1000))
-    hidden = torch.zeros(1000, size, dtype=dtype)
+    hidden = torch.zeros(1000, size, dtype=hidden_dtype or dtype)
     return lambda: sample_digits_kernel(hidden, _integers(1000), head, TABLE, temperature, stream)
 
 
@@ -113,6 +115,9 @@ BF16, FP32 = torch.bfloat16, torch.float32
 CASES: dict[str, Callable[[], Any]] = {
     "digit_sampler tiny fp32 sampled": _sampler(64, FP32, 0.7),
     "digit_sampler base bf16 sampled": _sampler(384, BF16, 0.7),
+    # As stepwise decoding calls it: the residual stream is float32 whatever the weights.
+    "digit_sampler base bf16 under fp32 sampled": _sampler(384, BF16, 0.7, FP32),
+    "digit_sampler base bf16 under fp32 greedy": _sampler(384, BF16, 0.0, FP32),
     "digit_sampler base fp32 greedy": _sampler(384, FP32, 0.0),
     "digit_sampler odd bf16 greedy": _sampler(90, BF16, 0.0),
     "decode_attention tiny fp32": _attention(4, 16, FP32),
