@@ -140,6 +140,8 @@ class Tally:
         self.note = (
             f"agrees with itself on {percent(event['agreement'])} at {(event['digits'] or self.first) + 1} digits"
         )
+        if event.get("trained") is not None:
+            self.note += f", on {percent(event['trained'])} or more at trained lengths"
         if event["accuracy"] is not None:
             self.note += f", lowest accuracy {percent(event['accuracy'])}"
 

@@ -107,11 +107,11 @@ class RoundConfig(Settings):
     """Share of the shards drawn from earlier rounds and the supervised phase."""
     probe: Count = 150
     """Problems of one digit more on which agreement is measured after each cycle."""
-    target_agreement: Share = 0.9
+    target_agreement: Share = 0.85
     """Agreement at the next frontier that ends a round's training."""
     probe_trained: Annotated[int, Field(ge=0)] = 40
     """Problems of every trained length on which agreement is measured after each cycle; 0 measures none."""
-    target_trained: Share = 0.85
+    target_trained: Share = 0.8
     """Lowest agreement at any trained length that ends a round's training."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
@@ -134,7 +134,7 @@ class RunConfig(Settings):
     """Everything random follows from it."""
     engine: Literal["native", "hf"] = "native"
     """What generates."""
-    hard_share: Share = 0.3
+    hard_share: Share = 0.45
     """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
     audit_samples: Count = 100
     """Problems a length in the audit after each round."""

@@ -216,7 +216,13 @@ class Phases:
         self._run.write_json(
             digits,
             "training",
-            {"cycles": cycle + 1, "tokens": state.tokens, "seconds": trained, "agreement": reached.agreement},
+            {
+                "cycles": cycle + 1,
+                "tokens": state.tokens,
+                "seconds": trained,
+                "agreement": reached.agreement,
+                "trained_agreement": reached.trained,
+            },
         )
 
     def _supervised_goal(self, sampler: Sampler) -> Goal:
@@ -285,6 +291,7 @@ class Phases:
             **errors,
             "agreement": generation["agreement"],
             "next_agreement": training["agreement"],
+            "trained_agreement": training.get("trained_agreement"),
             "accuracy": {str(score.digits): score.accuracy for score in scores},
             "cycles": training["cycles"],
             "tokens_generated": generation["tokens"],

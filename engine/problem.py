@@ -13,6 +13,9 @@ from torch import Tensor
 
 from sector.engine.errors import InputError
 
+# Share of the hard problems that are carry chains; what no look of a filter catches is a carry missed in a long one.
+CHAINS = 2 / 3
+
 PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re.ASCII)
 
 
@@ -120,7 +123,7 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     """Draw `count` problems of `digits` digits.
 
     Uniform digits almost never carry far, and people type more than uniform digits, so a share `hard_share` of the rows
-    is drawn from two other families, half and half (no labels are needed for either):
+    is drawn from two other families (no labels are needed for either), `CHAINS` of it from the first:
 
     - carry chains: each column is forced to digits that add up to nine with a probability that is uniform per row, so
       that a carry-in runs through long stretches;
@@ -138,9 +141,10 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     zeros = torch.randint(0, digits, (count, 1), generator=generator)
     first_is_short = torch.rand(count, 1, generator=generator) < 0.5
 
-    is_chain = (family < hard_share / 2).unsqueeze(1)
+    chain_share = hard_share * CHAINS
+    is_chain = (family < chain_share).unsqueeze(1)
     b = torch.where(is_chain & chained, 9 - a, b)
-    is_short = ((family >= hard_share / 2) & (family < hard_share)).unsqueeze(1)
+    is_short = ((family >= chain_share) & (family < hard_share)).unsqueeze(1)
     blank = is_short & (torch.arange(digits) < zeros)
     a = a.masked_fill(blank & first_is_short, 0)
     b = b.masked_fill(blank & ~first_is_short, 0)
