@@ -11,6 +11,7 @@ from sector.engine.config import FilterConfig
 from sector.engine.improve import FILTERS, Filter, Improved, SecondLook, Vote, improve
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import draw_problems
+from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 
@@ -32,7 +33,9 @@ def generate(
     sampling_seed = stream_seed(seed, "sampling", digits)
     for start in range(0, count, BLOCK):
         rows = torch.arange(start, min(start + BLOCK, count))
-        problems = draw_problems(digits, BLOCK, generator(seed, "problems", digits, start), hard_share)[: len(rows)]
+        with named("draw"):
+            draws = generator(seed, "problems", digits, start)
+            problems = draw_problems(digits, BLOCK, draws, hard_share)[: len(rows)]
         sampling = Sampling(settings.temperature, sampling_seed, rows, stage=0)
         yield rows, improve(sampler, problems, looks, settings.k, order, sampling)
 

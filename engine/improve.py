@@ -19,6 +19,7 @@ from sector.engine import policy, tokens
 from sector.engine.examples import Examples
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems, complement_answers
+from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.kernels.consistency import majority
 
@@ -152,7 +153,8 @@ def simplify(
     """The slow policy, once: what it wrote and the tokens it took. N must be at least 2."""
     layout = Layout(order)
     branch = _think_branch(problems, layout, draft=None)
-    (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
+    with named("think"):
+        (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
     return policy.parse_simplifications(ids, problems.digits, layout), count_tokens(ids)
 
 
@@ -171,7 +173,8 @@ def improve(
     further one; without it all rows take all looks, and only the tokens spent differ.
     """
     layout = Layout(order)
-    first = _look(sampler, problems, settings, k, layout, sampling, draft=None)
+    with named("first look"):
+        first = _look(sampler, problems, settings, k, layout, sampling, draft=None)
     verdict = torch.full((len(problems),), Verdict.ACCEPTED, dtype=torch.int64)
     verdict[~first.parsed] = Verdict.UNPARSABLE
     verdict[first.parsed & ~first.decided] = Verdict.OUTVOTED
@@ -184,22 +187,25 @@ def improve(
     if settings.complement:
         rows = _to_look_at(verdict, drop_decided)
         expected = complement_answers(first.answers[rows])
-        answers, parsed, spent = _answer(
-            sampler, problems[rows].complement(), layout, _at_look(sampling, rows, 1), draft=expected
-        )
+        with named("complement"):
+            answers, parsed, spent = _answer(
+                sampler, problems[rows].complement(), layout, _at_look(sampling, rows, 1), draft=expected
+            )
         _reject(verdict, rows[~(parsed & (answers == expected).all(dim=1))], Verdict.NOT_COMPLEMENT)
         total += spent
     if settings.second_look is not SecondLook.OFF:
         rows = _to_look_at(verdict, drop_decided)
-        again = _look(
-            sampler,
-            problems[rows].swapped(),
-            settings,
-            k,
-            Layout(order, _second_variant(settings.second_look, sampling.rows[rows])),
-            _at_look(sampling, rows, 2),
-            draft=first.answers[rows],
-        )
+        variant = _second_variant(settings.second_look, sampling.rows[rows])
+        with named("second look"):
+            again = _look(
+                sampler,
+                problems[rows].swapped(),
+                settings,
+                k,
+                Layout(order, variant),
+                _at_look(sampling, rows, 2),
+                draft=first.answers[rows],
+            )
         same = again.decided & (again.answers == first.answers[rows]).all(dim=1)
         counts = verdict[rows] == Verdict.ACCEPTED
         second[rows[counts]], agrees[rows[counts]] = again.answers[counts], same[counts]
@@ -238,7 +244,8 @@ def _answer(
 ) -> tuple[Tensor, Tensor, int]:
     """The fast policy, with a draft `[B, N+1]` of what it is likely to say."""
     branch = _answer_branch(problems, layout, draft)
-    (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
+    with named("answer"):
+        (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
     return *policy.parse_answers(ids, problems.digits, layout), count_tokens(ids)
 
 
@@ -302,7 +309,8 @@ def _look(
     num_simplifications = min(1 if settings.vote is Vote.OFF else k, problems.digits - 1)
     chain = _simplify_then_guess(sampler, problems, num_simplifications, layout, sampling, draft)
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
-    answers, votes = majority(guesses, valid)
+    with named("vote"):
+        answers, votes = majority(guesses, valid)
     unanimous = settings.vote is Vote.UNANIMOUS
     parsed = valid.all(dim=1) if unanimous else votes > 0
     decided = votes == guesses.shape[1] if unanimous else parsed
@@ -335,7 +343,8 @@ def _simplify_then_guess(
         if asks := stage > 0 or draft is None or last:
             branches.append(_answer_branch(current, layout, draft))
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
-        outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage)
+        with named(" + ".join(["think"] * (not last) + ["answer"] * asks)):
+            outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage)
         chain.tokens += sum(count_tokens(ids[chain.alive]) for ids in outputs)
         if asks:
             answers, parsed = policy.parse_answers(outputs[-1], current.digits, layout)

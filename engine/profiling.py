@@ -19,25 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from sector.engine import ranges, tokens
+from sector.engine import ranges
 from sector.engine.config import FilterConfig
 from sector.engine.distill import start_training, train_cycle
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.generate import generate
-from sector.engine.improve import STAGES
 from sector.engine.machine import describe
 from sector.engine.offline import OnProgress, check_digits, open_engine, open_training
 from sector.engine.policy import DigitOrder
 from sector.engine.ranges import named
-from sector.engine.samplers.protocol import Branch, Sampler, Sampling
+from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
 from sector.engine.trace import ProcessorTime, read_events, summarize
-
-_LOOKS = ("first look", "complement", "second look")
 
 
 def profile_generate(
@@ -115,39 +111,13 @@ def _generate_steps(
     hard_share: float,
 ) -> Iterator[None]:
     """Without end: a step tries `count` candidates of its own."""
-    ranged, step = _Ranged(sampler), 0
+    step = 0
     while True:
         with named("generate step"):
-            for _ in generate(ranged, digits, count, settings, order, stream_seed(seed, "profile", step), hard_share):
+            for _ in generate(sampler, digits, count, settings, order, stream_seed(seed, "profile", step), hard_share):
                 pass
         step += 1
         yield
-
-
-class _Ranged:
-    """An engine whose calls are ranges: the look that is taken, and in it what is asked of the model."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.name, self.weights_sha256 = sampler.name, sampler.weights_sha256
-        self.load = sampler.load
-
-    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
-        """See `protocol.Sampler`."""
-        look = _LOOKS[len(_LOOKS) * (sampling.stage % STAGES) // STAGES]
-        with named(look), named(_asked(branches)):
-            return self._sampler.sample(prefix, branches, sampling)
-
-
-def _asked(branches: Sequence[Branch]) -> str:
-    """`think`, `answer` or `think + answer`."""
-    kinds = []
-    for branch in branches:
-        if len(branch.mark) == 0:
-            return "no row left"
-        kind = int(tokens.class_of(branch.mark[0]))
-        kinds.append("think" if tokens.THINK <= kind < tokens.THINK + tokens.NUM_SHIFTS else "answer")
-    return " + ".join(kinds)
 
 
 def _profile(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import Block, SectorForCausalLM, rope_table
+from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Branch, Sampling, Savings
 
 TILE_TOKENS = 8192
@@ -109,7 +110,8 @@ class NativeSampler:
         ids, slots, mask = _first_pass(prefix, branches, layout)
         num_slots = layout[-1].start + layout[-1].length
         cache = _Cache(len(self._layers), len(prefix), self._heads, num_slots, self._embed, slots)
-        hidden = self._forward(ids, mask, cache.fill)
+        with named("prefix"):
+            hidden = self._forward(ids, mask, cache.fill)
         outputs = []
         at = prefix.shape[1]
         for index, (branch, where) in enumerate(zip(branches, layout, strict=True)):
@@ -117,7 +119,8 @@ class NativeSampler:
             at = span.stop
             chosen = self._choose(hidden[:, span], ids[:, span], sampling, index, torch.arange(1 + where.drafted))
             output, done_until = _accept(chosen, branch)
-            self._continue(output, done_until, cache, prefix.shape[1], where, sampling, index)
+            with named("decode"):
+                self._continue(output, done_until, cache, prefix.shape[1], where, sampling, index)
             outputs.append(output)
         return outputs
 
