@@ -41,6 +41,7 @@ types:
 	@ln -sfn ../../../engine $(TYPES)/engine
 	@ln -sfn ../../../kernels $(TYPES)/kernels
 	@ln -sfn ../../../cli $(TYPES)/cli
+	@ln -sfn ../../../benchmarks $(TYPES)/benchmarks
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): once, some minutes"

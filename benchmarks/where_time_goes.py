@@ -1,6 +1,6 @@
 """Where the time of a run went: seconds, tokens/s and share of the machine's matrix-product rate, by phase.
 
-    .venv/bin/python benchmarks/where_time_goes.py runs/first
+    .venv/bin/python -m sector.benchmarks.where_time_goes runs/first
 
 The rate is measured here and now: the best of several float32 products of the sizes that training uses (8,192 tokens
 against each matrix of a block), one thread a core side by side, as the engine runs them. Operations are those of the
@@ -10,8 +10,6 @@ tokens that came out count, not the prompts read for them.
 
 import json
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
 from typing import Any
@@ -20,32 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sector.benchmarks.roofline import matrix_rate
 from sector.engine.checkpoint import load_checkpoint
-from sector.engine.model import SectorForCausalLM
 from sector.engine.rundir import RunDir
-
-TOKENS = 8192
-REPEATS = 20
-
-
-def matrix_rate(model: SectorForCausalLM) -> float:
-    """Float32 operations per second in the products of the model's matrices, all cores."""
-    weights = [weight.detach() for weight in model.blocks.parameters() if weight.ndim == 2]
-    inputs = [torch.randn(TOKENS, weight.shape[1]) for weight in weights]
-
-    def products(_: int) -> None:
-        for weight, tokens in zip(weights, inputs, strict=True):
-            tokens @ weight.T
-
-    cores = cpu_count() or 1
-    operations = 2 * TOKENS * sum(weight.numel() for weight in weights) * cores
-    seconds = []
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            list(pool.map(products, range(cores)))
-            seconds.append(time.perf_counter() - start)
-    return operations / min(seconds)
 
 
 def phases(lines: list[dict[str, Any]], matrices: int, rate: float) -> list[dict[str, Any]]:

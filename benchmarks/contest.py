@@ -1,0 +1,195 @@
+"""A contest of engines: the same checkpoint and problems, in one process, taking turns, warmed up.
+
+Taking turns means that what disturbs the machine disturbs all; the figures are medians, and ratios are of medians.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.engine.improve import Filter, Improved, cat_improved, improve
+from sector.engine.model import SectorForCausalLM
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import Problems, batches, draw_problems
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampler, Sampling, Savings
+from sector.engine.seeding import generator
+
+_WARM_UP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to run the improved policy: an engine, and whether rows whose fate is decided are dropped."""
+
+    name: str
+    sampler: Sampler
+    drop_decided: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`count` problems of `digits` digits, `batch` at a time; `batch` 0 means all at once."""
+
+    digits: int
+    count: int
+    batch: int
+
+    def problems(self, seed: int, hard_share: float) -> Problems:
+        return draw_problems(self.digits, self.count, generator(seed, "bench", self.digits), hard_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one contender did with one workload. seconds: of every repetition. peak_memory_bytes: of the worst."""
+
+    contender: str
+    workload: Workload
+    seconds: list[float]
+    tokens: int
+    accepted: int
+    peak_memory_bytes: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def as_json(self) -> dict[str, Any]:
+        """Rates by the median, with those of the slowest and the fastest repetition."""
+        return {
+            "engine": self.contender,
+            "digits": self.workload.digits,
+            "count": self.workload.count,
+            "batch": self.workload.batch,
+            "tokens": self.tokens,
+            "accepted": self.accepted,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens / self.median,
+            "accepted_per_s": self.accepted / self.median,
+            "accepted_per_s_low": self.accepted / max(self.seconds),
+            "accepted_per_s_high": self.accepted / min(self.seconds),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What all contenders are asked to do, alike."""
+
+    settings: Filter
+    k: int
+    order: DigitOrder
+    temperature: float
+    seed: int
+    hard_share: float
+
+    def run(
+        self,
+        contenders: Sequence[Contender],
+        workloads: Sequence[Workload],
+        repeats: int,
+        device: torch.device,
+        on_progress: Callable[[int, int, str], None],
+    ) -> Iterator[tuple[list[Cell], int]]:
+        """For each workload its cells, and how many problems were not treated alike by all contenders."""
+        done, total = 0, len(contenders) * len(workloads) * repeats
+        for workload in workloads:
+            problems = workload.problems(self.seed, self.hard_share)
+            seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+            peaks = dict.fromkeys(seconds, 0)
+            results: dict[str, Improved] = {}
+            for each in contenders:
+                self._improve(each, problems[:_WARM_UP], workload.batch)
+            for turn in range(repeats):
+                # The order turns too, so that nobody always comes first.
+                for each in contenders if turn % 2 == 0 else reversed(contenders):
+                    on_progress(done, total, f"{each.name}, {workload.digits} digits")
+                    reset_peak(device)
+                    start = time.perf_counter()
+                    results[each.name] = self._improve(each, problems, workload.batch)
+                    seconds[each.name].append(time.perf_counter() - start)
+                    peaks[each.name] = max(peaks[each.name], peak_bytes(device))
+                    done += 1
+            cells = [
+                Cell(name, workload, seconds[name], result.tokens, int(result.accepted.sum()), peaks[name])
+                for name, result in ((each.name, results[each.name]) for each in contenders)
+            ]
+            yield cells, _unlike(list(results.values()))
+
+    def _improve(self, contender: Contender, problems: Problems, batch: int) -> Improved:
+        parts, start = [], 0
+        for part in batches(problems, batch or len(problems)):
+            rows = torch.arange(start, start + len(part))
+            sampling = Sampling(self.temperature, self.seed, rows, stage=0)
+            parts.append(
+                improve(contender.sampler, part, self.settings, self.k, self.order, sampling, contender.drop_decided)
+            )
+            start += len(part)
+        return cat_improved(parts)
+
+
+def engines(names: Sequence[str], model: SectorForCausalLM) -> list[Contender]:
+    """Contenders by the names of engines."""
+    return [Contender(name, make_sampler(name, model)) for name in names]
+
+
+def without_savings(model: SectorForCausalLM) -> list[Contender]:
+    """The native engine on the CPU without each of its savings in turn, and without any."""
+    from sector.engine.samplers.native import NativeSampler
+
+    full = Savings()
+    named = {
+        "no drafts": replace(full, drafts=False),
+        "no shared prefix": replace(full, shared_prefix=False),
+        "finished rows kept": replace(full, drop_finished=False),
+    }
+    contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in named.items()]
+    contenders.append(Contender("decided rows kept", NativeSampler(model), drop_decided=False))
+    plain = NativeSampler(model, savings=Savings(shared_prefix=False, drafts=False, drop_finished=False))
+    return [*contenders, Contender("plain", plain, drop_decided=False)]
+
+
+def summary(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """By contender, over all of its workloads: all tokens and accepted examples by the sum of the medians."""
+    by_name: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_name.setdefault(cell.contender, []).append(cell)
+    return {
+        name: {
+            "tokens_per_s": sum(cell.tokens for cell in own) / sum(cell.median for cell in own),
+            "accepted_per_s": sum(cell.accepted for cell in own) / sum(cell.median for cell in own),
+            "peak_memory_bytes": max(cell.peak_memory_bytes for cell in own),
+        }
+        for name, own in by_name.items()
+    }
+
+
+def ratios(figures: dict[str, dict[str, float]], first: str) -> dict[str, dict[str, float]]:
+    """`first/other` for every other contender."""
+    rates = ("tokens_per_s", "accepted_per_s")
+    return {
+        f"{first}/{name}": {rate: figures[first][rate] / own[rate] if own[rate] else float("inf") for rate in rates}
+        for name, own in figures.items()
+        if name != first
+    }
+
+
+def _unlike(results: Sequence[Improved]) -> int:
+    """Problems on which not all results have the same verdict, or not the same answer where they accept."""
+    first = results[0]
+    unlike = torch.zeros(len(first.problems), dtype=torch.bool)
+    for other in results[1:]:
+        unlike |= _differs(first, other)
+    return int(unlike.sum())
+
+
+def _differs(one: Improved, other: Improved) -> Tensor:
+    """`[B]` bool."""
+    answers = (one.first.answers != other.first.answers).any(dim=1) & one.accepted & other.accepted
+    return answers | (one.verdict != other.verdict)

@@ -1,0 +1,99 @@
+"""A record: everything that one `sector bench` measured, with what it was measured on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sector.benchmarks import contest, kernel_times, roofline, training
+from sector.benchmarks.contest import Cell, Contest, Workload
+from sector.engine.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.config import FilterConfig
+from sector.engine.distill import tune_allocator
+from sector.engine.errors import InputError
+from sector.engine.generate import filter_of
+from sector.engine.machine import describe
+from sector.engine.offline import OnProgress, check_digits
+from sector.engine.policy import DigitOrder
+
+KERNEL_ROWS = 4096
+TRAINING_STEPS = 40
+
+
+def bench(
+    model: Path,
+    engines: Sequence[str],
+    workloads: Sequence[Workload],
+    *,
+    repeats: int,
+    settings: FilterConfig,
+    hard_share: float,
+    seed: int,
+    savings: bool,
+    kernels: bool,
+    trains: bool,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Measure; the first engine is the one that ratios are of. InputError on what cannot be measured."""
+    for workload in workloads:
+        check_digits(workload.digits)
+    weights = load_checkpoint(model)
+    if torch.cuda.is_available():
+        # transformers declares `to` as a function of the class.
+        weights.to("cuda")  # type: ignore[arg-type]
+    if savings and weights.device.type == "cuda":
+        raise InputError("--savings switches off savings of the CPU engine; this machine has a GPU")
+    looks = filter_of(settings)
+    ceilings = roofline.measure_ceilings(weights)
+    tune_allocator()
+    # Before the engines: a fresh process has the machine to itself then.
+    lengths = list(dict.fromkeys(each.digits for each in workloads))
+    trained = [training.compare(model, each, TRAINING_STEPS, repeats, on_progress) for each in lengths if trains]
+    contenders = contest.engines(engines, weights)
+    if savings:
+        contenders += contest.without_savings(weights)
+    order = DigitOrder(weights.config.digit_order)
+    terms = Contest(looks, settings.k, order, settings.temperature, seed, hard_share)
+    cells: list[Cell] = []
+    unlike = 0
+    for of_workload, differing in terms.run(contenders, workloads, repeats, weights.device, on_progress):
+        cells += of_workload
+        unlike += differing
+    cards = [
+        roofline.card(weights, ceilings, each.digits, settings.k, looks, each.batch or each.count) for each in workloads
+    ]
+    bounds = {(each.digits, each.batch): card["candidates_per_s"] for each, card in zip(workloads, cards, strict=True)}
+    figures = contest.summary(cells)
+    record: dict[str, Any] = {
+        "engines": {name: figures[name] for name in engines},
+        "ratios": contest.ratios({name: figures[name] for name in engines}, engines[0]),
+        "differing": unlike,
+        "cells": [_cell(cell, bounds[cell.workload.digits, cell.workload.batch]) for cell in cells],
+        "roofline": cards,
+        "repeats": repeats,
+        "filter": settings.model_dump(),
+        "hard_share": hard_share,
+        "seed": seed,
+        "dtype": str(weights.dtype).removeprefix("torch."),
+        "weights_sha256": weights_sha256(weights),
+        **describe(),
+    }
+    if savings:
+        record["savings"] = contest.ratios(figures, engines[0])
+    if kernels:
+        rows = [
+            line
+            for digits in lengths
+            for line in kernel_times.measure_kernels(weights, digits, KERNEL_ROWS, ceilings.copy_bytes_per_s)
+        ]
+        record["kernels"] = rows
+    if trains:
+        record["training"] = trained
+    return record
+
+
+def _cell(cell: Cell, bound: float) -> dict[str, Any]:
+    """A cell with the share of what the roofline allows: candidates per second, by candidates."""
+    candidates_per_s = cell.workload.count / cell.median
+    return {**cell.as_json(), "share_of_roofline": candidates_per_s / bound}

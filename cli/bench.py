@@ -1,0 +1,145 @@
+"""`sector bench`: engines side by side in one run, and where the ceiling is."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from sector.cli import _options as options
+from sector.cli._output import Output, percent
+from sector.engine.errors import InputError
+
+
+def bench(
+    model: options.Model,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAMES", help="Engines, with commas; ratios are of the first.")
+    ] = "native,hf",
+    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand: 20, or 8,16,29,64.")] = "20",
+    count: Annotated[int, typer.Option(min=1, metavar="M", help="Problems a length.")] = 1000,
+    batch: Annotated[str, typer.Option(metavar="SIZES", help="Problems at a time: 250, or 100,1000.")] = "1000",
+    repeats: Annotated[int, typer.Option(min=1, metavar="R", help="Repetitions, taking turns.")] = 3,
+    filter_name: options.FilterOption = options.DEFAULT_FILTER,
+    k: options.K = options.DEFAULTS.filter.k,
+    temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.0,
+    hard_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
+    ] = options.DEFAULTS.hard_share,
+    savings: Annotated[bool, typer.Option("--savings", help="Also the native engine without each saving.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Also the kernels one by one.")] = False,
+    training: Annotated[bool, typer.Option("--training", help="Also the trainer beside plain eager torch.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Where the record goes.", show_default=False)
+    ] = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the improved policy on several engines: same checkpoint, same problems, taking turns.
+
+    Accepted examples a second is the figure that matters. With several lengths or sizes every combination is measured.
+
+    Examples:
+
+      sector bench --model runs/first
+      sector bench --model runs/first --engine native --savings --training --kernels
+      sector bench --model runs/first --digits 8,16,29,64 --batch 100,1000 --out bench.json --json
+    """
+    from sector.benchmarks.contest import Workload
+    from sector.benchmarks.record import bench as measure
+    from sector.engine.files import check_writable, write_text
+
+    output = Output(as_json)
+    if out:
+        check_writable(out)
+    names = list(dict.fromkeys(name.strip() for name in engine.split(",")))
+    workloads = [Workload(length, count, size) for length in options.parse_lengths(digits) for size in _sizes(batch)]
+    with output.progress("measuring") as bar:
+        record = measure(
+            model, names, workloads, repeats=repeats, settings=options.filter_config(filter_name, k, temperature),
+            hard_share=hard_share, seed=seed, savings=savings, kernels=kernels, trains=training, on_progress=bar.at,
+        )  # fmt: skip
+    if out:
+        write_text(out, json.dumps(record, indent=2) + "\n")
+    output.data(record, lambda: view(record))
+
+
+def _sizes(text: str) -> list[int]:
+    """`250` or `100,1000` -> sizes. InputError says what is wrong."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= 1_000_000 for part in parts):
+        raise InputError(f"--batch {text!r} is no list of sizes; write 250 or 100,1000")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def view(record: dict[str, Any]) -> RenderableType:
+    """The record as tables."""
+    from sector.engine.machine import one_line
+
+    shown: list[RenderableType] = [_contest(record)]
+    if record["differing"]:
+        shown.append(f"[bold red]{record['differing']} problems were not treated alike by all engines[/]")
+    shown += [_card(card) for card in record["roofline"]]
+    if "kernels" in record:
+        shown.append(_kernels(record["kernels"]))
+    shown += [_training(each) for each in record.get("training", [])]
+    shown.append(one_line(record))
+    return Group(*shown)
+
+
+def _contest(record: dict[str, Any]) -> Table:
+    table = Table(title=f"The improved policy, medians of {record['repeats']} (slowest to fastest)")
+    for name in ("engine", "digits", "batch", "accepted/s", "tokens/s", "first is", "of roof", "peak"):
+        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=name != "accepted/s")
+    first: dict[tuple[int, int], float] = {}
+    for cell in record["cells"]:
+        rate = cell["accepted_per_s"]
+        best = first.setdefault((cell["digits"], cell["batch"]), rate)
+        table.add_row(
+            cell["engine"],
+            str(cell["digits"]),
+            str(cell["batch"]),
+            f"{rate:,.1f} ({cell['accepted_per_s_low']:,.1f}-{cell['accepted_per_s_high']:,.1f})",
+            f"{cell['tokens_per_s']:,.0f}",
+            f"{best / rate:.2f}x" if rate else "-",
+            percent(cell["share_of_roofline"]),
+            f"{cell['peak_memory_bytes'] / 2**20:,.0f}M",
+        )
+    return table
+
+
+def _card(card: dict[str, Any]) -> str:
+    return (
+        f"{card['digits']} digits: a candidate is {card['tokens_a_candidate']:,} tokens through the model "
+        f"({card['generated_a_candidate']:,} come out), {card['operations_a_candidate'] / 1e9:.2f} GFLOP; "
+        f"products run at {card['operations_per_s'] / 1e9:,.0f} GFLOP/s, copies at "
+        f"{card['copy_bytes_per_s'] / 1e9:,.0f} GB/s: at most {card['candidates_per_s']:,.0f} candidates/s"
+    )
+
+
+def _kernels(lines: list[dict[str, Any]]) -> Table:
+    table = Table(title="Kernels, medians")
+    for name in ("kernel", "digits", "rows", "reference us", "kernel us", "of copy rate"):
+        table.add_column(name, justify="left" if name == "kernel" else "right")
+    for line in lines:
+        seconds = line["seconds"]
+        table.add_row(
+            line["kernel"],
+            str(line["digits"]),
+            str(line["rows"]),
+            f"{seconds['reference'] * 1e6:,.0f}",
+            f"{seconds['kernel'] * 1e6:,.1f}" if "kernel" in seconds else "-",
+            percent(line["share_of_copy_rate"]),
+        )
+    return table
+
+
+def _training(each: dict[str, Any]) -> str:
+    rates = each["tokens_per_s"]
+    return (
+        f"training at {each['digits']} digits: {rates['sector']:,.0f} tokens/s, plain eager torch "
+        f"{rates['plain']:,.0f}: {each['ratio']:.2f}x"
+    )
