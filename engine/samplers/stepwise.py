@@ -67,10 +67,14 @@ class _Field(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """The cache as rows of some size: `[L, 2, rows, H, S, K]`, and `[rows * S + 1]` generated ids, the last spare."""
+    """The cache as rows of some size: `[L, 2, rows, H, S, K]`, and `[rows * S + 1]` generated ids, the last spare.
+
+    idle: `[fields, 1]` a sequence that is none.
+    """
 
     cache: Tensor
     output: Tensor
+    idle: Tensor
 
     @property
     def num_slots(self) -> int:
@@ -144,7 +148,7 @@ class Stepwise:
         sequences = self._unfinished(_sequences(request, outputs, known))
         while sequences.shape[1]:
             step = self._step(context, sequences.shape[1], request.temperature)
-            _fill(step.state, sequences, self._idle(context))
+            _fill(step.state, sequences, context.idle)
             for _ in range(min(LOOK_EVERY, int((sequences[_Field.LIMIT] - sequences[_Field.STEP]).max()))):
                 step.run()
             sequences = step.state[:, step.state[_Field.ROW] >= 0]
@@ -161,23 +165,19 @@ class Stepwise:
                 raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, more than there are")
             cache = self._memory[: rows * row].view(layers, 2, rows, heads, slots, hidden // heads)
             output = torch.empty(rows * slots + 1, dtype=torch.int64, device=cache.device)
-            self._contexts[slots] = _Context(cache, output)
+            idle = output.new_zeros(len(_Field), 1)
+            idle[_Field.ID] = self._model.table.pad_id
+            idle[_Field.ROW] = -1
+            idle[_Field.OUT] = rows * slots
+            self._contexts[slots] = _Context(cache, output, idle)
         return self._contexts[slots]
-
-    def _idle(self, context: _Context) -> Tensor:
-        """`[fields, 1]` a sequence that is none."""
-        idle = context.output.new_zeros(len(_Field), 1)
-        idle[_Field.ID] = self._model.table.pad_id
-        idle[_Field.ROW] = -1
-        idle[_Field.OUT] = len(context.output) - 1
-        return idle
 
     def _step(self, context: _Context, count: int, temperature: float) -> _Step:
         """The step for `count` sequences, all idle if it is new."""
         size = _bucket(count)
         key = context.num_slots, size, temperature
         if key not in self._steps:
-            state = self._idle(context).repeat(1, size)
+            state = context.idle.repeat(1, size)
             advance = partial(self._advance, state, context, temperature)
             self._steps[key] = _Step(state, self._captured(advance) if state.is_cuda else advance)
         return self._steps[key]
