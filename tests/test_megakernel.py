@@ -37,7 +37,7 @@ FIRST_ROW = (3 << 32) + 1_000_000_007
 
 
 def _kernel_model(model: SectorForCausalLM, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    return kernel_model(deepcopy(model).to(device, dtype))
+    return kernel_model(deepcopy(model).to(dtype), device)
 
 
 def _request(count: int, digits: int, temperature: float, device: torch.device, lengths: tuple[int, int]) -> Request:

@@ -48,7 +48,7 @@ class DeviceSampler:
     def __init__(self, model: SectorForCausalLM, decode: Decode = Decode.AUTO, cache_bytes: int = CACHE_BYTES) -> None:
         self._cache_bytes = cache_bytes
         self._wanted = decode
-        self._take(kernel_model(model))
+        self._take(kernel_model(model, model.device))
         self.weights_sha256 = weights_sha256(model)
 
     @property
@@ -57,8 +57,8 @@ class DeviceSampler:
         return Decode.MEGAKERNEL if self._stepwise is None else Decode.KERNELS
 
     def load(self, model: SectorForCausalLM) -> None:
-        """Take a copy of the model's weights: in place where shapes allow it, so that captured graphs stay valid."""
-        new = kernel_model(model)
+        """Take a copy of the model's weights to where the engine is: in place where shapes allow it, for the graphs."""
+        new = kernel_model(model, self._model.weights.qkv.device)
         if _kind(new) == _kind(self._model):
             with torch.inference_mode():
                 for mine, theirs in zip(self._model.weights, new.weights, strict=True):
@@ -116,16 +116,15 @@ class DeviceSampler:
 
 
 @torch.inference_mode()
-def kernel_model(model: SectorForCausalLM) -> Model:
-    """A copy of the model as kernels take it, in its own dtype and where it lies."""
+def kernel_model(model: SectorForCausalLM, device: torch.device) -> Model:
+    """A copy of the model on a device as kernels take it, in its own dtype."""
 
     def copy(module: nn.Module) -> Tensor:
-        return module.get_parameter("weight").clone()
+        return module.get_parameter("weight").to(device, copy=True)
 
     def stack(name: str) -> Tensor:
-        return torch.stack([block.get_submodule(name).get_parameter("weight") for block in model.blocks])
+        return torch.stack([block.get_submodule(name).get_parameter("weight") for block in model.blocks]).to(device)
 
-    device = model.head.weight.device
     weights = Weights(
         embed=copy(model.embed),
         attention_norm=stack("attention_norm"),
@@ -154,5 +153,5 @@ def _choose(model: Model) -> Decode:
 
 def _kind(model: Model) -> tuple[object, ...]:
     """Equal for models that differ in nothing but the values of their weights."""
-    tensors = [(tensor.shape, tensor.dtype, tensor.device) for tensor in model.weights]
+    tensors = [(tensor.shape, tensor.dtype) for tensor in model.weights]
     return *tensors, model.num_heads, model.eps
