@@ -6,6 +6,7 @@ Taking turns means that what disturbs the machine disturbs all; the figures are 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,20 +140,33 @@ def engines(names: Sequence[str], model: SectorForCausalLM) -> list[Contender]:
     return [Contender(name, make_sampler(name, model)) for name in names]
 
 
-def without_savings(model: SectorForCausalLM) -> list[Contender]:
-    """The native engine on the CPU without each of its savings in turn, and without any."""
+def variants(model: SectorForCausalLM) -> list[Contender]:
+    """The native engine in other ways: on a CPU without each of its savings, on a GPU with each way to decode."""
+    if model.device.type == "cuda":
+        return _ways_to_decode(model)
     from sector.engine.samplers.native import NativeSampler
 
     full = Savings()
     named = {
         "no drafts": replace(full, drafts=False),
         "no shared prefix": replace(full, shared_prefix=False),
-        "finished rows kept": replace(full, drop_finished=False),
+        "keep finished": replace(full, drop_finished=False),
     }
     contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in named.items()]
-    contenders.append(Contender("decided rows kept", NativeSampler(model), drop_decided=False))
+    contenders.append(Contender("keep decided", NativeSampler(model), drop_decided=False))
     plain = NativeSampler(model, savings=Savings(shared_prefix=False, drafts=False, drop_finished=False))
     return [*contenders, Contender("plain", plain, drop_decided=False)]
+
+
+def _ways_to_decode(model: SectorForCausalLM) -> list[Contender]:
+    """The megakernel, where it supports the sizes of the model, and kernels step by step."""
+    from sector.engine.samplers.device import Decode, DeviceSampler
+
+    ways = [Contender("kernels", DeviceSampler(model, Decode.KERNELS))]
+    # It says what it cannot run by refusing it.
+    with suppress(ValueError):
+        ways.insert(0, Contender("megakernel", DeviceSampler(model, Decode.MEGAKERNEL)))
+    return ways
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:

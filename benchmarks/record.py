@@ -30,6 +30,7 @@ def bench(
     settings: FilterConfig,
     hard_share: float,
     seed: int,
+    dtype: str,
     savings: bool,
     kernels: bool,
     trains: bool,
@@ -39,11 +40,9 @@ def bench(
     for workload in workloads:
         check_digits(workload.digits)
     weights = load_checkpoint(model)
-    if torch.cuda.is_available():
-        # transformers declares `to` as a function of the class.
-        weights.to("cuda")  # type: ignore[arg-type]
-    if savings and weights.device.type == "cuda":
-        raise InputError("--savings switches off savings of the CPU engine; this machine has a GPU")
+    if weights.device.type == "cpu" and dtype != "float32":
+        raise InputError(f"--dtype {dtype} is for GPUs; on a CPU engines compute in float32")
+    weights.to(getattr(torch, dtype))
     looks = filter_of(settings)
     ceilings = roofline.measure_ceilings(weights)
     tune_allocator()
@@ -52,7 +51,7 @@ def bench(
     trained = [training.compare(model, each, TRAINING_STEPS, repeats, on_progress) for each in lengths if trains]
     contenders = contest.engines(engines, weights)
     if savings:
-        contenders += contest.without_savings(weights)
+        contenders += contest.variants(weights)
     order = DigitOrder(weights.config.digit_order)
     terms = Contest(looks, settings.k, order, settings.temperature, seed, hard_share)
     cells: list[Cell] = []

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
 from sector.engine.errors import InputError
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 def bench(
@@ -29,7 +32,11 @@ def bench(
         float,
         typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
     ] = options.DEFAULTS.hard_share,
-    savings: Annotated[bool, typer.Option("--savings", help="Also the native engine without each saving.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights; a CPU computes in float32.")] = "float32",
+    savings: Annotated[
+        bool,
+        typer.Option("--savings", help="Also the native engine without each saving; on a GPU, each way to decode."),
+    ] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also the kernels one by one.")] = False,
     training: Annotated[bool, typer.Option("--training", help="Also the trainer beside plain eager torch.")] = False,
     out: Annotated[
@@ -40,7 +47,8 @@ def bench(
 ) -> None:
     """Measure the improved policy on several engines: same checkpoint, same problems, taking turns.
 
-    Accepted examples a second is the figure that matters. With several lengths or sizes every combination is measured.
+    Accepted examples a second is the figure that matters; the ratio is that of the first engine to this one, the
+    spread between slowest and fastest repetition. With several lengths or sizes every combination is measured.
 
     Examples:
 
@@ -60,7 +68,8 @@ def bench(
     with output.progress("measuring") as bar:
         record = measure(
             model, names, workloads, repeats=repeats, settings=options.filter_config(filter_name, k, temperature),
-            hard_share=hard_share, seed=seed, savings=savings, kernels=kernels, trains=training, on_progress=bar.at,
+            hard_share=hard_share, seed=seed, dtype=dtype, savings=savings, kernels=kernels, trains=training,
+            on_progress=bar.at,
         )  # fmt: skip
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
@@ -91,9 +100,9 @@ def view(record: dict[str, Any]) -> RenderableType:
 
 
 def _contest(record: dict[str, Any]) -> Table:
-    table = Table(title=f"The improved policy, medians of {record['repeats']} (slowest to fastest)")
-    for name in ("engine", "digits", "batch", "accepted/s", "tokens/s", "first is", "of roof", "peak"):
-        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=name != "accepted/s")
+    table = Table(title=f"The improved policy, medians of {record['repeats']}", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("engine", "digits", "batch", "accepted/s", "spread", "tokens/s", "ratio", "of roof", "MiB"):
+        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
     first: dict[tuple[int, int], float] = {}
     for cell in record["cells"]:
         rate = cell["accepted_per_s"]
@@ -102,11 +111,12 @@ def _contest(record: dict[str, Any]) -> Table:
             cell["engine"],
             str(cell["digits"]),
             str(cell["batch"]),
-            f"{rate:,.1f} ({cell['accepted_per_s_low']:,.1f}-{cell['accepted_per_s_high']:,.1f})",
+            f"{rate:,.1f}",
+            percent((cell["accepted_per_s_high"] - cell["accepted_per_s_low"]) / rate if rate else None, 0),
             f"{cell['tokens_per_s']:,.0f}",
-            f"{best / rate:.2f}x" if rate else "-",
+            f"{best / rate:.2f}" if rate else "-",
             percent(cell["share_of_roofline"]),
-            f"{cell['peak_memory_bytes'] / 2**20:,.0f}M",
+            f"{cell['peak_memory_bytes'] / 2**20:,.0f}",
         )
     return table
 

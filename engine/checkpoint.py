@@ -10,7 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from sector.engine.errors import InputError
-from sector.engine.model import SectorConfig, SectorForCausalLM
+from sector.engine.model import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.tokenizer import SectorTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -37,7 +37,10 @@ def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> SectorForCausalLM:
-    """Load a checkpoint directory, or a run directory's best checkpoint. InputError names what is wrong."""
+    """Load a checkpoint directory, or a run directory's best checkpoint, onto the best device.
+
+    InputError names what is wrong.
+    """
     path = resolve_checkpoint(path)
     try:
         config = _read_config(path)
@@ -48,7 +51,8 @@ def load_checkpoint(path: Path) -> SectorForCausalLM:
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
-    return model.eval()
+    # transformers declares `to` as a function of the class.
+    return model.to(best_device()).eval()  # type: ignore[arg-type]
 
 
 def _weights(model: SectorForCausalLM) -> bytes:

@@ -49,6 +49,11 @@ class Rows:
     targets: Tensor
     answer_length: int
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same where the model lies."""
+        ids, places, mask, targets = (each.to(device) for each in (self.ids, self.places, self.mask, self.targets))
+        return Rows(ids, places, mask, targets, self.answer_length)
+
 
 @dataclass(slots=True)
 class TrainState:
@@ -100,7 +105,8 @@ def train_cycle(
                 _set_rates(state, config, schedule(state.step, num_steps, config))
                 with named("lay out"):
                     draws = generator(seed, "augment", state.step)
-                    shards = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+                    laid_out = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+                    shards = [rows.to(state.model.device) for rows in laid_out]
                 results = list(
                     pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards)
                 )

@@ -261,8 +261,16 @@ def _attention_mask(padding: Tensor | None, length: int, past: int) -> Tensor | 
     return mask | torch.eye(length, past + length, dtype=torch.bool, device=padding.device).roll(past, 1)
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one (CUDA_VISIBLE_DEVICES= hides it), else the CPU: where models of the loop lie."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def new_model(preset: str, seed: int, **overrides: Any) -> SectorForCausalLM:
-    """A freshly initialised model; the same preset and seed give the same weights. ValueError on an unknown preset."""
+    """A freshly initialised model on the CPU; the same preset and seed give the same weights.
+
+    ValueError on an unknown preset.
+    """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,7 @@ from sector.engine.distill import Batches, start_training, train_cycle, tune_all
 from sector.engine.errors import NoAgreement
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.generate import filter_of, generate
-from sector.engine.model import SectorForCausalLM, new_model
+from sector.engine.model import SectorForCausalLM, best_device, new_model
 from sector.engine.plots import plot_run
 from sector.engine.policy import DigitOrder
 from sector.engine.rundir import RunDir
@@ -74,6 +74,7 @@ class Phases:
         if not self._run.has_checkpoint(self._first):
             self._write_labelled()
             model = new_model(self._config.preset, self._config.seed, digit_order=self._config.digit_order)
+            model.to(best_device())  # type: ignore[arg-type]
             yield from self._train(
                 model,
                 digits=0,

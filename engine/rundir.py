@@ -151,6 +151,6 @@ class RunDir:
         for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    saved = {moment: tensors[f"{moment}.{names[parameter]}"] for moment in moments}
+                    saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
                     optimizer.state[parameter] = saved
         return state, int(where["cycle"]), float(where["seconds"])

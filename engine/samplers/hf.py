@@ -23,7 +23,7 @@ class _GumbelNoise(LogitsProcessor):
         step = torch.tensor(input_ids.shape[1] - self._prompt_length)
         noise = self._sampling.gumbel(self._branch, self._sampling.rows, step, tokens.NUM_CLASSES)
         ids = torch.arange(scores.shape[1])
-        return scores / self._sampling.temperature + noise[:, tokens.class_of(ids)]
+        return scores / self._sampling.temperature + noise[:, tokens.class_of(ids)].to(scores.device)
 
 
 class HuggingFaceSampler:
@@ -38,7 +38,7 @@ class HuggingFaceSampler:
         """Take a copy of the model's weights."""
         self._model = SectorForCausalLM(model.config)
         self._model.load_state_dict(model.state_dict())
-        self._model.eval()
+        self._model.to(model.device, model.dtype).eval()  # type: ignore[arg-type]
         self.weights_sha256 = weights_sha256(model)
 
     def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
@@ -49,7 +49,7 @@ class HuggingFaceSampler:
     def _complete(self, prefix: Tensor, branch: Branch, sampling: Sampling, index: int) -> Tensor:
         if len(prefix) == 0:
             return prefix.new_empty(0, branch.length)
-        prompt = torch.cat([prefix, branch.mark], dim=1)
+        prompt = torch.cat([prefix, branch.mark], dim=1).to(self._model.device)
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             processors.append(_GumbelNoise(sampling, index, prompt.shape[1]))
@@ -63,4 +63,4 @@ class HuggingFaceSampler:
         output = self._model.generate(  # type: ignore[misc]
             prompt, attention_mask=torch.ones_like(prompt), generation_config=config, logits_processor=processors
         )[:, prompt.shape[1] :]
-        return F.pad(output, (0, branch.length - output.shape[1]), value=tokens.PAD_ID)
+        return F.pad(output.to(prefix.device), (0, branch.length - output.shape[1]), value=tokens.PAD_ID)

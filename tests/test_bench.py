@@ -1,0 +1,203 @@
+"""What `sector bench` measures: contests, the roofline's count of work, memory, kernels, the trainer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripted import Scripted
+from typer.testing import CliRunner, Result
+
+from sector.benchmarks import contest, kernel_times, memory, roofline, training
+from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
+from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
+from sector.cli.app import app
+from sector.engine.checkpoint import save_checkpoint
+from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
+from sector.engine.model import SectorForCausalLM, new_model
+from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
+from sector.engine.samplers.protocol import Sampling
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _ceilings_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "_REPEATS", 2)
+    monkeypatch.setattr(roofline, "_COPY_BYTES", 1 << 22)
+    monkeypatch.setattr(roofline, "_CPU_TOKENS", 512)
+    monkeypatch.setattr(kernel_times, "_REPEATS", 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> SectorForCausalLM:
+    return new_model("tiny", seed=1, initializer_range=0.25).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: SectorForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "model"
+    save_checkpoint(model, path)
+    return path
+
+
+def terms(settings: Filter = FILTERS["none"], temperature: float = 0.0) -> Contest:
+    return Contest(settings, 2, DigitOrder.MSD, temperature, seed=3, hard_share=0.5)
+
+
+def sector(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="sector", catch_exceptions=False)
+
+
+@pytest.mark.parametrize("name", [*FILTERS, "direct"], ids=str)
+@pytest.mark.parametrize("digits", [1, 2, 7], ids="digits{}".format)
+def test_the_roofline_counts_the_tokens_that_come_out(name: str, digits: int) -> None:
+    settings = FILTERS.get(name, Filter(Vote.UNANIMOUS, SecondLook.OFF, direct=True, complement=False))
+    problems = draw_problems(digits, 6, torch.Generator().manual_seed(2))
+    sampling = Sampling(0.0, 0, torch.arange(6), 0)
+    improved = improve(Scripted(), problems, settings, 5, DigitOrder.MSD, sampling)
+    assert improved.accepted.all()
+    assert improved.tokens == 6 * improved_work(digits, 5, settings).generated
+
+
+def test_work_by_hand(model: SectorForCausalLM) -> None:
+    """One digit, no second look: `< a ) + b ) c`, `=`, two digits and the end, of which the last is not read."""
+    work = improved_work(1, 5, FILTERS["none"])
+    assert (work.tokens, work.generated) == (10, 3)
+    # The prefix of 7 attends to itself; mark and digits to it and to what is before them in the branch.
+    assert work.pairs == 28 + 3 * 7 + 6
+    matrices = 3 * (4 * 64 * 64 + 2 * 64 * 256)
+    assert operations(model, work) == 2 * 10 * matrices + 2 * 3 * 64 * 32 + 4 * 64 * 3 * 55
+
+
+def test_a_card_says_what_the_ceilings_allow(model: SectorForCausalLM) -> None:
+    ceilings = measure_ceilings(model)
+    # No machine that runs this does less than a GFLOP or a GB a second, or more than 10 PFLOP or 100 TB.
+    assert 1e9 < ceilings.operations_per_s < 1e16 and 1e9 < ceilings.copy_bytes_per_s < 1e14
+    figures = card(model, ceilings, 7, 5, FILTERS["strict"], batch=100)
+    allowed = figures["candidates_per_s"] * figures["operations_a_candidate"]
+    assert allowed == pytest.approx(ceilings.operations_per_s)
+    json.dumps(figures)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7], ids="temperature{}".format)
+@pytest.mark.parametrize("name", ["strict", "paper"], ids=str)
+def test_engines_and_savings_give_the_same_examples(name: str, temperature: float, model: SectorForCausalLM) -> None:
+    contenders = [*engines(["native", "hf"], model), *variants(model)]
+    names = ["native", "hf", "no drafts", "no shared prefix", "keep finished", "keep decided", "plain"]
+    assert [each.name for each in contenders] == names
+    workloads = [Workload(4, 9, 5), Workload(2, 4, 4)]
+    asked = terms(FILTERS[name], temperature).run(contenders, workloads, 1, CPU, lambda *_: None)
+    for (cells, unlike), workload in zip(asked, workloads, strict=True):
+        assert unlike == 0
+        assert [cell.contender for cell in cells] == names and {cell.workload for cell in cells} == {workload}
+
+
+def test_a_contest_sees_what_is_unlike_and_takes_turns(model: SectorForCausalLM) -> None:
+    problems = Workload(3, 12, 12).problems(3, 0.5)
+    wrong = contest.Contender("wrong", Scripted({problems.texts()[4]: 1, problems.texts()[7]: 1}))
+    right = contest.Contender("right", Scripted())
+    seen: list[str] = []
+    asked = terms(FILTERS["strict"]).run([right, wrong], [Workload(3, 12, 12)], 3, CPU, lambda *at: seen.append(at[2]))
+    ((cells, unlike),) = asked
+    assert unlike == 2
+    assert [cell.accepted for cell in cells] == [12, 10]
+    assert [text.split(",")[0] for text in seen] == ["right", "wrong", "wrong", "right", "right", "wrong"]
+
+
+def test_figures_are_medians_and_ratios_are_of_the_first() -> None:
+    one = Cell("one", Workload(4, 100, 10), [1.0, 2.0, 9.0], 400, 80, 5)
+    more = Cell("one", Workload(8, 100, 10), [2.0, 2.0, 2.0], 800, 60, 7)
+    two = Cell("two", Workload(4, 100, 10), [4.0, 4.0, 4.0], 400, 80, 6)
+    figures = summary([one, more, two])
+    assert figures["one"] == {"tokens_per_s": 300, "accepted_per_s": 35, "peak_memory_bytes": 7}
+    assert ratios(figures, "one") == {"one/two": {"tokens_per_s": 3, "accepted_per_s": 1.75}}
+    assert (one.as_json()["accepted_per_s_low"], one.as_json()["accepted_per_s_high"]) == (80 / 9, 80)
+
+
+def test_peak_memory_is_that_of_the_work_since_the_reset() -> None:
+    held = np.ones(1 << 26, dtype=np.uint8)
+    memory.reset_peak(CPU)
+    before = memory.peak_bytes(CPU)
+    more = np.ones(1 << 27, dtype=np.uint8)
+    during = memory.peak_bytes(CPU)
+    assert during - before > 0.9 * more.nbytes
+    del more, held
+    memory.reset_peak(CPU)
+    assert memory.peak_bytes(CPU) < during
+
+
+def test_every_kernel_case_runs(model: SectorForCausalLM) -> None:
+    lines = kernel_times.measure_kernels(model, 5, 33, copy_bytes_per_s=1e10)
+    names = ["digit_sampler", "decode_attention", "majority", "judge", "prompt_ids", "parse_answers"]
+    assert [line["kernel"] for line in lines] == names
+    assert all(line["bytes"] > 0 and line["share_of_copy_rate"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
+def test_both_training_steps_train(plain: bool, checkpoint: Path) -> None:
+    assert training.measure(checkpoint, digits=3, steps=1, plain=plain) > 0
+
+
+def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
+    """Without augmentation, our shared rows have the loss of the textbook's separate ones."""
+    from sector.engine.config import TrainerConfig
+    from sector.engine.distill import _loss, lay_out, start_training
+    from sector.engine.policy import Layout
+    from sector.engine.supervised import label
+
+    config = TrainerConfig(gap_share=0.0)
+    examples = label(draw_problems(4, 16, torch.Generator().manual_seed(1)))
+    rows = lay_out(examples, DigitOrder.MSD, config, torch.Generator().manual_seed(0))
+    variants = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(0))
+    plain = training._plain_loss(start_training(model, config), examples, config, Layout(DigitOrder.MSD, variants))
+    torch.testing.assert_close(_loss(model, rows, config.fast_weight), plain)
+
+
+def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    options = ["--digits", "2,3", "--count", 6, "--batch", "4,6", "--repeats", 2, "--k", 1, "--savings", "--kernels"]
+    result = sector("bench", "--model", checkpoint, "--engine", "native,hf", *options, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    record: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    assert record == json.loads(out.read_text())
+    assert record.keys() >= {"engines", "ratios", "hardware", "versions", "commit"}
+    assert record["engines"].keys() == {"native", "hf"}
+    assert all(
+        each.keys() == {"tokens_per_s", "accepted_per_s", "peak_memory_bytes"} for each in record["engines"].values()
+    )
+    assert record["ratios"].keys() == {"native/hf"}
+    assert record["ratios"]["native/hf"].keys() == {"tokens_per_s", "accepted_per_s"}
+    assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(2, 4), (2, 6), (3, 4), (3, 6)}
+    assert len(record["cells"]) == 4 * 7 and record["differing"] == 0
+    assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
+
+
+def test_the_command_shows_tables(checkpoint: Path) -> None:
+    options = ["--digits", 2, "--count", 4, "--batch", 4, "--repeats", 1, "--k", 1, "--kernels"]
+    result = sector("bench", "--model", checkpoint, *options)
+    assert result.exit_code == 0, result.output
+    for text in ("accepted/s", "native", "hf", "candidates/s", "digit_sampler", "torch"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(["--engine", "native,nothing"], "unknown engine 'nothing'", id="engine"),
+        pytest.param(["--digits", "0"], "no problems of 0 digits", id="digits"),
+        pytest.param(["--digits", "257"], "no problems of 257 digits", id="too_long"),
+        pytest.param(["--dtype", "bfloat16"], "--dtype bfloat16 is for GPUs", id="dtype"),
+        pytest.param(["--batch", "0"], "--batch '0' is no list of sizes", id="batch"),
+        pytest.param(["--batch", "10,x"], "is no list of sizes", id="batch_text"),
+        pytest.param(["--out", "/proc/nothing/bench.json"], "cannot write", id="out"),
+    ],
+)
+def test_what_cannot_be_measured(options: list[str], said: str, checkpoint: Path) -> None:
+    result = sector("bench", "--model", checkpoint, "--count", 2, *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("sector: ") and result.stderr.count("\n") == 1 and said in result.stderr
+    assert result.stdout == ""
