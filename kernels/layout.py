@@ -210,12 +210,7 @@ def prompt_ids_kernel(
 
 
 def parse_simplifications_kernel(
-    ids: Tensor,
-    digits: int,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    ids: Tensor, digits: int, variants: Tensor, table: TokenTable, mode: int | None = None, least_first: bool = False
 ) -> Simplified:
     """`parse_simplifications` by the Triton kernel."""
     count, rest = len(ids), digits - 1

@@ -1,6 +1,9 @@
 """What `sector bench` measures: contests, the roofline's count of work, memory, kernels, the trainer."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,11 @@ import torch
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
-from sector.benchmarks import contest, kernel_times, memory, roofline, training
+from sector.benchmarks import contest, fresh, kernel_times, memory, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
-from sector.engine.checkpoint import save_checkpoint
+from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
 from sector.engine.model import SectorForCausalLM, new_model
 from sector.engine.policy import DigitOrder
@@ -182,6 +185,21 @@ def test_the_command_shows_tables(checkpoint: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("accepted/s", "native", "hf", "candidates/s", "digit_sampler", "torch"):
         assert text in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures for many minutes where there is a GPU")
+def test_the_gpu_script_says_that_there_is_none(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([script, tmp_path / "out"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith("gpu.sh: ") and done.stderr.count("\n") == 1
+
+
+def test_a_fresh_checkpoint_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fresh", "base", str(tmp_path / "base")])
+    fresh.main()
+    assert 13e6 < sum(weight.numel() for weight in load_checkpoint(tmp_path / "base").parameters()) < 15e6
 
 
 @pytest.mark.parametrize(
