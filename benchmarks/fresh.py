@@ -1,4 +1,6 @@
-"""A checkpoint with fresh weights, to measure a size that nobody has trained: `python -m sector.benchmarks.fresh base DIR`.
+"""A checkpoint with fresh weights, to measure a size that nobody has trained.
+
+    python -m sector.benchmarks.fresh base DIR
 
 It accepts nothing, but tokens cost what they cost.
 """
