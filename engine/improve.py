@@ -8,7 +8,7 @@ In the shape descriptions B is the batch, N the digits per operand, K the number
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -100,7 +100,7 @@ class Look:
     digit: Tensor
     direct: Tensor
     direct_valid: Tensor
-    tokens: int
+    tokens: int | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +144,23 @@ def answer_fast(
     sampler: Sampler, problems: Problems, order: DigitOrder, sampling: Sampling
 ) -> tuple[Tensor, Tensor, int]:
     """The fast policy: answers `[B, N+1]`, which parsed `[B]`, and the tokens it took."""
-    return _answer(sampler, problems, Layout(order), sampling, draft=None)
+    answers, parsed, spent = _answer(
+        sampler, problems.to(sampler.device), Layout(order), _on(sampling, sampler.device), draft=None
+    )
+    return answers.cpu(), parsed.cpu(), int(spent)
 
 
 def simplify(
     sampler: Sampler, problems: Problems, order: DigitOrder, sampling: Sampling
 ) -> tuple[policy.Simplifications, int]:
     """The slow policy, once: what it wrote and the tokens it took. N must be at least 2."""
-    layout = Layout(order)
+    layout, problems = Layout(order), problems.to(sampler.device)
     branch = _think_branch(problems, layout, draft=None)
     with named("think"):
-        (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], sampling)
-    return policy.parse_simplifications(ids, problems.digits, layout), count_tokens(ids)
+        (ids,) = sampler.sample(policy.prefix_ids(problems, layout), [branch], _on(sampling, sampler.device))
+    said = policy.parse_simplifications(ids, problems.digits, layout)
+    cpu = torch.device("cpu")
+    return policy.Simplifications(said.rest.to(cpu), said.digit.cpu(), said.valid.cpu()), int(count_tokens(ids))
 
 
 def improve(
@@ -171,11 +176,15 @@ def improve(
 
     The looks are taken one after another, the cheap one first. drop_decided: a row whose fate is sealed takes no
     further one; without it all rows take all looks, and only the tokens spent differ.
+
+    Everything happens where the engine lies. The host waits for it between looks, to see which rows are left, and not
+    in them (but for what an engine does itself).
     """
-    layout = Layout(order)
+    layout, tried = Layout(order), problems
+    problems, sampling = problems.to(sampler.device), _on(sampling, sampler.device)
     with named("first look"):
         first = _look(sampler, problems, settings, k, layout, sampling, draft=None)
-    verdict = torch.full((len(problems),), Verdict.ACCEPTED, dtype=torch.int64)
+    verdict = torch.full_like(first.votes, Verdict.ACCEPTED)
     verdict[~first.parsed] = Verdict.UNPARSABLE
     verdict[first.parsed & ~first.decided] = Verdict.OUTVOTED
     if settings.direct:
@@ -211,7 +220,7 @@ def improve(
         second[rows[counts]], agrees[rows[counts]] = again.answers[counts], same[counts]
         _reject(verdict, rows[~same], Verdict.NOT_COMMUTATIVE)
         total += again.tokens
-    return Improved(problems, first, second, agrees, verdict, total)
+    return Improved(tried, _home(first), second.cpu(), agrees.cpu(), verdict.cpu(), int(total))
 
 
 def cat_improved(parts: Sequence[Improved]) -> Improved:
@@ -234,14 +243,15 @@ def cat_improved(parts: Sequence[Improved]) -> Improved:
     )
 
 
-def count_tokens(ids: Tensor) -> int:
-    """Generated tokens in ids, ends included and padding not."""
-    return int((ids != tokens.PAD_ID).sum())
+def count_tokens(ids: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Generated tokens in ids `[B, T]`, ends included and padding not; of some rows `[B]` if given. A number."""
+    generated = ids != tokens.PAD_ID
+    return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
 
 
 def _answer(
     sampler: Sampler, problems: Problems, layout: Layout, sampling: Sampling, draft: Tensor | None
-) -> tuple[Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The fast policy, with a draft `[B, N+1]` of what it is likely to say."""
     branch = _answer_branch(problems, layout, draft)
     with named("answer"):
@@ -257,6 +267,19 @@ def _to_look_at(verdict: Tensor, drop_decided: bool) -> Tensor:
 def _reject(verdict: Tensor, rows: Tensor, reason: Verdict) -> None:
     """Give rows a reason, in place, unless an earlier look gave them one."""
     verdict[rows[verdict[rows] == Verdict.ACCEPTED]] = reason
+
+
+def _on(sampling: Sampling, device: torch.device) -> Sampling:
+    """The same random streams, counters on a device."""
+    return replace(sampling, rows=sampling.rows.to(device))
+
+
+def _home(look: Look) -> Look:
+    """A look on the CPU, its tokens a plain number."""
+    values: dict[str, Any] = {each.name: getattr(look, each.name) for each in fields(Look)}
+    cpu = torch.device("cpu")
+    moved = {name: value.to(cpu) for name, value in values.items() if name != "tokens"}
+    return Look(**moved, tokens=int(look.tokens))
 
 
 def _at_look(sampling: Sampling, rows: Tensor, look: int) -> Sampling:
@@ -279,7 +302,7 @@ class _Chain:
     valid: list[Tensor] = field(default_factory=list)
     first: policy.Simplifications | None = None
     direct: tuple[Tensor, Tensor] | None = None
-    tokens: int = 0
+    tokens: int | Tensor = 0
 
     def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
         """Count a guess of the rest, joined to the digits found; returns the full answers."""
@@ -335,7 +358,7 @@ def _simplify_then_guess(
 
     Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
     """
-    chain = _Chain(problems, problems.a.new_empty(len(problems), 0), torch.ones(len(problems), dtype=torch.bool))
+    chain = _Chain(problems, problems.a[:, :0], torch.ones_like(problems.carry, dtype=torch.bool))
     for stage in range(num_simplifications + 1):
         last = stage == num_simplifications
         current = chain.current
@@ -345,7 +368,7 @@ def _simplify_then_guess(
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
         with named(" + ".join(["think"] * (not last) + ["answer"] * asks)):
             outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage)
-        chain.tokens += sum(count_tokens(ids[chain.alive]) for ids in outputs)
+        chain.tokens += sum(count_tokens(ids, chain.alive) for ids in outputs)
         if asks:
             answers, parsed = policy.parse_answers(outputs[-1], current.digits, layout)
             if stage == 0:
@@ -361,7 +384,8 @@ def _simplify_then_guess(
 def _answer_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> Branch:
     """Ask for the fast answer; a draft of the full answer serves its remaining N+1 leading digits."""
     ids = None if draft is None else policy.answer_ids(draft[:, : problems.digits + 1], layout)
-    return Branch(policy.mark_ids(tokens.ANSWER, layout, len(problems)), policy.answer_length(problems.digits), ids)
+    mark = policy.mark_ids(tokens.ANSWER, layout, len(problems), problems.a.device)
+    return Branch(mark, policy.answer_length(problems.digits), ids)
 
 
 def _think_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> Branch:
@@ -378,7 +402,7 @@ def _think_branch(problems: Problems, layout: Layout, draft: Tensor | None) -> B
         digit = draft[:, problems.digits]
         carry = ((draft[:, problems.digits - 1] - rest_a[:, -1] - rest_b[:, -1]) % 10).clamp(max=1)
         ids = policy.simplification_ids(Problems(rest_a, rest_b, carry), digit, layout)
-    return Branch(policy.mark_ids(tokens.THINK, layout, len(problems)), length, ids)
+    return Branch(policy.mark_ids(tokens.THINK, layout, len(problems), problems.a.device), length, ids)
 
 
 def _second_variant(second_look: SecondLook, rows: Tensor) -> int | Tensor:

@@ -45,6 +45,10 @@ class Problems:
     def __getitem__(self, rows: Tensor | slice) -> "Problems":
         return Problems(self.a[rows], self.b[rows], self.carry[rows])
 
+    def to(self, device: torch.device) -> "Problems":
+        """The same problems where an engine wants them."""
+        return Problems(self.a.to(device), self.b.to(device), self.carry.to(device))
+
     @property
     def digits(self) -> int:
         """N, the digits per operand."""

@@ -104,8 +104,10 @@ def eos_ids() -> list[int]:
     return list(range(NUM_LOCAL + EOS, VOCAB_SIZE, NUM_LOCAL))
 
 
+@cache
+@torch.inference_mode(False)
 def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
-    """These tokens as kernels take them."""
+    """These tokens as kernels take them; made once a device."""
     return TokenTable(
         num_digits=NUM_DIGITS,
         num_local=NUM_LOCAL,

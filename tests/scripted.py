@@ -15,6 +15,7 @@ class Scripted:
     """An engine that answers truly, but for the faults it is told to make; it reads its prompts as a model would."""
 
     name = "scripted"
+    device = torch.device("cpu")
     weights_sha256 = ""
 
     def __init__(self, wrong_answers: dict[str, int] | None = None, broken_thoughts: set[str] | None = None) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from scripted import Scripted
 
-from sector.engine import oracle
+from sector.engine import oracle, policy
 from sector.engine.improve import FILTERS, STAGES, Filter, Verdict, cat_improved, improve
+from sector.engine.model import new_model
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
+from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
 
@@ -113,3 +115,32 @@ def test_cat_is_the_whole_batch(problems: Problems) -> None:
 def test_vote_off_is_one_simplification(problems: Problems) -> None:
     improved = ask(Scripted(), problems, FILTERS["none"])
     assert improved.first.guesses.shape == (16, 1, 9)
+
+
+@pytest.mark.parametrize("name", FILTERS, ids=str)
+@pytest.mark.parametrize("digits", [1, 2, 8], ids="digits{}".format)
+def test_layout_by_kernels_changes_nothing(name: str, digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = draw_problems(digits, 16, torch.Generator().manual_seed(3))
+    texts = problems.texts()
+    sampler = Scripted({texts[2]: 1, problems[3:4].complement().texts()[0]: 1}, {texts[4]})
+    plain = ask(sampler, problems, FILTERS[name])
+    monkeypatch.setattr(policy, "_by_kernels", lambda tensor: True)
+    by_kernels = ask(sampler, problems, FILTERS[name])
+    assert plain.tokens == by_kernels.tokens and torch.equal(plain.verdict, by_kernels.verdict)
+    for field in ("guesses", "valid", "answers", "direct", "digit"):
+        assert torch.equal(getattr(plain.first, field), getattr(by_kernels.first, field))
+    assert plain.first.rest.texts() == by_kernels.first.rest.texts()
+    assert torch.equal(plain.second, by_kernels.second) and torch.equal(plain.agrees, by_kernels.agrees)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_improved_policy_is_the_same_on_a_gpu() -> None:
+    problems = draw_problems(6, 200, torch.Generator().manual_seed(3), hard_share=0.5)
+    model = new_model("tiny", seed=1, initializer_range=0.25).eval()
+    results = []
+    for device in ("cpu", "cuda"):
+        sampler = make_sampler("native", model.to(device))
+        results.append(ask(sampler, problems, FILTERS["strict"]))
+    assert torch.equal(results[0].verdict, results[1].verdict)
+    assert torch.equal(results[0].first.guesses, results[1].first.guesses)

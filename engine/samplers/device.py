@@ -52,6 +52,11 @@ class DeviceSampler:
         self.weights_sha256 = weights_sha256(model)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self._model.weights.qkv.device
+
+    @property
     def decode(self) -> Decode:
         """MEGAKERNEL or KERNELS: what was chosen for this model."""
         return Decode.MEGAKERNEL if self._stepwise is None else Decode.KERNELS
@@ -74,7 +79,7 @@ class DeviceSampler:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         marks = torch.cat([branch.mark for branch in branches], dim=1)
         drafts = [branch.draft for branch in branches]
-        device = self._model.weights.qkv.device
+        device = self.device
         request = Request(
             prefix=prefix.to(device).contiguous(),
             marks=marks.to(device).contiguous(),

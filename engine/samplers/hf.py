@@ -30,6 +30,7 @@ class HuggingFaceSampler:
     """transformers' `generate`; see `protocol.Sampler`."""
 
     name = "hf"
+    device = torch.device("cpu")
 
     def __init__(self, model: SectorForCausalLM) -> None:
         self.load(model)

@@ -54,6 +54,7 @@ class NativeSampler:
     """Plain-torch engine; see the module docstring."""
 
     name = "native"
+    device = torch.device("cpu")
 
     def __init__(
         self, model: SectorForCausalLM, num_threads: int | None = None, savings: Savings = DEFAULT_SAVINGS

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sector.engine.model import SectorForCausalLM
@@ -67,10 +68,16 @@ class Savings:
 
 
 class Sampler(Protocol):
-    """An engine. Interchangeable: greedy in float32, every engine returns the same tokens."""
+    """An engine. Interchangeable: greedy in float32, every engine returns the same tokens.
+
+    device: where it likes its prompts best; completions come back to where prompts were.
+    """
 
     name: str
     weights_sha256: str
+
+    @property
+    def device(self) -> torch.device: ...
 
     def load(self, model: SectorForCausalLM) -> None:
         """Take new weights."""
