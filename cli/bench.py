@@ -100,7 +100,7 @@ def view(record: dict[str, Any]) -> RenderableType:
 
 
 def _contest(record: dict[str, Any]) -> Table:
-    table = Table(title=f"The improved policy, medians of {record['repeats']}", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=f"The improved policy, medians of {record['repeats']}", box=SIMPLE, padding=0, show_edge=False)
     for name in ("engine", "digits", "batch", "accepted/s", "spread", "tokens/s", "ratio", "of roof", "MiB"):
         table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
     first: dict[tuple[int, int], float] = {}

@@ -192,9 +192,9 @@ def test_a_right_draft_costs_one_pass(
     lengths: list[int] = []
     forward = NativeSampler._forward
 
-    def counted(self: NativeSampler, ids: Tensor, *args: object) -> Tensor:
+    def counted(self: NativeSampler, ids: Tensor, *args: object, **options: object) -> Tensor:
         lengths.append(ids.shape[1])
-        return forward(self, ids, *args)  # type: ignore[arg-type]
+        return forward(self, ids, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(NativeSampler, "_forward", counted)
     sampler = NativeSampler(model, num_threads=1)

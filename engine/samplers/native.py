@@ -11,6 +11,7 @@ small, that is faster than two cores sharing one operation.
 Legend: B rows of a tile, P prefix tokens, T tokens of a pass, S slots of the cache, H heads, K head size, D hidden.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +28,20 @@ from sector.engine.model import Block, SectorForCausalLM, rope_table
 from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Branch, Sampling, Savings
 
-TILE_TOKENS = 8192
+TILE_TOKENS = 6144
+# Attention scores computed at a time: half a MiB.
+SCORES = 1 << 17
+# What a score in bits is in units of the softmax.
+BITS = math.log(2)
 DEFAULT_SAVINGS = Savings()
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Matrices of a block; those behind a norm have its weights multiplied in."""
+    """Matrices of a block; those behind a norm have its weights multiplied in, and queries give scores in bits.
+
+    A power of two costs a CPU a third of an exponential.
+    """
 
     qkv: Tensor
     out: Tensor
@@ -73,6 +81,7 @@ class NativeSampler:
         self._embed = model.embed.weight.detach().clone()
         self._head = (model.head.weight * model.norm.weight).detach()
         self._layers = [_copy_layer(block, config.head_dim) for block in model.blocks]
+        self._first_qkv = self._read_every_id()
         self.weights_sha256 = weights_sha256(model)
 
     def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
@@ -89,6 +98,13 @@ class NativeSampler:
             for index, branch in enumerate(branches)
             for output in self._sample_branches(prefix, [branch], replace(sampling, stage=sampling.stage + index))
         ]
+
+    @torch.inference_mode()
+    def _read_every_id(self) -> Tensor:
+        """`[V, 3D]` queries, keys and values of the first layer, rotated: they depend on nothing but the id."""
+        ids = torch.arange(tokens.VOCAB_SIZE).unsqueeze(0)
+        embedded = F.embedding(tokens.class_of(ids), self._embed)
+        return self._rotated(F.linear(self._normed(embedded), self._layers[0].qkv), ids).squeeze(0)
 
     def _sample_branches(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
         """Complete all branches of a prefix together, tile by tile."""
@@ -108,13 +124,14 @@ class NativeSampler:
             for branch in branches
         ]
         layout = _lay_out(prefix.shape[1], branches)
-        ids, slots, mask = _first_pass(prefix, branches, layout)
+        ids, slots = _first_pass(prefix, branches, layout)
         num_slots = layout[-1].start + layout[-1].length
-        cache = _Cache(len(self._layers), len(prefix), self._heads, num_slots, self._embed, slots)
+        cache = _Cache(len(self._layers), len(prefix), self._heads, num_slots, self._embed)
         with named("prefix"):
-            hidden = self._forward(ids, mask, cache.fill)
+            hidden = self._forward(ids, partial(cache.fill, spans=slots), skip=prefix.shape[1])
+        ids = ids[:, prefix.shape[1] :]
         outputs = []
-        at = prefix.shape[1]
+        at = 0
         for index, (branch, where) in enumerate(zip(branches, layout, strict=True)):
             span = slice(at, at + 1 + where.drafted)
             at = span.stop
@@ -146,7 +163,8 @@ class NativeSampler:
             ids = output[rows, step - 1].unsqueeze(1)
             slots = where.start + step
             own = (slot_range >= where.start) & (slot_range <= slots.unsqueeze(1))
-            hidden = self._forward(ids, (shared | own)[:, None, None, :], partial(cache.append, rows=rows, slots=slots))
+            seen = (shared | own)[:, None, None, :]
+            hidden = self._forward(ids, partial(cache.append, rows=rows, slots=slots, seen=seen))
             chosen = self._choose(hidden, ids, sampling[rows], branch, step.unsqueeze(1)).squeeze(1)
             output[rows, step] = torch.where(unfinished[rows], chosen, output[rows, step])
             known[rows] += unfinished[rows]
@@ -154,21 +172,30 @@ class NativeSampler:
             if self._savings.drop_finished or not unfinished.any():
                 rows = unfinished.nonzero().squeeze(1)
 
-    def _forward(self, ids: Tensor, mask: Tensor, remember: "_Remember") -> Tensor:
-        """Ids `[B, T]` -> `[B, T, D]` before the final norm."""
+    def _forward(self, ids: Tensor, attend: "_Attend", skip: int = 0) -> Tensor:
+        """Ids `[B, T]` -> `[B, T - skip, D]` before the final norm.
+
+        skip: the first tokens of which nothing is chosen. The last layer needs their keys and values, and no more.
+        """
         batch, length = ids.shape
-        angles = self._rope[tokens.place_of(ids)].unsqueeze(2)
         x = F.embedding(tokens.class_of(ids), self._embed)
-        hidden = x.shape[-1]
+        qkv = F.embedding(ids, self._first_qkv)
         for index, layer in enumerate(self._layers):
-            qkv = F.linear(self._normed(x), layer.qkv).view(batch, length, 3 * self._heads, -1)
-            qk, v = qkv.split([2 * self._heads, self._heads], dim=2)
-            q, k = _rotate(qk, angles).transpose(1, 2).chunk(2, dim=1)
-            k, v = remember(index, k, v.transpose(1, 2))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x = x + F.linear(y.transpose(1, 2).reshape(batch, length, hidden), layer.out)
-            x = x + F.linear(F.relu(F.linear(self._normed(x), layer.up)).square_(), layer.down)
+            if index > 0:
+                qkv = self._rotated(F.linear(self._normed(x), layer.qkv), ids)
+            q, k, v = qkv.view(batch, length, 3 * self._heads, -1).transpose(1, 2).chunk(3, dim=1)
+            if index == len(self._layers) - 1:
+                q, x = q[:, :, skip:], x[:, skip:]
+            x = x + F.linear(attend(index, q, k, v), layer.out)
+            x = x + F.linear(F.linear(self._normed(x), layer.up).relu_().square_(), layer.down)
         return x
+
+    def _rotated(self, qkv: Tensor, ids: Tensor) -> Tensor:
+        """Rotate the queries and keys in `[B, T, 3D]` by the places of ids `[B, T]`, in place."""
+        size = qkv.shape[-1] // 3
+        pairs = torch.view_as_complex(qkv[..., : 2 * size].unflatten(-1, (2 * self._heads, -1, 2)))
+        pairs.mul_(self._rope[tokens.place_of(ids)].unsqueeze(2))
+        return qkv
 
     def _normed(self, x: Tensor) -> Tensor:
         """RMS norm without its weights; a quarter of the time of `F.rms_norm` on a CPU."""
@@ -185,43 +212,76 @@ class NativeSampler:
         return tokens.next_ids(ids, logits.argmax(dim=-1))
 
 
-# What a layer does with its new keys and values `[B, H, T, K]`: keep them, and give those that are to be attended to.
-_Remember = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# What a layer does with queries, keys and values `[B, H, T, K]`: remember, and attend -> `[B, T, D]`.
+_Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class _Cache:
-    """Keys and values `[layers, B, H, S, K]` of one tile; the first pass fills the slots `first`, spans of S."""
+    """Keys and values `[layers, B, H, S, K]` of one tile."""
 
-    def __init__(
-        self, layers: int, batch: int, heads: int, num_slots: int, like: Tensor, first: Sequence[slice]
-    ) -> None:
+    def __init__(self, layers: int, batch: int, heads: int, num_slots: int, like: Tensor) -> None:
         shape = (layers, batch, heads, num_slots, like.shape[1] // heads)
-        self.num_slots, self._first = num_slots, first
+        self.num_slots = num_slots
         # Zeros, not empty: masked slots are read, and 0 * NaN is NaN.
         self._k, self._v = like.new_zeros(shape), like.new_zeros(shape)
 
-    def fill(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the first pass; it attends to itself alone."""
-        at = 0
-        for span in self._first:
-            taken = slice(at, at + span.stop - span.start)
-            at = taken.stop
-            self._k[layer][:, :, span], self._v[layer][:, :, span] = k[:, :, taken], v[:, :, taken]
-        return k, v
+    def fill(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, spans: Sequence[slice]) -> Tensor:
+        """The first pass: the prefix and the branches behind it, which go to these slots and do not see each other.
 
-    def append(self, layer: int, k: Tensor, v: Tensor, *, rows: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token at a slot `[B]` of each of some rows; all that those rows hold comes back."""
+        Queries may be of the last tokens only.
+        """
+        at, skipped, attended = 0, k.shape[2] - q.shape[2], []
+        prefix = spans[0].stop
+        for span in spans:
+            part = slice(at, at + span.stop - span.start)
+            at = part.stop
+            own_k, own_v = k[:, :, part], v[:, :, part]
+            self._k[layer][:, :, span], self._v[layer][:, :, span] = own_k, own_v
+            if part.start < skipped:
+                continue
+            if part.start > 0:
+                own_k, own_v = torch.cat([k[:, :, :prefix], own_k], dim=2), torch.cat([v[:, :, :prefix], own_v], dim=2)
+            attended.append(_attend_causally(q[:, :, part.start - skipped : part.stop - skipped], own_k, own_v))
+        return torch.cat(attended, dim=1)
+
+    def append(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor, slots: Tensor, seen: Tensor
+    ) -> Tensor:
+        """One token more at a slot `[B]` of each of some rows, which attends to the slots `seen [B, 1, 1, S]`."""
         cached_k, cached_v = self._k[layer], self._v[layer]
         cached_k[rows, :, slots], cached_v[rows, :, slots] = k[:, :, 0], v[:, :, 0]
-        if len(rows) == len(cached_k):
-            return cached_k, cached_v
-        return cached_k[rows], cached_v[rows]
+        if len(rows) != len(cached_k):
+            cached_k, cached_v = cached_k[rows], cached_v[rows]
+        return F.scaled_dot_product_attention(q, cached_k, cached_v, attn_mask=seen, scale=BITS).flatten(1).unsqueeze(1)
+
+
+def _attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries `[B, H, T, K]` of the last T of S tokens, and keys and values of all -> `[B, T, D]`.
+
+    Scores are in bits. A head at a time and as many rows as leave their scores in the cache of a core: with heads this
+    small, fused attention spends its time between its blocks, and batches over heads theirs with copies (LOG.md).
+    """
+    batch, heads, length, size = q.shape
+    num_keys = k.shape[2]
+    unseen = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
+    bias = torch.zeros(length, num_keys).masked_fill(unseen, float("-inf"))
+    attended = q.new_empty(batch, length, heads, size)
+    rows = max(1, SCORES // (length * num_keys))
+    for start in range(0, batch, rows):
+        some = slice(start, start + rows)
+        for head in range(heads):
+            scores = torch.bmm(q[some, head], k[some, head].transpose(1, 2)).add_(bias)
+            scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
+            mixed = torch.bmm(scores, v[some, head])
+            attended[some, :, head] = mixed.div_(scores.sum(dim=-1, keepdim=True))
+    return attended.flatten(2)
 
 
 @torch.no_grad()
 def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
     assert isinstance(block, Block)
     q, k, v = (block.attention.qkv.weight * block.attention_norm.weight).chunk(3)
+    q = q * (head_dim**-0.5 / math.log(2))
     return _Layer(
         torch.cat([_interleaved(q, head_dim), _interleaved(k, head_dim), v]),
         block.attention.out.weight.clone(),
@@ -238,12 +298,6 @@ def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate `[B, T, H, K]`, pairs interleaved, by complex numbers `[B, T, 1, K/2]`."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * angles).flatten(-2)
-
-
 def _lay_out(prefix_length: int, branches: Sequence[Branch]) -> list[_Slots]:
     layout, at = [], prefix_length
     for branch in branches:
@@ -253,17 +307,15 @@ def _lay_out(prefix_length: int, branches: Sequence[Branch]) -> list[_Slots]:
     return layout
 
 
-def _first_pass(prefix: Tensor, branches: Sequence[Branch], layout: list[_Slots]) -> tuple[Tensor, list[slice], Tensor]:
-    """Ids `[B, T]` of prefix, marks and drafts, their slots, a span each, and the mask `[1, 1, T, T]` between them."""
+def _first_pass(prefix: Tensor, branches: Sequence[Branch], layout: list[_Slots]) -> tuple[Tensor, list[slice]]:
+    """Ids `[B, T]` of prefix, marks and drafts, and the slots of each part."""
     parts, spans = [prefix], [slice(0, prefix.shape[1])]
     for branch, where in zip(branches, layout, strict=True):
         parts.append(branch.mark)
         if branch.draft is not None:
             parts.append(branch.draft[:, : where.drafted])
         spans.append(slice(where.start, where.start + 1 + where.drafted))
-    owner = torch.cat([torch.full((span.stop - span.start,), index) for index, span in enumerate(spans)])
-    shared_or_own = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
-    return torch.cat(parts, dim=1), spans, shared_or_own.tril()[None, None]
+    return torch.cat(parts, dim=1), spans
 
 
 def _accept(chosen: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
