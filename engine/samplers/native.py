@@ -1,7 +1,7 @@
 """The native engine: batched, cached decoding in plain torch, made for short contexts and small models.
 
-One forward pass reads a prefix once for all its branches: the branches follow one another in the same row, and a mask
-keeps each from seeing the others (a token's position is its place, so it does not matter where in the row it stands).
+One forward pass reads a prefix once for all its branches: the branches follow one another in the same row, and each
+attends to the prefix and to itself (a token's position is its place, so it does not matter where in the row it stands).
 Drafts ride along in that pass; the first token that differs from the model's own choice is replaced by that choice,
 and decoding goes on from there token by token, so that the output is the one of plain decoding (lossless).
 
