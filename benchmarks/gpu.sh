@@ -23,6 +23,8 @@ TRAIN_DIGITS=${TRAIN_DIGITS:-12}
 # The folders of this checkout as the package, whatever is installed.
 make --no-print-directory types
 export PYTHONPATH=$PWD/build/types${PYTHONPATH:+:$PYTHONPATH}
+# Not this folder itself: the folder `sector` in it is a part of the package only.
+export PYTHONSAFEPATH=1
 
 gpu=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
 out=${1:-benchmarks/results/$(date -u +%F)_$gpu}

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--at", type=float, default=0.6)
     taken, options = parser.parse_known_args()
-    shown = frames(record([sys.executable, "-m", "sector.cli.app", "run", *options]))
+    shown = frames(record([sys.executable, "-P", "-m", "sector.cli.app", "run", *options]))
     write_text(taken.out, svg(shown[int(taken.at * (len(shown) - 1))], " ".join(["sector run", *options])))
     print(f"{len(shown)} frames; wrote {taken.out}")
 

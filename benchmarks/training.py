@@ -112,7 +112,15 @@ def _completion_loss(state: TrainState, examples: Examples, mode: int, target: T
 
 
 def _in_fresh_process(model: Path, digits: int, steps: int, plain: bool) -> float:
-    command = [sys.executable, "-m", "sector.benchmarks.training", str(model), f"--digits={digits}", f"--steps={steps}"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sector.benchmarks.training",
+        str(model),
+        f"--digits={digits}",
+        f"--steps={steps}",
+    ]
     done = subprocess.run([*command, *["--plain"] * plain], check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout.splitlines()[-1])["tokens_per_s"])
 

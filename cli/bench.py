@@ -91,7 +91,8 @@ def view(record: dict[str, Any]) -> RenderableType:
     shown: list[RenderableType] = [_contest(record)]
     if record["differing"]:
         shown.append(f"[bold red]{record['differing']} problems were not treated alike by all engines[/]")
-    shown += [_card(card) for card in record["roofline"]]
+    # One a length: batches share it.
+    shown += [_card(card) for card in {card["digits"]: card for card in record["roofline"]}.values()]
     if "kernels" in record:
         shown.append(_kernels(record["kernels"]))
     shown += [_training(each) for each in record.get("training", [])]
