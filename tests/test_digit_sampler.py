@@ -96,14 +96,17 @@ def test_the_kernel_is_the_reference(
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9], ids=["greedy", "sampled"])
 def test_the_reference_is_the_engine(temperature: float) -> None:
-    sampler = NativeSampler(new_model("tiny", 3), num_threads=1)
+    model = new_model("tiny", 3).eval()
+    # The engine multiplies the norm's weights into the head.
+    model.norm.weight.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+    sampler = NativeSampler(model, num_threads=1)
     hidden, ids, _ = _inputs(200, 64, torch.float32, torch.device("cpu"))
     rows, steps = torch.arange(200) + 2**33, torch.arange(200) % 7
     chosen = sampler._choose(
         hidden.unsqueeze(1), ids.unsqueeze(1), Sampling(temperature, SEED, rows, 40), 1, steps.unsqueeze(1)
     )
     stream = Stream(torch.tensor([SEED]), rows, torch.full((200,), 41), steps)
-    head = Head(sampler._norm, sampler._head, sampler._eps)
+    head = Head(model.norm.weight.detach(), model.head.weight.detach(), model.config.rms_norm_eps)
     sampled = sample_digits(hidden, ids, head, tokens.kernel_table(), temperature, stream)
     assert torch.equal(sampled.ids, chosen.squeeze(1))
     assert torch.equal(sampled.stopped, tokens.is_eos(sampled.ids) | (sampled.ids == tokens.PAD_ID))
