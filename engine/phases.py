@@ -37,9 +37,6 @@ from sector.engine.seeding import stream_seed
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
 
-# What trained lengths are asked: one simplification, the direct answer, the complement. Enough to see forgetting.
-QUICK = FilterConfig(vote="off", second_look="off", direct=True, complement=True)
-
 Event = dict[str, Any]
 
 
@@ -242,9 +239,11 @@ class Phases:
         """Agreement one digit past the round, and at every length up to it: nothing forgotten. No true sum."""
         settings = self._config.round
         agreement = self._agreement(sampler, digits + 1)
+        # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
+        quick = FilterConfig(vote="off", second_look="off", direct=True, complement=self._config.filter.complement)
         trained = min(
             (
-                self._agreement_of(sampler, length, settings.probe_trained, QUICK)
+                self._agreement_of(sampler, length, settings.probe_trained, quick)
                 for length in range(1, digits + 1)
                 if settings.probe_trained
             ),
