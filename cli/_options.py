@@ -35,6 +35,11 @@ PolicyOption = Annotated[
 K = Annotated[
     int, typer.Option("--k", min=1, max=100, metavar="K", help="Simplifications and guesses (improved policy).")
 ]
+Temperature = Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")]
+HardShare = Annotated[
+    float,
+    typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
+]
 
 # What a run takes; None means not asked for.
 MaybeSeed = Annotated[

@@ -27,11 +27,8 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, metavar="R", help="Repetitions, taking turns.")] = 3,
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
-    temperature: Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")] = 0.0,
-    hard_share: Annotated[
-        float,
-        typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
-    ] = options.DEFAULTS.hard_share,
+    temperature: options.Temperature = 0.0,
+    hard_share: options.HardShare = options.DEFAULTS.hard_share,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights; a CPU computes in float32.")] = "float32",
     savings: Annotated[
         bool,

@@ -26,6 +26,7 @@ from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import Block, SectorForCausalLM, rope_table
 from sector.engine.ranges import named
+from sector.engine.samplers.drafts import accept
 from sector.engine.samplers.protocol import Branch, Sampling, Savings
 
 TILE_TOKENS = 6144
@@ -136,9 +137,10 @@ class NativeSampler:
             span = slice(at, at + 1 + where.drafted)
             at = span.stop
             chosen = self._choose(hidden[:, span], ids[:, span], sampling, index, torch.arange(1 + where.drafted))
-            output, done_until = _accept(chosen, branch)
+            output = chosen.new_empty(len(prefix), branch.length)
+            known = accept(output, chosen, branch.draft, tokens.PAD_ID)
             with named("decode"):
-                self._continue(output, done_until, cache, prefix.shape[1], where, sampling, index)
+                self._continue(output, known, cache, prefix.shape[1], where, sampling, index)
             outputs.append(output)
         return outputs
 
@@ -316,22 +318,6 @@ def _first_pass(prefix: Tensor, branches: Sequence[Branch], layout: list[_Slots]
             parts.append(branch.draft[:, : where.drafted])
         spans.append(slice(where.start, where.start + 1 + where.drafted))
     return torch.cat(parts, dim=1), spans
-
-
-def _accept(chosen: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
-    """The model's choices `[B, drafted+1]` behind mark and draft -> output `[B, length]` and known tokens `[B]`.
-
-    A choice stands as long as every drafted token before it was the model's own choice.
-    """
-    count, offered = chosen.shape
-    output = chosen.new_full((count, branch.length), tokens.PAD_ID)
-    if branch.draft is None:
-        stands = torch.ones(count, 1, dtype=torch.bool)
-    else:
-        agrees = chosen[:, :-1] == branch.draft[:, : offered - 1]
-        stands = F.pad(agrees.long().cumprod(dim=1), (1, 0), value=1).bool()
-    output[:, :offered] = torch.where(stands, chosen, tokens.PAD_ID)
-    return output, stands.sum(dim=1)
 
 
 def _is_unfinished(output: Tensor, known: Tensor) -> Tensor:

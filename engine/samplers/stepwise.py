@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.model import rotate
+from sector.engine.samplers.drafts import accept
 from sector.kernels.completion import Model, Request
 from sector.kernels.decode_attention import Positions, decode_attention
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits
@@ -144,7 +145,7 @@ class Stepwise:
         first = _first_pass(request, drafts)
         chosen = self._choose(self._read(first, context), first, request)
         parts = chosen.split([span.stop - span.start for span in first.spans[1:]], dim=1)
-        known = [_accept(*each, self._model.table.pad_id) for each in zip(outputs, parts, drafts, strict=True)]
+        known = [accept(*each, self._model.table.pad_id) for each in zip(outputs, parts, drafts, strict=True)]
         sequences = self._unfinished(_sequences(request, outputs, known))
         while sequences.shape[1]:
             step = self._step(context, sequences.shape[1], request.temperature)
@@ -289,20 +290,6 @@ def _first_pass(request: Request, drafts: Sequence[Tensor | None]) -> _FirstPass
         stages=(request.stage + owner[prefix_length:] - 1).to(device),
         steps=torch.cat([torch.arange(part.shape[1]) for part in parts[1:]]).to(device),
     )
-
-
-def _accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
-    """Put the model's choices `[B, U]` behind a mark and its draft into `output [B, length]`; `[B]` how many stand.
-
-    A choice stands as long as every drafted token before it was the model's own choice.
-    """
-    count = chosen.shape[1]
-    stands = torch.ones_like(chosen)
-    if draft is not None:
-        stands[:, 1:] = (chosen[:, :-1] == draft[:, : count - 1]).long().cumprod(dim=1)
-    output.fill_(pad_id)
-    output[:, :count] = torch.where(stands.bool(), chosen, pad_id)
-    return stands.sum(dim=1)
 
 
 def _sequences(request: Request, outputs: list[Tensor], known: list[Tensor]) -> Tensor:
