@@ -150,11 +150,13 @@ def variants(model: SectorForCausalLM) -> list[Contender]:
     named = {
         "no drafts": replace(full, drafts=False),
         "no shared prefix": replace(full, shared_prefix=False),
+        "no shared beginning": replace(full, shared_beginning=False),
         "keep finished": replace(full, drop_finished=False),
     }
     contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in named.items()]
     contenders.append(Contender("keep decided", NativeSampler(model), drop_decided=False))
-    plain = NativeSampler(model, savings=Savings(shared_prefix=False, drafts=False, drop_finished=False))
+    none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
+    plain = NativeSampler(model, savings=none)
     return [*contenders, Contender("plain", plain, drop_decided=False)]
 
 

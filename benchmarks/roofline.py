@@ -18,7 +18,7 @@ import torch
 
 from sector.engine.improve import Filter, SecondLook, Vote
 from sector.engine.model import SectorForCausalLM
-from sector.engine.policy import answer_length, simplification_length
+from sector.engine.policy import DigitOrder, Layout, answer_length, beginning_length, simplification_length
 
 # A tile of the CPU engine; on a GPU products are larger before they reach their rate.
 _CPU_TOKENS = 8192
@@ -78,14 +78,14 @@ def matrix_rate(model: SectorForCausalLM) -> float:
     return 2 * rows * sum(weight.numel() for weight in weights) * workers / seconds
 
 
-def improved_work(digits: int, k: int, settings: Filter) -> Work:
-    """What the improved policy costs a candidate that is accepted, if drafts hold and prefixes are read once."""
+def improved_work(digits: int, k: int, settings: Filter, order: DigitOrder) -> Work:
+    """What the improved policy costs an accepted candidate, if drafts hold and what prompts share is read once."""
     num_simplifications = min(1 if settings.vote is Vote.OFF else k, digits - 1)
-    work = _look(digits, num_simplifications, answers_first=True)
+    work = _look(digits, num_simplifications, order, answers_first=True)
     if settings.complement:
-        work += _pass(digits, thinks=False, answers=True)
+        work += _pass(digits, 0, thinks=False, answers=True)
     if settings.second_look is not SecondLook.OFF:
-        work += _look(digits, num_simplifications, answers_first=num_simplifications == 0)
+        work += _look(digits, num_simplifications, order, answers_first=num_simplifications == 0)
     return work
 
 
@@ -109,7 +109,7 @@ def card(
     model: SectorForCausalLM, ceilings: Ceilings, digits: int, k: int, settings: Filter, batch: int
 ) -> dict[str, Any]:
     """The card: what a candidate and a token cost, and how many candidates a second the ceilings allow."""
-    work = improved_work(digits, k, settings)
+    work = improved_work(digits, k, settings, DigitOrder(model.config.digit_order))
     per_candidate = operations(model, work)
     attended = work.pairs // work.tokens
     return {
@@ -124,23 +124,28 @@ def card(
     }
 
 
-def _look(digits: int, num_simplifications: int, answers_first: bool) -> Work:
+def _look(digits: int, num_simplifications: int, order: DigitOrder, answers_first: bool) -> Work:
     """One solution by simplify-then-guess; see `improve._simplify_then_guess`."""
     work = Work(0, 0, 0)
     for stage in range(num_simplifications + 1):
         thinks = stage < num_simplifications
-        work += _pass(digits - stage, thinks, answers=stage > 0 or answers_first or not thinks)
+        # A prompt begins as the one before it, but for the digit of its first operand that is gone.
+        known = beginning_length(digits - stage + 1, Layout(order)) if stage > 0 else 0
+        work += _pass(digits - stage, known, thinks, answers=stage > 0 or answers_first or not thinks)
     return work
 
 
-def _pass(digits: int, thinks: bool, answers: bool) -> Work:
-    """A prefix with the branches behind it. The last token of a branch is chosen, not read; its mark is read."""
+def _pass(digits: int, known: int, thinks: bool, answers: bool) -> Work:
+    """A prefix, `known` tokens of it read before, with the branches behind it.
+
+    The last token of a branch is chosen, not read; its mark is read.
+    """
     prefix = 2 * digits + 5
     branches = [simplification_length(digits)] * thinks + [answer_length(digits)] * answers
     return Work(
-        prefix + sum(branches),
+        prefix - known + sum(branches),
         sum(branches),
-        _triangle(prefix) + sum(length * prefix + _triangle(length) for length in branches),
+        _triangle(prefix) - _triangle(known) + sum(length * prefix + _triangle(length) for length in branches),
     )
 
 

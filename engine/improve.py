@@ -20,7 +20,7 @@ from sector.engine.examples import Examples
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems, complement_answers
 from sector.engine.ranges import named
-from sector.engine.samplers.protocol import Branch, Sampler, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling
 from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
@@ -358,6 +358,7 @@ def _simplify_then_guess(
 
     Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
     """
+    beginning = Beginning(policy.beginning_length(problems.digits, layout))
     chain = _Chain(problems, problems.a[:, :0], torch.ones_like(problems.carry, dtype=torch.bool))
     for stage in range(num_simplifications + 1):
         last = stage == num_simplifications
@@ -367,7 +368,7 @@ def _simplify_then_guess(
             branches.append(_answer_branch(current, layout, draft))
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
         with named(" + ".join(["think"] * (not last) + ["answer"] * asks)):
-            outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage)
+            outputs = sampler.sample(policy.prefix_ids(current, layout), branches, at_stage, beginning)
         chain.tokens += sum(count_tokens(ids, chain.alive) for ids in outputs)
         if asks:
             answers, parsed = policy.parse_answers(outputs[-1], current.digits, layout)

@@ -59,6 +59,14 @@ def simplification_length(digits: int) -> int:
     return 2 * digits + 4
 
 
+def beginning_length(digits: int, layout: Layout) -> int:
+    """Tokens at the beginning of a prefix that the next simplification leaves alone: `<` and all digits of a but one.
+
+    None of them with the least significant digit first: there it takes the first.
+    """
+    return digits if layout.order is DigitOrder.MSD else 0
+
+
 def prompt_ids(problems: Problems, mode: int, layout: Layout) -> Tensor:
     """`[B, 2N+6]` ids of `< a ) + b ) c` and the mode mark, `tokens.ANSWER` or `tokens.THINK`."""
     return torch.cat([prefix_ids(problems, layout), mark_ids(mode, layout, len(problems), problems.a.device)], dim=1)

@@ -6,7 +6,7 @@ from torch import Tensor
 from sector.engine import policy
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.supervised import label
 from sector.engine.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
 
@@ -26,7 +26,9 @@ class Scripted:
 
     def load(self, model: object) -> None: ...
 
-    def sample(self, prefix: Tensor, branches: list[Branch], sampling: Sampling) -> list[Tensor]:
+    def sample(
+        self, prefix: Tensor, branches: list[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         self.stages += range(sampling.stage, sampling.stage + len(branches))

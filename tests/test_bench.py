@@ -63,17 +63,25 @@ def test_the_roofline_counts_the_tokens_that_come_out(name: str, digits: int) ->
     sampling = Sampling(0.0, 0, torch.arange(6), 0)
     improved = improve(Scripted(), problems, settings, 5, DigitOrder.MSD, sampling)
     assert improved.accepted.all()
-    assert improved.tokens == 6 * improved_work(digits, 5, settings).generated
+    assert improved.tokens == 6 * improved_work(digits, 5, settings, DigitOrder.MSD).generated
 
 
 def test_work_by_hand(model: SectorForCausalLM) -> None:
     """One digit, no second look: `< a ) + b ) c`, `=`, two digits and the end, of which the last is not read."""
-    work = improved_work(1, 5, FILTERS["none"])
+    work = improved_work(1, 5, FILTERS["none"], DigitOrder.MSD)
     assert (work.tokens, work.generated) == (10, 3)
     # The prefix of 7 attends to itself; mark and digits to it and to what is before them in the branch.
     assert work.pairs == 28 + 3 * 7 + 6
     matrices = 3 * (4 * 64 * 64 + 2 * 64 * 256)
     assert operations(model, work) == 2 * 10 * matrices + 2 * 3 * 64 * 32 + 4 * 64 * 3 * 55
+
+
+def test_what_the_prompts_of_a_chain_begin_with_is_read_once() -> None:
+    first, last = (improved_work(7, 5, FILTERS["strict"], order) for order in (DigitOrder.MSD, DigitOrder.LSD))
+    # `<` and the leading digits of a, at each of five stages of two looks. The other order takes the first digit away.
+    assert last.tokens - first.tokens == 2 * (7 + 6 + 5 + 4 + 3)
+    assert first.generated == last.generated
+    assert first.pairs == last.pairs - 2 * (28 + 21 + 15 + 10 + 6)
 
 
 def test_a_card_says_what_the_ceilings_allow(model: SectorForCausalLM) -> None:
@@ -90,7 +98,16 @@ def test_a_card_says_what_the_ceilings_allow(model: SectorForCausalLM) -> None:
 @pytest.mark.parametrize("name", ["strict", "paper"], ids=str)
 def test_engines_and_savings_give_the_same_examples(name: str, temperature: float, model: SectorForCausalLM) -> None:
     contenders = [*engines(["native", "hf"], model), *variants(model)]
-    names = ["native", "hf", "no drafts", "no shared prefix", "keep finished", "keep decided", "plain"]
+    names = [
+        "native",
+        "hf",
+        "no drafts",
+        "no shared prefix",
+        "no shared beginning",
+        "keep finished",
+        "keep decided",
+        "plain",
+    ]
     assert [each.name for each in contenders] == names
     workloads = [Workload(4, 9, 5), Workload(2, 4, 4)]
     asked = terms(FILTERS[name], temperature).run(contenders, workloads, 1, CPU, lambda *_: None)
@@ -175,7 +192,7 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert record["ratios"].keys() == {"native/hf"}
     assert record["ratios"]["native/hf"].keys() == {"tokens_per_s", "accepted_per_s"}
     assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(2, 4), (2, 6), (3, 4), (3, 6)}
-    assert len(record["cells"]) == 4 * 7 and record["differing"] == 0
+    assert len(record["cells"]) == 4 * 8 and record["differing"] == 0
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
 
 

@@ -12,11 +12,12 @@ from sector.engine.checkpoint import weights_sha256
 from sector.engine.errors import InputError
 from sector.engine.model import SectorForCausalLM, new_model
 from sector.engine.policy import Layout
-from sector.engine.problem import draw_problems
+from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler, native
+from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 
 DIGITS = 5
 ROWS = 9
@@ -190,13 +191,13 @@ def test_a_right_draft_costs_one_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lengths: list[int] = []
-    forward = NativeSampler._forward
+    forward = CpuModel.forward
 
-    def counted(self: NativeSampler, ids: Tensor, *args: object, **options: object) -> Tensor:
+    def counted(self: CpuModel, ids: Tensor, *args: object, **options: object) -> Tensor:
         lengths.append(ids.shape[1])
         return forward(self, ids, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(NativeSampler, "_forward", counted)
+    monkeypatch.setattr(CpuModel, "forward", counted)
     sampler = NativeSampler(model, num_threads=1)
     one = [Branch(branch.mark[:1], branch.length) for branch in branches]
     sampler.sample(prefix[:1], one, _sampling(0.0)[slice(0, 1)])
@@ -206,6 +207,73 @@ def test_a_right_draft_costs_one_pass(
     sampler.sample(prefix[:1], drafted, _sampling(0.0)[slice(0, 1)])
     assert len(lengths) == 1
     assert undrafted > 10
+
+
+def _chain(layout: Layout, length: int) -> list[tuple[Tensor, list[Branch]]]:
+    """Prompts of problems that lose a digit at a time, `length` calls of them, with an answer asked of each.
+
+    The digits of the sums stand at other places each time, and row 2 does not go on as it began.
+    """
+    problems = draw_problems(DIGITS, ROWS, torch.Generator().manual_seed(1))
+    asked = []
+    for stage in range(length):
+        digits = DIGITS - stage
+        current = Problems(problems.a[:, :digits].clone(), problems.b[:, :digits], problems.carry)
+        if stage:
+            current.a[2, 0] = (current.a[2, 0] + stage) % 10
+        answer = Branch(policy.mark_ids(tokens.ANSWER, layout, ROWS), policy.answer_length(digits))
+        think = Branch(policy.mark_ids(tokens.THINK, layout, ROWS), policy.simplification_length(digits))
+        asked.append((policy.prefix_ids(current, layout), [think, answer] if stage % 2 == 0 else [answer]))
+    return asked
+
+
+@ENGINES
+@TEMPERATURES
+@pytest.mark.parametrize("tile_tokens", [1, 60, 10_000], ids="tile_tokens{}".format)
+def test_a_shared_beginning_changes_no_token(
+    model: SectorForCausalLM,
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    temperature: float,
+    tile_tokens: int,
+) -> None:
+    monkeypatch.setattr(native, "TILE_TOKENS", tile_tokens)
+    sampler, beginning = make_sampler(engine, model), Beginning(policy.beginning_length(DIGITS, layout))
+    for stage, (prefix, branches) in enumerate(_chain(layout, DIGITS)):
+        sampling = _sampling(temperature, stage=2 * stage)
+        drafts = sampler.sample(prefix, branches, sampling)
+        some = _with_drafts(branches, [_draft("right_to_a_point", draft) for draft in drafts])
+        _assert_same(sampler.sample(prefix, some, sampling, beginning), drafts)
+
+
+def test_a_shared_beginning_is_read_once(
+    model: SectorForCausalLM, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    forward = CpuModel.forward
+
+    def counted(self: CpuModel, ids: Tensor, *args: object, **options: object) -> Tensor:
+        passes.append(ids.shape[1])
+        return forward(self, ids, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CpuModel, "forward", counted)
+
+    def first_passes(savings: Savings, rows: slice) -> list[int]:
+        sampler = NativeSampler(model, num_threads=1, savings=savings)
+        beginning, lengths = Beginning(policy.beginning_length(DIGITS, layout)), []
+        for prefix, branches in _chain(layout, 3):
+            passes.clear()
+            some = [Branch(branch.mark[rows], branch.length) for branch in branches]
+            sampler.sample(prefix[rows], some, _sampling(0.0)[rows], beginning)
+            lengths.append(passes[0])
+        return lengths
+
+    whole = [2 * DIGITS + 5 + 2, 2 * DIGITS + 3 + 1, 2 * DIGITS + 1 + 2]
+    assert first_passes(Savings(shared_beginning=False), slice(0, 2)) == whole
+    assert first_passes(Savings(), slice(0, 2)) == [whole[0], whole[1] - DIGITS, whole[2] - DIGITS + 1]
+    # A row that begins otherwise: what is left to share is the start mark.
+    assert first_passes(Savings(), slice(2, 3)) == [whole[0], whole[1] - 1, whole[2] - 1]
 
 
 @ENGINES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import SectorForCausalLM, rope_table
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.samplers.stepwise import Stepwise
 from sector.kernels.completion import Model, Request, Weights
 from sector.kernels.megakernel import complete
@@ -73,7 +73,9 @@ class DeviceSampler:
         self.weights_sha256 = weights_sha256(model)
 
     @torch.inference_mode()
-    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
         """See `protocol.Sampler`."""
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import SectorForCausalLM
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 
 
 class _GumbelNoise(LogitsProcessor):
@@ -42,7 +42,9 @@ class HuggingFaceSampler:
         self._model.to(model.device, model.dtype).eval()  # type: ignore[arg-type]
         self.weights_sha256 = weights_sha256(model)
 
-    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
         """See `protocol.Sampler`."""
         return [self._complete(prefix, branch, sampling, index) for index, branch in enumerate(branches)]
 

@@ -2,61 +2,38 @@
 
 One forward pass reads a prefix once for all its branches: the branches follow one another in the same row, and each
 attends to the prefix and to itself (a token's position is its place, so it does not matter where in the row it stands).
+What the prefixes of a chain of calls begin with is read in the first of them.
 Drafts ride along in that pass; the first token that differs from the model's own choice is replaced by that choice,
 and decoding goes on from there token by token, so that the output is the one of plain decoding (lossless).
 
-The batch is cut into tiles that stay in the cache of one core, and each core works on its own tiles: for matrices this
-small, that is faster than two cores sharing one operation.
+The batch is cut into jobs, one a core: for matrices this small, that is faster than two cores sharing one operation. A
+job reads tile by tile, which stay in the cache of the core, and then decodes all its rows together.
 
-Legend: B rows of a tile, P prefix tokens, T tokens of a pass, S slots of the cache, H heads, K head size, D hidden.
+Legend: B rows, P prefix tokens, L of them read before, T tokens of a pass, S slots of the cache, D hidden size.
 """
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
-from sector.engine.model import Block, SectorForCausalLM, rope_table
+from sector.engine.model import SectorForCausalLM
 from sector.engine.ranges import named
+from sector.engine.samplers.attention import attend, attend_from_one
+from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.drafts import accept
-from sector.engine.samplers.protocol import Branch, Sampling, Savings
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 
+# Tokens of a tile: what a core reads at a time.
 TILE_TOKENS = 6144
-# Attention scores computed at a time: half a MiB.
-SCORES = 1 << 17
-# What a score in bits is in units of the softmax.
-BITS = math.log(2)
+# The most that the keys and values of a job take.
+JOB_BYTES = 1 << 26
 DEFAULT_SAVINGS = Savings()
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Matrices of a block; those behind a norm have its weights multiplied in, and queries give scores in bits.
-
-    A power of two costs a CPU a third of an exponential.
-    """
-
-    qkv: Tensor
-    out: Tensor
-    up: Tensor
-    down: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """Where one branch lives in the row: its mark at `start`, its tokens behind it."""
-
-    start: int
-    drafted: int
-    length: int
 
 
 class NativeSampler:
@@ -69,254 +46,268 @@ class NativeSampler:
         self, model: SectorForCausalLM, num_threads: int | None = None, savings: Savings = DEFAULT_SAVINGS
     ) -> None:
         self._savings = savings
-        self._pool = ThreadPoolExecutor(num_threads or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
-        self._legal = tokens.legal_table()
+        self._threads = num_threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self.load(model)
 
     def load(self, model: SectorForCausalLM) -> None:
         """Take a copy of the model's weights."""
-        config = model.config
-        self._heads, self._eps = config.num_attention_heads, config.rms_norm_eps
-        cos, sin = rope_table(config).unbind(dim=1)
-        self._rope = torch.complex(cos, sin)
-        self._embed = model.embed.weight.detach().clone()
-        self._head = (model.head.weight * model.norm.weight).detach()
-        self._layers = [_copy_layer(block, config.head_dim) for block in model.blocks]
-        self._first_qkv = self._read_every_id()
+        self._model = CpuModel(model)
         self.weights_sha256 = weights_sha256(model)
 
-    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
         """See `protocol.Sampler`."""
-        count = len(prefix)
-        if count == 0:
+        if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         if not self._savings.drafts:
             branches = [replace(branch, draft=None) for branch in branches]
+        if beginning is not None and not (self._savings.shared_beginning and beginning.length):
+            beginning = None
         if self._savings.shared_prefix:
-            return self._sample_branches(prefix, branches, sampling)
+            return self._sample_branches(prefix, branches, sampling, beginning)
         return [
             output
             for index, branch in enumerate(branches)
-            for output in self._sample_branches(prefix, [branch], replace(sampling, stage=sampling.stage + index))
+            for output in self._sample_branches(
+                prefix, [branch], replace(sampling, stage=sampling.stage + index), beginning
+            )
         ]
 
-    @torch.inference_mode()
-    def _read_every_id(self) -> Tensor:
-        """`[V, 3D]` queries, keys and values of the first layer, rotated: they depend on nothing but the id."""
-        ids = torch.arange(tokens.VOCAB_SIZE).unsqueeze(0)
-        embedded = F.embedding(tokens.class_of(ids), self._embed)
-        return self._rotated(F.linear(self._normed(embedded), self._layers[0].qkv), ids).squeeze(0)
+    def _sample_branches(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None
+    ) -> list[Tensor]:
+        """Complete all branches of a prefix together, job by job."""
+        kept = None if beginning is None else self._remember(prefix, beginning)
+        slots = prefix.shape[1] + sum(1 + branch.length for branch in branches)
+        slot_bytes = 2 * self._model.num_layers * self._model.size * 4
 
-    def _sample_branches(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
-        """Complete all branches of a prefix together, tile by tile."""
-        count = len(prefix)
-        width = prefix.shape[1] + sum(1 + branch.length for branch in branches)
-        # At least two tiles a core, so that both cores end at about the same time.
-        tile = max(1, min(TILE_TOKENS // width, -(-count // (2 * self._pool._max_workers))))
-        tiles = [slice(start, start + tile) for start in range(0, count, tile)]
-        parts = list(self._pool.map(lambda rows: self._sample_tile(prefix, branches, sampling, rows), tiles))
+        def run(rows: slice) -> list[Tensor]:
+            some = None if kept is None else kept[rows]
+            return _Job(self._model, self._savings, prefix[rows], _rows_of(branches, rows), sampling[rows], some).run()
+
+        parts = list(self._pool.map(run, _cut(len(prefix), JOB_BYTES // (slots * slot_bytes), self._threads)))
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
-    @torch.inference_mode()
-    def _sample_tile(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, rows: slice) -> list[Tensor]:
-        prefix, sampling = prefix[rows], sampling[rows]
-        branches = [
-            Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
-            for branch in branches
-        ]
-        layout = _lay_out(prefix.shape[1], branches)
-        ids, slots = _first_pass(prefix, branches, layout)
-        num_slots = layout[-1].start + layout[-1].length
-        cache = _Cache(len(self._layers), len(prefix), self._heads, num_slots, self._embed)
-        with named("prefix"):
-            hidden = self._forward(ids, partial(cache.fill, spans=slots), skip=prefix.shape[1])
-        ids = ids[:, prefix.shape[1] :]
-        outputs = []
-        at = 0
-        for index, (branch, where) in enumerate(zip(branches, layout, strict=True)):
-            span = slice(at, at + 1 + where.drafted)
-            at = span.stop
-            chosen = self._choose(hidden[:, span], ids[:, span], sampling, index, torch.arange(1 + where.drafted))
-            output = chosen.new_empty(len(prefix), branch.length)
-            known = accept(output, chosen, branch.draft, tokens.PAD_ID)
-            with named("decode"):
-                self._continue(output, known, cache, prefix.shape[1], where, sampling, index)
-            outputs.append(output)
-        return outputs
+    def _remember(self, prefix: Tensor, beginning: Beginning) -> "_Kept | None":
+        """What was kept of the prefixes' beginning, or room for it at the first call of a chain."""
+        if beginning.kept is None:
+            ids = prefix[:, : beginning.length]
+            kv = torch.empty(self._model.num_layers, *ids.shape, 2 * self._model.size)
+            beginning.kept = _Kept(ids, kv, is_read=True)
+            return _Kept(ids, kv, is_read=False)
+        assert isinstance(beginning.kept, _Kept)
+        return beginning.kept
 
-    def _continue(
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Keys and values `[layers, B, L, 2D]` of ids `[B, L]`: read before, or to be filled in now."""
+
+    ids: Tensor
+    kv: Tensor
+    is_read: bool
+
+    def __getitem__(self, rows: slice) -> "_Kept":
+        return _Kept(self.ids[rows], self.kv[:, rows], self.is_read)
+
+    def shared(self, prefix: Tensor) -> int:
+        """How many of the kept tokens all of these prefixes `[B, P]` begin with."""
+        # The last token of a prefix is always read: there is nothing to attend from otherwise.
+        length = min(self.ids.shape[1], prefix.shape[1] - 1) if self.is_read else 0
+        alike = (self.ids[:, :length] == prefix[:, :length]).all(dim=0)
+        return int(alike.long().cumprod(dim=0).sum())
+
+
+class _Job:
+    """Some rows of a call, completed by one core."""
+
+    def __init__(
         self,
-        output: Tensor,
-        known: Tensor,
-        cache: "_Cache",
-        prefix_length: int,
-        where: _Slots,
+        model: CpuModel,
+        savings: Savings,
+        prefix: Tensor,
+        branches: list[Branch],
         sampling: Sampling,
-        branch: int,
+        kept: _Kept | None,
     ) -> None:
-        """Decode on, in place: `output [B, length]` holds `known [B]` tokens of each row, the last one not yet read."""
-        slot_range = torch.arange(cache.num_slots)
-        shared = slot_range < prefix_length
+        self._model, self._savings, self._prefix, self._branches = model, savings, prefix, branches
+        self._sampling, self._kept = sampling, kept
+        self._outputs = [prefix.new_empty(len(prefix), branch.length) for branch in branches]
+        # How many tokens of each row are known, and keys and values of the rows that go on: one entry a branch.
+        self._known = [prefix.new_empty(len(prefix)) for _ in branches]
+        self._going_on: list[list[Tensor]] = [[] for _ in branches]
+
+    @torch.inference_mode()
+    def run(self) -> list[Tensor]:
+        """The completions `[B, length]`, one a branch."""
+        known = self._kept.shared(self._prefix) if self._kept else 0
+        width = self._prefix.shape[1] - known + sum(1 + _drafted(branch) for branch in self._branches)
+        with named("prefix"):
+            for rows in _cut(len(self._prefix), TILE_TOKENS // width):
+                self._read(rows)
+        with named("decode"):
+            for index in range(len(self._branches)):
+                self._decode(index)
+        return self._outputs
+
+    def _read(self, rows: slice) -> None:
+        """Read the prefix with marks and drafts behind it, and choose what follows each of these."""
+        prefix, branches, kept = self._prefix[rows], _rows_of(self._branches, rows), self._kept
+        if kept is not None:
+            kept = kept[rows]
+        shared = kept.shared(prefix) if kept else 0
+        ids, spans = _first_pass(prefix[:, shared:], branches)
+        reading = _Reading(spans, kept.kv[:, :, :shared] if kept and shared else None, self._model.heads)
+        skip = spans[0].stop
+        hidden = self._model.forward(ids, reading.attend, skip=skip)
+        if kept and not kept.is_read:
+            reading.keep(kept.kv)
+        for index, (branch, span) in enumerate(zip(branches, spans[1:], strict=True)):
+            steps = torch.arange(span.stop - span.start)
+            hidden_here = hidden[:, span.start - skip : span.stop - skip]
+            chosen = self._choose(hidden_here, ids[:, span], self._sampling[rows], index, steps)
+            output = self._outputs[index][rows]
+            known = accept(output, chosen, branch.draft, tokens.PAD_ID)
+            self._known[index][rows] = known
+            unfinished = _is_unfinished(output, known).nonzero().squeeze(1)
+            if len(unfinished):
+                self._going_on[index].append(reading.keys_and_values(span, unfinished))
+
+    def _decode(self, index: int) -> None:
+        """Go on with a branch token by token, all rows together; the last known token of each is not yet read."""
+        if not self._going_on[index]:
+            return
+        output, known = self._outputs[index], self._known[index]
+        start = self._prefix.shape[1]
+        cache = _Cache(self._going_on[index], start + output.shape[1], self._model.heads)
         unfinished = _is_unfinished(output, known)
         rows = unfinished.nonzero().squeeze(1)
         while len(rows):
             # Rows that wait for the others repeat their last step; what comes of it is not kept.
             step = known[rows].clamp(max=output.shape[1] - 1)
             ids = output[rows, step - 1].unsqueeze(1)
-            slots = where.start + step
-            own = (slot_range >= where.start) & (slot_range <= slots.unsqueeze(1))
-            seen = (shared | own)[:, None, None, :]
-            hidden = self._forward(ids, partial(cache.append, rows=rows, slots=slots, seen=seen))
-            chosen = self._choose(hidden, ids, sampling[rows], branch, step.unsqueeze(1)).squeeze(1)
+            cache.go_to(start + step)
+            hidden = self._model.forward(ids, cache.attend)
+            chosen = self._choose(hidden, ids, self._sampling[rows], index, step.unsqueeze(1)).squeeze(1)
             output[rows, step] = torch.where(unfinished[rows], chosen, output[rows, step])
             known[rows] += unfinished[rows]
             unfinished = _is_unfinished(output, known)
-            if self._savings.drop_finished or not unfinished.any():
-                rows = unfinished.nonzero().squeeze(1)
-
-    def _forward(self, ids: Tensor, attend: "_Attend", skip: int = 0) -> Tensor:
-        """Ids `[B, T]` -> `[B, T - skip, D]` before the final norm.
-
-        skip: the first tokens of which nothing is chosen. The last layer needs their keys and values, and no more.
-        """
-        batch, length = ids.shape
-        x = F.embedding(tokens.class_of(ids), self._embed)
-        qkv = F.embedding(ids, self._first_qkv)
-        for index, layer in enumerate(self._layers):
-            if index > 0:
-                qkv = self._rotated(F.linear(self._normed(x), layer.qkv), ids)
-            q, k, v = qkv.view(batch, length, 3 * self._heads, -1).transpose(1, 2).chunk(3, dim=1)
-            if index == len(self._layers) - 1:
-                q, x = q[:, :, skip:], x[:, skip:]
-            x = x + F.linear(attend(index, q, k, v), layer.out)
-            x = x + F.linear(F.linear(self._normed(x), layer.up).relu_().square_(), layer.down)
-        return x
-
-    def _rotated(self, qkv: Tensor, ids: Tensor) -> Tensor:
-        """Rotate the queries and keys in `[B, T, 3D]` by the places of ids `[B, T]`, in place."""
-        size = qkv.shape[-1] // 3
-        pairs = torch.view_as_complex(qkv[..., : 2 * size].unflatten(-1, (2 * self._heads, -1, 2)))
-        pairs.mul_(self._rope[tokens.place_of(ids)].unsqueeze(2))
-        return qkv
-
-    def _normed(self, x: Tensor) -> Tensor:
-        """RMS norm without its weights; a quarter of the time of `F.rms_norm` on a CPU."""
-        return x * x.square().mean(dim=-1, keepdim=True).add_(self._eps).rsqrt_()
+            goes_on = unfinished[rows]
+            if not goes_on.any() or (self._savings.drop_finished and not goes_on.all()):
+                cache.keep(goes_on)
+                rows = rows[goes_on]
 
     def _choose(self, hidden: Tensor, ids: Tensor, sampling: Sampling, branch: int, steps: Tensor) -> Tensor:
         """Hidden states `[B, T, D]` of `ids` -> the ids `[B, T]` chosen to follow them; `steps [B or 1, T]`."""
-        logits = F.linear(self._normed(hidden), self._head).masked_fill(
-            ~self._legal[tokens.class_of(ids)], float("-inf")
-        )
+        noise = None
         if sampling.temperature > 0:
             noise = sampling.gumbel(branch, sampling.rows.unsqueeze(1), steps, tokens.NUM_CLASSES)
-            logits = logits / sampling.temperature + noise
-        return tokens.next_ids(ids, logits.argmax(dim=-1))
+        return self._model.choose(hidden, ids, sampling.temperature, noise)
 
 
-# What a layer does with queries, keys and values `[B, H, T, K]`: remember, and attend -> `[B, T, D]`.
-_Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+class _Reading:
+    """The first pass over a tile, layer by layer: the prefix and the branches behind it at `spans` of its tokens.
+
+    beginning: `[layers, B, L, 2D]` keys and values of the prefix before them, read earlier.
+    """
+
+    def __init__(self, spans: list[slice], beginning: Tensor | None, heads: int) -> None:
+        self._spans, self._beginning, self._heads = spans, beginning, heads
+        self._layers: list[Tensor] = []
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """See `cpu_model.Attend`."""
+        self._layers.append(kv)
+        return attend(q, kv, self._spans, self._begun(layer), self._heads)
+
+    def keep(self, kept: Tensor) -> None:
+        """Fill `[layers, B, L, 2D]` with what the prefix begins with."""
+        for layer, kv in zip(kept, self._layers, strict=True):
+            layer.copy_(kv[:, : layer.shape[1]])
+
+    def keys_and_values(self, span: slice, rows: Tensor) -> Tensor:
+        """`[layers, n, S, 2D]` of the prefix and one branch, for n of the rows."""
+        of_rows = []
+        for layer, kv in enumerate(self._layers):
+            begun = self._begun(layer)
+            parts = [kv[rows, : self._spans[0].stop], kv[rows, span]]
+            of_rows.append(torch.cat(parts if begun is None else [begun[rows], *parts], dim=1))
+        return torch.stack(of_rows)
+
+    def _begun(self, layer: int) -> Tensor | None:
+        return None if self._beginning is None else self._beginning[layer]
 
 
 class _Cache:
-    """Keys and values `[layers, B, H, S, K]` of one tile."""
+    """Keys and values of rows that are decoded together, one token a step; keys lie as their products want them.
 
-    def __init__(self, layers: int, batch: int, heads: int, num_slots: int, like: Tensor) -> None:
-        shape = (layers, batch, heads, num_slots, like.shape[1] // heads)
-        self.num_slots = num_slots
+    parts: `[layers, n, S, 2D]` of some rows each, what is filled so far of `num_slots` slots.
+    """
+
+    def __init__(self, parts: list[Tensor], num_slots: int, heads: int) -> None:
+        filled = torch.cat(parts, dim=1).unflatten(3, (2 * heads, -1))
+        layers, count, num_filled, _, head_size = filled.shape
         # Zeros, not empty: masked slots are read, and 0 * NaN is NaN.
-        self._k, self._v = like.new_zeros(shape), like.new_zeros(shape)
+        self._keys = filled.new_zeros(layers, count, heads, head_size, num_slots)
+        self._values = filled.new_zeros(layers, count, heads, num_slots, head_size)
+        keys, values = filled.chunk(2, dim=3)
+        self._keys[..., :num_filled] = keys.permute(0, 1, 3, 4, 2)
+        self._values[..., :num_filled, :] = values.transpose(2, 3)
 
-    def fill(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, spans: Sequence[slice]) -> Tensor:
-        """The first pass: the prefix and the branches behind it, which go to these slots and do not see each other.
+    def go_to(self, slots: Tensor) -> None:
+        """The next step writes to these slots `[B]` and sees all up to them."""
+        first, last = (int(each) for each in slots.aminmax())
+        self._slots, self._seen = slots, slice(0, last + 1)
+        # Rows in step with one another need neither a mask nor a scatter.
+        self._unseen = None if first == last else torch.arange(last + 1) > slots.unsqueeze(1)
 
-        Queries may be of the last tokens only.
-        """
-        at, skipped, attended = 0, k.shape[2] - q.shape[2], []
-        prefix = spans[0].stop
-        for span in spans:
-            part = slice(at, at + span.stop - span.start)
-            at = part.stop
-            own_k, own_v = k[:, :, part], v[:, :, part]
-            self._k[layer][:, :, span], self._v[layer][:, :, span] = own_k, own_v
-            if part.start < skipped:
-                continue
-            if part.start > 0:
-                own_k, own_v = torch.cat([k[:, :, :prefix], own_k], dim=2), torch.cat([v[:, :, :prefix], own_v], dim=2)
-            attended.append(_attend_causally(q[:, :, part.start - skipped : part.stop - skipped], own_k, own_v))
-        return torch.cat(attended, dim=1)
+    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """See `cpu_model.Attend`."""
+        keys, values = self._keys[layer], self._values[layer]
+        k, v = kv.view(len(keys), 2 * keys.shape[1], -1).chunk(2, dim=1)
+        if self._unseen is None:
+            slot = self._seen.stop - 1
+            keys[..., slot], values[..., slot, :] = k, v
+        else:
+            rows = torch.arange(len(keys))
+            keys[rows, ..., self._slots], values[rows, :, self._slots] = k, v
+        return attend_from_one(q, keys[..., self._seen], values[..., self._seen, :], self._unseen)
 
-    def append(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor, slots: Tensor, seen: Tensor
-    ) -> Tensor:
-        """One token more at a slot `[B]` of each of some rows, which attends to the slots `seen [B, 1, 1, S]`."""
-        cached_k, cached_v = self._k[layer], self._v[layer]
-        cached_k[rows, :, slots], cached_v[rows, :, slots] = k[:, :, 0], v[:, :, 0]
-        if len(rows) != len(cached_k):
-            cached_k, cached_v = cached_k[rows], cached_v[rows]
-        return F.scaled_dot_product_attention(q, cached_k, cached_v, attn_mask=seen, scale=BITS).flatten(1).unsqueeze(1)
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows `[B]` alone."""
+        self._keys, self._values = self._keys[:, rows], self._values[:, rows]
 
 
-def _attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Queries `[B, H, T, K]` of the last T of S tokens, and keys and values of all -> `[B, T, D]`.
-
-    Scores are in bits. A head at a time and as many rows as leave their scores in the cache of a core: with heads this
-    small, fused attention spends its time between its blocks, and batches over heads theirs with copies (LOG.md).
-    """
-    batch, heads, length, size = q.shape
-    num_keys = k.shape[2]
-    unseen = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
-    bias = torch.zeros(length, num_keys).masked_fill(unseen, float("-inf"))
-    attended = q.new_empty(batch, length, heads, size)
-    rows = max(1, SCORES // (length * num_keys))
-    for start in range(0, batch, rows):
-        some = slice(start, start + rows)
-        for head in range(heads):
-            scores = torch.bmm(q[some, head], k[some, head].transpose(1, 2)).add_(bias)
-            scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
-            mixed = torch.bmm(scores, v[some, head])
-            attended[some, :, head] = mixed.div_(scores.sum(dim=-1, keepdim=True))
-    return attended.flatten(2)
+def _cut(count: int, most: int, multiple: int = 1) -> list[slice]:
+    """Slices of `count` rows, about equal, of at most `most`; a multiple of `multiple` of them, if rows suffice."""
+    number = -(-count // max(1, most))
+    number += -number % multiple
+    size = -(-count // number)
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
-@torch.no_grad()
-def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
-    assert isinstance(block, Block)
-    q, k, v = (block.attention.qkv.weight * block.attention_norm.weight).chunk(3)
-    q = q * (head_dim**-0.5 / math.log(2))
-    return _Layer(
-        torch.cat([_interleaved(q, head_dim), _interleaved(k, head_dim), v]),
-        block.attention.out.weight.clone(),
-        block.up.weight * block.mlp_norm.weight,
-        block.down.weight.clone(),
-    )
+def _rows_of(branches: Sequence[Branch], rows: slice) -> list[Branch]:
+    return [
+        Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
+        for branch in branches
+    ]
 
 
-def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of queries or keys `[H * K, D]` with the two components of each rotated pair side by side.
-
-    Then a pair is one complex number, which rotates in a fifth of the time; scores do not depend on the order of K.
-    """
-    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+def _drafted(branch: Branch) -> int:
+    """Drafted tokens that are read; what follows the last of a branch is nobody's business."""
+    return 0 if branch.draft is None else min(branch.draft.shape[1], branch.length - 1)
 
 
-def _lay_out(prefix_length: int, branches: Sequence[Branch]) -> list[_Slots]:
-    layout, at = [], prefix_length
-    for branch in branches:
-        drafted = 0 if branch.draft is None else min(branch.draft.shape[1], branch.length - 1)
-        layout.append(_Slots(at, drafted, branch.length))
-        at += branch.length
-    return layout
-
-
-def _first_pass(prefix: Tensor, branches: Sequence[Branch], layout: list[_Slots]) -> tuple[Tensor, list[slice]]:
-    """Ids `[B, T]` of prefix, marks and drafts, and the slots of each part."""
+def _first_pass(prefix: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, list[slice]]:
+    """Ids `[B, T]` of prefix, marks and drafts, and where the prefix and each branch stand among them."""
     parts, spans = [prefix], [slice(0, prefix.shape[1])]
-    for branch, where in zip(branches, layout, strict=True):
+    for branch in branches:
         parts.append(branch.mark)
         if branch.draft is not None:
-            parts.append(branch.draft[:, : where.drafted])
-        spans.append(slice(where.start, where.start + 1 + where.drafted))
+            parts.append(branch.draft[:, : _drafted(branch)])
+        spans.append(slice(spans[-1].stop, spans[-1].stop + 1 + _drafted(branch)))
     return torch.cat(parts, dim=1), spans
 
 

@@ -52,17 +52,34 @@ class Sampling:
         return -(-uniforms(self.seed, rows, self.stage + branch, steps, lanes).log()).log()
 
 
+@dataclass(slots=True)
+class Beginning:
+    """What the prefixes of several calls begin with, row by row, the later ones as far as they go: a chain of thought
+    only ever shortens its problem at the end.
+
+    A hint, like a draft: an engine may read it once, or not care. Prefixes that begin otherwise are read in full.
+
+    length: tokens of the first call's prefixes.
+    kept: what the engine remembers after the first call, its own affair. None before.
+    """
+
+    length: int
+    kept: object = None
+
+
 @dataclass(frozen=True, slots=True)
 class Savings:
     """Work that the native engine does not do; each can be switched off, and what comes out stays the same.
 
     shared_prefix: the branches of a prompt read its prefix together, not each for itself.
+    shared_beginning: what the prefixes of a chain of calls begin with is read in the first of them only.
     drafts: a draft is checked in the pass that reads the prompt, not written again token by token (in the manner of
         speculative decoding; the choice at every token is the model's own, also at temperature > 0).
     drop_finished: a row that has ended leaves the batch, instead of waiting for the others.
     """
 
     shared_prefix: bool = True
+    shared_beginning: bool = True
     drafts: bool = True
     drop_finished: bool = True
 
@@ -83,6 +100,11 @@ class Sampler(Protocol):
         """Take new weights."""
         ...
 
-    def sample(self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling) -> list[Tensor]:
-        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, PAD_ID behind the end."""
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
+        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, PAD_ID behind the end.
+
+        beginning: shared with other calls on the same rows in the same order, and with no other.
+        """
         ...
