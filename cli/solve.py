@@ -142,14 +142,19 @@ def _one_below_another(steps: list[_StepRow]) -> Table:
 
 
 def _facts(thought: "Thought") -> Table:
-    """What the looks say: the vote, the direct answer, the swapped operands."""
+    """What the looks say: the vote, the direct answer, the nines' complement, the swapped operands."""
     facts = Table.grid(padding=(0, 3, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_column(no_wrap=True)
     if thought.vote is not None:
         facts.add_row("vote", thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
-    for name, answer in (("direct answer", thought.direct), ("swapped operands", thought.swapped)):
+    looks = {
+        "direct answer": thought.direct,
+        "nines' complement": thought.complement,
+        "swapped operands": thought.swapped,
+    }
+    for name, answer in looks.items():
         if answer is not None:
             facts.add_row(name, answer, _compared(answer, thought.vote))
     return facts

@@ -47,6 +47,7 @@ class Thought:
     steps: the chain of thought. guesses: the full answer that each step votes for, None where it did not parse; the
         slow policy guesses after its last step only. vote: the answer with most votes. votes: how many it got.
     direct: the fast answer to the whole problem. swapped: the answer in the other order, None if not asked.
+        complement: what the answer to the nines' complement of the problem makes of it, None if not asked.
     """
 
     steps: list[Step]
@@ -55,6 +56,7 @@ class Thought:
     votes: int = 0
     direct: str | None = None
     swapped: str | None = None
+    complement: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class Mind:
             look.votes.tolist(),
             _where(plain_decimals(look.direct), look.direct_valid.tolist()),
             _where(plain_decimals(result.second), took_second.tolist()),
+            _where(plain_decimals(result.complement), (result.complement >= 0).all(dim=1).tolist()),
         )
         return [Thought(*values) for values in zip(*columns, strict=True)]
 

@@ -58,7 +58,7 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
     assert thought is not None
     assert [step.rest for step in thought.steps] == ["45+78+1", "4+7+1"]
     assert thought.guesses == ["1245", "1245"] and thought.votes == 2
-    assert (thought.vote, thought.direct, thought.swapped) == ("1245", "1245", "1245")
+    assert (thought.vote, thought.direct, thought.swapped, thought.complement) == ("1245",) * 4
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
         pytest.param("456+789", "direct answer", id="direct"),
         pytest.param("45+78+1", "guesses differ", id="guess"),
         pytest.param("78+45+1", "swapped operands", id="swapped"),
+        pytest.param("543+210+1", "nines' complement", id="complement"),
     ],
 )
 def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reason: str) -> None:
@@ -79,7 +80,8 @@ def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reaso
 def test_one_digit_and_no_second_look() -> None:
     (solution,) = mind(name="none").solve(["9+9+1"], "improved", show=True)
     assert solution.answer == "19"
-    assert solution.thought is not None and solution.thought.steps == [] and solution.thought.swapped is None
+    assert solution.thought is not None and solution.thought.steps == []
+    assert solution.thought.swapped is None and solution.thought.complement is None
 
 
 def test_reading_problems() -> None:
