@@ -367,9 +367,11 @@ def test_solve_shows_its_thinking(run: Path, policy: str, problem: str) -> None:
     answer = str(int(first) + int(second))
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == f"{problem} = {answer}"
     assert max(len(line) for line in result.stdout.splitlines()[:-1]) <= 80
-    for word in {"fast": ["direct answer"], "slow": ["what remains"], "improved": ["vote", "complement", "swapped", "agrees"]}[
-        policy
-    ]:
+    for word in {
+        "fast": ["direct answer"],
+        "slow": ["what remains"],
+        "improved": ["vote", "complement", "swapped", "agrees"],
+    }[policy]:
         assert word in result.stdout
 
 

@@ -92,13 +92,13 @@ def _mix(q: Tensor, kv: Tensor, spans: Sequence[slice], beginning: Tensor | None
             ask_all, total, out = q[some, :, head], sums[head, some], mixed[some, :, head]
             k, v = kv[some, :, head], kv[some, :, heads + head]
             for ask, keys, causal in steps:
-                scores = torch.bmm(ask_all[:, ask], k[:, keys].transpose(1, 2))
                 if causal:
                     # Each query is in one part of its own: here, and first, its sums begin.
-                    scores.add_(masks[keys.stop - keys.start]).exp2_()
+                    mask = masks[keys.stop - keys.start]
+                    scores = torch.baddbmm(mask, ask_all[:, ask], k[:, keys].transpose(1, 2)).exp2_()
                     total[:, ask], out[:, ask] = scores.sum(dim=2, keepdim=True), torch.bmm(scores, v[:, keys])
                 else:
-                    _add(total[:, ask], out[:, ask], scores, v[:, keys])
+                    _add(total[:, ask], out[:, ask], torch.bmm(ask_all[:, ask], k[:, keys].transpose(1, 2)), v[:, keys])
             if begun is not None:
                 k, v = begun[some, :, head], begun[some, :, heads + head]
                 _add(total, out, torch.bmm(ask_all, k.transpose(1, 2)), v)
