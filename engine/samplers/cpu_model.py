@@ -2,10 +2,11 @@
 
 The same function as `model.SectorForCausalLM`, in fewer and cheaper operations. Norms lose their weights to the
 matrices behind them; the two components of a rotated pair stand side by side, so that a pair is one complex number;
-queries give scores in bits; queries, keys and values of the first layer depend on nothing but the id and come from a
-table; the last layer computes of a prompt what branches read of it, keys and values.
+queries give scores in bits; heads come first, as attention wants them; queries, keys and values of the first layer
+depend on nothing but the id and come from a table; the last layer computes of a prompt what branches read of it, keys
+and values.
 
-Legend: B rows, T tokens of a pass, D hidden size, H heads, K head size.
+Legend: B rows, T tokens of a pass, N of all rows, D hidden size, H heads, K head size.
 """
 
 from collections.abc import Callable
@@ -22,13 +23,17 @@ from sector.engine.samplers.attention import BITS
 # Tokens whose inner activations stay in the cache of a core from one matrix to the next.
 _MLP_TOKENS = 1024
 
-# What a layer does with queries `[B, T - skip, D]`, and keys and values `[B, T, 2D]`: remember these, and attend.
+# What a layer does with queries `[H, B, T - skip, K]`, and keys and values `[H, B, T, 2K]`: remember these, and attend
+# -> `[B * (T - skip), D]`.
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Matrices of a block; those behind a norm have its weights multiplied in."""
+    """Matrices of a block; those behind a norm have its weights multiplied in.
+
+    qkv: `[H, D, 3K]` to the query, the key and the value of each head.
+    """
 
     qkv: Tensor
     out: Tensor
@@ -42,47 +47,41 @@ class CpuModel:
     @torch.inference_mode()
     def __init__(self, model: SectorForCausalLM) -> None:
         config = model.config
-        self.heads, self._eps = config.num_attention_heads, config.rms_norm_eps
+        self.heads, self.head_dim, self._eps = config.num_attention_heads, config.head_dim, config.rms_norm_eps
         self._legal = tokens.legal_table()
-        self._rope = torch.complex(*rope_table(config).unbind(dim=1))
+        self._rope = torch.complex(*rope_table(config).unbind(dim=1)).repeat(1, 2)
         self._embed = model.embed.weight.detach().clone()
         self._head = (model.head.weight * model.norm.weight).detach()
         self._layers = [_copy_layer(block, config.head_dim) for block in model.blocks]
         ids = torch.arange(tokens.VOCAB_SIZE)
         embedded = F.embedding(tokens.class_of(ids), self._embed)
-        self._first_qkv = self._projected(embedded, self._layers[0].qkv, self._rotation(ids), rotated=2)
+        self._first_qkv = self._queries_keys_values(embedded, self._layers[0], self._rotation(ids))
 
     @property
     def num_layers(self) -> int:
         return len(self._layers)
 
     @property
-    def size(self) -> int:
-        """D."""
-        return self._embed.shape[1]
+    def slot_bytes(self) -> int:
+        """Keys and values of one token."""
+        return 2 * self.num_layers * self.heads * self.head_dim * self._embed.element_size()
 
     def forward(self, ids: Tensor, attend: Attend, skip: int = 0) -> Tensor:
         """Ids `[B, T]` -> `[B, T - skip, D]` before the final norm.
 
         skip: the first tokens of which nothing is chosen. The last layer needs their keys and values, and no more.
         """
-        rotation = self._rotation(ids)
-        x = F.embedding(tokens.class_of(ids), self._embed)
+        flat = ids.flatten()
+        rotation = self._rotation(flat)
+        x = F.embedding(tokens.class_of(flat), self._embed)
         for index, layer in enumerate(self._layers):
-            skipped = skip if index == len(self._layers) - 1 else 0
-            if index == 0:
-                qkv = F.embedding(ids, self._first_qkv)
-                q, kv = qkv[:, skipped:, : self.size], qkv[..., self.size :]
-            elif skipped:
-                q = self._projected(x[:, skipped:], layer.qkv[: self.size], rotation[:, skipped:], rotated=1)
-                kv = self._projected(x, layer.qkv[self.size :], rotation, rotated=1)
-            else:
-                q, kv = self._projected(x, layer.qkv, rotation, rotated=2).split((self.size, 2 * self.size), dim=-1)
-            if skipped:
-                x = x[:, skipped:].contiguous()
-            _add_product(x, attend(index, q, kv), layer.out)
+            qkv = self._first_qkv.index_select(1, flat) if index == 0 else self._queries_keys_values(x, layer, rotation)
+            q, kv = qkv.unflatten(1, ids.shape).split((self.head_dim, 2 * self.head_dim), dim=-1)
+            if skip and index == len(self._layers) - 1:
+                q, x = q[:, :, skip:], x.unflatten(0, ids.shape)[:, skip:].flatten(0, 1)
+            x.addmm_(attend(index, q, kv), layer.out.T)
             self._add_mlp(x, layer)
-        return x
+        return x.unflatten(0, (len(ids), -1))
 
     def choose(self, hidden: Tensor, ids: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
         """Hidden states `[B, T, D]` of `ids [B, T]` -> the ids `[B, T]` chosen to follow them.
@@ -96,38 +95,34 @@ class CpuModel:
         return tokens.next_ids(ids, logits.argmax(dim=-1))
 
     def _rotation(self, ids: Tensor) -> Tensor:
-        """`[..., 1, K / 2]` complex: how far the pairs of a head turn at the places of ids."""
-        return self._rope[tokens.place_of(ids)].unsqueeze(-2)
+        """`[N, K]` complex: how far the pairs of a query and a key turn at the places of ids `[N]`."""
+        return self._rope[tokens.place_of(ids)]
 
-    def _projected(self, x: Tensor, weight: Tensor, rotation: Tensor, rotated: int) -> Tensor:
-        """Norm, product, and rotation of the first `rotated` of the D-wide outputs (queries, keys)."""
-        product = F.linear(self._normed(x), weight)
-        pairs = product[..., : rotated * self.size].unflatten(-1, (rotated * self.heads, -1, 2))
+    def _queries_keys_values(self, x: Tensor, layer: _Layer, rotation: Tensor) -> Tensor:
+        """Norm, product, rotation of queries and keys: `[N, D]` -> `[H, N, 3K]`."""
+        qkv = torch.bmm(self._normed(x).expand(self.heads, *x.shape), layer.qkv)
+        pairs = qkv[..., : 2 * self.head_dim].unflatten(-1, (-1, 2))
         torch.view_as_complex(pairs).mul_(rotation)
-        return product
+        return qkv
 
     def _add_mlp(self, x: Tensor, layer: _Layer) -> None:
-        """In place."""
-        for some in x.view(-1, self.size).split(_MLP_TOKENS):
-            _add_product(some, F.linear(self._normed(some), layer.up).relu_().square_(), layer.down)
+        """Add to `[N, D]`, in place."""
+        for some in x.split(_MLP_TOKENS):
+            some.addmm_(F.linear(self._normed(some), layer.up).relu_().square_(), layer.down.T)
 
     def _normed(self, x: Tensor) -> Tensor:
         """RMS norm without its weights; a quarter of the time of `F.rms_norm` on a CPU."""
         return x * x.square().mean(dim=-1, keepdim=True).add_(self._eps).rsqrt_()
 
 
-def _add_product(x: Tensor, y: Tensor, weight: Tensor) -> None:
-    """Add `y @ weight.T` to x, in place, without a pass of its own."""
-    x.view(-1, x.shape[-1]).addmm_(y.view(-1, y.shape[-1]), weight.T)
-
-
 @torch.no_grad()
 def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
     assert isinstance(block, Block)
     q, k, v = (block.attention.qkv.weight * block.attention_norm.weight).chunk(3)
-    q = q * (head_dim**-0.5 / BITS)
+    q = _interleaved(q, head_dim) * (head_dim**-0.5 / BITS)
+    heads_first = [part.unflatten(0, (-1, head_dim)) for part in (q, _interleaved(k, head_dim), v)]
     return _Layer(
-        torch.cat([_interleaved(q, head_dim), _interleaved(k, head_dim), v]),
+        torch.cat(heads_first, dim=1).transpose(1, 2).contiguous(),
         block.attention.out.weight.clone(),
         block.up.weight * block.mlp_norm.weight,
         block.down.weight.clone(),

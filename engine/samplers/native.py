@@ -81,7 +81,7 @@ class NativeSampler:
         """Complete all branches of a prefix together, job by job."""
         kept = None if beginning is None else self._remember(prefix, beginning)
         slots = prefix.shape[1] + sum(1 + branch.length for branch in branches)
-        slot_bytes = 2 * self._model.num_layers * self._model.size * 4
+        slot_bytes = self._model.slot_bytes
 
         def run(rows: slice) -> list[Tensor]:
             some = None if kept is None else kept[rows]
@@ -94,7 +94,7 @@ class NativeSampler:
         """What was kept of the prefixes' beginning, or room for it at the first call of a chain."""
         if beginning.kept is None:
             ids = prefix[:, : beginning.length]
-            kv = torch.empty(self._model.num_layers, *ids.shape, 2 * self._model.size)
+            kv = torch.empty(self._model.num_layers, self._model.heads, *ids.shape, 2 * self._model.head_dim)
             beginning.kept = _Kept(ids, kv, is_read=True)
             return _Kept(ids, kv, is_read=False)
         assert isinstance(beginning.kept, _Kept)
@@ -103,14 +103,14 @@ class NativeSampler:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """Keys and values `[layers, B, L, 2D]` of ids `[B, L]`: read before, or to be filled in now."""
+    """Keys and values `[layers, H, B, L, 2K]` of ids `[B, L]`: read before, or to be filled in now."""
 
     ids: Tensor
     kv: Tensor
     is_read: bool
 
     def __getitem__(self, rows: slice) -> "_Kept":
-        return _Kept(self.ids[rows], self.kv[:, rows], self.is_read)
+        return _Kept(self.ids[rows], self.kv[:, :, rows], self.is_read)
 
     def shared(self, prefix: Tensor) -> int:
         """How many of the kept tokens all of these prefixes `[B, P]` begin with."""
@@ -159,7 +159,7 @@ class _Job:
             kept = kept[rows]
         shared = kept.shared(prefix) if kept else 0
         ids, spans = _first_pass(prefix[:, shared:], branches)
-        reading = _Reading(spans, kept.kv[:, :, :shared] if kept and shared else None, self._model.heads)
+        reading = _Reading(spans, kept.kv[..., :shared, :] if kept and shared else None)
         skip = spans[0].stop
         hidden = self._model.forward(ids, reading.attend, skip=skip)
         if kept and not kept.is_read:
@@ -181,7 +181,7 @@ class _Job:
             return
         output, known = self._outputs[index], self._known[index]
         start = self._prefix.shape[1]
-        cache = _Cache(self._going_on[index], start + output.shape[1], self._model.heads)
+        cache = _Cache(self._going_on[index], start + output.shape[1])
         unfinished = _is_unfinished(output, known)
         rows = unfinished.nonzero().squeeze(1)
         while len(rows):
@@ -210,51 +210,45 @@ class _Job:
 class _Reading:
     """The first pass over a tile, layer by layer: the prefix and the branches behind it at `spans` of its tokens.
 
-    beginning: `[layers, B, L, 2D]` keys and values of the prefix before them, read earlier.
+    beginning: `[layers, H, B, L, 2K]` keys and values of the prefix before them, read earlier.
     """
 
-    def __init__(self, spans: list[slice], beginning: Tensor | None, heads: int) -> None:
-        self._spans, self._beginning, self._heads = spans, beginning, heads
+    def __init__(self, spans: list[slice], beginning: Tensor | None) -> None:
+        self._spans, self._beginning = spans, beginning
         self._layers: list[Tensor] = []
 
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """See `cpu_model.Attend`."""
         self._layers.append(kv)
-        return attend(q, kv, self._spans, self._begun(layer), self._heads)
+        return attend(q, kv, self._spans, None if self._beginning is None else self._beginning[layer])
 
     def keep(self, kept: Tensor) -> None:
-        """Fill `[layers, B, L, 2D]` with what the prefix begins with."""
+        """Fill `[layers, H, B, L, 2K]` with what the prefix begins with."""
         for layer, kv in zip(kept, self._layers, strict=True):
-            layer.copy_(kv[:, : layer.shape[1]])
+            layer.copy_(kv[:, :, : layer.shape[2]])
 
     def keys_and_values(self, span: slice, rows: Tensor) -> Tensor:
-        """`[layers, n, S, 2D]` of the prefix and one branch, for n of the rows."""
-        of_rows = []
-        for layer, kv in enumerate(self._layers):
-            begun = self._begun(layer)
-            parts = [kv[rows, : self._spans[0].stop], kv[rows, span]]
-            of_rows.append(torch.cat(parts if begun is None else [begun[rows], *parts], dim=1))
-        return torch.stack(of_rows)
-
-    def _begun(self, layer: int) -> Tensor | None:
-        return None if self._beginning is None else self._beginning[layer]
+        """`[layers, H, n, S, 2K]` of the prefix and one branch, for n of the rows."""
+        parts = [[kv[:, rows, : self._spans[0].stop], kv[:, rows, span]] for kv in self._layers]
+        begun = [] if self._beginning is None else [self._beginning[:, :, rows]]
+        return torch.cat([*begun, *(torch.stack(part) for part in zip(*parts, strict=True))], dim=3)
 
 
 class _Cache:
     """Keys and values of rows that are decoded together, one token a step; keys lie as their products want them.
 
-    parts: `[layers, n, S, 2D]` of some rows each, what is filled so far of `num_slots` slots.
+    parts: `[layers, H, n, S, 2K]` of some rows each, what is filled so far of `num_slots` slots.
     """
 
-    def __init__(self, parts: list[Tensor], num_slots: int, heads: int) -> None:
-        filled = torch.cat(parts, dim=1).unflatten(3, (2 * heads, -1))
-        layers, count, num_filled, _, head_size = filled.shape
+    def __init__(self, parts: list[Tensor], num_slots: int) -> None:
+        keys, values = torch.cat(parts, dim=2).chunk(2, dim=4)
+        *shape, num_filled, head_dim = keys.shape
         # Zeros, not empty: masked slots are read, and 0 * NaN is NaN.
-        self._keys = filled.new_zeros(layers, count, heads, head_size, num_slots)
-        self._values = filled.new_zeros(layers, count, heads, num_slots, head_size)
-        keys, values = filled.chunk(2, dim=3)
-        self._keys[..., :num_filled] = keys.permute(0, 1, 3, 4, 2)
-        self._values[..., :num_filled, :] = values.transpose(2, 3)
+        self._keys, self._values = (
+            keys.new_zeros(*shape, head_dim, num_slots),
+            keys.new_zeros(*shape, num_slots, head_dim),
+        )
+        self._keys[..., :num_filled], self._values[..., :num_filled, :] = keys.transpose(3, 4), values
 
     def go_to(self, slots: Tensor) -> None:
         """The next step writes to these slots `[B]` and sees all up to them."""
@@ -266,18 +260,18 @@ class _Cache:
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """See `cpu_model.Attend`."""
         keys, values = self._keys[layer], self._values[layer]
-        k, v = kv.view(len(keys), 2 * keys.shape[1], -1).chunk(2, dim=1)
+        k, v = kv.squeeze(2).chunk(2, dim=2)
         if self._unseen is None:
             slot = self._seen.stop - 1
             keys[..., slot], values[..., slot, :] = k, v
         else:
-            rows = torch.arange(len(keys))
-            keys[rows, ..., self._slots], values[rows, :, self._slots] = k, v
+            rows = torch.arange(keys.shape[1])
+            keys[:, rows, :, self._slots], values[:, rows, self._slots] = k.transpose(0, 1), v
         return attend_from_one(q, keys[..., self._seen], values[..., self._seen, :], self._unseen)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows `[B]` alone."""
-        self._keys, self._values = self._keys[:, rows], self._values[:, rows]
+        self._keys, self._values = self._keys[:, :, rows], self._values[:, :, rows]
 
 
 def _cut(count: int, most: int, multiple: int = 1) -> list[slice]:
