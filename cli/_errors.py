@@ -1,6 +1,7 @@
 """How a command ends when it does not end well: one line on stderr, and an exit code that says which way.
 
-0 done    1 training diverged    2 bad input    3 the model no longer agrees with itself    130 interrupted
+0 done    1 training diverged, or an engine failed    2 bad input    3 the model no longer agrees with itself
+130 interrupted
 """
 
 import sys
@@ -9,9 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sector.engine.errors import Diverged, InputError, NoAgreement
+from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement
 
-DIVERGED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 2, 3, 130
+DIVERGED, ENGINE_FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 1, 2, 3, 130
 
 
 class Interrupted(Exception):
@@ -24,7 +25,7 @@ class CommandGroup(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
-        except (typer.TyperException, Interrupted, InputError, NoAgreement, Diverged) as error:
+        except (typer.TyperException, Interrupted, InputError, NoAgreement, Diverged, EngineFailed) as error:
             code, message = _outcome(error)
             if message:
                 print(f"sector: {' '.join(message.split())}", file=sys.stderr)
@@ -38,7 +39,9 @@ class CommandGroup(TyperGroup):
             raise Interrupted("interrupted") from error
 
 
-def _outcome(error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged) -> tuple[int, str]:
+def _outcome(
+    error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged | EngineFailed,
+) -> tuple[int, str]:
     """Exit code and message of an expected error."""
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
@@ -48,6 +51,8 @@ def _outcome(error: typer.TyperException | Interrupted | InputError | NoAgreemen
         return INTERRUPTED, str(error)
     if isinstance(error, Diverged):
         return DIVERGED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
+    if isinstance(error, EngineFailed):
+        return ENGINE_FAILED, f"{error}; no file is half written, and the same command goes on from the last whole one"
     return error.exit_code, _usage(error)
 
 

@@ -8,7 +8,7 @@ import typer
 from sector.engine.config import FilterConfig, RunConfig
 from sector.engine.errors import InputError
 
-Engine = Literal["native", "hf"]
+Engine = Literal["native", "hf", "vllm"]
 FilterName = Literal["paper", "strict", "none"]
 Policy = Literal["fast", "slow", "improved"]
 Preset = Literal["tiny", "base"]

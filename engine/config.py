@@ -71,6 +71,23 @@ class TrainerConfig(Settings):
     """Problems a shard."""
 
 
+class VllmConfig(Settings):
+    """The engine `vllm` (`vllm/start.py` says what vLLM calls these)."""
+
+    dtype: Literal["model", "float32", "bfloat16"] = "model"
+    """What it computes in; `model` is what the weights are in."""
+    compiled: Literal["auto", "on", "off"] = "auto"
+    """Compile the model at the start? That takes half a minute; `auto` does on a GPU only."""
+    max_digits: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = MAX_DIGITS
+    """The longest operand that it is made for."""
+    rows: Count = 1024
+    """Prompts at a time."""
+    memory_mib: Count = 1024
+    """Memory for keys and values."""
+    prefix_caching: bool = True
+    """Read what prompts have in common once?"""
+
+
 class SupervisedConfig(Settings):
     """The supervised phase: 1 to max_digits digits with true answers."""
 
@@ -132,7 +149,7 @@ class RunConfig(Settings):
     """Digits at which the run is done."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it."""
-    engine: Literal["native", "hf"] = "native"
+    engine: Literal["native", "hf", "vllm"] = "native"
     """What generates."""
     hard_share: Share = 0.45
     """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
@@ -144,6 +161,8 @@ class RunConfig(Settings):
     """Self-training."""
     filter: FilterConfig = FilterConfig()
     """The improved policy."""
+    vllm: VllmConfig = VllmConfig()
+    """The engine `vllm`, where that is what generates."""
 
     @model_validator(mode="after")
     def _check_frontier(self) -> Self:

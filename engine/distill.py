@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +27,7 @@ from sector.engine.model import MAX_GAP, SectorForCausalLM
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.ranges import named
 from sector.engine.seeding import generator
+from sector.engine.threads import one_thread
 
 _IGNORE = -100
 
@@ -99,7 +99,7 @@ def train_cycle(
     parameters = list(state.model.parameters())
     order = DigitOrder(state.model.config.digit_order)
     state.model.train()
-    with _pool() as pool, _one_thread():
+    with _pool() as pool, one_thread():
         while state.step < num_steps:
             with named("distill step"):
                 _set_rates(state, config, schedule(state.step, num_steps, config))
@@ -224,17 +224,6 @@ def _loss(model: SectorForCausalLM, rows: Rows, fast_weight: float) -> Tensor:
         slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
         loss = fast_weight * loss + (1 - fast_weight) * slow_loss
     return loss
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Optimizer steps on small matrices lose more to the meeting of two cores than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _pool() -> ThreadPoolExecutor:

