@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sector.engine import tokens
 from sector.engine.model import new_model
-from sector.engine.samplers.native import NativeSampler
+from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.protocol import Sampling
 from sector.kernels import digit_sampler
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits, sample_digits_kernel, sample_digits_reference
@@ -99,16 +99,14 @@ def test_the_reference_is_the_engine(temperature: float) -> None:
     model = new_model("tiny", 3).eval()
     # The engine multiplies the norm's weights into the head.
     model.norm.weight.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
-    sampler = NativeSampler(model, num_threads=1)
     hidden, ids, _ = _inputs(200, 64, torch.float32, torch.device("cpu"))
     rows, steps = torch.arange(200) + 2**33, torch.arange(200) % 7
-    chosen = sampler._choose(
-        hidden.unsqueeze(1), ids.unsqueeze(1), Sampling(temperature, SEED, rows, 40), 1, steps.unsqueeze(1)
-    )
+    noise = Sampling(temperature, SEED, rows, 40).gumbel(1, rows, steps, tokens.NUM_CLASSES) if temperature else None
+    chosen = CpuModel(model).choose(hidden, ids, temperature, noise)
     stream = Stream(torch.tensor([SEED]), rows, torch.full((200,), 41), steps)
     head = Head(model.norm.weight.detach(), model.head.weight.detach(), model.config.rms_norm_eps)
     sampled = sample_digits(hidden, ids, head, tokens.kernel_table(), temperature, stream)
-    assert torch.equal(sampled.ids, chosen.squeeze(1))
+    assert torch.equal(sampled.ids, chosen)
     assert torch.equal(sampled.stopped, tokens.is_eos(sampled.ids) | (sampled.ids == tokens.PAD_ID))
 
 
