@@ -6,6 +6,7 @@ import typer
 
 from sector import __version__
 from sector.cli._errors import CommandGroup
+from sector.cli.ablate import ablate
 from sector.cli.bench import bench
 from sector.cli.distill import distill
 from sector.cli.eval import evaluate
@@ -53,6 +54,7 @@ app.command(rich_help_panel="Step by step")(sft)
 app.command(rich_help_panel="Step by step")(generate)
 app.command(rich_help_panel="Step by step")(distill)
 app.command(rich_help_panel="Measure")(bench)
+app.command(rich_help_panel="Measure")(ablate)
 app.add_typer(profile, name="profile", rich_help_panel="Measure")
 
 

@@ -147,7 +147,7 @@ def plain_decimals(answers: Tensor) -> list[str]:
 
 
 def simplification_texts(rest: Problems, digit: Tensor) -> list[str]:
-    """`12+45+1|9`: the remaining problem, and the digit split off; one-digit problems have none and give ''."""
+    """`12+45+1|9`: the remaining problem, and the digit split off; '' where nothing was simplified."""
     if rest.digits == 0:
         return [""] * len(rest)
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
@@ -175,7 +175,7 @@ def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **colu
 def _examples(rows: list[tuple[str, str, str]], digits: int) -> Examples:
     problems = Problems.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], digits)
-    if digits == 1:
+    if digits == 1 or not any(row[2] for row in rows):
         empty = problems.a[:, :0]
         return Examples(problems, answers, Problems(empty, empty, torch.zeros_like(problems.carry)), answers[:, -1])
     simplified = [row[2].rpartition("|") for row in rows]

@@ -89,7 +89,7 @@ class Phases:
         if self._run.examples(digits).exists():
             return
         config = self._config
-        model = self._run.load_checkpoint(digits - 1)
+        model = self._run.load_checkpoint(digits - 1 if config.round.teacher == "last" else self._first)
         sampler = self._engine(model)
         provenance = Provenance(digits, config.seed, config.engine, sampler.weights_sha256)
         start, parts, rows = time.perf_counter(), [], []
@@ -240,7 +240,10 @@ class Phases:
         settings = self._config.round
         agreement = self._agreement(sampler, digits + 1)
         # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
-        quick = FilterConfig(vote="off", second_look="off", direct=True, complement=self._config.filter.complement)
+        think, complement = self._config.filter.think, self._config.filter.complement
+        quick = FilterConfig(
+            vote="off" if think else "unanimous", second_look="off", complement=complement, k=2, think=think
+        )
         trained = min(
             (
                 self._agreement_of(sampler, length, settings.probe_trained, quick)

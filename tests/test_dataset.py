@@ -24,7 +24,7 @@ from sector.engine.examples import Examples
 from sector.engine.improve import FILTERS, improve
 from sector.engine.model import new_model
 from sector.engine.policy import DigitOrder
-from sector.engine.problem import draw_problems
+from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
@@ -54,6 +54,15 @@ def test_lengths_come_back_apart_and_whole(tmp_path: Path) -> None:
     preview = (tmp_path / "some.preview.jsonl").read_text().splitlines()
     assert len(preview) == PREVIEW_ROWS and json.loads(preview[0])["engine"] == "native"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_answers_without_a_simplification_come_back_without_one(tmp_path: Path) -> None:
+    thought = labelled(4, 12)
+    empty = thought.problems.a[:, :0]
+    rest = Problems(empty, empty, torch.zeros_like(thought.problems.carry))
+    at_once = Examples(thought.problems, thought.answers, rest, thought.answers[:, -1])
+    write_examples(tmp_path / "some.parquet", labelled_table(at_once, DigitOrder.MSD, OURS))
+    assert same(read_examples(tmp_path / "some.parquet")[4], at_once)
 
 
 def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
