@@ -106,6 +106,21 @@ def read_candidates(path: Path, digits: int) -> tuple[Problems, Tensor]:
     return problems, _answers(table.column("direct").to_pylist(), digits)
 
 
+def read_votes(path: Path, digits: int) -> tuple[Problems, Tensor, Tensor, Tensor]:
+    """What a round tried and made of it: problems, voted answers `[B, N+1]`, votes `[B]`, and accepted `[B]`.
+
+    InputError if the file is none of ours, or a row does not fit.
+    """
+    try:
+        table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
+        problems, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
+        accepted = [verdict == Verdict.ACCEPTED.name.lower() for verdict in verdicts]
+        read = Problems.parse(problems, digits), _answers(answers, digits), torch.tensor(votes), torch.tensor(accepted)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} holds no candidates of {digits} digits ({str(error).splitlines()[0]})") from error
+    return read
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file atomically."""
     write_atomically(path, lambda aside: pq.write_table(table, aside))

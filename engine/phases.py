@@ -29,10 +29,11 @@ from sector.engine.generate import filter_of, generate
 from sector.engine.model import SectorForCausalLM, best_device, new_model
 from sector.engine.plots import plot_run
 from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
-from sector.engine.seeding import stream_seed
+from sector.engine.seeding import generator, stream_seed
 
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
@@ -272,7 +273,7 @@ class Phases:
         reached = digits or self._first
         training = self._record(digits, "training")
         generation = {"tried": 0, "accepted": 0, "rejected": {}, "agreement": None, "tokens": 0, "seconds": 0.0}
-        errors: dict[str, float | None] = {"label_error": None, "fast_label_error": None}
+        errors: dict[str, Any] = {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
         if digits:
             generation = self._record(digits, "generation")
             examples = read_examples(self._run.examples(digits)).get(digits)
@@ -280,7 +281,14 @@ class Phases:
             errors = {
                 "label_error": audit.label_error(examples) if examples else None,
                 "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
+                "label_mistakes": audit.label_mistakes(examples) if examples else {},
             }
+        ahead = draw_problems(
+            reached + 1,
+            self._config.audit_samples,
+            generator(self._config.seed, "frontier", reached + 1),
+            self._config.hard_share,
+        )
         scores = [
             audit.score_length(solver, length, self._config.audit_samples, self._config.seed)
             for length in range(1, reached + 2)
@@ -296,6 +304,7 @@ class Phases:
             "next_agreement": training["agreement"],
             "trained_agreement": training.get("trained_agreement"),
             "accuracy": {str(score.digits): score.accuracy for score in scores},
+            "frontier": audit.frontier_mistakes(solver.sampler, self._order, ahead),
             "cycles": training["cycles"],
             "tokens_generated": generation["tokens"],
             "tokens_trained": training["tokens"],

@@ -103,6 +103,10 @@ def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
     for line in lines[1:]:
         assert line["tried"] == 300 == line["accepted"] + sum(line["rejected"].values())
         assert not [key for key in promised if line[key] is None]
+        assert sum(line["label_mistakes"].values()) == line["accepted"]
+        assert line["label_mistakes"]["right"] == round(line["accepted"] * (1 - line["label_error"]))
+    for line in lines:
+        assert [sum(counts.values()) for counts in line["frontier"].values()] == [SMALL["audit_samples"]] * 2
     totals = [line["seconds_total"] for line in lines]
     assert totals == sorted(totals)
 
