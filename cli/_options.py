@@ -12,6 +12,7 @@ Engine = Literal["native", "hf"]
 FilterName = Literal["paper", "strict", "none"]
 Policy = Literal["fast", "slow", "improved"]
 Preset = Literal["tiny", "base"]
+Tracker = Literal["wandb", "trackio"]
 
 # Shown as defaults where an option left out means "whatever the run says".
 DEFAULTS = RunConfig()
@@ -55,6 +56,10 @@ MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What gener
 MaybeFilter = Annotated[
     FilterName | None,
     typer.Option("--filter", help="What must agree before an answer is believed.", show_default=DEFAULT_FILTER),
+]
+Track = Annotated[
+    list[Tracker] | None,
+    typer.Option("--track", help="Tell a tracker too; may be given again. TensorBoard always is.", show_default=False),
 ]
 Config = Annotated[
     Path | None,

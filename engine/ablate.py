@@ -29,6 +29,7 @@ from sector.engine.phases import Event
 from sector.engine.rundir import RunDir
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
+from sector.engine.trackers import tracked
 
 RESULTS = "results.json"
 
@@ -60,7 +61,7 @@ def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress) -> Iterator[Step]
                 continue
             _borrow(out, run, config)
             try:
-                for event in self_play(run, config):
+                for event in tracked(self_play(run, config), run, config):
                     if event["event"] == "goal" and not event["digits"] and event["cycle"] == 1:
                         _lend(out, run, config)
                     yield Step(index, cell, seed, event)

@@ -10,6 +10,7 @@
     checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
     training.safetensors          the training under way, if one is
     plots/                        accuracy by length over rounds; label error and acceptance
+    tensorboard/                  the same and the loss, for TensorBoard (`trackers.py`)
 
 What is done is read off the files: each is written once, whole, in this order.
 """

@@ -1,6 +1,7 @@
 """The improved policy: the vote, the looks, and what a verdict says."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sector.engine.model import new_model
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
 
 K = 5
@@ -153,9 +154,9 @@ def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -
     prompts: list[torch.Tensor] = []
 
     class Reading(Scripted):
-        def sample(self, prefix: torch.Tensor, branches: list[Branch], sampling: Sampling) -> list[torch.Tensor]:
+        def sample(self, prefix: torch.Tensor, *args: Any) -> list[torch.Tensor]:
             prompts.append(prefix)
-            return super().sample(prefix, branches, sampling)
+            return super().sample(prefix, *args)
 
     improved = ask(Reading(), problems, FAST, k=6)
     assert improved.accepted.all() and (improved.first.votes == 6).all()
