@@ -1,5 +1,6 @@
 """Options that commands share, so that they read and mean the same everywhere."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,14 @@ Engine = Literal["native", "hf"]
 FilterName = Literal["paper", "strict", "none"]
 Policy = Literal["fast", "slow", "improved"]
 Preset = Literal["tiny", "base"]
-Tracker = Literal["wandb", "trackio"]
+
+
+class Tracker(StrEnum):
+    """Services that a run can tell what happens (an enumeration because Typer takes no list of literals)."""
+
+    WANDB = "wandb"
+    TRACKIO = "trackio"
+
 
 # Shown as defaults where an option left out means "whatever the run says".
 DEFAULTS = RunConfig()

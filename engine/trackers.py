@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
@@ -21,8 +21,6 @@ from sector.engine.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-TrackerName = Literal["wandb", "trackio"]
 
 PROJECT = "sector"
 # The loss of every so many steps.
@@ -53,10 +51,8 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def tracked(
-    events: Iterable[Event], run: RunDir, config: RunConfig, names: Sequence[TrackerName] = ()
-) -> Iterator[Event]:
-    """The events of a run, told to TensorBoard and to the trackers of these names on the way.
+def tracked(events: Iterable[Event], run: RunDir, config: RunConfig, names: Sequence[str] = ()) -> Iterator[Event]:
+    """The events of a run, told on the way to TensorBoard, and to the trackers `wandb` or `trackio` where named.
 
     InputError before the first event if one of them is not installed, or will not start.
     """
@@ -146,7 +142,7 @@ class _TensorBoard:
 class _Service:
     """Weights & Biases, or trackio, which speaks the same language. A resumed run goes on under its own name."""
 
-    def __init__(self, name: TrackerName, root: Path, config: RunConfig) -> None:
+    def __init__(self, name: str, root: Path, config: RunConfig) -> None:
         module = _imported(name)
         key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
         of_run = {"project": PROJECT, "name": f"{root.name}-{key[:4]}", "config": config.model_dump()}
@@ -167,7 +163,7 @@ class _Service:
         self._module.finish()
 
 
-def _imported(name: TrackerName) -> ModuleType:
+def _imported(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
+from sector.cli.app import app
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
 from sector.engine.rundir import RunDir
@@ -160,3 +162,17 @@ def test_the_real_trackio_takes_a_run_without_a_network(tmp_path: Path, monkeypa
     pytest.importorskip("trackio")
     list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["trackio"]))
     assert list((tmp_path / "trackio").glob("*.db"))
+
+
+def test_the_command_hands_trackers_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    (tmp_path / "small.toml").write_text(
+        "until = 3\naudit_samples = 4\nround.probe = 4\n"
+        "supervised = { max_digits = 2, cycle_steps = 20, max_cycles = 1, examples = 8 }"
+    )
+    args = ["sft", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "small.toml"), "--track", "wandb"]
+    result = CliRunner().invoke(app, args, prog_name="sector", catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert [step for step, _ in service.logged] == [20, 20, 20] and service.finished == 1
+    assert scalars(tmp_path / "run")["round/digits"] == [(20, 2.0)]
