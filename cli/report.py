@@ -36,9 +36,7 @@ def report(
 
     output = Output(as_json)
     written = write_report(runs, out)
-    verdicts = [
-        {"run": str(run.root), "verdict": run.verdict.headline, "level": run.verdict.level} for run in written.runs
-    ]
-    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": verdicts}
-    lines = [f"{each['run']}: {each['verdict']}" for each in verdicts]
+    runs_read = [run.as_json() for run in written.runs]
+    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": runs_read}
+    lines = [f"{each['run']}: {each['verdict']}" for each in runs_read]
     output.data(values, lambda: "\n".join([*lines, f"the page is {written.page}, its pictures are beside it"]))

@@ -220,7 +220,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     root = finished_run(tmp_path / "<script>alert(0)<img src=x onerror=y>$a_b$")
     other = finished_run(tmp_path / "_$x^2$&lt;b&gt;", seed=1, hard_share=0.1)
     for run in (RunDir(root), RunDir(other)):
-        poison(run.examples(8), "guesses", "simplification")
+        poison(run.examples(8), "guesses")
         poison(run.candidates(8), "verdict", "direct")
     page = Page(write_report([root, other], tmp_path / "page.html").page)
     assert page.tags["script"] == page.tags["img"] == 0
@@ -229,13 +229,18 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert "<script>alert(0)<img src=x onerror=y>$a_b$" in page.text
 
 
-@pytest.mark.parametrize("column", ["problem", "answer"], ids=str)
-def test_problems_that_are_none_are_refused(tmp_path: Path, column: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("candidates", "problem"), ("candidates", "answer"), ("examples", "simplification")],
+    ids=["problem", "answer", "simplification"],
+)
+def test_what_is_no_example_is_refused(tmp_path: Path, name: str, column: str) -> None:
     root = finished_run(tmp_path / "run")
-    poison(RunDir(root).candidates(8), column)
-    with pytest.raises(InputError, match=r"candidates\.parquet holds no candidates of 8 digits") as caught:
+    path = RunDir(root).round_dir(8) / f"{name}.parquet"
+    poison(path, column)
+    with pytest.raises(InputError) as caught:
         write_report([root], None)
-    assert "\n" not in str(caught.value) and not (root / "report.html").exists()
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and not (root / "report.html").exists()
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_cell(tmp_path: Path) -> None:
@@ -263,7 +268,11 @@ def sector(*args: object) -> Any:
 def test_the_command(run: Path, tmp_path: Path) -> None:
     result = sector(run, "--out", tmp_path / "new" / "page.html", "--json")
     values = json.loads(result.stdout)
-    assert values["runs"] == [{"run": str(run), "verdict": "It worked: from 6 to 8 digits", "level": "good"}]
+    (told,) = values["runs"]
+    assert (told["run"], told["level"], told["verdict"]) == (str(run), "good", "It worked: from 6 to 8 digits")
+    accepted = sum(pq.read_metadata(RunDir(run).examples(digits)).num_rows for digits in (7, 8))
+    assert told["gate"]["accepted"] == [accepted, accepted] and sum(told["label_mistakes"].values()) == accepted
+    assert told["gate"]["rejected"][1] == 80 - accepted and told["outcome"]["rounds_survived"] == 2
     assert Path(values["page"]).is_file() and all(map(os.path.isfile, values["pictures"]))
 
 

@@ -4,6 +4,7 @@ The parquet files are data of whoever wrote them: text from them is shown, never
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -17,7 +18,7 @@ from sector.engine import audit
 from sector.engine.audit import Gate
 from sector.engine.compare import Outcome, outcome_of, read_evaluation
 from sector.engine.config import RunConfig, flat
-from sector.engine.dataset import read_votes
+from sector.engine.dataset import read_examples, read_votes
 from sector.engine.errors import InputError
 from sector.engine.rundir import RunDir
 
@@ -56,10 +57,11 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run. name: of its directory. cell: what it is one of, seeds apart. changed: settings that are not the default.
+    """A run.
 
-    gates: by digits of the round. seconds: by phase. evaluation: accuracy by length, from `sector eval` if the run has
-    one, else from the last audit; samples: problems a length in it.
+    name: of its directory. cell: what it is one of, seeds apart. changed: settings that are not the default.
+    gates: by digits of the round. label_mistakes: what was learned, by kind of mistake. seconds: by phase.
+    evaluation: accuracy by length, from `sector eval` if the run has one, else from the last audit.
     """
 
     root: Path
@@ -71,6 +73,7 @@ class RunFacts:
     verdict: Verdict
     changed: dict[str, Any]
     gates: dict[int, Gate]
+    label_mistakes: dict[str, int]
     seconds: dict[str, float]
     evaluation: dict[int, float]
     thoughts: list[Thought]
@@ -78,6 +81,22 @@ class RunFacts:
     @property
     def rounds(self) -> list[dict[str, Any]]:
         return [line for line in self.metrics if line["phase"] == "round"]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the verdict and the figures that only a report counts."""
+        gates = list(self.gates.values())
+        return {
+            "run": str(self.root),
+            "level": self.verdict.level,
+            "verdict": self.verdict.headline,
+            "outcome": self.outcome.as_json(),
+            "gate": {
+                "accepted": [sum(gate.accepted[part] for gate in gates) for part in (0, 1)],
+                "rejected": [sum(gate.rejected[part] for gate in gates) for part in (0, 1)],
+                "rank_correlation": rank_correlation(gates),
+            },
+            "label_mistakes": self.label_mistakes,
+        }
 
 
 def run_roots(paths: Sequence[Path]) -> list[Path]:
@@ -97,6 +116,7 @@ def read_run(root: Path) -> RunFacts | None:
     metrics, outcome, config = run.metrics(), outcome_of(run), run.read_config()
     if outcome is None:
         return None
+    rounds = [line["digits"] for line in metrics if line["phase"] == "round"]
     resolved = root.resolve()
     is_seed = _SEED.fullmatch(resolved.name) is not None
     evaluation = read_evaluation(root)
@@ -111,10 +131,11 @@ def read_run(root: Path) -> RunFacts | None:
         outcome=outcome,
         verdict=_verdict(config, metrics, outcome),
         changed=_changed(config),
-        gates={line["digits"]: _gate(run, line["digits"]) for line in metrics if line["phase"] == "round"},
+        gates={digits: _gate(run, digits) for digits in rounds},
+        label_mistakes=_label_mistakes(run, rounds),
         seconds=_seconds(metrics, outcome),
         evaluation={int(digits): accuracy for digits, accuracy in scores},
-        thoughts=list(_thoughts(run, [line["digits"] for line in metrics if line["phase"] == "round"])),
+        thoughts=list(_thoughts(run, rounds)),
     )
 
 
@@ -173,6 +194,16 @@ def _changed(config: RunConfig) -> dict[str, Any]:
 
 def _gate(run: RunDir, digits: int) -> Gate:
     return audit.gate(*read_votes(run.candidates(digits), digits))
+
+
+def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:
+    """What the rounds accepted, by the mistake in the answer; empty if they accepted nothing."""
+    total: Counter[str] = Counter()
+    for digits in rounds:
+        for examples in read_examples(run.examples(digits)).values():
+            # Unlike `+`, this keeps the kinds that never occurred.
+            total.update(audit.label_mistakes(examples))
+    return dict(total)
 
 
 def _seconds(metrics: list[dict[str, Any]], outcome: Outcome) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,17 @@ def _clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _interval(mean: Mean | None, unit: float = 1.0, places: int = 1, floor: float | None = None) -> str:
-    """`12.3 (10.1 to 14.5)`: a mean with its interval, in a unit; the mean alone where there is no interval."""
+def _interval(mean: Mean | None, unit: float = 1.0, places: int = 1, floor: float = -inf, ceiling: float = inf) -> str:
+    """`12.3 (10.1 to 14.5)`: a mean with its interval, in a unit; the mean alone where there is no interval.
+
+    floor, ceiling: what a figure cannot leave, whatever Student says.
+    """
     if mean is None:
         return "-"
     text = f"{unit * mean.mean:.{places}f}"
     if mean.low is None or mean.high is None or mean.low == mean.high:
         return text
-    low = mean.low if floor is None else max(floor, mean.low)
-    return f"{text} ({unit * low:.{places}f} to {unit * mean.high:.{places}f})"
+    return f"{text} ({unit * max(floor, mean.low):.{places}f} to {unit * min(ceiling, mean.high):.{places}f})"
 
 
 def _shade(share: Any) -> int:
