@@ -1,5 +1,6 @@
 """Options that commands share, so that they read and mean the same everywhere."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,14 @@ Engine = Literal["native", "hf", "vllm"]
 FilterName = Literal["paper", "strict", "none"]
 Policy = Literal["fast", "slow", "improved"]
 Preset = Literal["tiny", "base"]
+
+
+class Tracker(StrEnum):
+    """Services that a run can tell what happens (an enumeration because Typer takes no list of literals)."""
+
+    WANDB = "wandb"
+    TRACKIO = "trackio"
+
 
 # Shown as defaults where an option left out means "whatever the run says".
 DEFAULTS = RunConfig()
@@ -55,6 +64,10 @@ MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What gener
 MaybeFilter = Annotated[
     FilterName | None,
     typer.Option("--filter", help="What must agree before an answer is believed.", show_default=DEFAULT_FILTER),
+]
+Track = Annotated[
+    list[Tracker] | None,
+    typer.Option("--track", help="Tell a tracker too; may be given again. TensorBoard always is.", show_default=False),
 ]
 Config = Annotated[
     Path | None,

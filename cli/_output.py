@@ -69,6 +69,9 @@ class Bar:
     def at(self, done: int, total: int, note: str = "") -> None:
         self._progress.update(self._task, completed=done, total=total, note=note)
 
+    def note(self, note: str) -> None:
+        self._progress.update(self._task, note=note)
+
 
 def clock(seconds: float) -> str:
     """`4:05`, or `1:02:03` from an hour on."""

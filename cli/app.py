@@ -6,11 +6,13 @@ import typer
 
 from sector import __version__
 from sector.cli._errors import CommandGroup
+from sector.cli.ablate import ablate
 from sector.cli.bench import bench
 from sector.cli.distill import distill
 from sector.cli.eval import evaluate
 from sector.cli.generate import generate
 from sector.cli.profile import profile
+from sector.cli.report import report
 from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
@@ -53,6 +55,8 @@ app.command(rich_help_panel="Step by step")(sft)
 app.command(rich_help_panel="Step by step")(generate)
 app.command(rich_help_panel="Step by step")(distill)
 app.command(rich_help_panel="Measure")(bench)
+app.command(rich_help_panel="Measure")(ablate)
+app.command(rich_help_panel="Measure")(report)
 app.add_typer(profile, name="profile", rich_help_panel="Measure")
 
 

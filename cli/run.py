@@ -23,6 +23,7 @@ def run(
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
     """Teach a model to add: a supervised start on short problems, then self-play.
@@ -37,13 +38,16 @@ def run(
       sector run --out runs/short --until 8
       sector run --out runs/paper --filter paper --seed 1
       sector run --config my.toml --json > events.jsonl
+      sector run --track wandb
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
     from sector.engine.runs import open_run
     from sector.engine.selfplay import self_play
+    from sector.engine.trackers import tracked
 
     output = Output(as_json)
     given, source = asked_for(config, until=until, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
     with open_run(out or default_out(given), given, source) as (run_dir, settled):
-        follow(self_play(run_dir, settled), run_dir, settled, output)
+        events = tracked(self_play(run_dir, settled), run_dir, settled, track or ())
+        follow(events, run_dir, settled, output)
     next_steps(run_dir, output)

@@ -16,6 +16,7 @@ def sft(
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
     """The supervised phase: 1 digit to 6 with true answers, fast and slow.
@@ -31,9 +32,11 @@ def sft(
     from sector.cli._follow import asked_for, follow, next_steps
     from sector.engine.phases import Phases
     from sector.engine.runs import open_run
+    from sector.engine.trackers import tracked
 
     output = Output(as_json)
     given, source = asked_for(config, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
     with open_run(out, given, source) as (run_dir, settled):
-        follow(Phases(run_dir, settled).supervise(), run_dir, settled, output)
+        events = tracked(Phases(run_dir, settled).supervise(), run_dir, settled, track or ())
+        follow(events, run_dir, settled, output)
     next_steps(run_dir, output)

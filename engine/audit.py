@@ -9,12 +9,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from sector.engine import improve, oracle
+from sector.engine import improve, mistakes, oracle, policy, tokens
 from sector.engine.examples import Examples
 from sector.engine.improve import Filter
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems, batches, draw_problems
-from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 
 POLICIES = ("fast", "slow", "improved")
@@ -93,6 +93,68 @@ def label_error(examples: Examples) -> float | None:
     if len(examples) == 0:
         return None
     return 1 - answers_correct(examples.problems, examples.answers).double().mean().item()
+
+
+def label_mistakes(examples: Examples) -> dict[str, int]:
+    """Examples by the mistake in their answer (`mistakes.Mistake`)."""
+    truth, carries = oracle.true_answers(examples.problems), oracle.true_carries(examples.problems)
+    return mistakes.tally(mistakes.in_answers(examples.answers, truth, carries))
+
+
+def frontier_mistakes(sampler: Sampler, order: DigitOrder, problems: Problems) -> dict[str, dict[str, int]]:
+    """What the `fast` and the `slow` policy make of problems of N >= 2 digits, greedy: outputs by mistake.
+
+    Of one prefix both are asked at once, as the improved policy does it.
+    """
+    layout, count = Layout(order), len(problems)
+    sampling = Sampling(0.0, 0, torch.arange(count), stage=0)
+    lengths = (policy.answer_length(problems.digits), policy.simplification_length(problems.digits))
+    branches = [
+        Branch(policy.mark_ids(mark, layout, count), length)
+        for mark, length in zip((tokens.ANSWER, tokens.THINK), lengths, strict=True)
+    ]
+    fast, slow = sampler.sample(policy.prefix_ids(problems, layout), branches, sampling)
+    truth, carries = oracle.true_answers(problems), oracle.true_carries(problems)
+    return {
+        "fast": mistakes.tally(mistakes.in_answer_ids(fast, truth, carries, layout)),
+        "slow": mistakes.tally(mistakes.in_simplification_ids(slow, problems, truth, carries, layout)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How far agreement, which needs no labels, tells right from wrong: candidates of one round.
+
+    accepted, rejected: counts as (right by the vote, of so many). votes: the same by how many guesses gave the vote.
+    """
+
+    accepted: tuple[int, int]
+    rejected: tuple[int, int]
+    votes: dict[int, tuple[int, int]]
+
+    @property
+    def tried(self) -> int:
+        return self.accepted[1] + self.rejected[1]
+
+    @property
+    def agreement(self) -> float:
+        """What the loop knows: the share accepted."""
+        return self.accepted[1] / self.tried
+
+    @property
+    def accuracy(self) -> float:
+        """What it does not: the share of all candidates whose voted answer is right."""
+        return (self.accepted[0] + self.rejected[0]) / self.tried
+
+
+def gate(problems: Problems, answers: Tensor, votes: Tensor, accepted: Tensor) -> Gate:
+    """Of candidates with voted answers `[B, N+1]`, votes `[B]` and `[B]` bool whether they were accepted."""
+    right = answers_correct(problems, answers)
+
+    def counted(rows: Tensor) -> tuple[int, int]:
+        return int(right[rows].sum()), int(rows.sum())
+
+    return Gate(counted(accepted), counted(~accepted), {int(each): counted(votes == each) for each in votes.unique()})
 
 
 def score(solver: Solver, name: str, problems: Problems) -> Score:

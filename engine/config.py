@@ -4,8 +4,9 @@ The defaults are ours, found by measuring (LOG.md); the paper does not state its
 """
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sector.engine.errors import InputError
 
 MAX_DIGITS = 256
+# Both operand orders at every shift of places (`tokens.SHIFTS`).
+MAX_FAST_GUESSES = 6
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -23,6 +26,9 @@ class Settings(BaseModel):
     """Frozen, strict about types, and deaf to no typo: an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+Model = TypeVar("Model", bound=Settings)
 
 
 class FilterConfig(Settings):
@@ -38,8 +44,21 @@ class FilterConfig(Settings):
     """Must the fast answer to the nines' complement of the problem be the complement of the vote?"""
     k: Count = 5
     """Simplifications, and so guesses, a look."""
+    think: bool = True
+    """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
+    in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     """Sampling temperature; 0 is greedy."""
+
+    @model_validator(mode="after")
+    def _check_guesses(self) -> Self:
+        if self.think:
+            return self
+        if self.second_look != "off":
+            raise ValueError("without think the guesses take both operand orders themselves; set second_look to off")
+        if self.k > MAX_FAST_GUESSES and not self.temperature:
+            raise ValueError(f"without think and temperature there are {MAX_FAST_GUESSES} different guesses; lower k")
+        return self
 
 
 class TrainerConfig(Settings):
@@ -116,6 +135,9 @@ class RoundConfig(Settings):
 
     candidates: Count = 600
     """Problems tried a round."""
+    teacher: Literal["last", "supervised"] = "last"
+    """Whose answers a round learns: those of the round before, or always of the supervised phase (one-shot
+    distillation, as a baseline)."""
     cycle_steps: Count = 60
     """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
     max_cycles: Count = 5
@@ -146,7 +168,7 @@ class RunConfig(Settings):
     digit_order: Literal["msd", "lsd"] = "msd"
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
-    """Digits at which the run is done."""
+    """Digits at which the run is done; supervised.max_digits for the supervised phase alone."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it."""
     engine: Literal["native", "hf", "vllm"] = "native"
@@ -166,8 +188,10 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_frontier(self) -> Self:
-        if self.until <= self.supervised.max_digits:
-            raise ValueError(f"until ({self.until}) must be above supervised.max_digits ({self.supervised.max_digits})")
+        if self.until < self.supervised.max_digits:
+            raise ValueError(
+                f"until ({self.until}) must not be below supervised.max_digits ({self.supervised.max_digits})"
+            )
         return self
 
 
@@ -183,14 +207,37 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     """Validate nested dicts. InputError names the first key at fault, what is wrong with it, and where it came from."""
+    return validated(RunConfig, values, source)
+
+
+def validated(settings: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Nested dicts as settings of a kind. InputError as in `run_config`."""
     try:
-        return RunConfig.model_validate(values)
+        return settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
         raise InputError(f"{source}: {key + ': ' if key else ''}{message}{known}") from error
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with some of them replaced."""
+    both = {
+        key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in over.items()
+    }
+    return {**base, **both}
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def dump_config(config: RunConfig) -> str:

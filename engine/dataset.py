@@ -106,6 +106,21 @@ def read_candidates(path: Path, digits: int) -> tuple[Problems, Tensor]:
     return problems, _answers(table.column("direct").to_pylist(), digits)
 
 
+def read_votes(path: Path, digits: int) -> tuple[Problems, Tensor, Tensor, Tensor]:
+    """What a round tried and made of it: problems, voted answers `[B, N+1]`, votes `[B]`, and accepted `[B]`.
+
+    InputError if the file is none of ours, or a row does not fit.
+    """
+    try:
+        table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
+        problems, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
+        accepted = [verdict == Verdict.ACCEPTED.name.lower() for verdict in verdicts]
+        read = Problems.parse(problems, digits), _answers(answers, digits), torch.tensor(votes), torch.tensor(accepted)
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} holds no candidates of {digits} digits ({str(error).splitlines()[0]})") from error
+    return read
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file atomically."""
     write_atomically(path, lambda aside: pq.write_table(table, aside))
@@ -147,7 +162,7 @@ def plain_decimals(answers: Tensor) -> list[str]:
 
 
 def simplification_texts(rest: Problems, digit: Tensor) -> list[str]:
-    """`12+45+1|9`: the remaining problem, and the digit split off; one-digit problems have none and give ''."""
+    """`12+45+1|9`: the remaining problem, and the digit split off; '' where nothing was simplified."""
     if rest.digits == 0:
         return [""] * len(rest)
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
@@ -175,7 +190,7 @@ def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **colu
 def _examples(rows: list[tuple[str, str, str]], digits: int) -> Examples:
     problems = Problems.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], digits)
-    if digits == 1:
+    if digits == 1 or not any(row[2] for row in rows):
         empty = problems.a[:, :0]
         return Examples(problems, answers, Problems(empty, empty, torch.zeros_like(problems.carry)), answers[:, -1])
     simplified = [row[2].rpartition("|") for row in rows]

@@ -146,7 +146,7 @@ def lay_out(examples: Examples, order: DigitOrder, config: TrainerConfig, draws:
     prefix = policy.prefix_ids(examples.problems, layout)
     answer = policy.answer_ids(examples.answers, layout)
     segments, targets = [prefix, policy.mark_ids(tokens.ANSWER, layout, count), answer[:, :-1]], [answer]
-    if examples.digits > 1:
+    if examples.rest.digits:
         simplification = policy.simplification_ids(examples.rest, examples.digit, layout)
         segments += [policy.mark_ids(tokens.THINK, layout, count), simplification[:, :-1]]
         targets.append(simplification)

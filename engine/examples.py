@@ -16,7 +16,8 @@ class Examples:
 
     problems: B problems of N digits.
     answers: `[B, N+1]` digits, most significant first.
-    rest: the remaining problems of N-1 digits; with N = 1 they have no digits and there is nothing slow to learn.
+    rest: the remaining problems of N-1 digits; with N = 1, or where nothing was simplified, they have no digits and
+        there is nothing slow to learn.
     digit: `[B]` the digit split off by the simplification.
     """
 

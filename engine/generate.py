@@ -42,7 +42,9 @@ def generate(
 
 def filter_of(settings: FilterConfig) -> Filter:
     """The filter that the settings name."""
-    return Filter(Vote(settings.vote), SecondLook(settings.second_look), settings.direct, settings.complement)
+    return Filter(
+        Vote(settings.vote), SecondLook(settings.second_look), settings.direct, settings.complement, settings.think
+    )
 
 
 def filter_settings(name: str) -> dict[str, Any]:

@@ -64,12 +64,14 @@ class Filter:
     direct: must the fast answer to the whole problem equal the vote too?
     complement: and the fast answer to the nines' complement be the complement of the vote? All other looks read the
         same carries and miss the same ones; in the complement every carry is the other one.
+    think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`_guess_at_once`).
     """
 
     vote: Vote
     second_look: SecondLook
     direct: bool
     complement: bool
+    think: bool = True
 
 
 FILTERS = {
@@ -332,9 +334,13 @@ def _look(
     draft: Tensor | None,
 ) -> Look:
     """Simplify-then-guess and vote. `draft [B, N+1]` is an answer the guesses are likely to repeat."""
-    # A one-digit problem cannot be simplified: there the direct answer is the only guess.
-    num_simplifications = min(1 if settings.vote is Vote.OFF else k, problems.digits - 1)
-    chain = _simplify_then_guess(sampler, problems, num_simplifications, layout, sampling, draft)
+    num_guesses = 1 if settings.vote is Vote.OFF else k
+    if settings.think:
+        # A one-digit problem cannot be simplified: there the direct answer is the only guess.
+        num_simplifications = min(num_guesses, problems.digits - 1)
+        chain = _simplify_then_guess(sampler, problems, num_simplifications, layout, sampling, draft)
+    else:
+        chain = _guess_at_once(sampler, problems, num_guesses, layout.order, sampling)
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
     with named("vote"):
         answers, votes = majority(guesses, valid)
@@ -383,6 +389,26 @@ def _simplify_then_guess(
                 chain.guess(answers, parsed)
         if not last:
             chain.simplify(policy.parse_simplifications(outputs[0], current.digits, layout))
+    return chain
+
+
+def _guess_at_once(
+    sampler: Sampler, problems: Problems, num_guesses: int, order: DigitOrder, sampling: Sampling
+) -> _Chain:
+    """Fast answers alone, as a baseline: greedy, the same prompt has one answer only, so every guess reads another.
+
+    Places and operand order change from guess to guess, six prompts in turn; the first is the plain one, and so the
+    direct answer. At a temperature each guess is a sample of its own besides.
+    """
+    chain = _Chain(problems, problems.a[:, :0], torch.ones_like(problems.carry, dtype=torch.bool))
+    for turn in range(num_guesses):
+        asked = problems.swapped() if turn % 2 else problems
+        at_turn = replace(sampling, stage=sampling.stage + turn)
+        draft = chain.direct[0] if chain.direct else None
+        answers, parsed, spent = _answer(sampler, asked, Layout(order, turn % tokens.NUM_SHIFTS), at_turn, draft)
+        chain.direct = chain.direct or (answers, parsed)
+        chain.guess(answers, parsed)
+        chain.tokens += spent
     return chain
 
 

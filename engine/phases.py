@@ -29,10 +29,11 @@ from sector.engine.generate import filter_of, generate
 from sector.engine.model import SectorForCausalLM, best_device, new_model
 from sector.engine.plots import plot_run
 from sector.engine.policy import DigitOrder
+from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
-from sector.engine.seeding import stream_seed
+from sector.engine.seeding import generator, stream_seed
 
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
@@ -89,7 +90,7 @@ class Phases:
         if self._run.examples(digits).exists():
             return
         config = self._config
-        model = self._run.load_checkpoint(digits - 1)
+        model = self._run.load_checkpoint(digits - 1 if config.round.teacher == "last" else self._first)
         sampler = self._engine(model)
         provenance = Provenance(digits, config.seed, config.engine, sampler.weights_sha256)
         start, parts, rows = time.perf_counter(), [], []
@@ -240,7 +241,10 @@ class Phases:
         settings = self._config.round
         agreement = self._agreement(sampler, digits + 1)
         # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
-        quick = FilterConfig(vote="off", second_look="off", direct=True, complement=self._config.filter.complement)
+        think, complement = self._config.filter.think, self._config.filter.complement
+        quick = FilterConfig(
+            vote="off" if think else "unanimous", second_look="off", complement=complement, k=2, think=think
+        )
         trained = min(
             (
                 self._agreement_of(sampler, length, settings.probe_trained, quick)
@@ -269,7 +273,7 @@ class Phases:
         reached = digits or self._first
         training = self._record(digits, "training")
         generation = {"tried": 0, "accepted": 0, "rejected": {}, "agreement": None, "tokens": 0, "seconds": 0.0}
-        errors: dict[str, float | None] = {"label_error": None, "fast_label_error": None}
+        errors: dict[str, Any] = {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
         if digits:
             generation = self._record(digits, "generation")
             examples = read_examples(self._run.examples(digits)).get(digits)
@@ -277,7 +281,14 @@ class Phases:
             errors = {
                 "label_error": audit.label_error(examples) if examples else None,
                 "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
+                "label_mistakes": audit.label_mistakes(examples) if examples else {},
             }
+        ahead = draw_problems(
+            reached + 1,
+            self._config.audit_samples,
+            generator(self._config.seed, "frontier", reached + 1),
+            self._config.hard_share,
+        )
         scores = [
             audit.score_length(solver, length, self._config.audit_samples, self._config.seed)
             for length in range(1, reached + 2)
@@ -293,6 +304,7 @@ class Phases:
             "next_agreement": training["agreement"],
             "trained_agreement": training.get("trained_agreement"),
             "accuracy": {str(score.digits): score.accuracy for score in scores},
+            "frontier": audit.frontier_mistakes(solver.sampler, self._order, ahead),
             "cycles": training["cycles"],
             "tokens_generated": generation["tokens"],
             "tokens_trained": training["tokens"],

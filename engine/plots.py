@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 120
+DPI = 120
 # The brightest eighth of a colour map is hard to see on white.
 _DARK_END = np.linspace(0.12, 1.0, 256)
-_INK, _FAINT = "#22272e", "#d5d9df"
-_STYLE: dict[str, Any] = {
+INK, FAINT, EDGE = "#22272e", "#d5d9df", "#8b949e"
+STYLE: dict[str, Any] = {
     "font.size": 10,
-    "axes.edgecolor": "#8b949e",
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": EDGE,
+    "axes.labelcolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -35,15 +35,15 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": _FAINT,
+    "grid.color": FAINT,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-_COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5")
+COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5")
 _REASON_COLORS = {
     "accepted": "#2f9e44",
     "unparsable": "#495057",
@@ -81,8 +81,8 @@ def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):  # type: ignore[arg-type]  # its type lists every key there is
-        figure = Figure(figsize=size, dpi=_DPI)
+    with rc_context(STYLE):  # type: ignore[arg-type]  # its type lists every key there is
+        figure = Figure(figsize=size, dpi=DPI)
         FigureCanvasAgg(figure)
         # Fixed margins: a layout engine would draw everything twice.
         figure.subplots_adjust(left=0.11, right=0.98, bottom=0.9 / 2 / size[1] + 0.02, top=1 - 0.35 / size[1])
@@ -110,16 +110,16 @@ def _accuracy_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
         axes.plot(lengths[reached], accuracies[reached], "o", color=color, ms=5.5, zorder=4)
         # One digit past the round, nothing was trained there yet.
         axes.plot(lengths[-1], accuracies[-1], "o", mfc="white", mec=color, ms=4.5, zorder=4)
-    axes.axvline(last, color=_INK, lw=0.8, ls=":")
+    axes.axvline(last, color=INK, lw=0.8, ls=":")
     axes.annotate(f"frontier {last}", (last, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),
                   textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
-    _scale_accuracy(axes, lowest)
-    _scale_lengths(axes, 1, last + 1)
+    scale_accuracy(axes, lowest)
+    scale_lengths(axes, 1, last + 1)
     axes.set(
         title="Accuracy by length after each round", xlabel="digits per operand", ylabel="exact match, fast policy"
     )
-    axes.plot([], [], "o", color=_INK, ms=5.5, label="the round's own length")
-    axes.plot([], [], "o", mfc="white", mec=_INK, ms=4.5, label="one digit more, never trained")
+    axes.plot([], [], "o", color=INK, ms=5.5, label="the round's own length")
+    axes.plot([], [], "o", mfc="white", mec=INK, ms=4.5, label="one digit more, never trained")
     axes.legend(loc="lower left")
     figure.subplots_adjust(right=0.9)
     bar = figure.colorbar(colors, cax=figure.add_axes((0.915, 0.14, 0.014, 0.76)), label="digits of the round")
@@ -131,18 +131,18 @@ def _labels_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
     rounds = [line for line in metrics if line["phase"] == "round"]
     above, below = figure.subplots(2, 1, sharex=True)
     figure.subplots_adjust(hspace=0.16, bottom=0.13)
-    _plot_errors(above, [line for line in rounds if line["label_error"] is not None])
-    _plot_acceptance(below, rounds)
+    plot_errors(above, [line for line in rounds if line["label_error"] is not None])
+    plot_acceptance(below, rounds)
     lengths = [line["digits"] for line in rounds] or [metrics[-1]["digits"] + 1]
-    _scale_lengths(below, lengths[0], lengths[-1])
+    scale_lengths(below, lengths[0], lengths[-1])
     below.set_xlabel("digits of the round")
 
 
-def _plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+def plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     """Label error of what was accepted beside the fast policy's on the same problems, with Wilson intervals."""
     series = (
-        ("fast_label_error", "tried", "fast policy, all problems tried", _COLORS[1]),
-        ("label_error", "accepted", "accepted examples", _COLORS[0]),
+        ("fast_label_error", "tried", "fast policy, all problems tried", COLORS[1]),
+        ("label_error", "accepted", "accepted examples", COLORS[0]),
     )
     lengths = [line["digits"] for line in rounds]
     for error, count, label, color in series:
@@ -150,17 +150,15 @@ def _plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
         low, high = np.array([score.interval for score in scores]).reshape(-1, 2).T
         axes.fill_between(lengths, low, high, color=color, alpha=0.15, lw=0)
         axes.plot(lengths, [score.accuracy for score in scores], "o-", color=color, ms=4, lw=1.8, label=label)
-    for published, color in zip(_PUBLISHED, (_COLORS[0], _COLORS[1]), strict=True):
+    scale_errors(axes)
+    for published, color in zip(_PUBLISHED, (COLORS[0], COLORS[1]), strict=True):
         axes.axhline(published, color=color, lw=1.0, ls=(0, (2, 3)))
-    axes.plot([], [], color=_INK, lw=1.0, ls=(0, (2, 3)), label="published, at 7 digits")
-    axes.set_yscale("function", functions=(_squash_error, _stretch_error))
-    axes.set_yticks(_ERROR_TICKS, [f"{100 * tick:g} %" for tick in _ERROR_TICKS])
-    axes.set_ylim(-0.0003, 1.0)
+    axes.plot([], [], color=INK, lw=1.0, ls=(0, (2, 3)), label="published, at 7 digits")
     axes.set(title="Wrong answers, by the audit", ylabel="share wrong")
     axes.legend(loc="upper right", ncols=3)
 
 
-def _plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     """Where the candidates of each round went, as stacked shares."""
     lengths = [line["digits"] for line in rounds]
     bottom = np.zeros(len(rounds))
@@ -179,7 +177,7 @@ def _plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
 
 def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
     axes = figure.add_subplot()
-    for name, color in zip(dict.fromkeys(score.name for score in scores), _COLORS, strict=False):
+    for name, color in zip(dict.fromkeys(score.name for score in scores), COLORS, strict=False):
         family = sorted((score for score in scores if score.name == name), key=lambda score: score.digits)
         lengths = [score.digits for score in family]
         # The first family carries the interval and lies on top; the bands of all would hide each other.
@@ -191,13 +189,21 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
         axes.plot(
             lengths, shares, "o-", color=color, ms=3.5, lw=2.2 if first else 1.2, zorder=5 if first else 3, label=name
         )
-    _scale_accuracy(axes, min(score.accuracy for score in scores))
-    _scale_lengths(axes, min(score.digits for score in scores), max(score.digits for score in scores))
+    scale_accuracy(axes, min(score.accuracy for score in scores))
+    scale_lengths(axes, min(score.digits for score in scores), max(score.digits for score in scores))
     axes.set(title=title, xlabel="digits per operand", ylabel="exact match")
     axes.legend(loc="lower left", ncols=2)
 
 
-def _scale_accuracy(axes: Axes, lowest: float) -> None:
+def scale_errors(axes: Axes) -> None:
+    """Shares of wrong answers, from one in a thousand to all."""
+    axes.set_yscale("function", functions=(_squash_error, _stretch_error))
+    axes.set_yticks(_ERROR_TICKS, [f"{100 * tick:g} %" for tick in _ERROR_TICKS])
+    axes.set_ylim(-0.0003, 1.0)
+
+
+def scale_accuracy(axes: Axes, lowest: float) -> None:
+    """Shares of right answers, such that 98 and 99.5 % look different."""
     axes.set_yscale("function", functions=(_stretch_accuracy, _squash_accuracy))
     floor = max((tick for tick in _ACCURACY_TICKS if tick <= min(lowest, 0.9)), default=0.0)
     ticks = [tick for tick in _ACCURACY_TICKS if tick >= floor]
@@ -205,7 +211,8 @@ def _scale_accuracy(axes: Axes, lowest: float) -> None:
     axes.set_ylim(floor, 1.0003)
 
 
-def _scale_lengths(axes: Axes, first: int, last: int) -> None:
+def scale_lengths(axes: Axes, first: int, last: int) -> None:
+    """Digits along the horizontal axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(first - 0.6, last + 0.6)

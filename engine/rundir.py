@@ -5,10 +5,12 @@
     rounds/07/examples.parquet    accepted examples of the round at 7 digits (supervised/ for the supervised phase)
     rounds/07/candidates.parquet  everything that round tried, with verdicts
     rounds/07/generation.json     what generating took
+    rounds/supervised/start.json  whose snapshot the supervised phase began with, if a grid lent it one (`ablate.py`)
     checkpoints/07/               weights after that round (06/: after the supervised phase)
     checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
     training.safetensors          the training under way, if one is
     plots/                        accuracy by length over rounds; label error and acceptance
+    tensorboard/                  the same and the loss, for TensorBoard (`trackers.py`)
 
 What is done is read off the files: each is written once, whole, in this order.
 """
@@ -74,6 +76,11 @@ class RunDir:
     def candidates(self, digits: int) -> Path:
         return self.round_dir(digits) / "candidates.parquet"
 
+    @property
+    def snapshot(self) -> Path:
+        """The training under way, if one is."""
+        return self.root / "training.safetensors"
+
     def plots(self) -> Path:
         return self.root / "plots"
 
@@ -87,7 +94,7 @@ class RunDir:
         """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
         save_checkpoint(model, self.checkpoint(digits))
         point_link(self.root / "checkpoints" / "latest", f"{digits:02d}")
-        (self.root / "training.safetensors").unlink(missing_ok=True)
+        self.snapshot.unlink(missing_ok=True)
 
     def load_checkpoint(self, digits: int) -> SectorForCausalLM:
         return load_checkpoint(self.checkpoint(digits))
@@ -128,7 +135,7 @@ class RunDir:
         where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
         metadata = {key: str(value) for key, value in where.items()}
         write_atomically(
-            self.root / "training.safetensors",
+            self.snapshot,
             lambda aside: safetensors.torch.save_file(tensors, aside, metadata=metadata),
         )
 
@@ -136,7 +143,7 @@ class RunDir:
         self, model: SectorForCausalLM, config: configuration.TrainerConfig, phase: str
     ) -> tuple[TrainState, int, float] | None:
         """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
-        path = self.root / "training.safetensors"
+        path = self.snapshot
         if not path.exists():
             return None
         with safetensors.safe_open(path, framework="pt") as file:

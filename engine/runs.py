@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import RunConfig, run_config
+from sector.engine.config import RunConfig, flat, merged, run_config
 from sector.engine.errors import InputError
 from sector.engine.rundir import CONFIG, RunDir
 
@@ -48,8 +48,8 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
             )
         return run_config(given, source)
     stored = run.read_config().model_dump()
-    config = run_config(_merged(stored, given), source)
-    before, after = dict(_flat(stored)), dict(_flat(config.model_dump()))
+    config = run_config(merged(stored, given), source)
+    before, after = dict(flat(stored)), dict(flat(config.model_dump()))
     for key, value in after.items():
         if key != "until" and value != before[key]:
             raise InputError(
@@ -57,21 +57,3 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
                 "or choose another --out"
             )
     return config
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings with some of them replaced."""
-    both = {
-        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in over.items()
-    }
-    return {**base, **both}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

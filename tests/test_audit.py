@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from scripted import Scripted
 
 from sector.engine.audit import (
     Score,
     Solver,
     answers_correct,
     carry_chains,
+    frontier_mistakes,
+    gate,
     label_error,
+    label_mistakes,
     score_length,
     short_operands,
     simplification_correct,
@@ -88,3 +92,29 @@ def test_problems_of_an_evaluation_depend_on_seed_and_length_alone() -> None:
     for seed in (1, 1, 2):
         score_length(solver, 6, 20, seed)
     assert torch.equal(seen[0].a, seen[1].a) and not torch.equal(seen[0].a, seen[2].a)
+
+
+def test_mistakes_of_labels_and_at_the_frontier_are_counted() -> None:
+    problems = draw_problems(6, 30, torch.Generator().manual_seed(5))
+    examples = label(problems)
+    assert label_mistakes(examples)["right"] == 30
+    # A leading digit that is off by one is a carry out of the first column, missed or not there.
+    examples.answers[:4, 0] = 1 - examples.answers[:4, 0]
+    counts = label_mistakes(examples)
+    assert counts["carry_missed"] + counts["carry_invented"] == 4 and counts["right"] == 26
+    texts = problems.texts()
+    found = frontier_mistakes(Scripted({texts[0]: 5}, {texts[1], texts[2]}), DigitOrder.MSD, problems)
+    assert (found["fast"]["right"], found["fast"]["added"]) == (29, 1)
+    assert (found["slow"]["right"], found["slow"]["unparsable"]) == (28, 2)
+
+
+def test_the_gate_is_counted_by_verdict_and_by_votes() -> None:
+    problems = draw_problems(3, 6, torch.Generator().manual_seed(5))
+    answers = label(problems).answers
+    answers[[1, 4], 2] = (answers[[1, 4], 2] + 1) % 10
+    votes = torch.tensor([5, 5, 3, 5, 1, 3])
+    accepted = torch.tensor([True, True, False, True, False, False])
+    found = gate(problems, answers, votes, accepted)
+    assert (found.accepted, found.rejected) == ((2, 3), (2, 3))
+    assert found.votes == {1: (0, 1), 3: (2, 2), 5: (2, 3)}
+    assert (found.agreement, found.accuracy) == (0.5, pytest.approx(4 / 6))

@@ -34,7 +34,7 @@ from sector.engine.seeding import generator
 from sector.engine.supervised import label
 
 SECTOR = Path(sys.executable).with_name("sector")
-COMMANDS = ("run", "sft", "generate", "distill", "eval", "solve")
+COMMANDS = ("run", "sft", "generate", "distill", "eval", "solve", "ablate", "report")
 
 # Hardly trained at all: what commands print does not depend on what a model knows.
 SMALL: dict[str, Any] = {

@@ -16,6 +16,7 @@ from sector.engine.dataset import (
     labelled_table,
     read_candidates,
     read_examples,
+    read_votes,
     write_examples,
     write_table,
 )
@@ -24,7 +25,7 @@ from sector.engine.examples import Examples
 from sector.engine.improve import FILTERS, improve
 from sector.engine.model import new_model
 from sector.engine.policy import DigitOrder
-from sector.engine.problem import draw_problems
+from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
@@ -56,6 +57,15 @@ def test_lengths_come_back_apart_and_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_answers_without_a_simplification_come_back_without_one(tmp_path: Path) -> None:
+    thought = labelled(4, 12)
+    empty = thought.problems.a[:, :0]
+    rest = Problems(empty, empty, torch.zeros_like(thought.problems.carry))
+    at_once = Examples(thought.problems, thought.answers, rest, thought.answers[:, -1])
+    write_examples(tmp_path / "some.parquet", labelled_table(at_once, DigitOrder.MSD, OURS))
+    assert same(read_examples(tmp_path / "some.parquet")[4], at_once)
+
+
 def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     """Every column of the contract, on answers of a real (untrained) engine that the filter was told to believe."""
     sampler = make_sampler("native", new_model("tiny", 0))
@@ -72,6 +82,27 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     write_table(tmp_path / "candidates.parquet", candidates_table(improved))
     read, direct = read_candidates(tmp_path / "candidates.parquet", 3)
     assert torch.equal(read.a, problems.a) and direct.shape == (40, 4)
+    again, answers, votes, accepted = read_votes(tmp_path / "candidates.parquet", 3)
+    assert torch.equal(again.b, problems.b) and torch.equal(answers, improved.first.answers)
+    assert torch.equal(votes, improved.first.votes) and torch.equal(accepted, improved.accepted)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"problem": ["1+2"], "answer": ["3"], "votes": [1]},
+        {"problem": ["<b>"], "answer": ["3"], "votes": [1], "verdict": ["accepted"]},
+        {"problem": ["1+2"], "answer": ["333"], "votes": [1], "verdict": ["accepted"]},
+        {"problem": ["1+2"], "answer": ["3"], "votes": [None], "verdict": ["accepted"]},
+    ],
+    ids=["a column less", "no problem", "long answer", "no votes"],
+)
+def test_candidates_that_are_none_are_refused_in_one_line(tmp_path: Path, columns: dict) -> None:
+    path = tmp_path / "candidates.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(InputError) as caught:
+        read_votes(path, 1)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from sector.engine import policy, tokens
 from sector.engine.config import TrainerConfig
 from sector.engine.distill import lay_out, schedule, start_training, train_cycle
 from sector.engine.errors import Diverged
-from sector.engine.examples import mixed_batches
+from sector.engine.examples import Examples, mixed_batches
 from sector.engine.model import MAX_GAP, new_model
 from sector.engine.policy import DigitOrder, Layout
-from sector.engine.problem import draw_problems
+from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
 
@@ -40,6 +40,16 @@ def test_a_row_is_the_prompts_and_completions_of_both_policies(order: DigitOrder
         assert torch.equal(rows.ids[:, length + 1 :], thought[:, :-1])
         assert torch.equal(rows.targets[:, digits + 2 :], tokens.class_of(thought))
     assert set(variant.tolist()) == set(range(tokens.NUM_SHIFTS))
+
+
+def test_without_a_simplification_a_row_is_the_fast_answer_alone() -> None:
+    some = examples(5, 8)
+    empty = some.problems.a[:, :0]
+    at_once = Examples(some.problems, some.answers, Problems(empty, empty, some.problems.carry), some.digit)
+    both, fast = (lay_out(each, DigitOrder.MSD, PLAIN, generator(1)) for each in (some, at_once))
+    length = fast.ids.shape[1]
+    assert torch.equal(fast.ids, both.ids[:, :length]) and length == 5 * 3 + 7
+    assert torch.equal(fast.targets, both.targets[:, : both.answer_length])
 
 
 def test_branches_do_not_see_each_other() -> None:

@@ -1,13 +1,14 @@
 """The improved policy: the vote, the looks, and what a verdict says."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from scripted import Scripted
 
 from sector.engine import oracle, policy
-from sector.engine.improve import FILTERS, STAGES, Filter, Verdict, cat_improved, improve
+from sector.engine.improve import FILTERS, STAGES, Filter, SecondLook, Verdict, Vote, cat_improved, improve
 from sector.engine.model import new_model
 from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
@@ -144,3 +145,42 @@ def test_the_improved_policy_is_the_same_on_a_gpu() -> None:
         results.append(ask(sampler, problems, FILTERS["strict"]))
     assert torch.equal(results[0].verdict, results[1].verdict)
     assert torch.equal(results[0].first.guesses, results[1].first.guesses)
+
+
+FAST = Filter(Vote.MAJORITY, SecondLook.OFF, direct=False, complement=False, think=False)
+
+
+def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -> None:
+    prompts: list[torch.Tensor] = []
+
+    class Reading(Scripted):
+        def sample(self, prefix: torch.Tensor, *args: Any) -> list[torch.Tensor]:
+            prompts.append(prefix)
+            return super().sample(prefix, *args)
+
+    improved = ask(Reading(), problems, FAST, k=6)
+    assert improved.accepted.all() and (improved.first.votes == 6).all()
+    assert torch.equal(improved.examples().answers, label(problems).answers)
+    assert len({tuple(each[0].tolist()) for each in prompts}) == 6 == len(prompts)
+    plain = policy.prefix_ids(problems, policy.Layout())
+    assert torch.equal(prompts[0], plain)
+
+
+def test_without_thinking_there_is_no_simplification_and_the_majority_decides(problems: Problems) -> None:
+    texts, swapped = problems.texts(), problems.swapped().texts()
+    # The plain order is asked in turns 0, 2 and 4 of five, the other in 1 and 3.
+    sampler = Scripted({texts[0]: 1, swapped[1]: 1})
+    improved = ask(sampler, problems, FAST)
+    assert improved.accepted.all() and improved.examples().rest.digits == 0
+    right = (improved.first.answers == label(problems).answers).all(dim=1)
+    assert right.tolist() == [row != 0 for row in range(len(problems))]
+    assert improved.first.votes[:3].tolist() == [3, 3, 5]
+    assert improved.tokens == 5 * len(problems) * policy.answer_length(problems.digits)
+    verdict = ask(sampler, problems, replace(FAST, vote=Vote.UNANIMOUS)).verdict
+    assert verdict[:3].tolist() == [Verdict.OUTVOTED, Verdict.OUTVOTED, Verdict.ACCEPTED]
+
+
+def test_without_a_vote_the_direct_answer_is_the_guess(problems: Problems) -> None:
+    improved = ask(Scripted(), problems, replace(FAST, vote=Vote.OFF))
+    assert torch.equal(improved.first.guesses[:, 0], improved.first.direct)
+    assert improved.first.guesses.shape[1] == 1

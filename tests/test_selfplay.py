@@ -15,6 +15,7 @@ import pytest
 from sector.engine import oracle
 from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import RunConfig, run_config
+from sector.engine.dataset import read_examples
 from sector.engine.errors import NoAgreement
 from sector.engine.phases import Phases
 from sector.engine.rundir import RunDir
@@ -102,6 +103,10 @@ def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
     for line in lines[1:]:
         assert line["tried"] == 300 == line["accepted"] + sum(line["rejected"].values())
         assert not [key for key in promised if line[key] is None]
+        assert sum(line["label_mistakes"].values()) == line["accepted"]
+        assert line["label_mistakes"]["right"] == round(line["accepted"] * (1 - line["label_error"]))
+    for line in lines:
+        assert [sum(counts.values()) for counts in line["frontier"].values()] == [SMALL["audit_samples"]] * 2
     totals = [line["seconds_total"] for line in lines]
     assert totals == sorted(totals)
 
@@ -135,6 +140,26 @@ def test_no_agreement_stops_the_loop_and_keeps_the_last_good_checkpoint(fresh_ru
         for _ in self_play(run, config):
             pass
     assert os.readlink(run.root / "checkpoints" / "best") == "06"
+
+
+def test_one_shot_distillation_asks_the_supervised_weights_in_every_round(fresh_run: Path) -> None:
+    run, config = start(fresh_run, round={**SMALL["round"], "teacher": "supervised", "max_cycles": 1})
+    for _ in self_play(run, config):
+        pass
+    teachers = [json.loads((run.round_dir(digits) / "generation.json").read_text()) for digits in (7, 8)]
+    supervised, after = (weights_sha256(run.load_checkpoint(digits)) for digits in (6, 7))
+    assert [each["weights_sha256"] for each in teachers] == [supervised] * 2
+    assert supervised != after
+
+
+def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) -> None:
+    settings = {"think": False, "vote": "majority", "second_look": "off", "direct": False, "complement": False, "k": 3}
+    run, config = start(fresh_run, until=7, filter=settings, round={**SMALL["round"], "max_cycles": 1})
+    for _ in self_play(run, config):
+        pass
+    accepted = read_examples(run.examples(7))[7]
+    assert len(accepted) > 0 and accepted.rest.digits == 0
+    assert run.metrics()[-1]["digits"] == 7 and run.metrics()[-1]["trained_agreement"] < 1
 
 
 def kill_when(root: Path, reached: Callable[[dict[str, Any]], bool]) -> bool:

@@ -1,0 +1,130 @@
+"""`sector ablate`: a grid of runs over settings and seeds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.table import Table
+
+from sector.cli import _options as options
+from sector.cli._errors import Interrupted
+from sector.cli._output import Output, clock, percent
+
+if TYPE_CHECKING:
+    from sector.engine.ablate import Step
+    from sector.engine.grid import Grid
+
+# The table shows the label error of so many rounds, the first and the last among them.
+_SHOWN_ROUNDS = 8
+
+
+def ablate(
+    grid_file: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Cells and seeds.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs go, new or to be resumed.", show_default=False)],
+    plan: Annotated[bool, typer.Option("--plan", help="Check the grid, say what is done, and run nothing.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Run every cell of a grid with every seed, and compare them.
+
+    Each run is an ordinary run directory, DIR/cells/CELL/seedN, evaluated
+    when it is over. The same command resumes: finished runs are skipped, a
+    half-finished one goes on. A run that no longer agrees with itself is a
+    result; the grid goes on. Intervals are Student's 95 % over seeds.
+
+    Grids that come with the sources are in benchmarks/grids.
+
+    Examples:
+
+      sector ablate benchmarks/grids/vote_x_commutativity.toml --out runs/votes
+      sector ablate my_grid.toml --out runs/mine --plan
+      sector ablate my_grid.toml --out runs/mine --json > mine.jsonl
+    """
+    from sector.engine.ablate import results
+    from sector.engine.grid import read_grid
+
+    output = Output(as_json)
+    grid = read_grid(grid_file)
+    if not plan:
+        try:
+            _run(grid, out, output)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"interrupted; the same command resumes {out}") from error
+    found = results(grid, out)
+    output.data({"event": "done", **found}, lambda: _view(found))
+
+
+def _run(grid: "Grid", out: Path, output: Output) -> None:
+    from sector.engine.ablate import run_grid
+
+    total = len(grid.cells) * len(grid.seeds)
+    with output.progress(grid.title) as bar:
+        for step in run_grid(grid, out, lambda done, of, note: bar.note(f"evaluating: {note}")):
+            bar.at(step.index, total, f"{step.cell.name} seed {step.seed}: {_doing(step)}")
+            if step.event is None:
+                _report(step, total, output)
+
+
+def _doing(step: "Step") -> str:
+    """What a run is at, in words."""
+    event = step.event or {"event": "over"}
+    digits = event.get("digits") or "short"
+    return {"train": f"distilling {digits} digits", "generate": f"generating {digits} digits"}.get(event["event"], "")
+
+
+def _report(step: "Step", total: int, output: Output) -> None:
+    """A run is over: a line for machines, or in words."""
+    outcome = step.outcome
+    if outcome is None:
+        output.say(f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed} diverged before its first round")
+    elif output.as_json:
+        output.line({"event": "run", "cell": step.cell.name, **outcome.as_json()})
+    else:
+        output.say(
+            f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed}: {outcome.final_digits} digits "
+            f"({outcome.stopped_because}), {outcome.rounds_survived} of {outcome.rounds} rounds survived, label error "
+            f"{percent(outcome.mean_label_error, 2)}, {clock(outcome.seconds)}"
+        )
+
+
+def _view(found: dict[str, Any]) -> Group:
+    """A row a cell: what became of it; and its label error round by round."""
+    accuracy = f"accuracy 1-{found['longest']}, %"
+    figures = {
+        "digits": ("final_digits", 1.0, 1),
+        "rounds survived": ("rounds_survived", 1.0, 1),
+        accuracy: ("eval_accuracy", 100.0, 1),
+        "lowest, %": ("eval_lowest", 100.0, 1),
+        "label error, %": ("mean_label_error", 100.0, 2),
+        "M tokens": ("tokens", 1e-6, 1),
+        "minutes": ("seconds", 1 / 60, 1),
+    }
+    summary = _table(found["title"], ["cell", "seeds", *figures])
+    for row in found["cells"]:
+        cells = [_interval(row["means"].get(name), unit, places) for name, unit, places in figures.values()]
+        summary.add_row(row["cell"], str(len(row["runs"])), *cells)
+    lengths = sorted({int(digits) for row in found["cells"] for digits in row["label_errors"]})
+    shown = sorted(
+        {lengths[turn * (len(lengths) - 1) // (_SHOWN_ROUNDS - 1)] for turn in range(_SHOWN_ROUNDS * bool(lengths))}
+    )
+    errors = _table("Label error by digits of the round, %", ["cell", *map(str, shown)])
+    for row in found["cells"]:
+        errors.add_row(row["cell"], *(_interval(row["label_errors"].get(str(digits)), 100.0, 1) for digits in shown))
+    return Group(summary, "", errors) if shown else Group(summary)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=name == "cell")
+    return table
+
+
+def _interval(mean: dict[str, Any] | None, unit: float, places: int) -> str:
+    """A mean and half its interval, in a unit; the mean alone where runs do not differ, or there is only one."""
+    if mean is None:
+        return "-"
+    center = f"{unit * mean['mean']:.{places}f}"
+    if mean["low"] is None or mean["low"] == mean["high"]:
+        return center
+    return f"{center} \N{PLUS-MINUS SIGN}{unit * (mean['high'] - mean['mean']):.{places}f}"

@@ -1,0 +1,280 @@
+"""The charts of a report: as inline SVG in a wide and a narrow cut, coloured by the page's own style, and as PNG.
+
+The narrow cut is for phones, where a wide chart shrinks until nobody can read it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from sector.engine.compare import label_errors_of, mean_of
+from sector.engine.files import write_atomically
+from sector.engine.mistakes import Mistake
+from sector.engine.plots import (
+    COLORS,
+    DPI,
+    EDGE,
+    FAINT,
+    INK,
+    STYLE,
+    plot_acceptance,
+    plot_errors,
+    scale_accuracy,
+    scale_errors,
+    scale_lengths,
+)
+from sector.engine.report.facts import RunFacts, round_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches, of the chart without its legend.
+_WIDE, _NARROW = (7.6, 3.3), (3.7, 3.0)
+_LEGEND_ROW = 0.24
+# What the page colours by itself, so that charts follow it into the dark.
+_PAGE_COLORS = {INK: "var(--ink)", FAINT: "var(--faint)", EDGE: "var(--soft)", "#ffffff": "var(--paper)"}
+CELL_COLORS = (*COLORS, "#e8590c", "#1098ad", "#846358", "#868e96")
+_TIME_COLORS = {"generate": COLORS[0], "distill": COLORS[1], "audit": COLORS[2], "probes and files": "#868e96"}
+_MISTAKE_COLORS = {
+    Mistake.CARRY_MISSED: COLORS[1],
+    Mistake.CARRY_INVENTED: "#f08c00",
+    Mistake.ADDED: COLORS[3],
+    Mistake.COPIED: COLORS[0],
+    Mistake.WRONG_LENGTH: COLORS[2],
+    Mistake.UNPARSABLE: "#868e96",
+}
+
+Fill = Callable[["Axes"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """name: of its PNG. title and caption: plain text, for the page to escape. wide, narrow: SVG elements."""
+
+    name: str
+    title: str
+    caption: str
+    wide: Markup
+    narrow: Markup
+    png: bytes
+
+    def save(self, folder: Path) -> Path:
+        path = folder / f"{self.name}.png"
+        write_atomically(path, lambda aside: aside.write_bytes(self.png))
+        return path
+
+
+def run_charts(run: RunFacts) -> list[Chart]:
+    """What there is to draw of one run."""
+    charts = [_chart("accuracy", "Accuracy by length", _ACCURACY, lambda axes: _accuracy(axes, run))]
+    rounds = run.rounds
+    if not rounds:
+        return charts
+    charts += [
+        _chart("labels", "Wrong answers, by the audit", _LABELS, lambda axes: _labels(axes, rounds)),
+        _chart("candidates", "What became of the candidates", "", lambda axes: _acceptance(axes, rounds)),
+        _chart("gate", "Does agreement predict accuracy?", _GATE, lambda axes: _gates(axes, {run.cell: [run]})),
+        _chart("time", "Where the time of each round went", "", lambda axes: _time(axes, run)),
+    ]
+    for policy in ("fast", "slow"):
+        if all("frontier" in line for line in run.metrics):
+            title = f"Mistakes of the {policy} policy one digit past the frontier"
+            charts.append(_chart(f"mistakes-{policy}", title, "", partial(_mistakes, run=run, policy=policy)))
+    return charts
+
+
+def comparison_charts(cells: dict[str, list[RunFacts]]) -> list[Chart]:
+    """Cells beside each other, means over their runs; bands are Student's 95 % intervals where a cell has several."""
+    return [
+        _chart("compared-accuracy", "Accuracy at the end", _COMPARED, lambda axes: _compare_accuracy(axes, cells)),
+        _chart("compared-labels", "Label error by round", _COMPARED, lambda axes: _compare_labels(axes, cells)),
+        _chart("compared-gate", "Does agreement predict accuracy?", _GATE, lambda axes: _gates(axes, cells)),
+    ]
+
+
+_ACCURACY = "Exact match of direct answers, greedy, by the audit. The dotted line is where the labels ended."
+_LABELS = "Bands are Wilson 95 % intervals. The loop never sees these figures."
+_GATE = (
+    "A dot is a round: the share of candidates that passed, which needs no label, against the share whose voted answer "
+    "is right. On the line they are equal; below it, wrong answers pass."
+)
+_COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
+
+
+def _chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
+    from matplotlib import rc_context
+
+    style = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": name, "axes.titlesize": 0, "font.size": 9}
+    # A name of a directory may hold a dollar sign.
+    style["text.parse_math"] = False
+    with rc_context(style):  # type: ignore[arg-type]  # its type lists every key there is
+        wide, narrow = _figure(_WIDE, 110, fill), _figure(_NARROW, 46, fill)
+        png = io.BytesIO()
+        wide.savefig(png, format="png", dpi=DPI)
+        return Chart(name, title, caption, _svg(wide), _svg(narrow), png.getvalue())
+
+
+def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
+    """A figure with its legend below, in as many columns as fit into a line of so many letters."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    fill(axes)
+    axes.set_title("")
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, letters // (8 + max(map(len, labels), default=1)))
+    rows = -(-len(handles) // columns)
+    height = size[1] + rows * _LEGEND_ROW
+    figure.set_size_inches(size[0], height)
+    if (legend := axes.get_legend()) is not None:
+        legend.remove()
+    if handles:
+        figure.legend(handles, labels, loc="lower left", ncols=columns, columnspacing=1.2, handlelength=1.4)
+    bottom = (0.5 + rows * _LEGEND_ROW) / height
+    figure.subplots_adjust(left=0.72 / size[0], right=1 - 0.1 / size[0], top=1 - 0.1 / height, bottom=bottom)
+    return figure
+
+
+def _svg(figure: Figure) -> Markup:
+    """The figure as an element of a page: as wide as its place, in the page's colours and letters."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
+    for color, name in _PAGE_COLORS.items():
+        text = text.replace(f": {color}", f": {name}")
+    # Letters without a colour of their own are black.
+    return Markup(text.replace('<text style="', '<text style="fill: var(--ink); '))
+
+
+def _accuracy(axes: Axes, run: RunFacts) -> None:
+    first, last = run.metrics[0], run.metrics[-1]
+    lowest = 1.0
+    ends = [(first, "after the supervised phase", EDGE)]
+    if last is not first:
+        ends.append((last, f"after the round at {last['digits']} digits", COLORS[0]))
+    for line, label, color in ends:
+        lengths = [int(digits) for digits in line["accuracy"]]
+        shares = list(line["accuracy"].values())
+        axes.plot(lengths, shares, "o-", color=color, ms=3, lw=1.8, label=label)
+        lowest = min(lowest, *shares)
+    if last is not first:
+        own = [(line["digits"], line["accuracy"][str(line["digits"])]) for line in run.rounds]
+        axes.plot(*zip(*own, strict=True), "x", color=COLORS[1], ms=5, label="right after its own round")
+        lowest = min(lowest, *(share for _, share in own))
+    axes.axvline(run.config.supervised.max_digits + 0.5, color=INK, lw=0.8, ls=":")
+    scale_accuracy(axes, lowest)
+    scale_lengths(axes, 1, last["digits"] + 1)
+    axes.set(xlabel="digits per operand", ylabel="right")
+
+
+def _labels(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    known = [line for line in rounds if line["label_error"] is not None]
+    plot_errors(axes, known)
+    scale_lengths(axes, rounds[0]["digits"], rounds[-1]["digits"])
+    axes.set_xlabel("digits of the round")
+
+
+def _acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    plot_acceptance(axes, rounds)
+    scale_lengths(axes, rounds[0]["digits"], rounds[-1]["digits"])
+    axes.set_xlabel("digits of the round")
+
+
+def _time(axes: Axes, run: RunFacts) -> None:
+    rows = round_seconds(run.metrics)
+    _stack(axes, [line["digits"] for line in run.rounds], rows, _TIME_COLORS)
+    axes.set(xlabel="digits of the round", ylabel="seconds")
+
+
+def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
+    rows = []
+    for line in run.metrics:
+        counts = line["frontier"][policy]
+        tried = sum(counts.values())
+        rows.append({kind.value: 100 * counts[kind] / tried for kind in _MISTAKE_COLORS})
+    colors = {kind.value: color for kind, color in _MISTAKE_COLORS.items()}
+    _stack(axes, [line["digits"] + 1 for line in run.metrics], rows, colors)
+    axes.set(xlabel="digits of the problem, one more than trained", ylabel="% of the problems")
+
+
+def _stack(axes: Axes, lengths: list[int], rows: Sequence[dict[str, float]], colors: dict[str, str]) -> None:
+    """Stacked bars, a bar a length; what never occurs has no place in the legend."""
+    bottom = np.zeros(len(rows))
+    for name, color in colors.items():
+        heights = np.array([row[name] for row in rows])
+        if heights.any():
+            axes.bar(lengths, heights, bottom=bottom, width=0.8, color=color, label=name.replace("_", " "))
+        bottom = bottom + heights
+    axes.set_ylim(0, max(1.0, 1.05 * bottom.max()))
+    scale_lengths(axes, lengths[0], lengths[-1])
+
+
+def _gates(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
+    lowest = 0.9
+    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
+        gates = [gate for run in runs for gate in run.gates.values()]
+        at = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
+        axes.plot(*at, "o", color=color, ms=4, alpha=0.7, mew=0, label=_label(name))
+        lowest = min(lowest, *at[0], *at[1]) if gates else lowest
+    axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
+    margin = 0.03 * (1 - lowest)
+    axes.set(xlim=(lowest - margin, 1 + margin), ylim=(lowest - margin, 1 + margin))
+    axes.set(xlabel="accepted, without labels", ylabel="right, with labels")
+
+
+def _compare_accuracy(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
+    lowest, longest = 1.0, 1
+    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
+        lengths = sorted({digits for run in runs for digits in run.evaluation})
+        means = [mean_of([run.evaluation[digits] for run in runs if digits in run.evaluation]) for digits in lengths]
+        _band(axes, lengths, means, color, name)
+        lowest, longest = min(lowest, *(mean.mean for mean in means)), max(longest, *lengths)
+    scale_accuracy(axes, lowest)
+    scale_lengths(axes, 1, longest)
+    axes.set(xlabel="digits per operand", ylabel="right")
+
+
+def _compare_labels(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
+    scale_errors(axes)
+    lengths: set[int] = set()
+    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
+        errors = label_errors_of([run.outcome for run in runs])
+        _band(axes, list(errors), list(errors.values()), color, name)
+        lengths |= set(errors)
+    scale_lengths(axes, min(lengths, default=1), max(lengths, default=2))
+    axes.set(xlabel="digits of the round", ylabel="share wrong")
+
+
+def _band(axes: Axes, lengths: list[int], means: Sequence[Any], color: str, name: str) -> None:
+    axes.plot(lengths, [mean.mean for mean in means], "o-", color=color, ms=2.5, lw=1.6, label=_label(name))
+    known = [(digits, max(0.0, mean.low), min(1.0, mean.high)) for digits, mean in zip(lengths, means, strict=True)
+             if mean.low is not None]  # fmt: skip
+    if known:
+        axes.fill_between(*np.array(known).T, color=color, alpha=0.13, lw=0)
+
+
+def _label(name: str) -> str:
+    """matplotlib leaves labels with an underscore in front out of the legend."""
+    return name if not name.startswith("_") else f" {name}"
+
+
+def _cycle(count: int) -> list[str]:
+    return [CELL_COLORS[turn % len(CELL_COLORS)] for turn in range(count)]

@@ -1,0 +1,266 @@
+"""What a report says of a run, read off its directory: the verdict, its rounds, where time went, what it thought.
+
+The parquet files are data of whoever wrote them: text from them is shown, never trusted.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from scipy.stats import spearmanr
+
+from sector.engine import audit
+from sector.engine.audit import Gate
+from sector.engine.compare import Outcome, outcome_of, read_evaluation
+from sector.engine.config import RunConfig, flat
+from sector.engine.dataset import read_examples, read_votes
+from sector.engine.errors import InputError
+from sector.engine.rundir import RunDir
+
+# At least this much at every trained length, by the last audit, and the run is said to have worked.
+WORKED = 0.95
+_SEED = re.compile(r"seed\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """level: `good`, `mixed` or `bad`. headline: what happened, in a few words. because: what that is read off."""
+
+    level: str
+    headline: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A problem as the model solved it; all text as it stands on disk.
+
+    verdict: accepted, or the look that failed. right: is the voted answer the true sum? first: the first
+    simplification, '' if it is not on record. guesses: the part that was guessed and the digits found by simplifying.
+    """
+
+    digits: int
+    problem: str
+    verdict: str
+    right: bool
+    answer: str
+    direct: str
+    votes: int
+    first: str
+    guesses: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run.
+
+    name: of its directory. cell: what it is one of, seeds apart. changed: settings that are not the default.
+    gates: by digits of the round. label_mistakes: what was learned, by kind of mistake. seconds: by phase.
+    evaluation: accuracy by length, from `sector eval` if the run has one, else from the last audit.
+    """
+
+    root: Path
+    name: str
+    cell: str
+    config: RunConfig
+    metrics: list[dict[str, Any]]
+    outcome: Outcome
+    verdict: Verdict
+    changed: dict[str, Any]
+    gates: dict[int, Gate]
+    label_mistakes: dict[str, int]
+    seconds: dict[str, float]
+    evaluation: dict[int, float]
+    thoughts: list[Thought]
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        return [line for line in self.metrics if line["phase"] == "round"]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the verdict and the figures that only a report counts."""
+        gates = list(self.gates.values())
+        return {
+            "run": str(self.root),
+            "level": self.verdict.level,
+            "verdict": self.verdict.headline,
+            "outcome": self.outcome.as_json(),
+            "gate": {
+                "accepted": [sum(gate.accepted[part] for gate in gates) for part in (0, 1)],
+                "rejected": [sum(gate.rejected[part] for gate in gates) for part in (0, 1)],
+                "rank_correlation": rank_correlation(gates),
+            },
+            "label_mistakes": self.label_mistakes,
+        }
+
+
+def run_roots(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among the paths; a grid's directory stands for all its runs. InputError if one is neither."""
+    roots: list[Path] = []
+    for path in paths:
+        cells = sorted(each.parent for each in path.glob("cells/*/seed*/config.toml"))
+        if not RunDir(path).exists and not cells:
+            raise InputError(f"{path} is no run directory; make one with `sector run --out {path}`")
+        roots += [path] if RunDir(path).exists else cells
+    return list(dict.fromkeys(roots))
+
+
+def read_run(root: Path) -> RunFacts | None:
+    """All of a run; None if its supervised phase is not done. InputError names a file that is not ours."""
+    run = RunDir(root)
+    metrics, outcome, config = run.metrics(), outcome_of(run), run.read_config()
+    if outcome is None:
+        return None
+    rounds = [line["digits"] for line in metrics if line["phase"] == "round"]
+    resolved = root.resolve()
+    is_seed = _SEED.fullmatch(resolved.name) is not None
+    evaluation = read_evaluation(root)
+    last = metrics[-1]["accuracy"].items()
+    scores = [(each["digits"], each["accuracy"]) for each in evaluation["lengths"]] if evaluation else last
+    return RunFacts(
+        root=root,
+        name=f"{resolved.parent.name}/{resolved.name}" if is_seed else resolved.name,
+        cell=resolved.parent.name if is_seed else resolved.name,
+        config=config,
+        metrics=metrics,
+        outcome=outcome,
+        verdict=_verdict(config, metrics, outcome),
+        changed=_changed(config),
+        gates={digits: _gate(run, digits) for digits in rounds},
+        label_mistakes=_label_mistakes(run, rounds),
+        seconds=_seconds(metrics, outcome),
+        evaluation={int(digits): accuracy for digits, accuracy in scores},
+        thoughts=list(_thoughts(run, rounds)),
+    )
+
+
+def cells_of(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
+    """Runs that differ in nothing but the seed, under one name."""
+
+    def settings(run: RunFacts) -> str:
+        return run.config.model_copy(update={"seed": 0}).model_dump_json()
+
+    groups = [list(group) for _, group in groupby(sorted(runs, key=settings), key=settings)]
+    groups.sort(key=lambda group: runs.index(group[0]))
+    named: dict[str, list[RunFacts]] = {}
+    for group in groups:
+        name = ", ".join(dict.fromkeys(run.cell for run in group))
+        # Two kinds of run may come from directories of one name.
+        named[name if name not in named else f"{name} ({group[0].root})"] = group
+    return named
+
+
+def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
+    """Spearman's rank correlation of agreement and accuracy over rounds, with its p-value; None if neither varies."""
+    agreements, accuracies = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
+    if len(set(agreements)) < 2 or len(set(accuracies)) < 2:
+        return None
+    found = spearmanr(agreements, accuracies)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _verdict(config: RunConfig, metrics: list[dict[str, Any]], outcome: Outcome) -> Verdict:
+    last = metrics[-1]
+    trained = [last["accuracy"][str(digits)] for digits in range(1, outcome.final_digits + 1)]
+    because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {100 * min(trained):.1f} % by the last audit"
+    survived = f"; {outcome.rounds_survived} of {outcome.rounds} rounds survived" if outcome.rounds else ""
+    first, final = config.supervised.max_digits, outcome.final_digits
+    taught = f"from {first} to {final} digits" if outcome.rounds else f"1 to {final} digits with true answers"
+    good = min(trained) >= WORKED
+    if outcome.stopped_because is None:
+        return Verdict("mixed", f"Under way: {final} of {config.until} digits", because + survived)
+    if outcome.stopped_because != "reached":
+        headline = f"Stopped at {final} of {config.until} digits: {outcome.stopped_because}"
+        return Verdict("mixed" if good and outcome.rounds else "bad", headline, because + survived)
+    if good:
+        return Verdict("good", f"It worked: {taught}", because + survived)
+    collapsed = outcome.rounds_survived < outcome.rounds
+    headline = (
+        f"Collapsed after {outcome.rounds_survived} rounds" if collapsed else f"Reached {final} digits, not clean"
+    )
+    return Verdict("bad" if collapsed else "mixed", headline, because + survived)
+
+
+def _changed(config: RunConfig) -> dict[str, Any]:
+    """Dotted settings that are not the default."""
+    default = dict(flat(RunConfig().model_dump()))
+    return {key: value for key, value in flat(config.model_dump()) if value != default[key]}
+
+
+def _gate(run: RunDir, digits: int) -> Gate:
+    return audit.gate(*read_votes(run.candidates(digits), digits))
+
+
+def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:
+    """What the rounds accepted, by the mistake in the answer; empty if they accepted nothing."""
+    total: Counter[str] = Counter()
+    for digits in rounds:
+        for examples in read_examples(run.examples(digits)).values():
+            # Unlike `+`, this keeps the kinds that never occurred.
+            total.update(audit.label_mistakes(examples))
+    return dict(total)
+
+
+def _seconds(metrics: list[dict[str, Any]], outcome: Outcome) -> dict[str, float]:
+    """Seconds by phase; they add up to the whole run."""
+    parts = {
+        "supervise": metrics[0]["seconds_train"],
+        "generate": sum(line["seconds_generate"] for line in metrics),
+        "distill": sum(line["seconds_train"] for line in metrics[1:]),
+        "audit": sum(line["seconds_audit"] for line in metrics),
+    }
+    return {**parts, "probes and files": max(0.0, outcome.seconds - sum(parts.values()))}
+
+
+def round_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The same of every round."""
+    rows = []
+    for before, line in pairwise(metrics):
+        parts = {
+            "generate": line["seconds_generate"],
+            "distill": line["seconds_train"],
+            "audit": line["seconds_audit"],
+        }
+        whole = line["seconds_total"] - before["seconds_total"]
+        rows.append({**parts, "probes and files": max(0.0, whole - sum(parts.values()))})
+    return rows
+
+
+def _thoughts(run: RunDir, rounds: list[int]) -> Iterator[Thought]:
+    """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
+    for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
+        candidates = pq.read_table(run.candidates(digits)).to_pylist()
+        problems, answers, _, _ = read_votes(run.candidates(digits), digits)
+        right = audit.answers_correct(problems, answers).tolist()
+        accepted = {row["problem"]: row for row in pq.read_table(run.examples(digits)).to_pylist()}
+        seen: set[str] = set()
+        for row, is_right in zip(candidates, right, strict=True):
+            if row["verdict"] not in seen:
+                seen.add(row["verdict"])
+                yield _thought(digits, row, is_right, accepted.get(row["problem"], {}))
+
+
+def _thought(digits: int, row: dict[str, Any], right: bool, example: dict[str, Any]) -> Thought:
+    guesses = [str(guess) for guess in example.get("guesses") or []]
+    thinks = bool(example.get("simplification"))
+    # The guess after j simplifications ends in the j digits that they split off.
+    split = [
+        (guess[: len(guess) - turn], guess[len(guess) - turn :]) if thinks and digits > 1 else (guess, "")
+        for turn, guess in enumerate(guesses, start=1)
+    ]
+    return Thought(
+        digits=digits,
+        problem=str(row["problem"]),
+        verdict=str(row["verdict"]).replace("_", " "),
+        right=right,
+        answer=str(row["answer"]),
+        direct=str(row.get("direct", "")),
+        votes=int(row["votes"]),
+        first=str(example.get("simplification", "")),
+        guesses=split,
+    )

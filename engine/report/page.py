@@ -1,0 +1,105 @@
+"""The page of a report: facts and charts into a template that escapes everything, written as one file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sector import __version__
+from sector.engine.compare import Mean, means_of
+from sector.engine.errors import InputError
+from sector.engine.files import check_writable, write_text
+from sector.engine.report.charts import Chart, comparison_charts, run_charts
+from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
+
+# Lower bounds of the shades of the heat map.
+_SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written: the page, and the pictures beside it."""
+
+    page: Path
+    pictures: list[Path]
+    runs: list[RunFacts]
+
+
+def write_report(paths: Sequence[Path], out: Path | None) -> Report:
+    """A page on the runs that the paths name; a grid's directory names all of its runs.
+
+    out: the page, by default `report.html` in the only path; pictures go into a folder of its name.
+    Raises InputError for paths that are no runs, files in them that are not ours, or a page that cannot be written.
+    """
+    page = out or _default_page(paths)
+    roots = run_roots(paths)
+    check_writable(page)
+    runs = [facts for facts in map(read_run, roots) if facts is not None]
+    if not runs:
+        raise InputError(f"{paths[0]} has nothing to report yet: its supervised phase is not done")
+    cells = cells_of(runs)
+    comparison = comparison_charts(cells) if len(runs) > 1 else []
+    charts = [run_charts(run) for run in runs]
+    write_text(page, _render(runs, cells, comparison, charts))
+    pictures = [chart.save(page.with_suffix("")) for chart in comparison]
+    for run, own in zip(runs, charts, strict=True):
+        folder = page.with_suffix("") / run.name if len(runs) > 1 else page.with_suffix("")
+        pictures += [chart.save(folder) for chart in own]
+    return Report(page, pictures, runs)
+
+
+def _default_page(paths: Sequence[Path]) -> Path:
+    if len(paths) > 1:
+        raise InputError("several runs make one page; say with --out where it goes")
+    return paths[0] / "report.html"
+
+
+def _render(
+    runs: list[RunFacts], cells: dict[str, list[RunFacts]], comparison: list[Chart], charts: list[list[Chart]]
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("sector.engine.report", package_path="."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "clock": _clock, "interval": _interval, "shade": _shade}
+    return environment.get_template("page.html.jinja").render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
+        runs=list(zip(runs, charts, strict=True)),
+        cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
+        comparison=comparison,
+        correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
+        version=__version__,
+    )
+
+
+def _percent(share: float | None, places: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{places}f} %"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _interval(mean: Mean | None, unit: float = 1.0, places: int = 1, floor: float = -inf, ceiling: float = inf) -> str:
+    """`12.3 (10.1 to 14.5)`: a mean with its interval, in a unit; the mean alone where there is no interval.
+
+    floor, ceiling: what a figure cannot leave, whatever Student says.
+    """
+    if mean is None:
+        return "-"
+    text = f"{unit * mean.mean:.{places}f}"
+    if mean.low is None or mean.high is None or mean.low == mean.high:
+        return text
+    return f"{text} ({unit * max(floor, mean.low):.{places}f} to {unit * min(ceiling, mean.high):.{places}f})"
+
+
+def _shade(share: Any) -> int:
+    """0 for the best; see `_SHADES`."""
+    return next(index for index, bound in enumerate(_SHADES) if share >= bound)

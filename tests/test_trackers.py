@@ -1,0 +1,178 @@
+"""Trackers: what they are told, at which step, and that a resumed run goes on where it was."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from sector.cli.app import app
+from sector.engine.config import run_config
+from sector.engine.errors import InputError
+from sector.engine.rundir import RunDir
+from sector.engine.trackers import tracked
+
+CONFIG = run_config({"until": 8, "supervised": {"cycle_steps": 100, "more_steps": 40}, "round": {"cycle_steps": 20}})
+
+
+def train(digits: int, cycle: int, step: int, of: int, loss: float = 1.0) -> dict[str, Any]:
+    return {
+        "event": "train", "digits": digits, "cycle": cycle, "step": step, "of": of, "loss": loss, "tokens_per_s": 1e4
+    }  # fmt: skip
+
+
+def round_line(digits: int, cycles: int) -> dict[str, Any]:
+    return {
+        "event": "round",
+        "phase": "round" if digits > 6 else "sft",
+        "digits": digits,
+        "cycles": cycles,
+        "tried": 10 if digits > 6 else 0,
+        "accepted": 8 if digits > 6 else 0,
+        "rejected": {"outvoted": 2},
+        "label_error": 0.125 if digits > 6 else None,
+        "accuracy": {str(length): 1 - length / 100 for length in range(1, digits + 2)},
+    }
+
+
+EVENTS = [
+    train(0, 1, 20, 100),
+    train(0, 1, 100, 100, loss=0.5),
+    {"event": "goal", "digits": 0, "cycle": 1, "agreement": 0.5, "accuracy": 0.9, "trained": None},
+    train(0, 2, 20, 40),
+    {"event": "goal", "digits": 0, "cycle": 2, "agreement": 0.95, "accuracy": 0.99, "trained": None},
+    round_line(6, 2),
+    {"event": "generate", "digits": 7, "tried": 10, "of": 10, "accepted": 8, "tokens_per_s": 1.0},
+    train(7, 1, 20, 20),
+    {"event": "goal", "digits": 7, "cycle": 1, "agreement": 0.9, "accuracy": None, "trained": 0.8},
+    round_line(7, 1),
+    {"event": "frontier", "digits": 7},
+]
+
+
+def scalars(root: Path) -> dict[str, list[tuple[int, float]]]:
+    found = EventAccumulator(str(root / "tensorboard"))
+    found.Reload()
+    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_events_pass_through_and_tensorboard_has_the_figures(tmp_path: Path) -> None:
+    assert list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG)) == EVENTS
+    found = scalars(tmp_path)
+    assert found["train/loss"] == [(20, 1.0), (100, 0.5), (120, 1.0), (160, 1.0)]
+    assert found["goal/agreement"] == [(100, 0.5), (140, pytest.approx(0.95)), (160, pytest.approx(0.9))]
+    assert found["goal/trained"] == [(160, pytest.approx(0.8))]
+    assert found["round/digits"] == [(140, 6.0), (160, 7.0)]
+    assert found["round/label_error"] == [(160, 0.125)] and found["rejected/outvoted"] == [(160, pytest.approx(0.2))]
+    assert found["accuracy/own length"] == [(140, pytest.approx(0.94)), (160, pytest.approx(0.93))]
+    assert found["accuracy/one digit more"] == [(140, pytest.approx(0.93)), (160, pytest.approx(0.92))]
+
+
+def test_a_resumed_run_goes_on_at_its_step_and_takes_back_what_was_lost(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    # Killed in the round at 7, after its training and before its audit.
+    list(tracked(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
+    line = {key: value for key, value in EVENTS[5].items() if key != "event"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    list(tracked(iter(EVENTS[6:]), run, CONFIG))
+    found = scalars(tmp_path)
+    assert found["train/loss"][-1] == (160, 1.0) and (160, 9.0) not in found["train/loss"]
+    assert found["round/digits"] == [(140, 6.0), (160, 7.0)]
+
+
+def test_a_run_with_nothing_to_do_leaves_no_events(tmp_path: Path) -> None:
+    assert list(tracked([], RunDir(tmp_path), CONFIG)) == []
+    assert not (tmp_path / "tensorboard").exists()
+
+
+class Service(SimpleNamespace):
+    """What Weights & Biases and trackio have in common."""
+
+    def __init__(self) -> None:
+        super().__init__(started=[], logged=[], finished=0)
+
+    def init(self, **settings: Any) -> None:
+        self.started.append(settings)
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self.logged.append((step, figures))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"], ids=str)
+def test_services_are_told_the_same(tmp_path: Path, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, name, service)
+    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
+    (settings,) = service.started
+    assert settings["project"] == "sector" and settings["config"] == CONFIG.model_dump()
+    assert settings["resume"] == "allow" and settings["name"].startswith("run-")
+    steps = [step for step, _ in service.logged]
+    assert steps == sorted(steps) and service.finished == 1
+    assert {name for _, figures in service.logged for name in figures} == set(scalars(tmp_path / "run"))
+    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
+    assert service.started[0] == service.started[1]
+
+
+def test_services_are_closed_when_a_run_ends_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+
+    def events() -> Any:
+        yield EVENTS[0]
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        list(tracked(events(), RunDir(tmp_path), CONFIG, ["wandb"]))
+    assert service.finished == 1 and scalars(tmp_path)["train/loss"] == [(20, 1.0)]
+
+
+def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(InputError, match=r"pip install 'sector-lm\[trackio\]'"):
+        list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG, ["trackio"]))
+
+    def no_account(**_: Any) -> None:
+        raise OSError("no account\nand more")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=no_account))
+    with pytest.raises(InputError, match=r"--track wandb does not start: no account$"):
+        list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG, ["wandb"]))
+
+
+def test_the_real_weights_and_biases_takes_a_run_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "run").mkdir()
+    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["wandb"]))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_real_trackio_takes_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["trackio"]))
+    assert list((tmp_path / "trackio").glob("*.db"))
+
+
+def test_the_command_hands_trackers_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    (tmp_path / "small.toml").write_text(
+        "until = 3\naudit_samples = 4\nround.probe = 4\n"
+        "supervised = { max_digits = 2, cycle_steps = 20, max_cycles = 1, examples = 8 }"
+    )
+    args = ["sft", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "small.toml"), "--track", "wandb"]
+    result = CliRunner().invoke(app, args, prog_name="sector", catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert [step for step, _ in service.logged] == [20, 20, 20] and service.finished == 1
+    assert scalars(tmp_path / "run")["round/digits"] == [(20, 2.0)]
