@@ -11,3 +11,7 @@ class NoAgreement(RuntimeError):
 
 class Diverged(RuntimeError):
     """The loss is no longer a number. The CLI exits with code 1."""
+
+
+class WorkersDied(RuntimeError):
+    """Worker after worker died over the same batch. The CLI exits with code 1."""
