@@ -70,7 +70,7 @@ def test_distill_under_torchrun_writes_the_same_checkpoint_once(tmp_path: Path) 
     command = ["distill", "--model", str(tmp_path / "model"), "--steps", "3", "--json"]
     command += ["--data", str(tmp_path / "5.parquet"), "--replay", str(tmp_path / "3.parquet"), "--out"]
     alone = json.loads(CliRunner().invoke(app, [*command, str(tmp_path / "one")], catch_exceptions=False).stdout)
-    (line,) = under_torchrun("--no-python", "sector", *command, str(tmp_path / "two")).splitlines()
+    (line,) = under_torchrun("--no-python", str(TORCHRUN.with_name("sector")), *command, str(tmp_path / "two")).splitlines()
     together = json.loads(line)
     for key in ("loss", "tokens", "weights_sha256"):
         assert together[key] == alone[key]
