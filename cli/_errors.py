@@ -1,7 +1,7 @@
 """How a command ends when it does not end well: one line on stderr, and an exit code that says which way.
 
-0 done    1 training diverged, or an engine failed    2 bad input    3 the model no longer agrees with itself
-130 interrupted
+0 done    1 training diverged, or an engine or its workers failed    2 bad input    3 the model no longer agrees with
+itself    130 interrupted
 """
 
 import sys
@@ -10,9 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement
+from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement, WorkersDied
 
-DIVERGED, ENGINE_FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 1, 2, 3, 130
+FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 2, 3, 130
 
 
 class Interrupted(Exception):
@@ -25,10 +25,18 @@ class CommandGroup(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
-        except (typer.TyperException, Interrupted, InputError, NoAgreement, Diverged, EngineFailed) as error:
+        except (
+            typer.TyperException,
+            Interrupted,
+            InputError,
+            NoAgreement,
+            Diverged,
+            EngineFailed,
+            WorkersDied,
+        ) as error:
             code, message = _outcome(error)
             if message:
-                print(f"sector: {' '.join(message.split())}", file=sys.stderr)
+                print(f"sector: {_plain(message)}", file=sys.stderr)
             sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
@@ -40,7 +48,7 @@ class CommandGroup(TyperGroup):
 
 
 def _outcome(
-    error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged | EngineFailed,
+    error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged | EngineFailed | WorkersDied,
 ) -> tuple[int, str]:
     """Exit code and message of an expected error."""
     if isinstance(error, InputError):
@@ -50,10 +58,18 @@ def _outcome(
     if isinstance(error, Interrupted):
         return INTERRUPTED, str(error)
     if isinstance(error, Diverged):
-        return DIVERGED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
+        return FAILED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
     if isinstance(error, EngineFailed):
-        return ENGINE_FAILED, f"{error}; no file is half written, and the same command goes on from the last whole one"
+        return FAILED, f"{error}; no file is half written, and the same command goes on from the last whole one"
+    if isinstance(error, WorkersDied):
+        return FAILED, f"{error}; what is written stays, and the same command goes on from there"
     return error.exit_code, _usage(error)
+
+
+def _plain(message: str) -> str:
+    """One line that a terminal shows as it is: what it quotes may come from a file that someone else wrote."""
+    line = " ".join(message.split())
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 def _usage(error: typer.TyperException) -> str:

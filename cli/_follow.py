@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import typer
+
 from sector.cli._errors import Interrupted
 from sector.cli._options import DEFAULTS
 from sector.cli._output import Output, clock, percent
@@ -20,6 +22,7 @@ from sector.engine.errors import NoAgreement
 if TYPE_CHECKING:
     from sector.engine.phases import Event
     from sector.engine.rundir import RunDir
+    from sector.engine.stopping import Stopping
 
 PLAIN_SECONDS = 10.0
 JSON_SECONDS = 1.0
@@ -44,8 +47,13 @@ def default_out(given: dict[str, Any]) -> Path:
     return Path("runs") / f"{given.get('preset', DEFAULTS.preset)}-seed{given.get('seed', DEFAULTS.seed)}"
 
 
-def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output) -> None:
-    """Go through the events of a run and show them; however that ends, machines get a last word."""
+def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
+    """Go through the events of a run and show them; however that ends, machines get a last word.
+
+    Asked to stop, it ends after the event at hand, which is saved by then, with exit code 0.
+    """
+    from sector.engine.stopping import Terminated
+
     tally = Tally(config, run.metrics())
     stopped_because = "interrupted"
     try:
@@ -53,7 +61,13 @@ def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: 
             for event in events:
                 tally.take(event)
                 view.show(event)
+                if stopping.asked:
+                    raise Terminated
         stopped_because = "reached"
+    except Terminated as error:
+        stopped_because = "terminated"
+        output.say(f"sector: stopped as asked; the same command resumes {run.root}")
+        raise typer.Exit from error
     except NoAgreement as error:
         stopped_because = f"no agreement: {error}"
         raise NoAgreement(f"{error}; the last good weights are in {run.root / 'checkpoints' / 'best'}") from error
@@ -126,6 +140,8 @@ class Tally:
             "goal": self._goal,
             "generate": self._generate,
             "round": self._round,
+            "rollback": self._rollback,
+            "mended": self._mended,
             "frontier": self._frontier,
         }[event["event"]](event)
 
@@ -155,6 +171,15 @@ class Tally:
         self.rounds.append(event)
         if event["phase"] == "sft":
             self.frontier = event["digits"]
+
+    def _rollback(self, event: "Event") -> None:
+        self.note = (
+            f"round at {event['digits']} digits taken back, attempt {event['failed']}: agreement at trained lengths "
+            f"fell from {percent(event['before'])} to {percent(event['trained'])}; again with other problems"
+        )
+
+    def _mended(self, event: "Event") -> None:
+        self.note = f"made again, because it was damaged: {event['file']}"
 
     def _frontier(self, event: "Event") -> None:
         self.frontier = event["digits"]
@@ -204,6 +229,8 @@ class _PlainView:
             self._say(_round_line(event))
         elif kind == "goal" and not event["digits"]:
             self._say(f"{tally.phase}: {tally.note}")
+        elif kind in ("rollback", "mended"):
+            self._say(tally.note)
         elif kind in ("train", "generate") and time.perf_counter() - self._last > PLAIN_SECONDS:
             speed = tally.generated_per_s if kind == "generate" else tally.trained_per_s
             self._say(f"{tally.phase}: {tally.note}  {speed:,.0f} tokens/s")

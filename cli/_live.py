@@ -94,7 +94,7 @@ def _bars(tally: "Tally") -> Table:
     frontier = ProgressBar(steps, max(0, tally.frontier - tally.first), complete_style="green", finished_style="green")
     grid.add_row("Frontier", frontier, f"{tally.frontier or '-'} of {tally.until} digits")
     phase = ProgressBar(tally.of, tally.done, complete_style="cyan", finished_style="cyan")
-    grid.add_row(tally.phase, phase, tally.note)
+    grid.add_row(tally.phase, phase, Text(tally.note))
     return grid
 
 

@@ -50,6 +50,18 @@ HardShare = Annotated[
     typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=1024,
+        metavar="N",
+        help="Engines side by side, a thread or GPU each, here or on the Ray cluster that RAY_ADDRESS names.",
+        show_default="one, in this process",
+    ),
+]
+
 # What a run takes; None means not asked for.
 MaybeSeed = Annotated[
     int | None,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sector.cli import _options as options
 from sector.cli._output import Output
@@ -30,18 +31,23 @@ def distill(
 
     The longest problems in the data are new, all others are replay. If the
     model is a run directory, the examples of its rounds are replayed too.
+    Under torchrun several processes or GPUs share the work; the weights are
+    the same to the bit.
 
     Examples:
 
       sector distill --model runs/first --data 12.parquet --out checkpoints/12
       sector distill --model checkpoints/12 --data 13.parquet --replay 12.parquet --out c13
+      torchrun --nproc-per-node 2 --no-python sector distill --model runs/first ...
     """
     from sector.engine.offline import distill_files
+    from sector.engine.ranks import leads
 
     output = Output(as_json)
     with output.progress("distilling") as bar:
         report = distill_files(model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at)
-    output.data(report, lambda: _view(report))
+    if leads():
+        output.data(report, lambda: _view(report))
 
 
 def _view(report: dict[str, Any]) -> str:
@@ -49,5 +55,5 @@ def _view(report: dict[str, Any]) -> str:
         f"{report['digits']} digits: {report['examples']:,} new examples, {report['replay_examples']:,} replayed\n"
         f"{report['steps']} steps in {report['seconds']:.1f} s, {report['tokens_per_s']:,.0f} tokens/s, "
         f"last loss {report['loss']:.4f}\n"
-        f"the new weights are in {report['checkpoint']}"
+        f"the new weights are in {escape(report['checkpoint'])}"
     )

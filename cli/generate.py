@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sector.cli import _options as options
@@ -21,6 +22,7 @@ def generate(
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
     seed: options.Seed = 0,
+    workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
     """Try problems with the improved policy, and keep what it agrees with itself on.
@@ -31,6 +33,7 @@ def generate(
 
       sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet
       sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet --json
+      sector generate --model runs/first --digits 12 --count 9000 --out 12.parquet --workers 2
     """
     from sector.engine.offline import generate_file
 
@@ -39,7 +42,7 @@ def generate(
     with output.progress(f"generating {digits} digits") as bar:
         report = generate_file(
             model, out, digits, count, engine=engine, settings=settings, hard_share=hard_share, seed=seed,
-            on_progress=bar.at,
+            on_progress=bar.at, workers=workers,
         )  # fmt: skip
     output.data(report, lambda: _view(report))
 
@@ -55,5 +58,5 @@ def _view(report: dict[str, Any]) -> Table:
         table.add_row("  " + reason.replace("_", " "), f"{rejected:,}", percent(rejected / report["tried"]))
     table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
     table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
-    table.add_row("written to", report["file"], "")
+    table.add_row("written to", escape(report["file"]), "")
     return table

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from sector.cli import _options as options
@@ -162,7 +163,7 @@ def _operations(operations: list[dict[str, Any]]) -> Table:
     table = _table("operation", "on", "self ms", "calls", "share")
     for each in operations[:_TOP]:
         milliseconds = f"{1000 * each['self_seconds']:,.1f}"
-        table.add_row(each["name"], each["on"], milliseconds, f"{each['calls']:,}", percent(each["share"]))
+        table.add_row(escape(each["name"]), each["on"], milliseconds, f"{each['calls']:,}", percent(each["share"]))
     return table
 
 

@@ -24,30 +24,40 @@ def run(
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
     track: options.Track = None,
+    workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
     """Teach a model to add: a supervised start on short problems, then self-play.
 
     After the supervised phase no true sum is seen. The same command on an
-    existing directory resumes it; --until may be raised then. Exit code 3:
-    the model no longer agrees with itself; its last good weights are kept.
+    existing directory resumes it; --until may be raised then, and --workers
+    be another number: what is written stays the same. Exit code 3: the model
+    no longer agrees with itself; its last good weights are kept. SIGTERM
+    saves the step at hand and ends with exit code 0.
 
     Examples:
 
       sector run
       sector run --out runs/short --until 8
       sector run --out runs/paper --filter paper --seed 1
+      sector run --workers 8
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
     from sector.engine.runs import open_run
     from sector.engine.selfplay import self_play
+    from sector.engine.stopping import heed_sigterm
     from sector.engine.trackers import tracked
+    from sector.engine.workers import hired
 
     output = Output(as_json)
     given, source = asked_for(config, until=until, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
-    with open_run(out or default_out(given), given, source) as (run_dir, settled):
-        events = tracked(self_play(run_dir, settled), run_dir, settled, track or ())
-        follow(events, run_dir, settled, output)
+    with (
+        heed_sigterm() as stopping,
+        open_run(out or default_out(given), given, source) as (run_dir, settled),
+        hired(workers, settled.engine) as crew,
+    ):
+        events = tracked(self_play(run_dir, settled, crew, stopping), run_dir, settled, track or ())
+        follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, output)

@@ -32,11 +32,12 @@ def sft(
     from sector.cli._follow import asked_for, follow, next_steps
     from sector.engine.phases import Phases
     from sector.engine.runs import open_run
+    from sector.engine.stopping import heed_sigterm
     from sector.engine.trackers import tracked
 
     output = Output(as_json)
     given, source = asked_for(config, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
-    with open_run(out, given, source) as (run_dir, settled):
-        events = tracked(Phases(run_dir, settled).supervise(), run_dir, settled, track or ())
-        follow(events, run_dir, settled, output)
+    with heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
+        events = tracked(Phases(run_dir, settled, stopping=stopping).supervise(), run_dir, settled, track or ())
+        follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, output)

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
 
-from sector.engine.errors import InputError
+from sector.engine.errors import Diverged, InputError
 from sector.engine.model import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.tokenizer import SectorTokenizer
 
@@ -18,22 +17,34 @@ WEIGHTS = "model.safetensors"
 
 def weights_sha256(model: SectorForCausalLM) -> str:
     """Hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
-    return hashlib.sha256(_weights(model)).hexdigest()
+    return hashlib.sha256(weights_bytes(model)).hexdigest()
 
 
 def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
-    """Write a checkpoint directory, replacing one of the same name. InputError if it cannot be written."""
+    """Write a checkpoint directory, replacing one of the same name.
+
+    InputError if it cannot be written, Diverged if a weight is no number.
+    """
+    check_finite(model)
     aside = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         # What `save_pretrained` writes, without its progress bar.
-        (aside / WEIGHTS).write_bytes(_weights(model))
+        (aside / WEIGHTS).write_bytes(weights_bytes(model))
         model.config.save_pretrained(aside)
         SectorTokenizer(digit_order=model.config.digit_order).save_pretrained(aside)
         replace_directory(aside, path)
     except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+
+
+def check_finite(model: SectorForCausalLM) -> None:
+    """Raises Diverged if a weight is not finite: such weights are never saved."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise Diverged(f"{name} holds a value that is no number")
 
 
 def load_checkpoint(path: Path) -> SectorForCausalLM:
@@ -48,14 +59,15 @@ def load_checkpoint(path: Path) -> SectorForCausalLM:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = SectorForCausalLM(config)
         model.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # Whatever transformers and torch make of a config that someone else wrote: they check by many kinds of error.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
     # transformers declares `to` as a function of the class.
     return model.to(best_device()).eval()  # type: ignore[arg-type]
 
 
-def _weights(model: SectorForCausalLM) -> bytes:
+def weights_bytes(model: SectorForCausalLM) -> bytes:
     """The content of model.safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})

@@ -152,6 +152,9 @@ class RoundConfig(Settings):
     """Problems of every trained length on which agreement is measured after each cycle; 0 measures none."""
     target_trained: Share = 0.8
     """Lowest agreement at any trained length that ends a round's training."""
+    max_fall: Share = 0.25
+    """How far agreement at trained lengths may fall below the highest it was; a round that falls further is taken back
+    and tried again with other problems, three times at most (`guard.py`). 1 takes nothing back."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
     trainer: TrainerConfig = TrainerConfig(

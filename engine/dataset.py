@@ -1,6 +1,7 @@
 """Accepted examples on disk: parquet with provenance, and a short JSONL preview for people."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sector.engine.policy import DigitOrder, Layout
 from sector.engine.problem import Problems, digit_strings
 
 PREVIEW_ROWS = 20
+# What values that are not ours make of the code that reads them.
+_NOT_OURS = (ValueError, TypeError, AttributeError, RuntimeError, LookupError)
 
 SCHEMA = pa.schema(
     [
@@ -101,9 +104,11 @@ def candidates_table(improved: Improved) -> pa.Table:
 
 def read_candidates(path: Path, digits: int) -> tuple[Problems, Tensor]:
     """What a round tried: the problems, and the fast policy's direct answers `[B, N+1]`."""
-    table = pq.read_table(path, columns=["problem", "direct"])
-    problems = Problems.parse(table.column("problem").to_pylist(), digits)
-    return problems, _answers(table.column("direct").to_pylist(), digits)
+    problems, direct = _read_columns(path, ("problem", "direct"))
+    try:
+        return Problems.parse(problems, digits), _answers(direct, digits)
+    except _NOT_OURS as error:
+        raise InputError(f"{path} holds a row that is no candidate ({_first_line(error)})") from error
 
 
 def read_votes(path: Path, digits: int) -> tuple[Problems, Tensor, Tensor, Tensor]:
@@ -137,23 +142,32 @@ def write_examples(path: Path, table: pa.Table) -> None:
 
 def read_examples(path: Path) -> dict[int, Examples]:
     """Examples of a file by length. InputError if it is no parquet of ours or a row does not fit its own length."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from error
-    missing = [name for name in ("problem", "answer", "simplification", "digits") if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
     by_length: dict[int, list[tuple[str, str, str]]] = {}
-    columns = [table.column(name).to_pylist() for name in ("problem", "answer", "simplification", "digits")]
+    columns = _read_columns(path, ("problem", "answer", "simplification", "digits"))
     for problem, answer, simplification, digits in zip(*columns, strict=True):
         by_length.setdefault(digits, []).append((problem, answer, simplification))
     try:
         return {digits: _examples(rows, digits) for digits, rows in sorted(by_length.items())}
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} holds a row that is no example ({str(error).splitlines()[0]})") from error
+    except _NOT_OURS as error:
+        raise InputError(f"{path} holds a row that is no example ({_first_line(error)})") from error
+
+
+def _read_columns(path: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Columns of a parquet file. InputError if it is none, or lacks one."""
+    try:
+        table = pq.read_table(path)
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
+        return [table.column(name).to_pylist() for name in names]
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def plain_decimals(answers: Tensor) -> list[str]:

@@ -26,6 +26,7 @@ from sector.engine.examples import Examples
 from sector.engine.model import MAX_GAP, SectorForCausalLM
 from sector.engine.policy import DigitOrder, Layout
 from sector.engine.ranges import named
+from sector.engine.ranks import Ranks
 from sector.engine.seeding import generator
 from sector.engine.threads import one_thread
 
@@ -89,12 +90,18 @@ def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int 
 
 
 def train_cycle(
-    state: TrainState, batches: Batches, config: TrainerConfig, num_steps: int, seed: int
+    state: TrainState,
+    batches: Batches,
+    config: TrainerConfig,
+    num_steps: int,
+    seed: int,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[int, float]]:
     """Train from `state.step` to `num_steps`, yielding (steps done, loss in nats a token) after every step.
 
-    `batches(step)` gives the shards of a step; what it draws must depend on the step alone. Raises Diverged when the
-    loss is not finite, before the weights take that step.
+    `batches(step)` gives the shards of a step; what it draws must depend on the step alone. ranks: processes that share
+    them. Raises Diverged when the
+    loss or the gradient is not finite, before the weights take that step.
     """
     parameters = list(state.model.parameters())
     order = DigitOrder(state.model.config.digit_order)
@@ -106,21 +113,26 @@ def train_cycle(
                 with named("lay out"):
                     draws = generator(seed, "augment", state.step)
                     laid_out = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
-                    shards = [rows.to(state.model.device) for rows in laid_out]
+                    shared = ranks.share(laid_out) if ranks else laid_out
+                    shards = [rows.to(state.model.device) for rows in shared]
                 results = list(
                     pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards)
                 )
+                if ranks:
+                    results = ranks.gather(results, len(laid_out), parameters)
                 loss = sum(result[0] for result in results) / len(results)
                 if not math.isfinite(loss):
                     raise Diverged(f"loss is {loss} at step {state.step}")
                 with named("update"):
                     for index, parameter in enumerate(parameters):
                         parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
-                    torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
+                    if not math.isfinite(norm):
+                        raise Diverged(f"the gradient's norm is {norm} at step {state.step}")
                     state.muon.step()
                     state.adamw.step()
                 state.step += 1
-                state.tokens += sum(rows.ids.numel() for rows in shards)
+                state.tokens += sum(rows.ids.numel() for rows in laid_out)
             yield state.step, loss
     state.model.eval()
 

@@ -15,3 +15,7 @@ class Diverged(RuntimeError):
 
 class EngineFailed(RuntimeError):
     """An engine died, or does not have the weights that it was given. The CLI exits with code 1; files stay whole."""
+
+
+class WorkersDied(RuntimeError):
+    """Worker after worker died over the same batch. The CLI exits with code 1."""

@@ -29,15 +29,32 @@ def generate(
     hard_share: float,
 ) -> Iterator[tuple[Tensor, Improved]]:
     """Yield (candidate indices `[B]`, improved batch) until `count` candidates of `digits` digits have been tried."""
-    looks = filter_of(settings)
-    sampling_seed = stream_seed(seed, "sampling", digits)
-    for start in range(0, count, BLOCK):
-        rows = torch.arange(start, min(start + BLOCK, count))
-        with named("draw"):
-            draws = generator(seed, "problems", digits, start)
-            problems = draw_problems(digits, BLOCK, draws, hard_share)[: len(rows)]
-        sampling = Sampling(settings.temperature, sampling_seed, rows, stage=0)
-        yield rows, improve(sampler, problems, looks, settings.k, order, sampling)
+    for start in block_starts(count):
+        yield generate_block(sampler, start, digits, count, settings, order, seed, hard_share)
+
+
+def block_starts(count: int) -> range:
+    """First candidates of the blocks that `count` candidates make."""
+    return range(0, count, BLOCK)
+
+
+def generate_block(
+    sampler: Sampler,
+    start: int,
+    digits: int,
+    count: int,
+    settings: FilterConfig,
+    order: DigitOrder,
+    seed: int,
+    hard_share: float,
+) -> tuple[Tensor, Improved]:
+    """The block that starts at candidate `start`, as `generate` yields it, whoever solved the others."""
+    rows = torch.arange(start, min(start + BLOCK, count))
+    with named("draw"):
+        draws = generator(seed, "problems", digits, start)
+        problems = draw_problems(digits, BLOCK, draws, hard_share)[: len(rows)]
+    sampling = Sampling(settings.temperature, stream_seed(seed, "sampling", digits), rows, stage=0)
+    return rows, improve(sampler, problems, filter_of(settings), settings.k, order, sampling)
 
 
 def filter_of(settings: FilterConfig) -> Filter:

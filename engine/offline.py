@@ -19,14 +19,15 @@ from sector.engine.distill import Batches, start_training, train_cycle, tune_all
 from sector.engine.errors import InputError
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.files import check_writable
-from sector.engine.generate import generate
-from sector.engine.model import SectorForCausalLM
+from sector.engine.model import SectorForCausalLM, best_device
 from sector.engine.policy import DigitOrder
+from sector.engine.ranks import joined, leads
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
 from sector.engine.tokens import MAX_DIGITS
+from sector.engine.workers import hired, with_weights
 
 # Called with how much is done, of how much, and a note.
 OnProgress = Callable[[int, int, str], None]
@@ -55,22 +56,30 @@ def generate_file(
     hard_share: float,
     seed: int,
     on_progress: OnProgress,
+    workers: int | None = None,
 ) -> dict[str, Any]:
-    """Try `count` problems and write those that the filter accepts; returns what it took."""
+    """Try `count` problems and write those that the filter accepts; returns what it took.
+
+    workers: engines in processes of their own (`workers.py`); by default one in this process.
+    """
     check_digits(digits)
     if out.is_dir():
         raise InputError(f"cannot write {out}: it is a directory; name a file in it")
     check_writable(out)
-    sampler, order = open_engine(model, engine)
+    weights = load_checkpoint(model)
+    sampler, order = make_sampler(engine, weights), DigitOrder(weights.config.digit_order)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
-    start, parts, tables = time.perf_counter(), [], []
+    parts, tables = [], []
     tried = accepted = 0
-    for rows, block in generate(sampler, digits, count, settings, order, seed, hard_share):
-        parts.append(block)
-        tables.append(improved_table(block, rows, order, provenance))
-        tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
-        on_progress(tried, count, f"{accepted} accepted")
-    seconds = time.perf_counter() - start
+    with hired(workers, engine) as crew:
+        solve = with_weights(crew, weights, sampler)
+        start = time.perf_counter()
+        for rows, block in solve(digits, count, settings, order, seed, hard_share):
+            parts.append(block)
+            tables.append(improved_table(block, rows, order, provenance))
+            tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
+            on_progress(tried, count, f"{accepted} accepted")
+        seconds = time.perf_counter() - start
     write_examples(out, pa.concat_tables(tables))
     improved = improve.cat_improved(parts)
     return {
@@ -101,6 +110,7 @@ def distill_files(
 ) -> dict[str, Any]:
     """One round of training: the longest length of the data is new, all else is replay; returns what it took.
 
+    Under torchrun its processes share the work, and the first of them writes.
     The rounds of a run directory given as `model` are replayed too, and its settings apply. steps: by default the most
     that a round of the loop may train.
     """
@@ -108,12 +118,18 @@ def distill_files(
         raise InputError(f"{out} exists; choose another --out")
     training = open_training(model, data, replay, seed)
     check_writable(out)
-    state, start, loss = start_training(training.weights, training.trainer), time.perf_counter(), 0.0
     steps = steps or training.max_steps
-    for step, loss in train_cycle(state, training.batches, training.trainer, steps, training.seed):
-        on_progress(step, steps, f"loss {loss:.4f}")
-    seconds = time.perf_counter() - start
-    save_checkpoint(training.weights, out)
+    with joined(training.trainer.num_shards) as ranks:
+        training.weights.to(best_device())  # type: ignore[arg-type]
+        state, start, loss = start_training(training.weights, training.trainer), time.perf_counter(), 0.0
+        for step, loss in train_cycle(state, training.batches, training.trainer, steps, training.seed, ranks):
+            on_progress(step, steps, f"loss {loss:.4f}")
+        seconds = time.perf_counter() - start
+        digest = weights_sha256(training.weights)
+        if ranks:
+            ranks.check_same(digest, training.weights.device)
+    if leads():
+        save_checkpoint(training.weights, out)
     return {
         "digits": training.digits,
         "examples": training.num_new,
@@ -124,7 +140,7 @@ def distill_files(
         "seconds": seconds,
         "tokens_per_s": state.tokens / seconds,
         "checkpoint": str(out),
-        "weights_sha256": weights_sha256(training.weights),
+        "weights_sha256": digest,
     }
 
 

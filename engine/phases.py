@@ -1,7 +1,7 @@
 """The phases of a run: supervise, generate, distill, audit, advance. Each does nothing when its files are there."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sector.engine import audit, improve, supervised
+from sector.engine import audit, guard, improve, supervised
 from sector.engine.audit import Solver
 from sector.engine.config import FilterConfig, RunConfig, TrainerConfig
 from sector.engine.dataset import (
@@ -34,6 +34,8 @@ from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
+from sector.engine.stopping import Stopping
+from sector.engine.workers import Workers, with_weights
 
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
@@ -46,7 +48,7 @@ class Goal:
     """Did training get where it should?
 
     agreement: one digit further. accuracy: lowest of the supervised lengths, in their own phase alone.
-    trained: lowest agreement at a trained length, in a round.
+    trained: lowest agreement at a trained length; not measured if the settings say so.
     """
 
     met: bool
@@ -58,9 +60,13 @@ class Goal:
 class Phases:
     """What a run does, one method a phase; `digits` 0 stands for the supervised phase."""
 
-    def __init__(self, run: RunDir, config: RunConfig) -> None:
+    def __init__(
+        self, run: RunDir, config: RunConfig, workers: Workers | None = None, stopping: Stopping | None = None
+    ) -> None:
+        """workers: who generates, if not this process alone. stopping: says when to save and expect the end."""
         tune_allocator()
         self._run, self._config = run, config
+        self._workers, self._stopping = workers, stopping or Stopping()
         self._order = DigitOrder(config.digit_order)
         self._sampler: Sampler | None = None
         self._first = config.supervised.max_digits
@@ -69,13 +75,16 @@ class Phases:
     def supervise(self) -> Iterator[Event]:
         """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
         settings = self._config.supervised
+        for name in self._run.mended:
+            yield {"event": "mended", "file": name}
+        self._write_labelled()
         if not self._run.has_checkpoint(self._first):
-            self._write_labelled()
             model = new_model(self._config.preset, self._config.seed, digit_order=self._config.digit_order)
             model.to(best_device())  # type: ignore[arg-type]
             yield from self._train(
                 model,
                 digits=0,
+                seed=self._config.seed,
                 config=settings.trainer,
                 cycles=[settings.cycle_steps] + [settings.more_steps] * (settings.max_cycles - 1),
                 batches=supervised.curriculum(self._config),
@@ -89,13 +98,14 @@ class Phases:
         """Try candidates of `digits` digits with the improved policy and keep what the filter accepts."""
         if self._run.examples(digits).exists():
             return
-        config = self._config
+        config, seed = self._config, guard.attempt_seed(self._run, self._config.seed, digits)
         model = self._run.load_checkpoint(digits - 1 if config.round.teacher == "last" else self._first)
         sampler = self._engine(model)
-        provenance = Provenance(digits, config.seed, config.engine, sampler.weights_sha256)
+        provenance = Provenance(digits, seed, config.engine, sampler.weights_sha256)
+        solve = with_weights(self._workers, model, sampler)
         start, parts, rows = time.perf_counter(), [], []
-        for block_rows, block in generate(
-            sampler, digits, config.round.candidates, config.filter, self._order, config.seed, config.hard_share
+        for block_rows, block in solve(
+            digits, config.round.candidates, config.filter, self._order, seed, config.hard_share
         ):
             parts.append(block)
             rows.append(block_rows)
@@ -130,15 +140,31 @@ class Phases:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
         if self._run.has_checkpoint(digits):
             return
-        settings = self._config.round
+        while True:
+            model, reached = yield from self._train_round(digits)
+            before = guard.fallen_from(self._run, digits, reached.trained, self._config.round.max_fall)
+            if before is None:
+                break
+            self._run.take_back(digits)
+            failed = self._run.num_failed(digits)
+            yield {
+                "event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": reached.trained
+            }  # fmt: skip
+            yield from self.generate(digits)
+        self._run.save_checkpoint(model, digits)
+
+    def _train_round(self, digits: int) -> Generator[Event, None, tuple[SectorForCausalLM, Goal]]:
+        """The weights of the last round, trained on the examples of this one; and where that led."""
+        settings, seed = self._config.round, guard.attempt_seed(self._run, self._config.seed, digits)
         new = read_examples(self._run.examples(digits)).get(digits)
         if new is None:
             raise NoAgreement(f"no candidate of {digits} digits was accepted")
         trainer, replay = settings.trainer, self._replay(digits)
         model = self._run.load_checkpoint(digits - 1)
-        yield from self._train(
+        reached = yield from self._train(
             model,
             digits=digits,
+            seed=seed,
             config=trainer,
             cycles=[settings.cycle_steps] * settings.max_cycles,
             batches=lambda cycle: mixed_batches(
@@ -147,11 +173,11 @@ class Phases:
                 trainer.num_shards,
                 trainer.shard_rows,
                 settings.replay_share,
-                stream_seed(self._config.seed, "distill", digits, cycle),
+                stream_seed(seed, "distill", digits, cycle),
             ),
             goal=partial(self._frontier_goal, digits),
         )
-        self._run.save_checkpoint(model, digits)
+        return model, reached
 
     def audit(self, digits: int) -> Iterator[Event]:
         """What the sums say of the round, for people only: a line of metrics.jsonl."""
@@ -180,20 +206,22 @@ class Phases:
         self,
         model: SectorForCausalLM,
         digits: int,
+        seed: int,
         config: TrainerConfig,
         cycles: list[int],
         batches: Callable[[int], Batches],
         goal: Callable[[Sampler], Goal],
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, Goal]:
         """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
-        phase = str(digits)
+        # What is left of an attempt that was taken back is no snapshot of the next.
+        phase = f"{digits}.{self._run.num_failed(digits)}" if self._run.num_failed(digits) else str(digits)
         resumed = self._run.load_training(model, config, phase)
         state, cycle, seconds = resumed or (start_training(model, config), 0, 0.0)
         start = time.perf_counter() - seconds
         while True:
-            seed = stream_seed(self._config.seed, "train", digits, cycle)
-            for step, loss in train_cycle(state, batches(cycle), config, cycles[cycle], seed):
-                if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle]:
+            draws = stream_seed(seed, "train", digits, cycle)
+            for step, loss in train_cycle(state, batches(cycle), config, cycles[cycle], draws):
+                if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle] or self._stopping.asked:
                     self._run.save_training(state, phase, cycle, time.perf_counter() - start)
                 yield {
                     "event": "train",
@@ -223,6 +251,7 @@ class Phases:
                 "trained_agreement": reached.trained,
             },
         )
+        return reached
 
     def _supervised_goal(self, sampler: Sampler) -> Goal:
         """Short problems right, fast and slow (here true sums are allowed), and agreement one digit further."""
@@ -234,27 +263,25 @@ class Phases:
         )
         agreement = self._agreement(sampler, self._first + 1)
         met = lowest >= settings.target_accuracy and agreement >= settings.target_agreement
-        return Goal(met, agreement, lowest)
+        return Goal(met, agreement, lowest, self._trained_agreement(sampler, self._first))
 
     def _frontier_goal(self, digits: int, sampler: Sampler) -> Goal:
         """Agreement one digit past the round, and at every length up to it: nothing forgotten. No true sum."""
         settings = self._config.round
-        agreement = self._agreement(sampler, digits + 1)
+        agreement, trained = self._agreement(sampler, digits + 1), self._trained_agreement(sampler, digits)
+        met = agreement >= settings.target_agreement and (trained is None or trained >= settings.target_trained)
+        return Goal(met, agreement, trained=trained)
+
+    def _trained_agreement(self, sampler: Sampler, digits: int) -> float | None:
+        """Lowest agreement at a length up to `digits`; None if the settings do not ask for it."""
+        count = self._config.round.probe_trained
         # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
         think, complement = self._config.filter.think, self._config.filter.complement
         quick = FilterConfig(
             vote="off" if think else "unanimous", second_look="off", complement=complement, k=2, think=think
         )
-        trained = min(
-            (
-                self._agreement_of(sampler, length, settings.probe_trained, quick)
-                for length in range(1, digits + 1)
-                if settings.probe_trained
-            ),
-            default=1.0,
-        )
-        met = agreement >= settings.target_agreement and trained >= settings.target_trained
-        return Goal(met, agreement, trained=trained)
+        lengths = range(1, digits + 1) if count else ()
+        return min((self._agreement_of(sampler, length, count, quick) for length in lengths), default=None)
 
     def _agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement by the run's own filter, on problems of a length not trained yet."""
@@ -306,6 +333,7 @@ class Phases:
             "accuracy": {str(score.digits): score.accuracy for score in scores},
             "frontier": audit.frontier_mistakes(solver.sampler, self._order, ahead),
             "cycles": training["cycles"],
+            "taken_back": self._run.num_failed(reached),
             "tokens_generated": generation["tokens"],
             "tokens_trained": training["tokens"],
             "seconds_generate": generation["seconds"],

@@ -9,6 +9,7 @@
     checkpoints/07/               weights after that round (06/: after the supervised phase)
     checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
     training.safetensors          the training under way, if one is
+    failed/07-1/                  a round that was taken back (guard.py)
     plots/                        accuracy by length over rounds; label error and acceptance
     tensorboard/                  the same and the loss, for TensorBoard (`trackers.py`)
 
@@ -16,6 +17,11 @@ What is done is read off the files: each is written once, whole, in this order.
 """
 
 import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,7 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 
 from sector.engine import config as configuration
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.checkpoint import check_finite, load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
 from sector.engine.distill import TrainState, start_training
 from sector.engine.errors import InputError
@@ -33,31 +39,42 @@ from sector.engine.model import SectorForCausalLM
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
+HOLDER = ".holder.json"
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunDir:
-    """One run's directory; `lock` it before writing."""
+    """One run's directory; `lock` it before writing. mended: files that were damaged and are made again."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.mended: list[str] = []
 
     @property
     def exists(self) -> bool:
         return (self.root / CONFIG).is_file()
 
-    def lock(self) -> FileLock:
-        """Hold the directory for this process. InputError if another holds it, or it cannot be written."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process. InputError if another holds it, and who; or it cannot be written."""
+        lock, holder = FileLock(self.root / ".lock"), self.root / HOLDER
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock")
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(f"{self.root} is in use by another run; wait for it or choose another --out") from error
+            raise InputError(
+                f"{self.root} is in use by another run{_who(holder)}; wait for it or choose another --out"
+            ) from error
         except OSError as error:
             raise InputError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        return lock
+        try:
+            since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
     def read_config(self) -> RunConfig:
         path = self.root / CONFIG
@@ -93,15 +110,19 @@ class RunDir:
     def save_checkpoint(self, model: SectorForCausalLM, digits: int) -> None:
         """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
         save_checkpoint(model, self.checkpoint(digits))
-        point_link(self.root / "checkpoints" / "latest", f"{digits:02d}")
+        self._point_ahead("latest", digits)
         self.snapshot.unlink(missing_ok=True)
 
     def load_checkpoint(self, digits: int) -> SectorForCausalLM:
         return load_checkpoint(self.checkpoint(digits))
 
     def mark_best(self, digits: int) -> None:
-        """Point `best` to these weights; a resumed run passes its old rounds again, and never points it back."""
-        link = self.root / "checkpoints" / "best"
+        """Point `best` to these weights."""
+        self._point_ahead("best", digits)
+
+    def _point_ahead(self, name: str, digits: int) -> None:
+        """Point a link to these weights; a resumed run passes its old rounds again, and never points it back."""
+        link = self.root / "checkpoints" / name
         if not link.is_symlink() or int(link.readlink().name) < digits:
             point_link(link, f"{digits:02d}")
 
@@ -116,6 +137,19 @@ class RunDir:
         """Append a line; the file is rewritten whole, so that it never ends in half a line."""
         lines = [*self.metrics(), line]
         write_text(self.root / METRICS, "".join(json.dumps(each) + "\n" for each in lines))
+
+    def failed(self, digits: int) -> Path:
+        """Where rounds at `digits` digits that were taken back lie, but for a number behind the name."""
+        return self.root / "failed" / f"{digits:02d}-"
+
+    def num_failed(self, digits: int) -> int:
+        """How often the round was taken back."""
+        return sum(1 for _ in self.root.glob(f"failed/{digits:02d}-*"))
+
+    def take_back(self, digits: int) -> None:
+        """Move the round's files away at once, so that it begins anew."""
+        self.failed(digits).parent.mkdir(exist_ok=True)
+        os.rename(self.round_dir(digits), f"{self.failed(digits)}{self.num_failed(digits) + 1}")
 
     def write_json(self, digits: int, name: str, values: dict[str, Any]) -> None:
         write_text(self.round_dir(digits) / f"{name}.json", json.dumps(values, indent=2) + "\n")
@@ -134,10 +168,10 @@ class RunDir:
                     tensors[f"{moment}.{names[parameter]}"] = value
         where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
         metadata = {key: str(value) for key, value in where.items()}
-        write_atomically(
-            self.snapshot,
-            lambda aside: safetensors.torch.save_file(tensors, aside, metadata=metadata),
-        )
+        check_finite(state.model)
+        # `save_file` would hide a full disk behind an error of its own.
+        content = safetensors.torch.save(tensors, metadata=metadata)
+        write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
         self, model: SectorForCausalLM, config: configuration.TrainerConfig, phase: str
@@ -161,3 +195,12 @@ class RunDir:
                     saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
                     optimizer.state[parameter] = saved
         return state, int(where["cycle"]), float(where["seconds"])
+
+
+def _who(holder: Path) -> str:
+    """The process that holds a run, as far as it is known."""
+    try:
+        held = json.loads(holder.read_text(encoding="utf-8"))
+        return f" (process {held['pid']} on {held['host']} since {held['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from sector.engine.config import RunConfig, flat, merged, run_config
 from sector.engine.errors import InputError
+from sector.engine.mend import remove_damaged
 from sector.engine.rundir import CONFIG, RunDir
 
 
@@ -16,6 +17,7 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
 
     given: what was asked for, nested as in TOML. A new run takes it over the defaults. An old run keeps its own
         settings; of those only `until` may be asked to change. source: where `given` came from, for messages.
+    What is damaged in an old run is removed (`mend.py`).
     Raises InputError before anything is written if the settings are bad or the directory is something else.
     """
     run = RunDir(root)
@@ -25,6 +27,7 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
         config = _settle(run, given, source)
         if not run.exists or run.read_config() != config:
             run.write_config(config)
+        run.mended = remove_damaged(run)
         yield run, config
 
 

@@ -5,7 +5,9 @@ import os
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +48,35 @@ def draws() -> torch.Generator:
 def kernel_device(request: pytest.FixtureRequest) -> torch.device:
     """Where Triton kernels run in this session: compiled on the GPU, or interpreted on the CPU."""
     return torch.device(request.param, 0) if request.param == "cuda" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def supervised_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has just left the supervised phase."""
+    # Imported here, and not before it is settled where kernels run.
+    from small_run import start
+
+    from sector.engine.phases import Phases
+
+    run, config = start(tmp_path_factory.mktemp("runs") / "supervised")
+    for _ in Phases(run, config).supervise():
+        pass
+    return run.root
+
+
+@pytest.fixture
+def fresh_run(supervised_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(supervised_run, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def finished_run(supervised_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run gone on to its end, never interrupted."""
+    from sector.engine.rundir import RunDir
+    from sector.engine.selfplay import self_play
+
+    root = Path(shutil.copytree(supervised_run, tmp_path_factory.mktemp("runs") / "finished", symlinks=True))
+    run = RunDir(root)
+    for _ in self_play(run, run.read_config()):
+        pass
+    return root

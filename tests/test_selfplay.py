@@ -3,77 +3,23 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from small_run import SECTOR, SMALL, final_weights, kill_when, start
 
 from sector.engine import oracle
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
-from sector.engine.config import RunConfig, run_config
-from sector.engine.dataset import read_examples
+from sector.engine.checkpoint import weights_sha256
+from sector.engine.dataset import read_examples, write_examples
 from sector.engine.errors import NoAgreement
 from sector.engine.phases import Phases
 from sector.engine.rundir import RunDir
 from sector.engine.selfplay import self_play
-
-SECTOR = Path(sys.executable).with_name("sector")
-
-# Small enough for a test, and so little trained that no round meets its goal: every cycle is used.
-SMALL: dict[str, Any] = {
-    "until": 8,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
-    "round": {
-        "candidates": 300,
-        "cycle_steps": 8,
-        "max_cycles": 2,
-        "probe": 40,
-        "target_agreement": 1.0,
-        "min_agreement": 0.0,
-    },
-    "filter": {"vote": "unanimous", "second_look": "off", "direct": False},
-}
-
-
-def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
-    config = run_config({**SMALL, **changes})
-    run = RunDir(root)
-    run.root.mkdir(parents=True, exist_ok=True)
-    run.write_config(config)
-    return run, config
-
-
-@pytest.fixture(scope="session")
-def supervised_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has just left the supervised phase."""
-    run, config = start(tmp_path_factory.mktemp("runs") / "supervised")
-    for _ in Phases(run, config).supervise():
-        pass
-    return run.root
-
-
-@pytest.fixture
-def fresh_run(supervised_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(supervised_run, tmp_path / "run", symlinks=True))
-
-
-@pytest.fixture(scope="session")
-def finished_run(supervised_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run gone on to its end, never interrupted."""
-    root = Path(shutil.copytree(supervised_run, tmp_path_factory.mktemp("runs") / "finished", symlinks=True))
-    run = RunDir(root)
-    for _ in self_play(run, run.read_config()):
-        pass
-    return root
-
-
-def final_weights(root: Path) -> str:
-    return weights_sha256(load_checkpoint(root / "checkpoints" / "latest"))
 
 
 def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
@@ -162,18 +108,6 @@ def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) ->
     assert run.metrics()[-1]["digits"] == 7 and run.metrics()[-1]["trained_agreement"] < 1
 
 
-def kill_when(root: Path, reached: Callable[[dict[str, Any]], bool]) -> bool:
-    """Run `sector run` on the directory and kill -9 it at the first event that matches; False if it ended before."""
-    command = [str(SECTOR), "run", "--out", str(root), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if reached(json.loads(line)):
-                process.send_signal(signal.SIGKILL)
-                return True
-    return False
-
-
 KILLS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "generate": lambda event: event["event"] == "generate" and event["digits"] == 7,
     "train": lambda event: event["event"] == "train" and event["digits"] == 7,
@@ -207,3 +141,76 @@ def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
         steps += [event["step"]] if event["event"] == "train" else []
     assert steps[0] == 101 and steps[-1] == 300
     assert final_weights(run.root) == final_weights(supervised_run)
+
+
+# The guard against the error avalanche. Better trained than SMALL, so that there is something to lose.
+
+GUARDED = {
+    "until": 7,
+    "supervised": {"cycle_steps": 700, "max_cycles": 1, "examples": 200},
+    "round": {**SMALL["round"], "cycle_steps": 30, "max_cycles": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def guarded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has something to lose, before its first round."""
+    run, config = start(tmp_path_factory.mktemp("runs") / "guarded", **GUARDED)
+    for _ in Phases(run, config).supervise():
+        pass
+    return run.root
+
+
+def play_poisoned(
+    guarded_run: Path, root: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> tuple[RunDir, list[dict[str, Any]], str]:
+    """A run of which the first so many attempts at 7 digits learn wrong answers; its events, and how it ended."""
+    shutil.copytree(guarded_run, root, symlinks=True)
+    run = RunDir(root)
+
+    def write_poisoned(path: Path, table: pa.Table) -> None:
+        """Every digit of the accepted answers is moved on by one: wrong, and all in the same way."""
+        if run.num_failed(7) < attempts:
+            moved = str.maketrans("0123456789", "1234567890")
+            answers = [text.zfill(8).translate(moved) for text in table.column("answer").to_pylist()]
+            at = table.column_names.index("answer")
+            table = table.set_column(at, table.schema.field(at), pa.array(answers, pa.string()))
+        write_examples(path, table)
+
+    monkeypatch.setattr("sector.engine.phases.write_examples", write_poisoned)
+    events: list[dict[str, Any]] = []
+    try:
+        for event in self_play(run, run.read_config()):
+            events.append(event)
+    except NoAgreement as error:
+        return run, events, str(error)
+    return run, events, "reached"
+
+
+def test_a_poisoned_round_is_taken_back_and_tried_again(
+    guarded_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", monkeypatch, attempts=1)
+    (rollback,) = [event for event in events if event["event"] == "rollback"]
+    assert rollback["failed"] == 1 and rollback["trained"] < rollback["before"] - 0.25
+    assert ended == "reached" and os.readlink(run.root / "checkpoints" / "best") == "07"
+    # Other problems, of which the audit says that they were learned; what was taken back can still be looked at.
+    first, second = (
+        pq.read_table(path).column("problem").to_pylist()
+        for path in (run.root / "failed" / "07-1" / "candidates.parquet", run.candidates(7))
+    )
+    assert len(first) == len(second) == 300 and not set(first) & set(second)
+    (line,) = [event for event in events if event["event"] == "round" and event["digits"] == 7]
+    assert line["trained_agreement"] >= rollback["before"] - 0.25 and line["taken_back"] == 1
+
+
+def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(
+    guarded_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", monkeypatch, attempts=9)
+    assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
+    assert "taken back 3 times" in ended and not run.has_checkpoint(7)
+    assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
+    # The same command says the same at once.
+    with pytest.raises(NoAgreement, match="taken back 3 times"):
+        list(self_play(run, run.read_config()))

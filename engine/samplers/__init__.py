@@ -8,10 +8,13 @@ from sector.engine.samplers.protocol import Sampler
 ENGINES = ("native", "hf", "vllm")
 
 
-def make_sampler(engine: str, model: SectorForCausalLM, vllm: VllmConfig | None = None) -> Sampler:
+def make_sampler(
+    engine: str, model: SectorForCausalLM, vllm: VllmConfig | None = None, num_threads: int | None = None
+) -> Sampler:
     """The engine of that name with the model's weights. InputError on an unknown name, or one that is not installed.
 
     The native engine is where the model is: plain torch on a CPU, our kernels on a GPU. vllm: settings of that engine.
+    num_threads: of the native engine on a CPU; by default one a core.
     """
     # An engine's own dependencies are imported only where it is used.
     if engine == "native" and model.device.type == "cuda":
@@ -21,7 +24,7 @@ def make_sampler(engine: str, model: SectorForCausalLM, vllm: VllmConfig | None 
     if engine == "native":
         from sector.engine.samplers.native import NativeSampler
 
-        return NativeSampler(model)
+        return NativeSampler(model, num_threads)
     if engine == "hf":
         from sector.engine.samplers.hf import HuggingFaceSampler
 

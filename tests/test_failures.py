@@ -1,0 +1,242 @@
+"""What goes wrong on machines, caused on purpose: one clear line, then the same command ends with the same weights."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import SECTOR, final_weights
+
+from sector.engine import distill, stopping
+from sector.engine.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.errors import Diverged, InputError
+from sector.engine.rundir import RunDir
+from sector.engine.runs import open_run
+from sector.engine.selfplay import self_play
+
+
+def go_on(root: Path) -> list[dict[str, Any]]:
+    """What `sector run --out ROOT` does, to the end."""
+    with open_run(root, {}, "test") as (run, config):
+        return list(self_play(run, config))
+
+
+def assert_same(root: Path, finished: Path) -> None:
+    """The same weights, and the same data to the byte; nothing left over."""
+    assert final_weights(root) == final_weights(finished)
+    for path in sorted(finished.glob("rounds/*/*.parquet")):
+        assert (root / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
+    digits = [line["digits"] for line in RunDir(root).metrics()]
+    assert digits == [line["digits"] for line in RunDir(finished).metrics()]
+    for name in ("latest", "best"):
+        assert os.readlink(root / "checkpoints" / name) == os.readlink(finished / "checkpoints" / name)
+    left = [path for path in root.rglob(".*") if path.name != ".lock"]
+    assert not left and not (root / "training.safetensors").exists()
+
+
+# A full disk. A link to /dev/full stands where a file is to be written aside: the kernel's own ENOSPC.
+
+FILES = [
+    "rounds/07/.candidates.parquet.partial",
+    "rounds/07/.generation.json.partial",
+    "rounds/07/.examples.parquet.partial",
+    "rounds/07/.examples.preview.jsonl.partial",
+    ".training.safetensors.partial",
+    "rounds/07/.training.json.partial",
+    ".metrics.jsonl.partial",
+    "plots/.accuracy.png.partial",
+]
+
+
+def test_a_disk_full_at_any_file_loses_nothing(fresh_run: Path, finished_run: Path) -> None:
+    """One run that meets a full disk eight times."""
+    for name in FILES:
+        (fresh_run / name).parent.mkdir(parents=True, exist_ok=True)
+        (fresh_run / name).symlink_to("/dev/full")
+        with pytest.raises(InputError, match="No space left on device"):
+            go_on(fresh_run)
+        assert not (fresh_run / name).is_symlink()
+    go_on(fresh_run)
+    assert_same(fresh_run, finished_run)
+
+
+def test_a_disk_too_full_for_a_checkpoint(fresh_run: Path, finished_run: Path) -> None:
+    """No file may grow beyond 300 kB: weights are larger, examples are not. One line, exit code 2."""
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))}
+    command = [str(SECTOR), "run", "--out", str(fresh_run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **limit)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr
+    assert not list(fresh_run.rglob("*.partial"))
+    go_on(fresh_run)
+    assert_same(fresh_run, finished_run)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sector.engine.model import new_model
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left"):
+        save_checkpoint(new_model("tiny", 0), tmp_path / "07")
+    assert not list(tmp_path.iterdir())
+
+
+# Damage
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED = [
+    "rounds/supervised/examples.parquet",
+    "rounds/07/candidates.parquet",
+    "rounds/07/examples.parquet",
+    "rounds/08/generation.json",
+    "rounds/08/training.json",
+    "checkpoints/07/model.safetensors",
+    "metrics.jsonl",
+]
+
+
+@pytest.fixture
+def ended_run(finished_run: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(finished_run, tmp_path / "ended", symlinks=True))
+
+
+def test_truncated_files_are_made_again_as_they_were(ended_run: Path, finished_run: Path) -> None:
+    for name in DAMAGED:
+        _truncate(ended_run / name)
+    mended = [event["file"] for event in go_on(ended_run) if event["event"] == "mended"]
+    assert mended == [*sorted(name.removesuffix("/model.safetensors") for name in DAMAGED[:-1]), "metrics.jsonl"]
+    assert_same(ended_run, finished_run)
+    assert not [event for event in go_on(ended_run) if event["event"] in ("mended", "train", "generate")]
+
+
+def test_a_truncated_snapshot_is_no_snapshot(fresh_run: Path, finished_run: Path) -> None:
+    with open_run(fresh_run, {}, "test") as (run, config):
+        next(event for event in self_play(run, config) if event["event"] == "goal")
+    _truncate(fresh_run / "training.safetensors")
+    assert go_on(fresh_run)[0] == {"event": "mended", "file": "training.safetensors"}
+    assert_same(fresh_run, finished_run)
+
+
+# Numbers that are none
+
+
+@pytest.mark.parametrize("at", [3, 8, 11], ids=["mid cycle", "last step", "second cycle"])
+def test_a_loss_that_is_no_number_is_never_saved(
+    fresh_run: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Once, at a step of round 7: the error names it, and the same command goes on as if nothing had been."""
+    true_loss, calls = distill._loss, []
+
+    def poisoned(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return true_loss(*args) * (float("nan") if len(calls) > 4 * (at - 1) else 1.0)
+
+    monkeypatch.setattr(distill, "_loss", poisoned)
+    with pytest.raises(Diverged, match=f"nan at step {(at - 1) % 8}"):
+        go_on(fresh_run)
+    monkeypatch.setattr(distill, "_loss", true_loss)
+    go_on(fresh_run)
+    assert_same(fresh_run, finished_run)
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights_change(
+    fresh_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_gradients = distill._gradients
+
+    def infinite(*args: Any) -> tuple[float, tuple[torch.Tensor, ...]]:
+        loss, gradients = true_gradients(*args)
+        return loss, (gradients[0] * float("inf"), *gradients[1:])
+
+    monkeypatch.setattr(distill, "_gradients", infinite)
+    with pytest.raises(Diverged, match="gradient"):
+        go_on(fresh_run)
+    assert not (fresh_run / "checkpoints" / "07").exists() and not (fresh_run / "training.safetensors").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(fresh_run: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(fresh_run)
+    with torch.no_grad():
+        model.head.weight[1, 1] = float("inf")
+    with pytest.raises(Diverged, match=r"head\.weight"):
+        save_checkpoint(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+# SIGTERM
+
+
+def terminate_when(root: Path, reached: Callable[[dict[str, Any]], bool]) -> tuple[int, list[dict[str, Any]]]:
+    """Run `sector run`, send SIGTERM at the first event that matches; exit code and events."""
+    command = [str(SECTOR), "run", "--out", str(root), "--json"]
+    events = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if reached(events[-1]):
+                process.send_signal(signal.SIGTERM)
+                sent, reached = time.perf_counter(), lambda event: False
+    assert time.perf_counter() - sent < 30
+    return process.returncode, events
+
+
+def test_sigterm_saves_the_step_and_ends_well(fresh_run: Path, finished_run: Path) -> None:
+    for kind in ("generate", "train", "round"):
+        code, events = terminate_when(fresh_run, lambda event, kind=kind: event["event"] == kind)
+        assert code == 0 and events[-1]["stopped_because"] == "terminated", kind
+    go_on(fresh_run)
+    assert_same(fresh_run, finished_run)
+
+
+def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
+    asked = stopping.Stopping()
+    with open_run(fresh_run, {}, "test") as (run, config):
+        for event in self_play(run, config, stopping=asked):
+            if event["event"] == "train" and event["step"] == 2:
+                asked.asked = True
+            if event["event"] == "train" and event["step"] == 3:
+                break
+    again = next(event for event in go_on(fresh_run) if event["event"] == "train")
+    assert again["step"] == 4
+
+
+def test_what_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.heed_sigterm() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.asked
+        with pytest.raises(stopping.Terminated):
+            signal.pause()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Two at once
+
+
+def test_a_second_run_is_refused_and_names_the_holder(fresh_run: Path) -> None:
+    with open_run(fresh_run, {}, "test"):
+        command = [str(SECTOR), "run", "--out", str(fresh_run)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    for what in ("in use", f"process {os.getpid()}", socket.gethostname(), "since 20"):
+        assert what in done.stderr
+    with open_run(fresh_run, {}, "test"):
+        pass

@@ -1,0 +1,106 @@
+"""What SECURITY.md promises, where no other file tests it."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from sector.cli.app import app
+from sector.engine.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.config import RunConfig
+from sector.engine.errors import InputError
+from sector.engine.model import new_model
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    path for folder in ("engine", "kernels", "cli", "benchmarks", "sector") for path in (ROOT / folder).rglob("*.py")
+]
+# Unpickling, and code from strings.
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "yaml.load", "np.load"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_unpickles_or_runs_text(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+            assert not {name.partition(".")[0] for name in names} & FORBIDDEN
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS
+            remote = [each for each in node.keywords if each.arg == "trust_remote_code"]
+            assert all(isinstance(each.value, ast.Constant) and each.value.value is False for each in remote)
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    """`auto_map` points to a module beside the weights, which would leave a trace."""
+    path = tmp_path / "model"
+    save_checkpoint(new_model("tiny", 0), path)
+    (path / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nclass Evil: pass\n")
+    (path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch trace'\ntR.")
+    config = json.loads((path / "config.json").read_text())
+    auto = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (path / "config.json").write_text(json.dumps(config | {"auto_map": auto, "trust_remote_code": True}))
+    assert type(load_checkpoint(path)).__module__ == "sector.engine.model"
+    (path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+        load_checkpoint(path)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_no_setting_is_a_path() -> None:
+    """Every setting is a number, a switch or one of a few words, at any depth."""
+
+    def kinds(model: type[BaseModel]) -> set[str]:
+        found = set()
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found |= kinds(inner)
+            elif inner not in (int, float, bool):
+                assert "Literal" in str(inner), f"{name} takes {inner}"
+        return found
+
+    assert kinds(RunConfig) == set()
+
+
+@pytest.mark.parametrize(
+    "text", ["a[bold]b[/bold].parquet", "\x1b[31mred", "two\nlines"], ids=["markup", "escape", "lines"]
+)
+def test_what_a_file_says_is_shown_as_text(text: str, tmp_path: Path) -> None:
+    config = tmp_path / "bad.toml"
+    config.write_text(f"{json.dumps(text)} = 1\n")
+    result = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "run"), "--config", str(config)])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "\x1b" not in result.stderr and "unknown key" in result.stderr
+    assert text.splitlines()[0].replace("\x1b", "\\x1b") in result.stderr
+
+
+def test_a_path_is_no_markup(tmp_path: Path) -> None:
+    save_checkpoint(new_model("tiny", 0), tmp_path / "model")
+    out = tmp_path / "[red]x[/red].parquet"
+    command = ["generate", "--model", str(tmp_path / "model"), "--digits", "2", "--count", "4", "--out", str(out)]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "300"}, catch_exceptions=False).stdout
+    assert "[red]x[/red].parquet" in shown
+
+
+def test_ray_sends_and_measures_nothing() -> None:
+    """Settings that Ray reads when it is imported."""
+    program = (
+        "import os\n"
+        "from sector.engine.workers import Workers\n"
+        "Workers(2, 'native')\n"
+        "from ray._common.usage import usage_lib\n"
+        "print(usage_lib.usage_stats_enabled(), os.environ['RAY_enable_metrics_collection'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "0"]

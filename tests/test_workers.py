@@ -1,0 +1,160 @@
+"""Generation on many engines: the same bytes for any number of them, in any order, whatever dies."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sector.engine import workers as module
+from sector.engine.checkpoint import load_checkpoint
+from sector.engine.config import FilterConfig
+from sector.engine.dataset import Provenance, candidates_table, improved_table, write_table
+from sector.engine.errors import InputError, WorkersDied
+from sector.engine.generate import generate
+from sector.engine.improve import cat_improved
+from sector.engine.model import SectorForCausalLM, new_model
+from sector.engine.policy import DigitOrder
+from sector.engine.samplers.native import NativeSampler
+from sector.engine.workers import Workers, prove, with_weights
+
+# Six blocks, the last one short, at a temperature: rows must keep their own random streams.
+ASKED: tuple[Any, ...] = (7, 1300, FilterConfig(k=3, temperature=0.3), DigitOrder.MSD, 5, 0.4)
+
+
+@pytest.fixture(scope="module")
+def model(supervised_run: Path) -> SectorForCausalLM:
+    return load_checkpoint(supervised_run)
+
+
+@pytest.fixture(scope="module")
+def engine(model: SectorForCausalLM) -> NativeSampler:
+    return NativeSampler(model, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Workers]:
+    with Workers(2, "native") as workers:
+        yield workers
+
+
+def in_files(folder: Path, blocks: Iterator[tuple[torch.Tensor, Any]]) -> tuple[bytes, bytes]:
+    """What a round would write of these blocks: accepted examples, and all that was tried."""
+    rows, parts = zip(*blocks, strict=True)
+    improved = cat_improved(parts)
+    assert improved.accepted.any() and not improved.accepted.all()
+    provenance = Provenance(7, 5, "native", "ab" * 32)
+    folder.mkdir(exist_ok=True)
+    write_table(folder / "examples", improved_table(improved, torch.cat(rows), DigitOrder.MSD, provenance))
+    write_table(folder / "candidates", candidates_table(improved))
+    return (folder / "examples").read_bytes(), (folder / "candidates").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(engine: NativeSampler, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """One engine of one thread in this process."""
+    return in_files(tmp_path_factory.mktemp("expected"), generate(engine, *ASKED))
+
+
+def test_two_workers_write_what_one_engine_writes(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, expected: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    assert in_files(tmp_path, with_weights(crew, model, engine)(*ASKED)) == expected
+    pids = {proof.pid for proof in crew.proofs.values()}
+    assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_blocks_land_in_order_however_they_come(monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM) -> None:
+    """Three places whose blocks come back last first."""
+    monkeypatch.setattr(
+        Workers, "_run", lambda self, blocks, asked: ((start, Block(start)) for start in reversed(blocks))
+    )
+    given = list(Workers(3, "native").generate(*ASKED))
+    assert [rows.tolist()[0] for rows, _ in given] == list(range(0, 1300, 250))
+    assert torch.equal(torch.cat([rows for rows, _ in given]), torch.arange(1300))
+
+
+class Block:
+    """Stands for a solved block."""
+
+    def __init__(self, start: int) -> None:
+        self.problems = range(start, min(start + 250, 1300))
+
+
+def test_a_worker_killed_mid_batch_changes_no_byte(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, expected: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    solve = with_weights(crew, model, engine)
+    before = dict(crew.proofs)
+
+    def kill_on_the_way() -> Iterator[tuple[torch.Tensor, Any]]:
+        for index, block in enumerate(solve(*ASKED)):
+            if index == 1:
+                os.kill(before[0].pid, signal.SIGKILL)
+            yield block
+
+    assert in_files(tmp_path, kill_on_the_way()) == expected
+    assert crew.proofs[0].pid != before[0].pid and crew.proofs[1].pid == before[1].pid
+
+
+def test_when_all_die_again_and_again_it_gives_up(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = with_weights(crew, model, engine)
+    monkeypatch.setattr(module, "MAX_DEATHS", 1)
+    victims = [proof.pid for proof in crew.proofs.values()]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkersDied, match="2 workers died"):
+        list(solve(*ASKED))
+
+
+def test_new_weights_reach_every_worker_and_are_proved(crew: Workers, engine: NativeSampler) -> None:
+    other = new_model("tiny", seed=3)
+    crew.load(other, NativeSampler(other))
+    shas = {proof.weights_sha256 for proof in crew.proofs.values()}
+    assert shas == {NativeSampler(other).weights_sha256} and shas != {engine.weights_sha256}
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [("weights_sha256", "other weights"), ("said", "answers otherwise")], ids=str
+)
+def test_a_worker_whose_proof_fails_gets_no_work(
+    crew: Workers,
+    model: SectorForCausalLM,
+    engine: NativeSampler,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    what: str,
+) -> None:
+    """The driver is made to expect something else: for a worker that is the same as to be wrong."""
+    monkeypatch.setattr(module, "prove", lambda *args: replace(prove(*args), **{field: "00"}))
+    with pytest.raises(RuntimeError, match=what):
+        crew.load(model, engine)
+
+
+def test_a_proof_tells_weights_apart(model: SectorForCausalLM, engine: NativeSampler) -> None:
+    """Also where the digest is claimed and not computed."""
+    changed = NativeSampler(new_model("tiny", seed=3))
+    assert prove(engine, DigitOrder.MSD) == prove(NativeSampler(model, num_threads=2), DigitOrder.MSD)
+    assert prove(changed, DigitOrder.MSD).said != prove(engine, DigitOrder.MSD).said
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x"], ids=["nobody", "no port"])
+def test_a_cluster_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM, engine: NativeSampler, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=f"RAY_ADDRESS={address}"):
+        Workers(2, "native").load(model, engine)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="pip install"):
+        Workers(2, "native")
