@@ -183,13 +183,9 @@ def test_some_branches_may_have_drafts(
     _assert_same(outputs, expected[0.0])
 
 
-def test_a_right_draft_costs_one_pass(
-    model: SectorForCausalLM,
-    prefix: Tensor,
-    branches: list[Branch],
-    expected: dict[float, list[Tensor]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of a row in every pass through the model, as they come."""
     lengths: list[int] = []
     forward = CpuModel.forward
 
@@ -198,14 +194,24 @@ def test_a_right_draft_costs_one_pass(
         return forward(self, ids, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CpuModel, "forward", counted)
+    return lengths
+
+
+def test_a_right_draft_costs_one_pass(
+    model: SectorForCausalLM,
+    prefix: Tensor,
+    branches: list[Branch],
+    expected: dict[float, list[Tensor]],
+    passes: list[int],
+) -> None:
     sampler = NativeSampler(model, num_threads=1)
     one = [Branch(branch.mark[:1], branch.length) for branch in branches]
     sampler.sample(prefix[:1], one, _sampling(0.0)[slice(0, 1)])
-    undrafted = len(lengths)
-    lengths.clear()
+    undrafted = len(passes)
+    passes.clear()
     drafted = _with_drafts(one, [output[:1] for output in expected[0.0]])
     sampler.sample(prefix[:1], drafted, _sampling(0.0)[slice(0, 1)])
-    assert len(lengths) == 1
+    assert len(passes) == 1
     assert undrafted > 10
 
 
@@ -247,18 +253,7 @@ def test_a_shared_beginning_changes_no_token(
         _assert_same(sampler.sample(prefix, some, sampling, beginning), drafts)
 
 
-def test_a_shared_beginning_is_read_once(
-    model: SectorForCausalLM, layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[int] = []
-    forward = CpuModel.forward
-
-    def counted(self: CpuModel, ids: Tensor, *args: object, **options: object) -> Tensor:
-        passes.append(ids.shape[1])
-        return forward(self, ids, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(CpuModel, "forward", counted)
-
+def test_a_shared_beginning_is_read_once(model: SectorForCausalLM, layout: Layout, passes: list[int]) -> None:
     def first_passes(savings: Savings, rows: slice) -> list[int]:
         sampler = NativeSampler(model, num_threads=1, savings=savings)
         beginning, lengths = Beginning(policy.beginning_length(DIGITS, layout)), []
