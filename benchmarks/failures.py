@@ -70,8 +70,7 @@ def send(number: int) -> Strike:
 
 def kill_worker(process: subprocess.Popen[str], root: Path) -> None:
     """SIGKILL to one worker of the run, which is at work on a block."""
-    workers = [pid for pid in _descendants(process.pid) if _command(pid).startswith("ray::Worker")]
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
 
 
 def fill(name: str) -> Strike:
@@ -218,6 +217,11 @@ def main() -> None:
             print(f"| {' | '.join(shown)} | {row['seconds_back']:.1f} |", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"failures": rows, **describe()}, indent=2) + "\n", encoding="utf-8")
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the workers that a process has hired."""
+    return [each for each in _descendants(pid) if _command(each).startswith("ray::Worker")]
 
 
 def _descendants(pid: int) -> list[int]:

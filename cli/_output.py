@@ -1,6 +1,7 @@
 """One sink for what commands have to say: data on stdout, as JSON or for people; talk on stderr."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False)
+        # As it is now: while workers are there, what others print goes to stderr.
+        self._stdout = sys.stdout
+        self.console = Console(highlight=False, file=self._stdout)
         self._talk = Console(stderr=True, highlight=False)
 
     @property
@@ -31,11 +34,11 @@ class Output:
 
     def line(self, values: dict[str, Any]) -> None:
         """One JSON object, at once."""
-        print(json.dumps(values), flush=True)
+        print(json.dumps(values), file=self._stdout, flush=True)
 
     def text(self, text: str) -> None:
         """A line of the result, never wrapped, at once."""
-        print(text, flush=True)
+        print(text, file=self._stdout, flush=True)
 
     def say(self, text: str) -> None:
         """Talk."""

@@ -14,10 +14,11 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -253,9 +254,15 @@ class Workers:
 Generate = Callable[[int, int, FilterConfig, DigitOrder, int, float], Iterator[tuple[Tensor, Improved]]]
 
 
-def hired(count: int | None, engine: str) -> AbstractContextManager[Workers | None]:
+@contextmanager
+def hired(count: int | None, engine: str) -> Iterator[Workers | None]:
     """So many workers for the time of a `with`; nobody if `count` is None. InputError if Ray is not installed."""
-    return nullcontext() if count is None else Workers(count, engine)
+    if count is None:
+        yield None
+        return
+    # Ray prints what it has to say of workers that died, and stdout is for data.
+    with redirect_stdout(sys.stderr), Workers(count, engine) as workers:
+        yield workers
 
 
 def with_weights(workers: Workers | None, model: SectorForCausalLM, sampler: Sampler) -> Generate:

@@ -1,8 +1,11 @@
 """Generation on many engines: the same bytes for any number of them, in any order, whatever dies."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import SECTOR
 
+from sector.benchmarks.failures import workers_of
 from sector.engine import workers as module
 from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig
@@ -158,3 +163,19 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="pip install"):
         Workers(2, "native")
+
+
+def test_what_ray_says_of_a_dead_worker_is_not_data(supervised_run: Path, tmp_path: Path) -> None:
+    asked = ["--model", supervised_run, "--digits", "7", "--count", "3000", "--out", tmp_path / "f.parquet"]
+    command = [SECTOR, "generate", *asked, "--workers", "2", "--json"]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (workers := workers_of(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(workers[0], signal.SIGKILL)
+        out, talk = process.communicate(timeout=120)
+    assert process.returncode == 0, talk
+    assert json.loads(out)["tried"] == 3000
