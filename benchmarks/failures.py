@@ -132,13 +132,14 @@ def suffer(root: Path, reached: Callable[[Event], bool], strike: Strike, how: li
     command = [*program, "run", "--out", str(root), "--json", *(how if how != ["nan"] else [])]
     told: Event = {"because": "killed", "next": None}
     struck = None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "done":
+                # Read on: who closes the pipe now takes from the run its last words.
                 told["because"] = event["stopped_because"]
-                break
+                continue
             told["last"] = event
             if struck is not None and told["next"] is None:
                 told["next"] = time.perf_counter() - struck
