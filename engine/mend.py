@@ -46,9 +46,8 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     for path in run.root.glob("checkpoints/[0-9]*"):
         if not (_is_readable(path / WEIGHTS, _read_header) and _is_readable(path / "config.json", _read_json)):
             yield path, path
-    snapshot = run.root / "training.safetensors"
-    if snapshot.exists() and not _is_readable(snapshot, _read_header):
-        yield snapshot, snapshot
+    if run.snapshot.exists() and not _is_readable(run.snapshot, _read_header):
+        yield run.snapshot, run.snapshot
 
 
 def _is_readable(path: Path, read: Callable[[Path], object]) -> bool:

@@ -10,7 +10,8 @@ Legend: H heads, B rows, T tokens of a pass, Q of them that ask, L of the beginn
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,12 +31,7 @@ def attend(q: Tensor, kv: Tensor, spans: Sequence[slice], beginning: Tensor | No
     part, all of the prompt, and `beginning [H, B, L, 2K]`, the keys and values of tokens before it that were read
     earlier. Parts of which nothing is asked are keys only. InputError where no float holds the scores.
     """
-    mixed, sums = _mix(q, kv, spans, beginning)
-    if not _is_in_range(sums):
-        wide = None if beginning is None else beginning.double()
-        mixed, sums = _mix(q.double(), kv.double(), spans, wide)
-        _check_range(sums)
-    return _side_by_side(mixed, len(q)).to(q.dtype)
+    return _held(partial(_mix, spans), q, kv, beginning)
 
 
 def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Tensor:
@@ -43,19 +39,24 @@ def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | No
 
     unseen: `[B, S]` keys not to be looked at; none of them if None. InputError as in `attend`.
     """
-    mixed, sums = _mix_one(q, keys, values, unseen)
+    return _held(partial(_mix_one, unseen), q, keys, values)
+
+
+def _held(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor | None) -> Tensor:
+    """What `mix` makes of tensors, in their own dtype if that holds the sums, else in float64; `[B * Q, D]`.
+
+    InputError where float64 does not do either: no model that was trained has scores of hundreds of bits.
+    """
+    mixed, sums = mix(q, *others)
     if not _is_in_range(sums):
-        mixed, sums = _mix_one(q.double(), keys.double(), values.double(), unseen)
-        _check_range(sums)
-    return _side_by_side(mixed, len(q)).to(q.dtype)
+        mixed, sums = mix(*(None if tensor is None else tensor.double() for tensor in (q, *others)))
+        if not _is_in_range(sums):
+            raise InputError("the model's attention scores leave the range of float64; its weights are broken")
+    heads_first = mixed.view(len(q), -1, mixed.shape[2])
+    return heads_first.transpose(0, 1).flatten(1).to(q.dtype)
 
 
-def _side_by_side(mixed: Tensor, heads: int) -> Tensor:
-    """`[H * B, Q, K]` -> `[B * Q, D]`."""
-    return mixed.view(heads, -1, mixed.shape[2]).transpose(0, 1).flatten(1)
-
-
-def _mix_one(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> tuple[Tensor, Tensor]:
+def _mix_one(unseen: Tensor | None, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attended values `[H * B, 1, K]` and the sums they were divided by, `[H * B, 1, 1]`."""
     scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1))
     if unseen is not None:
@@ -72,13 +73,7 @@ def _is_in_range(sums: Tensor) -> bool:
     return bool(low > limits.tiny**0.5) and bool(high < limits.max**0.5)
 
 
-def _check_range(sums: Tensor) -> None:
-    """InputError where float64 does not do either: no model that was trained has scores of hundreds of bits."""
-    if not _is_in_range(sums):
-        raise InputError("the model's attention scores leave the range of float64; its weights are broken")
-
-
-def _mix(q: Tensor, kv: Tensor, spans: Sequence[slice], beginning: Tensor | None) -> tuple[Tensor, Tensor]:
+def _mix(spans: Sequence[slice], q: Tensor, kv: Tensor, beginning: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attended values `[H * B, Q, K]` and the sums they were divided by, `[H * B, Q, 1]`."""
     asked, length = q.shape[2], kv.shape[2]
     begun = None if beginning is None else beginning.flatten(0, 1)
