@@ -135,9 +135,9 @@ class _Job:
         self._model, self._savings, self._prefix, self._branches = model, savings, prefix, branches
         self._sampling, self._kept = sampling, kept
         self._outputs = [prefix.new_empty(len(prefix), branch.length) for branch in branches]
-        # How many tokens of each row are known, and keys and values of the rows that go on: one entry a branch.
+        # How many tokens of each row are known, and what was read of the rows that go on: one entry a branch.
         self._known = [prefix.new_empty(len(prefix)) for _ in branches]
-        self._going_on: list[list[Tensor]] = [[] for _ in branches]
+        self._going_on: list[list[_Read]] = [[] for _ in branches]
 
     @torch.inference_mode()
     def run(self) -> list[Tensor]:
@@ -171,9 +171,9 @@ class _Job:
             output = self._outputs[index][rows]
             known = accept(output, chosen, branch.draft, tokens.PAD_ID)
             self._known[index][rows] = known
-            unfinished = _is_unfinished(output, known).nonzero().squeeze(1)
-            if len(unfinished):
-                self._going_on[index].append(reading.keys_and_values(span, unfinished))
+            unfinished = _is_unfinished(output, known)
+            if unfinished.any():
+                self._going_on[index].append(reading.of_branch(span, unfinished))
 
     def _decode(self, index: int) -> None:
         """Go on with a branch token by token, all rows together; the last known token of each is not yet read."""
@@ -227,28 +227,59 @@ class _Reading:
         for layer, kv in zip(kept, self._layers, strict=True):
             layer.copy_(kv[:, :, : layer.shape[2]])
 
-    def keys_and_values(self, span: slice, rows: Tensor) -> Tensor:
-        """`[layers, H, n, S, 2K]` of the prefix and one branch, for n of the rows."""
-        parts = [[kv[:, rows, : self._spans[0].stop], kv[:, rows, span]] for kv in self._layers]
-        begun = [] if self._beginning is None else [self._beginning[:, :, rows]]
-        return torch.cat([*begun, *(torch.stack(part) for part in zip(*parts, strict=True))], dim=3)
+    def of_branch(self, span: slice, rows: Tensor) -> "_Read":
+        """What these rows `[B]` need to go on with one branch."""
+        parts = [[kv[:, :, self._spans[0]], kv[:, :, span]] for kv in self._layers]
+        if self._beginning is not None:
+            parts = [[begun, *others] for begun, others in zip(self._beginning, parts, strict=True)]
+        return _Read(parts, slice(None) if rows.all() else rows.nonzero().squeeze(1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Keys and values of some rows of a tile where they were read: a layer, the parts `[H, B, S, 2K]` of a row."""
+
+    layers: list[list[Tensor]]
+    rows: Tensor | slice
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[1] if isinstance(self.rows, slice) else len(self.rows)
+
+    @property
+    def num_slots(self) -> int:
+        return sum(part.shape[2] for part in self.layers[0])
 
 
 class _Cache:
     """Keys and values of rows that are decoded together, one token a step; keys lie as their products want them.
 
-    parts: `[layers, H, n, S, 2K]` of some rows each, what is filled so far of `num_slots` slots.
+    They start as what was `read` of some rows each, and have `num_slots` slots.
     """
 
-    def __init__(self, parts: list[Tensor], num_slots: int) -> None:
-        keys, values = torch.cat(parts, dim=2).chunk(2, dim=4)
-        *shape, num_filled, head_dim = keys.shape
-        # Zeros, not empty: masked slots are read, and 0 * NaN is NaN.
-        self._keys, self._values = (
-            keys.new_zeros(*shape, head_dim, num_slots),
-            keys.new_zeros(*shape, num_slots, head_dim),
-        )
-        self._keys[..., :num_filled], self._values[..., :num_filled, :] = keys.transpose(3, 4), values
+    def __init__(self, read: list[_Read], num_slots: int) -> None:
+        first = read[0].layers[0][0]
+        shape = len(read[0].layers), len(first), sum(len(each) for each in read)
+        head_dim = first.shape[3] // 2
+        self._keys = first.new_empty(*shape, head_dim, num_slots)
+        self._values = first.new_empty(*shape, num_slots, head_dim)
+        start = 0
+        for each in read:
+            rows = slice(start, start + len(each))
+            for layer, parts in enumerate(each.layers):
+                self._fill(self._keys[layer][:, rows], self._values[layer][:, rows], parts, each.rows)
+            start = rows.stop
+        # Masked slots are read, and 0 * NaN is NaN.
+        self._values[..., read[0].num_slots :, :].zero_()
+
+    @staticmethod
+    def _fill(keys: Tensor, values: Tensor, parts: list[Tensor], rows: Tensor | slice) -> None:
+        """Put parts `[H, B, S, 2K]` one behind another into `[H, n, K, slots]` and `[H, n, slots, K]`."""
+        start = 0
+        for part in parts:
+            slots = slice(start, start + part.shape[2])
+            k, v = part[:, rows].chunk(2, dim=3)
+            keys[..., slots], values[..., slots, :] = k.transpose(2, 3), v
+            start = slots.stop
 
     def go_to(self, slots: Tensor) -> None:
         """The next step writes to these slots `[B]` and sees all up to them."""
