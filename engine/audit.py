@@ -17,6 +17,7 @@ from sector.engine.problem import batches
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.task import Batch, Layout, Mode, Simplifications, Task
+from sector.engine.tasks import task_of
 
 POLICIES = ("fast", "slow", "improved")
 EVAL_BATCH = 1000
@@ -105,15 +106,22 @@ def label_mistakes(examples: Examples) -> dict[str, int]:
 def frontier_mistakes(sampler: Sampler, layout: Layout, problems: Batch) -> dict[str, dict[str, int]]:
     """What the `fast` and the `slow` policy make of problems of N >= 2 digits, greedy: outputs by mistake.
 
-    Of one prefix both are asked at once, as the improved policy does it.
+    Of one prefix both are asked at once, as the improved policy does it; where the fast policy thinks down to what is
+    answered at once, it is asked for itself.
     """
     size, count = problems.size, len(problems)
     sampling = Sampling(0.0, 0, torch.arange(count), stage=0)
     lengths = {Mode.ANSWER: layout.answer_length(size), Mode.THINK: layout.simplification_length(size)}
     branches = [Branch(layout.mark_ids(mode, count), length) for mode, length in lengths.items()]
     fast, slow = sampler.sample(layout.prefix_ids(problems), branches, sampling)
+    if task_of(problems).answers_at_once(problems):
+        kinds = answer_mistakes(fast, problems, layout)
+    else:
+        answers, valid, _ = improve.answer_fast(sampler, problems, layout, sampling)
+        kinds = oracle.truth_of(problems).answer_mistakes(problems, answers)
+        kinds = mistakes.where_parsed(kinds, valid, [False] * count)
     return {
-        "fast": mistakes.tally(answer_mistakes(fast, problems, layout)),
+        "fast": mistakes.tally(kinds),
         "slow": mistakes.tally(simplification_mistakes(slow, problems, layout)),
     }
 

@@ -58,21 +58,30 @@ class Provenance:
 
 
 def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance: Provenance) -> pa.Table:
-    """The accepted rows of an improved batch; `rows [B]` are the problems' indices in their stream."""
+    """The accepted rows of an improved batch; `rows [B]` are the problems' indices in their stream.
+
+    Where every step of a chain is distilled, a row a step.
+    """
     keep = improved.accepted
     first = improved.first
-    guesses = first.guesses[keep]
-    flat = plain_decimals(guesses.flatten(0, 1))
-    k = guesses.shape[1]
-    return _table(
-        improved.examples(),
-        layout,
-        provenance,
-        guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
-        votes=first.votes[keep].tolist(),
-        commutes=improved.agrees[keep].tolist(),
-        index=rows[keep].tolist(),
-    )
+    k = first.guesses.shape[1]
+    tables = []
+    for lesson in improved.lessons():
+        # A guess at the whole is, without the digits found on the way, one at what remained.
+        guesses = first.guesses[keep][:, :, : lesson.problems.answer_width]
+        flat = plain_decimals(guesses.flatten(0, 1))
+        tables.append(
+            _table(
+                lesson,
+                layout,
+                provenance,
+                guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
+                votes=first.votes[keep].tolist(),
+                commutes=improved.agrees[keep].tolist(),
+                index=rows[keep].tolist(),
+            )
+        )
+    return pa.concat_tables(tables)
 
 
 def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -> pa.Table:
@@ -143,14 +152,22 @@ def write_examples(path: Path, table: pa.Table) -> None:
     write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
 
 
-def read_examples(path: Path) -> dict[int, Examples]:
-    """Examples of a file by length. InputError if it is no parquet of ours or a row does not fit its own length."""
-    by_length: dict[int, list[tuple[str, str, str]]] = {}
+def read_examples(path: Path) -> dict[Any, Examples]:
+    """Examples of a file by length, and by size where a length has several.
+
+    InputError if it is no parquet of ours or a row does not fit its own length.
+    """
+    by_size: dict[Any, list[tuple[str, str, str]]] = {}
     task, columns = _read_columns(path, ("problem", "answer", "simplification", "digits"))
-    for problem, answer, simplification, digits in zip(*columns, strict=True):
-        by_length.setdefault(digits, []).append((problem, answer, simplification))
     try:
-        return {digits: _examples(task, rows, digits) for digits, rows in sorted(by_length.items())}
+        for problem, answer, simplification, digits in zip(*columns, strict=True):
+            by_size.setdefault((digits, task.size_of(problem, digits)), []).append((problem, answer, simplification))
+        sizes = sorted(by_size)
+        # Of several sizes of one length the last is the largest; it is the one that goes by the length alone.
+        names = {size[0]: size for size in sizes}
+        return {
+            size[0] if names[size[0]] == size else size[1]: _examples(task, by_size[size], size[0]) for size in sizes
+        }
     except _NOT_OURS as error:
         raise InputError(f"{path} holds a row that is no example ({_first_line(error)})") from error
 
@@ -180,7 +197,7 @@ def plain_decimals(answers: Tensor) -> list[str]:
 
 def simplification_texts(rest: Batch, digit: Tensor) -> list[str]:
     """`12+45+1|9`: the remaining problem, and the digit split off; '' where nothing was simplified."""
-    if rest.digits == 0:
+    if rest.is_nothing:
         return [""] * len(rest)
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
 
@@ -206,7 +223,7 @@ def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns
 def _examples(task: Task, rows: list[tuple[str, str, str]], digits: int) -> Examples:
     problems = task.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], problems)
-    if digits == 1 or not any(row[2] for row in rows):
+    if not any(row[2] for row in rows):
         return Examples(problems, answers, problems.without_digits(), answers[:, -1])
     simplified = [row[2].rpartition("|") for row in rows]
     rest = task.parse([part[0] for part in simplified], digits - 1)

@@ -48,15 +48,16 @@ class Examples:
 
 
 def mixed_batches(
-    new: Examples, replay: list[Examples], num_shards: int, shard_rows: int, replay_share: float, seed: int
+    new: list[Examples], replay: list[Examples], num_shards: int, shard_rows: int, replay_share: float, seed: int
 ) -> Callable[[int], list[Examples]]:
     """Shards of a training step: some from the new examples, the others each from one set of the replay.
 
-    The sets of the replay take turns, in a new random order every time around: left to chance, some would not be seen
-    for a whole round, and be forgotten. What a step draws depends on `seed` and the step alone. With no replay all
-    shards are new.
+    The new sets take turns, and so do those of the replay, in a new random order every time around: left to chance,
+    some would not be seen for a whole round, and be forgotten. What a step draws depends on `seed` and the step alone.
+    With no replay all shards are new.
     """
     num_replay = round(num_shards * replay_share) if replay else 0
+    num_new = num_shards - num_replay
 
     def set_at(turn: int) -> Examples:
         around, place = divmod(turn, len(replay))
@@ -64,7 +65,7 @@ def mixed_batches(
 
     def draw(step: int) -> list[Examples]:
         draws = generator(seed, "batch", step)
-        sets = [new] * (num_shards - num_replay)
+        sets = [new[(step * num_new + index) % len(new)] for index in range(num_new)]
         sets += [set_at(step * num_replay + index) for index in range(num_replay)]
         return [each[torch.randint(0, len(each), (shard_rows,), generator=draws)] for each in sets]
 

@@ -89,7 +89,7 @@ class Look:
     guesses: `[B, K, W]` full answers, one a simplification. valid: `[B, K]` which of them parsed.
     answers: `[B, W]` the vote. votes: `[B]` guesses that gave it.
     parsed: `[B]` did the vote get what it needs? decided: `[B]` and does the filter's vote accept it?
-    rest, digit: the first simplification.
+    rest, digit: the first simplification. chain: all of them, where each is distilled (`Task.at_once`).
     direct: `[B, W]` the fast answer to the whole problem, with direct_valid `[B]`.
     """
 
@@ -104,6 +104,7 @@ class Look:
     direct: Tensor
     direct_valid: Tensor
     tokens: int | Tensor
+    chain: tuple[Simplifications, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +140,34 @@ class Improved:
         return {reason.name.lower(): int((self.verdict == reason).sum()) for reason in reasons}
 
     def examples(self) -> Examples:
-        """What is to be distilled: the accepted problems with their voted answers and first simplifications."""
+        """The accepted problems with their voted answers and first simplifications."""
         keep = self.accepted
         first = self.first
         return Examples(self.problems[keep], first.answers[keep], first.rest[keep], first.digit[keep])
 
+    def lessons(self) -> list[Examples]:
+        """What is to be distilled: the examples, and the further steps of a chain with what remained of the answers."""
+        sets, keep = [self.examples()], self.accepted
+        for step in self.first.chain[1:]:
+            problems, answers = sets[-1].rest, sets[-1].answers[:, :-1]
+            sets.append(Examples(problems, answers, step.rest[keep], step.digit[keep]))
+        if self.first.chain:
+            problems, answers = sets[-1].rest, sets[-1].answers[:, :-1]
+            sets.append(Examples(problems, answers, problems.without_digits(), answers[:, -1]))
+        return sets
+
 
 def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
-    """The fast policy: answers `[B, W]`, which parsed `[B]`, and the tokens it took."""
-    answers, parsed, spent = _answer(
-        sampler, problems.to(sampler.device), layout, _on(sampling, sampler.device), draft=None
-    )
+    """The fast policy: answers `[B, W]`, which parsed `[B]`, and the tokens it took.
+
+    Problems that are not answered at once are simplified until they are: one chain of thought, one guess, no check.
+    """
+    problems, sampling = problems.to(sampler.device), _on(sampling, sampler.device)
+    if task_of(problems).answers_at_once(problems):
+        answers, parsed, spent = _answer(sampler, problems, layout, sampling, draft=None)
+    else:
+        chain = _simplify_then_guess(sampler, problems, 1, layout, sampling, draft=None)
+        answers, parsed, spent = chain.guesses[0], chain.valid[0], torch.as_tensor(chain.tokens)
     return answers.cpu(), parsed.cpu(), int(spent)
 
 
@@ -188,7 +206,7 @@ def improve(
     verdict = torch.full_like(first.votes, Verdict.ACCEPTED)
     verdict[~first.parsed] = Verdict.UNPARSABLE
     verdict[first.parsed & ~first.decided] = Verdict.OUTVOTED
-    if settings.direct:
+    if settings.direct and task.answers_at_once(problems):
         direct_agrees = first.direct_valid & (first.direct == first.answers).all(dim=1)
         verdict[(verdict == Verdict.ACCEPTED) & ~direct_agrees] = Verdict.NOT_DIRECT
     second = torch.zeros_like(first.answers)
@@ -235,6 +253,8 @@ def cat_improved(parts: Sequence[Improved]) -> Improved:
         values = [getattr(look, each.name) for look in looks]
         if each.name == "rest":
             joined[each.name] = type(values[0]).cat(values)
+        elif each.name == "chain":
+            joined[each.name] = tuple(map(_cat_steps, zip(*values, strict=True)))
         else:
             joined[each.name] = sum(values) if each.name == "tokens" else torch.cat(values)
     return Improved(
@@ -245,6 +265,14 @@ def cat_improved(parts: Sequence[Improved]) -> Improved:
         torch.cat([part.complement for part in parts]),
         torch.cat([part.verdict for part in parts]),
         sum(part.tokens for part in parts),
+    )
+
+
+def _cat_steps(parts: Sequence[Simplifications]) -> Simplifications:
+    return Simplifications(
+        type(parts[0].rest).cat(part.rest for part in parts),
+        torch.cat([part.digit for part in parts]),
+        torch.cat([part.valid for part in parts]),
     )
 
 
@@ -277,8 +305,9 @@ def _home(look: Look) -> Look:
     """A look on the CPU, its tokens a plain number."""
     values: dict[str, Any] = {each.name: getattr(look, each.name) for each in fields(Look)}
     cpu = torch.device("cpu")
-    moved = {name: value.to(cpu) for name, value in values.items() if name != "tokens"}
-    return Look(**moved, tokens=int(look.tokens))
+    moved = {name: value.to(cpu) for name, value in values.items() if name not in ("tokens", "chain")}
+    chain = tuple(Simplifications(each.rest.to(cpu), each.digit.to(cpu), each.valid.to(cpu)) for each in look.chain)
+    return Look(**moved, tokens=int(look.tokens), chain=chain)
 
 
 def _at_look(sampling: Sampling, rows: Tensor, look: int) -> Sampling:
@@ -291,7 +320,7 @@ class _Chain:
     """A chain of thought under way: the problem as far as it is simplified, and what was found so far.
 
     current: the remaining problems. found: `[B, j]` digits split off by j simplifications. alive: `[B]` rows of which
-    every simplification parsed. guesses, valid, first, direct, tokens: as in `Look`.
+    every simplification parsed. steps: the simplifications. guesses, valid, direct, tokens: as in `Look`.
     """
 
     current: Any
@@ -299,7 +328,7 @@ class _Chain:
     alive: Tensor
     guesses: list[Tensor] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
-    first: Simplifications | None = None
+    steps: list[Simplifications] = field(default_factory=list)
     direct: tuple[Tensor, Tensor] | None = None
     tokens: int | Tensor = 0
 
@@ -320,7 +349,7 @@ class _Chain:
         """Go on with what a simplification left over."""
         self.current, self.alive = step.rest, self.alive & step.valid
         self.found = torch.cat([step.digit.unsqueeze(1), self.found], dim=1)
-        self.first = self.first or step
+        self.steps.append(step)
 
 
 def _look(
@@ -335,9 +364,7 @@ def _look(
     """Simplify-then-guess and vote. `draft [B, W]` is an answer the guesses are likely to repeat."""
     num_guesses = 1 if settings.vote is Vote.OFF else k
     if settings.think:
-        # A one-digit problem cannot be simplified: there the direct answer is the only guess.
-        num_simplifications = min(num_guesses, problems.digits - 1)
-        chain = _simplify_then_guess(sampler, problems, num_simplifications, layout, sampling, draft)
+        chain = _simplify_then_guess(sampler, problems, num_guesses, layout, sampling, draft)
     else:
         chain = _guess_at_once(sampler, problems, num_guesses, layout, sampling)
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
@@ -346,18 +373,19 @@ def _look(
     unanimous = settings.vote is Vote.UNANIMOUS
     parsed = valid.all(dim=1) if unanimous else votes > 0
     decided = votes == guesses.shape[1] if unanimous else parsed
-    if chain.first is None:
+    if not chain.steps:
         rest, digit = problems.without_digits(), answers[:, -1]
     else:
-        rest, digit = chain.first.rest, chain.first.digit
+        rest, digit = chain.steps[0].rest, chain.steps[0].digit
     direct, direct_valid = chain.direct or (torch.zeros_like(answers), torch.zeros_like(parsed))
-    return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens)
+    steps = () if task_of(problems).at_once is None else tuple(chain.steps)
+    return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps)
 
 
 def _simplify_then_guess(
     sampler: Sampler,
     problems: Batch,
-    num_simplifications: int,
+    num_guesses: int,
     layout: Layout,
     sampling: Sampling,
     draft: Tensor | None,
@@ -366,13 +394,15 @@ def _simplify_then_guess(
 
     Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
     """
+    task = task_of(problems)
+    num_simplifications = task.num_simplifications(problems, num_guesses)
     beginning = Beginning(layout.beginning_length(problems.size))
     chain = _Chain.begun(problems)
     for stage in range(num_simplifications + 1):
         last = stage == num_simplifications
         current = chain.current
         branches = [] if last else [_think_branch(current, layout, draft)]
-        if asks := stage > 0 or draft is None or last:
+        if asks := (stage > 0 or draft is None or last) and task.answers_at_once(current):
             branches.append(_answer_branch(current, layout, draft))
         at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
         with named(" + ".join(["think"] * (not last) + ["answer"] * asks)):

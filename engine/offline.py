@@ -170,10 +170,10 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
     """Read weights, examples and settings. InputError names the file that is none of them."""
     sets = _read_all(data)
     digits = max(each.digits for each in sets)
-    new = Examples.cat(each for each in sets if each.digits == digits)
+    new = [Examples.cat(each for each in sets if each.digits == digits)]
     old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
     weights, settings = load_checkpoint(model), _round_settings(model)
-    one_task([weights.config.task, *(each.problems.task for each in [new, *old])])
+    one_task([weights.config.task, *(each.problems.task for each in [*new, *old])])
     trainer = settings.trainer
     tune_allocator()
     return Training(
@@ -190,7 +190,7 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
         stream_seed(seed, "train", digits),
         settings.cycle_steps * settings.max_cycles,
         digits,
-        len(new),
+        len(new[0]),
         sum(map(len, old)),
     )
 

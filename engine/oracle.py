@@ -59,10 +59,10 @@ class Truth(ABC):
 
     def __init_subclass__(cls) -> None:
         for name, value in list(vars(cls).items()):
+            if isinstance(value, staticmethod | classmethod | property):
+                raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
             if callable(value):
                 setattr(cls, name, _behind_the_door(value))
-            elif isinstance(value, staticmethod | classmethod | property):
-                raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
 
     @abstractmethod
     def answers(self, problems: Any) -> Tensor:

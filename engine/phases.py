@@ -155,8 +155,8 @@ class Phases:
     def _train_round(self, digits: int) -> Generator[Event, None, tuple[SectorForCausalLM, Goal]]:
         """The weights of the last round, trained on the examples of this one; and where that led."""
         settings, seed = self._config.round, guard.attempt_seed(self._run, self._config.seed, digits)
-        new = read_examples(self._run.examples(digits)).get(digits)
-        if new is None:
+        new = list(read_examples(self._run.examples(digits)).values())
+        if not new:
             raise NoAgreement(f"no candidate of {digits} digits was accepted")
         trainer, replay = settings.trainer, self._replay(digits)
         model = self._run.load_checkpoint(digits - 1)
@@ -279,7 +279,12 @@ class Phases:
         # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
         think, complement = self._config.filter.think, self._config.filter.complement
         quick = FilterConfig(
-            vote="off" if think else "unanimous", second_look="off", complement=complement, k=2, think=think
+            vote="off" if think else "unanimous",
+            # Where nothing is answered at once, only another problem tells.
+            second_look="off" if self._task.at_once is None else "swapped",
+            complement=complement,
+            k=2,
+            think=think,
         )
         lengths = range(1, digits + 1) if count else ()
         return min((self._agreement_of(sampler, length, count, quick) for length in lengths), default=None)

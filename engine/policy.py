@@ -9,7 +9,7 @@ parse. On a GPU the kernels of `kernels/layout.py` do that, so that nothing wait
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from sector.kernels.token_table import TokenTable
 # Classes of ids as letters, so that shapes of outputs are patterns.
 _LETTERS = "d" * tokens.NUM_DIGITS + ")cc" + "E"
 _ANSWER = re.compile(r"d+(E_*)?")
-_SIMPLIFICATION = re.compile(r"d+\)(&d+\))+cd?E?_*")
 
 
 class DigitOrder(StrEnum):
@@ -39,8 +38,11 @@ class PlaceLayout:
 
     order: most significant digit first, or least.
     variant: which start marks, 0..NUM_SHIFTS-1, one for the batch or `[B]`; 0 is the plain look.
+    simplification_shape: a simplification with any numbers, a letter a token: d a digit, c a carry, _ padding.
     problems: what simplifications leave: sums, or another batch of two operands and a carry.
     """
+
+    simplification_shape: ClassVar[re.Pattern[str]] = re.compile(r"d+\)&d+\)cd?E?_*")
 
     order: DigitOrder = DigitOrder.MSD
     variant: int | Tensor = 0
@@ -124,10 +126,10 @@ class PlaceLayout:
             return Simplifications(self.problems(said.a, said.b, said.carry), said.digit, said.valid)
         rest_digits = digits - 1
         ids = ids[:, : self.simplification_length(digits)]
-        a = self._ordered(_digit_classes(ids[:, :rest_digits]))
-        b = self._ordered(_digit_classes(ids[:, rest_digits + 2 : 2 * rest_digits + 2]))
+        a = self._ordered(digit_classes(ids[:, :rest_digits]))
+        b = self._ordered(digit_classes(ids[:, rest_digits + 2 : 2 * rest_digits + 2]))
         carry = (tokens.class_of(ids[:, 2 * rest_digits + 3]) == tokens.CARRY_1).long()
-        digit = _digit_classes(ids[:, 2 * rest_digits + 4])
+        digit = digit_classes(ids[:, 2 * rest_digits + 4])
         valid = (self.simplification_ids(self.problems(a, b, carry), digit) == ids).all(dim=1)
         keep = valid.long()
         rest = self.problems(a * keep.unsqueeze(1), b * keep.unsqueeze(1), carry * keep)
@@ -140,7 +142,7 @@ class PlaceLayout:
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Which rows of `[B, T]` would parse, were their numbers of another length?"""
-        pattern = _ANSWER if mode == Mode.ANSWER else _SIMPLIFICATION
+        pattern = _ANSWER if mode == Mode.ANSWER else self.simplification_shape
         return [pattern.fullmatch("".join(map(_letter, row))) is not None for row in tokens.class_of(ids).tolist()]
 
     def first_places(self, count: int, device: torch.device) -> Tensor:
@@ -180,7 +182,7 @@ class PlaceLayout:
     def _parse_number(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Ids `[B, >width]` of a number and the end of the sequence -> its digits `[B, width]`, and which parse."""
         ids = ids[:, : width + 1]
-        digits = self._ordered(_digit_classes(ids[:, :width]))
+        digits = self._ordered(digit_classes(ids[:, :width]))
         valid = (self.answer_ids(digits) == ids).all(dim=1)
         return digits * valid.unsqueeze(1), valid
 
@@ -199,7 +201,7 @@ def _by_kernels(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def _digit_classes(ids: Tensor) -> Tensor:
+def digit_classes(ids: Tensor) -> Tensor:
     """Class of each id where it is a digit, else 0 (the comparison with a fresh layout then rejects the row)."""
     classes = tokens.class_of(ids)
     return torch.where(classes < tokens.NUM_DIGITS, classes, 0)

@@ -78,6 +78,11 @@ class Problems:
         """N+1, the digits of an answer."""
         return self.digits + 1
 
+    @property
+    def is_nothing(self) -> bool:
+        """Is there no problem at all, because nothing was simplified?"""
+        return self.digits == 0
+
     def without_digits(self) -> Self:
         """As many problems of no digits: what is left where nothing was simplified."""
         empty = self.a[:, :0]
@@ -126,8 +131,8 @@ class Problems:
         if longest > digits:
             raise InputError(f"an operand has {longest} digits, more than {digits}")
         return Problems(
-            _digit_tensor([row[0] for row in operands], digits),
-            _digit_tensor([row[1] for row in operands], digits),
+            digit_tensor([row[0] for row in operands], digits),
+            digit_tensor([row[1] for row in operands], digits),
             torch.tensor([row[2] for row in operands], dtype=torch.int64),
         )
 
@@ -198,7 +203,8 @@ def _operands(text: str) -> tuple[str, str, int]:
     return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
 
 
-def _digit_tensor(numbers: list[str], digits: int) -> Tensor:
+def digit_tensor(numbers: list[str], digits: int) -> Tensor:
+    """Decimal strings of at most N = `digits` characters -> `[B, N]` digits, with leading zeros."""
     text = "".join(number.zfill(digits) for number in numbers).encode("ascii")
     flat = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
     return flat.to(torch.int64).sub_(ord("0")).view(len(numbers), digits)

@@ -1,6 +1,7 @@
 """The supervised phase's data: short problems with true answers and true simplifications (SECToR section 4.1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,7 +33,13 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
             draws = generator(config.seed, "supervised", cycle, step)
             opened = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
             lengths = torch.randint(1, opened + 1, (trainer.num_shards,), generator=draws).tolist()
-            return [label(task.draw(length, trainer.shard_rows, draws, config.hard_share)) for length in lengths]
+            lessons = [
+                (step * trainer.num_shards + shard) % task.num_lessons(each) for shard, each in enumerate(lengths)
+            ]
+            return [
+                label(task.draw_lesson(length, lesson, trainer.shard_rows, draws, config.hard_share))
+                for length, lesson in zip(lengths, lessons, strict=True)
+            ]
 
         return draw
 
@@ -40,11 +47,16 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
 
 def kept_examples(config: RunConfig) -> list[Examples]:
-    """The labelled examples that later rounds replay, one set a length."""
-    task = find_task(config.task)
+    """The labelled examples that later rounds replay, one set a length and lesson."""
+    task, settings = find_task(config.task), config.supervised
+
+    def draw(digits: int, lesson: int) -> Any:
+        # The first lesson of a length draws as if there were no others.
+        draws = generator(config.seed, "labelled", digits, *([lesson] if lesson else []))
+        return task.draw_lesson(digits, lesson, settings.examples, draws, config.hard_share)
+
     return [
-        label(
-            task.draw(digits, config.supervised.examples, generator(config.seed, "labelled", digits), config.hard_share)
-        )
+        label(draw(digits, lesson))
         for digits in range(1, config.supervised.max_digits + 1)
+        for lesson in range(task.num_lessons(digits))
     ]

@@ -54,6 +54,11 @@ class Batch(Protocol):
         """Digits of an answer, leading zeros included."""
         ...
 
+    @property
+    def is_nothing(self) -> bool:
+        """Is there no problem at all, because nothing was simplified?"""
+        ...
+
     def texts(self) -> list[str]:
         """As people write them, every operand with all its digits."""
         ...
@@ -157,12 +162,15 @@ class Task(ABC):
     name: as in the config, and in every checkpoint. summary: in a few words.
     truth: what only the supervised phase and the audit may ask.
     has_complement: is there a `complement` look?
+    at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
+        are that short, by every policy, and what is distilled of them is each step of the chain.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     truth: ClassVar[Truth]
     has_complement: ClassVar[bool] = False
+    at_once: ClassVar[int | None] = None
 
     @abstractmethod
     def layout(self, order: str) -> Layout:
@@ -171,6 +179,31 @@ class Task(ABC):
     @abstractmethod
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
         """Draw problems of N = `digits`; a share `hard_share` of them is harder than uniform digits are."""
+
+    def num_lessons(self, digits: int) -> int:
+        """Kinds of problems that the supervised phase must teach at N = `digits`."""
+        return 1
+
+    def draw_lesson(self, digits: int, lesson: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
+        """Draw problems of one kind, 0 to `num_lessons` - 1."""
+        return self.draw(digits, count, draws, hard_share)
+
+    def size_of(self, text: str, digits: int) -> Any:
+        """Size of a problem as `Batch.texts` writes it: what lets problems of a file form a batch."""
+        return digits
+
+    def answers_at_once(self, problems: Any) -> bool:
+        """Is the direct answer to these problems taught?"""
+        return self.at_once is None or problems.digits <= self.at_once
+
+    def num_simplifications(self, problems: Any, num_guesses: int) -> int:
+        """How often to simplify for so many guesses, one after each step that leaves what is answered at once.
+
+        A one-digit problem that is answered at once is not simplified.
+        """
+        if self.at_once is None:
+            return min(num_guesses, problems.digits - 1)
+        return min(problems.digits - self.at_once + num_guesses - 1, problems.digits)
 
     @abstractmethod
     def parse(self, texts: list[str], digits: int | None = None) -> Any:
