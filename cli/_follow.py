@@ -43,8 +43,10 @@ def asked_for(config: Path | None, filter_name: str | None, **options: Any) -> t
 
 
 def default_out(given: dict[str, Any]) -> Path:
-    """`runs/<preset>-seed<seed>`."""
-    return Path("runs") / f"{given.get('preset', DEFAULTS.preset)}-seed{given.get('seed', DEFAULTS.seed)}"
+    """`runs/<preset>-seed<seed>`, the task in front if it is not the default."""
+    task = given.get("task", DEFAULTS.task)
+    name = f"{given.get('preset', DEFAULTS.preset)}-seed{given.get('seed', DEFAULTS.seed)}"
+    return Path("runs") / (name if task == DEFAULTS.task else f"{task}-{name}")
 
 
 def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:

@@ -8,6 +8,7 @@ import typer
 
 from sector.engine.config import FilterConfig, RunConfig
 from sector.engine.errors import InputError
+from sector.engine.tasks import task_names
 
 Engine = Literal["native", "hf", "vllm"]
 FilterName = Literal["paper", "strict", "none"]
@@ -71,6 +72,12 @@ MaybeSeed = Annotated[
 ]
 MaybePreset = Annotated[
     Preset | None, typer.Option("--preset", help="Size of the model.", show_default=DEFAULTS.preset)
+]
+MaybeTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task", metavar="NAME", help="What is learned: " + ", ".join(task_names()) + ".", show_default=DEFAULTS.task
+    ),
 ]
 MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What generates.", show_default=DEFAULTS.engine)]
 MaybeFilter = Annotated[

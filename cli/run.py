@@ -18,6 +18,7 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Digits at which the run is done.", show_default=str(options.DEFAULTS.until)),
     ] = None,
+    task: options.MaybeTask = None,
     preset: options.MaybePreset = None,
     seed: options.MaybeSeed = None,
     engine: options.MaybeEngine = None,
@@ -27,9 +28,9 @@ def run(
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
-    """Teach a model to add: a supervised start on short problems, then self-play.
+    """Teach a model to add, or another --task: a supervised start on short problems, then self-play.
 
-    After the supervised phase no true sum is seen. The same command on an
+    After the supervised phase no true answer is seen. The same command on an
     existing directory resumes it; --until may be raised then, and --workers
     be another number: what is written stays the same. Exit code 3: the model
     no longer agrees with itself; its last good weights are kept. SIGTERM
@@ -40,6 +41,7 @@ def run(
       sector run
       sector run --out runs/short --until 8
       sector run --out runs/paper --filter paper --seed 1
+      sector run --task subtraction
       sector run --workers 8
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
@@ -52,7 +54,7 @@ def run(
     from sector.engine.workers import hired
 
     output = Output(as_json)
-    given, source = asked_for(config, until=until, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
+    given, source = asked_for(config, filter_name, until=until, task=task, preset=preset, seed=seed, engine=engine)
     with (
         heed_sigterm() as stopping,
         open_run(out or default_out(given), given, source) as (run_dir, settled),

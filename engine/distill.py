@@ -19,15 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import policy, tokens
+from sector.engine import tokens
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
 from sector.engine.model import MAX_GAP, SectorForCausalLM
-from sector.engine.policy import DigitOrder, Layout
 from sector.engine.ranges import named
 from sector.engine.ranks import Ranks
 from sector.engine.seeding import generator
+from sector.engine.task import Mode
+from sector.engine.tasks import task_of
 from sector.engine.threads import one_thread
 
 _IGNORE = -100
@@ -41,7 +42,8 @@ class Rows:
     places: `[B, T]` rotary positions, augmented.
     mask: `[1, 1, T, T]` bool, what may attend to what.
     targets: `[B, C]` classes to predict from the last C tokens, -100 where no loss is taken.
-    answer_length: the first so many of the C belong to the fast answer, the others to the simplification.
+    answer_length: the first so many of the C belong to the fast answer, the others to the simplification; 0 where no
+        direct answer is taught.
     """
 
     ids: Tensor
@@ -104,7 +106,6 @@ def train_cycle(
     loss or the gradient is not finite, before the weights take that step.
     """
     parameters = list(state.model.parameters())
-    order = DigitOrder(state.model.config.digit_order)
     state.model.train()
     with _pool() as pool, one_thread():
         while state.step < num_steps:
@@ -112,7 +113,10 @@ def train_cycle(
                 _set_rates(state, config, schedule(state.step, num_steps, config))
                 with named("lay out"):
                     draws = generator(seed, "augment", state.step)
-                    laid_out = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+                    laid_out = [
+                        lay_out(examples, state.model.config.digit_order, config, draws)
+                        for examples in batches(state.step)
+                    ]
                     shared = ranks.share(laid_out) if ranks else laid_out
                     shards = [rows.to(state.model.device) for rows in shared]
                 results = list(
@@ -150,21 +154,25 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def lay_out(examples: Examples, order: DigitOrder, config: TrainerConfig, draws: torch.Generator) -> Rows:
+def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.Generator) -> Rows:
     """Examples of one length as one shard, each row in a random variant of start marks and with a random gap."""
     count = len(examples)
     variant = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
-    layout = Layout(order, variant)
-    prefix = policy.prefix_ids(examples.problems, layout)
-    answer = policy.answer_ids(examples.answers, layout)
-    segments, targets = [prefix, policy.mark_ids(tokens.ANSWER, layout, count), answer[:, :-1]], [answer]
-    if examples.rest.digits:
-        simplification = policy.simplification_ids(examples.rest, examples.digit, layout)
-        segments += [policy.mark_ids(tokens.THINK, layout, count), simplification[:, :-1]]
+    task = task_of(examples.problems)
+    layout = task.layout(order).shifted(variant)
+    prefix = layout.prefix_ids(examples.problems)
+    segments, targets = [prefix], [prefix[:, :0]]
+    if task.answers_at_once(examples.problems):
+        answer = layout.answer_ids(examples.answers)
+        segments += [layout.mark_ids(Mode.ANSWER, count), answer[:, :-1]]
+        targets = [answer]
+    if not examples.rest.is_nothing:
+        simplification = layout.simplification_ids(examples.rest, examples.digit)
+        segments += [layout.mark_ids(Mode.THINK, count), simplification[:, :-1]]
         targets.append(simplification)
     ids, target_ids = torch.cat(segments, dim=1), torch.cat(targets, dim=1)
     shift = torch.tensor(tokens.SHIFTS)[variant].unsqueeze(1)
-    column, gap = _draw_gaps(count, examples.digits, config, draws)
+    column, gap = _draw_gaps(count, max(1, examples.problems.answer_width - 1), config, draws)
     places = _with_gap(ids, column + shift, gap)
     target_places = _with_gap(target_ids, column + shift, gap)
     # A token that follows its predecessor across the gap has no neighbour to copy from: no loss there.
@@ -173,9 +181,9 @@ def lay_out(examples: Examples, order: DigitOrder, config: TrainerConfig, draws:
     return Rows(
         ids,
         places,
-        _branch_mask(prefix.shape[1], answer.shape[1], ids.shape[1]),
+        _branch_mask(prefix.shape[1], targets[0].shape[1], ids.shape[1]),
         tokens.class_of(target_ids).masked_fill(across, _IGNORE),
-        answer.shape[1],
+        targets[0].shape[1],
     )
 
 
@@ -190,13 +198,13 @@ def tune_allocator() -> None:
     libc.mallopt(m_trim_threshold, one_gib)
 
 
-def _draw_gaps(count: int, digits: int, config: TrainerConfig, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_gaps(count: int, columns: int, config: TrainerConfig, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each row a column `[B, 1]` and how many places `[B, 1]` everything behind it moves away.
 
     The distance of digits that are not neighbours then carries no information, so that nothing is learned about
     "six digits from the end", which no longer holds at seven. Column 0 moves the digits away from the marks.
     """
-    column = torch.randint(0, digits, (count, 1), generator=draws)
+    column = torch.randint(0, columns, (count, 1), generator=draws)
     gap = torch.randint(0, MAX_GAP + 1, (count, 1), generator=draws)
     return column, gap * (torch.rand(count, 1, generator=draws) < config.gap_share)
 
@@ -231,11 +239,12 @@ def _loss(model: SectorForCausalLM, rows: Rows, fast_weight: float) -> Tensor:
     logits = model.class_logits(hidden, rows.ids[:, first:])
     fast, slow = logits.split([rows.answer_length, logits.shape[1] - rows.answer_length], dim=1)
     fast_targets, slow_targets = rows.targets.split([fast.shape[1], slow.shape[1]], dim=1)
-    loss = F.cross_entropy(fast.flatten(0, 1), fast_targets.flatten(), ignore_index=_IGNORE)
-    if slow.shape[1]:
-        slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
-        loss = fast_weight * loss + (1 - fast_weight) * slow_loss
-    return loss
+    losses = [
+        F.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORE)
+        for part, wanted in ((fast, fast_targets), (slow, slow_targets))
+        if part.shape[1]
+    ]
+    return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 def _pool() -> ThreadPoolExecutor:

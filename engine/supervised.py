@@ -1,24 +1,22 @@
 """The supervised phase's data: short problems with true answers and true simplifications (SECToR section 4.1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from sector.engine import oracle
 from sector.engine.config import RunConfig
 from sector.engine.examples import Examples
-from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
+from sector.engine.task import Batch
+from sector.engine.tasks import find_task
 
 
-def label(problems: Problems) -> Examples:
+def label(problems: Batch) -> Examples:
     """True answers and true first simplifications of any problems."""
-    answers = oracle.true_answers(problems)
-    carries = oracle.true_carries(problems)
-    # The remaining problem receives the carry into its last column.
-    carry = carries[:, -2] if problems.digits > 1 else torch.zeros_like(problems.carry)
-    rest = Problems(problems.a[:, :-1], problems.b[:, :-1], carry)
-    return Examples(problems, answers, rest, answers[:, -1])
+    step = oracle.truth_of(problems).simplifications(problems)
+    return Examples(problems, oracle.true_answers(problems), step.rest, step.digit)
 
 
 def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Examples]]]:
@@ -26,7 +24,7 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
     The lengths open up from 1 to `max_digits` over the first share of the first cycle; all are equally likely then.
     """
-    settings, trainer = config.supervised, config.supervised.trainer
+    settings, trainer, task = config.supervised, config.supervised.trainer, find_task(config.task)
 
     def cycle_batches(cycle: int) -> Callable[[int], list[Examples]]:
         ramp = settings.curriculum_share * settings.cycle_steps if cycle == 0 else 0
@@ -35,7 +33,13 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
             draws = generator(config.seed, "supervised", cycle, step)
             opened = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
             lengths = torch.randint(1, opened + 1, (trainer.num_shards,), generator=draws).tolist()
-            return [label(draw_problems(length, trainer.shard_rows, draws, config.hard_share)) for length in lengths]
+            lessons = [
+                (step * trainer.num_shards + shard) % task.num_lessons(each) for shard, each in enumerate(lengths)
+            ]
+            return [
+                label(task.draw_lesson(length, lesson, trainer.shard_rows, draws, config.hard_share))
+                for length, lesson in zip(lengths, lessons, strict=True)
+            ]
 
         return draw
 
@@ -43,12 +47,16 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
 
 def kept_examples(config: RunConfig) -> list[Examples]:
-    """The labelled examples that later rounds replay, one set a length."""
+    """The labelled examples that later rounds replay, one set a length and lesson."""
+    task, settings = find_task(config.task), config.supervised
+
+    def draw(digits: int, lesson: int) -> Any:
+        # The first lesson of a length draws as if there were no others.
+        draws = generator(config.seed, "labelled", digits, *([lesson] if lesson else []))
+        return task.draw_lesson(digits, lesson, settings.examples, draws, config.hard_share)
+
     return [
-        label(
-            draw_problems(
-                digits, config.supervised.examples, generator(config.seed, "labelled", digits), config.hard_share
-            )
-        )
+        label(draw(digits, lesson))
         for digits in range(1, config.supervised.max_digits + 1)
+        for lesson in range(task.num_lessons(digits))
     ]

@@ -1,0 +1,301 @@
+"""What every task promises the loop, whichever it is; a new one is held to it by being there."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from scripted_task import Knowing
+
+from sector.engine import oracle, tokens
+from sector.engine.config import RunConfig, run_config
+from sector.engine.dataset import Provenance, labelled_table, read_examples, write_examples
+from sector.engine.distill import lay_out
+from sector.engine.errors import InputError
+from sector.engine.improve import FILTERS, Verdict, answer_fast, improve, simplify
+from sector.engine.model import SectorConfig
+from sector.engine.problem import digit_strings
+from sector.engine.rundir import RunDir
+from sector.engine.samplers.protocol import Sampling
+from sector.engine.seeding import generator
+from sector.engine.selfplay import self_play
+from sector.engine.supervised import kept_examples, label
+from sector.engine.task import Batch, Mode, Task, one_task
+from sector.engine.tasks import find_task, task_names, task_of
+
+TASKS = pytest.mark.parametrize("task", [find_task(name) for name in task_names()], ids=task_names())
+ORDERS = pytest.mark.parametrize("order", ["msd", "lsd"])
+DIGITS = pytest.mark.parametrize("digits", [2, 5], ids="digits{}".format)
+ROWS = 24
+
+
+def drawn(task: Task, digits: int) -> Batch:
+    return task.draw(digits, ROWS, generator(digits, "tasks"), hard_share=0.5)
+
+
+def greedy() -> Sampling:
+    return Sampling(0.0, 0, torch.arange(ROWS), stage=0)
+
+
+def value(text: str) -> int:
+    """What Python makes of a problem as it is written, its work left out."""
+    numbers = [str(int(number)) for number in text.partition("~")[0].replace("*", "+").replace("-", "+").split("+")]
+    signs = [each for each in text.partition("~")[0] if each in "+-*"]
+    return int(eval("".join(a + b for a, b in zip(numbers, [*signs, ""], strict=True))))
+
+
+@TASKS
+@DIGITS
+def test_truth_is_what_python_says_and_fits_the_answer(task: Task, digits: int) -> None:
+    problems = drawn(task, digits)
+    answers = oracle.true_answers(problems)
+    assert answers.shape == (ROWS, problems.answer_width)
+    assert [int(each) for each in digit_strings(answers)] == [value(text) for text in problems.texts()]
+
+
+@TASKS
+@DIGITS
+def test_a_true_simplification_is_one_digit_less_and_joins_to_the_answer(task: Task, digits: int) -> None:
+    problems = drawn(task, digits)
+    while task.num_simplifications(problems, 5) > 0:
+        examples = label(problems)
+        assert examples.rest.digits == problems.digits - 1
+        joined = torch.cat([oracle.true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
+        assert torch.equal(joined, examples.answers)
+        problems = examples.rest
+
+
+@TASKS
+def test_sealed_the_truth_is_out_of_reach_by_every_way(task: Task) -> None:
+    problems = drawn(task, 3)
+    examples = label(problems)
+    said = oracle.truth_of(problems).simplifications(problems)
+    given = {"answer_mistakes": (examples.answers,), "simplification_mistakes": (said,)}
+    asked = [name for name in vars(type(task.truth)) if callable(getattr(task.truth, name)) and name[0] != "_"]
+    assert {"answers", "simplifications", *given} <= set(asked)
+    for name in asked:
+        with oracle.sealed(), pytest.raises(oracle.OracleSealed):
+            getattr(task.truth, name)(problems, *given.get(name, ()))
+    with oracle.sealed(), pytest.raises(oracle.OracleSealed):
+        label(problems)
+
+
+def test_no_truth_can_leave_a_way_around_the_door() -> None:
+    with pytest.raises(TypeError, match="around the door"):
+
+        class Leaky(oracle.Truth):
+            @staticmethod
+            def answers(problems: Batch) -> torch.Tensor:
+                return torch.zeros(0)
+
+
+@TASKS
+@ORDERS
+@DIGITS
+@pytest.mark.parametrize("variant", [0, 2], ids="variant{}".format)
+def test_ids_round_trip_and_obey_the_tokens(task: Task, order: str, digits: int, variant: int) -> None:
+    problems = drawn(task, digits)
+    layout, examples = task.layout(order).shifted(variant), label(problems)
+    written = {
+        Mode.ANSWER: layout.answer_ids(examples.answers),
+        Mode.THINK: layout.simplification_ids(examples.rest, examples.digit),
+    }
+    assert written[Mode.ANSWER].shape[1] == layout.answer_length(problems.size)
+    assert written[Mode.THINK].shape[1] == layout.simplification_length(problems.size)
+    for mode, completion in written.items():
+        prompt = layout.prompt_ids(problems, mode)
+        assert torch.equal(prompt[:, :-1], layout.prefix_ids(problems))
+        ids = torch.cat([prompt, completion], dim=1)
+        assert torch.equal(tokens.next_ids(ids[:, :-1], tokens.class_of(ids[:, 1:])), ids[:, 1:])
+        classes = tokens.class_of(ids[:, prompt.shape[1] - 1 :])
+        assert tokens.legal_table()[classes[:, :-1], classes[:, 1:]].all()
+        assert all(layout.is_well_formed(completion, mode))
+    answers, valid = layout.parse_answers(written[Mode.ANSWER], problems.size)
+    assert valid.all() and torch.equal(answers, examples.answers)
+    said = layout.parse_simplifications(written[Mode.THINK], problems.size)
+    assert said.valid.all() and said.rest.texts() == examples.rest.texts() and torch.equal(said.digit, examples.digit)
+
+
+@TASKS
+@ORDERS
+def test_what_is_damaged_does_not_parse(task: Task, order: str) -> None:
+    problems = drawn(task, 4)
+    layout, examples = task.layout(order), label(problems)
+    for completion, parse in (
+        (layout.answer_ids(examples.answers), lambda ids: layout.parse_answers(ids, problems.size)[1]),
+        (
+            layout.simplification_ids(examples.rest, examples.digit),
+            lambda ids: layout.parse_simplifications(ids, problems.size).valid,
+        ),
+    ):
+        ids = completion.clone()
+        column = torch.arange(ROWS) % ids.shape[1]
+        ids[torch.arange(ROWS), column] = layout.pad_id
+        assert not parse(ids).any()
+        assert int(layout.count_tokens(ids)) == ids.numel() - ROWS
+
+
+@TASKS
+@DIGITS
+def test_the_second_look_follows_from_right_answers_and_from_no_wrong_one(task: Task, digits: int) -> None:
+    problems = drawn(task, digits)
+    answers = oracle.true_answers(problems)
+    other, expected = task.second_look(problems, answers)
+    assert torch.equal(oracle.true_answers(other), expected)
+    wrong = answers.clone()
+    wrong[:, -1] = (wrong[:, -1] + 1) % 10
+    other, expected = task.second_look(problems, wrong)
+    assert not (oracle.true_answers(other) == expected).all(dim=1).any()
+
+
+@TASKS
+def test_complement_and_swap_keep_what_they_promise(task: Task) -> None:
+    problems = drawn(task, 4)
+    answers = oracle.true_answers(problems)
+    assert torch.equal(oracle.true_answers(task.swapped(problems)), answers)
+    if task.has_complement:
+        flipped = oracle.true_answers(task.complement(problems))
+        assert torch.equal(task.complement_answers(flipped), answers)
+    else:
+        with pytest.raises(NotImplementedError):
+            task.complement(problems)
+
+
+@TASKS
+@ORDERS
+def test_drafts_of_a_true_answer_are_the_true_steps(task: Task, order: str) -> None:
+    problems = drawn(task, 4)
+    layout, examples = task.layout(order), label(problems)
+    written = layout.simplification_ids(examples.rest, examples.digit)
+    for answers in (None, examples.answers):
+        draft = task.draft(problems, answers, layout)
+        assert draft is None or torch.equal(draft, written[:, : draft.shape[1]])
+
+
+@TASKS
+def test_texts_are_read_back(task: Task) -> None:
+    problems = drawn(task, 4)
+    texts = problems.texts()
+    assert task.parse(texts, 4).texts() == texts
+    assert {task.size_of(text, 4) for text in texts} == {problems.size}
+    with pytest.raises(InputError, match="is not a problem"):
+        task.digits_of("12?34")
+
+
+@TASKS
+@pytest.mark.parametrize("name", FILTERS, ids=str)
+def test_a_true_model_is_believed(task: Task, name: str) -> None:
+    problems, model = drawn(task, 4), Knowing(task)
+    improved = improve(model, problems, FILTERS[name], 3, model.layout("msd"), greedy())
+    assert improved.accepted.all()
+    answers, valid, _ = answer_fast(model, problems, model.layout("msd"), greedy())
+    truth = label(problems)
+    assert valid.all() and torch.equal(answers, truth.answers) and torch.equal(improved.first.answers, truth.answers)
+    step, _ = simplify(model, problems, model.layout("msd"), greedy())
+    assert step.rest.texts() == truth.rest.texts()
+
+
+@TASKS
+def test_lessons_are_true_all_the_way_down(task: Task) -> None:
+    problems, model = drawn(task, 4), Knowing(task)
+    improved = improve(model, problems, FILTERS["strict"], 3, model.layout("msd"), greedy())
+    lessons = improved.lessons()
+    assert len(lessons) == (1 if task.at_once is None else 4 - task.at_once + 1)
+    for lesson in lessons:
+        truth = label(lesson.problems)
+        assert torch.equal(lesson.answers, truth.answers)
+        assert lesson.rest.is_nothing or lesson.rest.texts() == truth.rest.texts()
+
+
+@TASKS
+def test_a_mistake_of_one_look_is_rejected(task: Task) -> None:
+    """The row's last step but one is told a wrong digit; only one of the two looks passes it."""
+    problems = drawn(task, 4)
+    wrong = label(label(problems[3:4]).rest).rest.texts()[0]
+    model = Knowing(task, lies_about={wrong})
+    improved = improve(model, problems, FILTERS["strict"], 3, model.layout("msd"), greedy())
+    assert improved.verdict[3] != Verdict.ACCEPTED
+    assert improved.accepted.sum() == ROWS - 1
+
+
+@TASKS
+def test_examples_survive_the_disk(task: Task, tmp_path: Path) -> None:
+    config = run_config({"task": task.name, "supervised": {"max_digits": 3, "examples": 6}})
+    sets = kept_examples(config)
+    assert len(sets) == sum(task.num_lessons(digits) for digits in range(1, 4))
+    tables = [labelled_table(each, task.layout("lsd"), Provenance(0, 0, "oracle", "")) for each in sets]
+    path = tmp_path / "examples.parquet"
+    write_examples(path, pa.concat_tables(tables))
+    read = list(read_examples(path).values())
+    key = lambda each: (each.problems.texts(), digit_strings(each.answers), each.rest.texts())  # noqa: E731
+    assert sorted(map(key, read)) == sorted(map(key, sets))
+    assert {task_of(each.problems).name for each in read} == {task.name}
+
+
+@TASKS
+def test_rows_teach_what_the_policies_write(task: Task) -> None:
+    examples = label(drawn(task, 3))
+    rows = lay_out(examples, "lsd", replace_gap(), torch.Generator().manual_seed(0))
+    layout = task.layout("lsd").shifted(rows.ids[:, 0])
+    prefix, thought = layout.prefix_ids(examples.problems), layout.simplification_ids(examples.rest, examples.digit)
+    assert torch.equal(rows.ids[:, : prefix.shape[1]], prefix)
+    assert torch.equal(rows.targets[:, rows.answer_length :], tokens.class_of(thought))
+    assert (rows.answer_length > 0) == task.answers_at_once(examples.problems)
+
+
+def replace_gap():
+    return RunConfig().round.trainer.model_copy(update={"gap_share": 0.0})
+
+
+TINY = {
+    "until": 4,
+    "audit_samples": 8,
+    "digit_order": "lsd",
+    "supervised": {"max_digits": 3, "cycle_steps": 4, "max_cycles": 1, "examples": 8},
+    "round": {
+        "candidates": 12,
+        "cycle_steps": 2,
+        "max_cycles": 1,
+        "probe": 4,
+        "probe_trained": 2,
+        "min_agreement": 0.0,
+    },
+    "filter": {"vote": "off", "second_look": "off", "direct": False, "complement": False},
+}
+
+
+@TASKS
+def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained, the model agrees on nothing, so a model that knows the answers generates."""
+    config = run_config({**TINY, "task": task.name})
+    run = RunDir(tmp_path / "run")
+    run.root.mkdir()
+    run.write_config(config)
+    model = Knowing(task)
+    monkeypatch.setattr("sector.engine.phases.make_sampler", lambda *_: model)
+    monkeypatch.setattr("sector.engine.phases.find_task", lambda _: task)
+    overheard = model.layout
+    monkeypatch.setattr(type(task), "layout", lambda _, order: overheard(order))
+    events = list(self_play(run, config))
+    assert [event["event"] for event in events][-1] == "frontier"
+    line = run.metrics()[-1]
+    assert line["accepted"] == 12 and line["label_error"] == 0.0 and line["accuracy"]["4"] == 1.0
+    assert line["frontier"]["slow"]["right"] == line["frontier"]["fast"]["right"] == 8
+    assert run.load_checkpoint(4).config.task == task.name
+
+
+def test_unknown_tasks_are_named() -> None:
+    with pytest.raises(InputError, match="unknown task 'division'; choose one of addition"):
+        find_task("division")
+    with pytest.raises(InputError, match="unknown task 'division'"):
+        run_config({"task": "division"})
+    with pytest.raises(ValueError, match="task must be one of"):
+        SectorConfig(task="division")
+    with pytest.raises(InputError, match="one task at a time"):
+        one_task(["addition", "subtraction"])
+
+
+def test_an_old_checkpoint_adds() -> None:
+    values = SectorConfig().to_dict()
+    del values["task"]
+    assert SectorConfig(**values).task == "addition"
