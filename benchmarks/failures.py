@@ -22,23 +22,12 @@ from typing import Any
 
 import tomli_w
 
+from sector.benchmarks.small_run import SECTOR, small, workers_of
 from sector.engine.machine import describe
 
-SECTOR = Path(sys.executable).with_name("sector")
-SETTINGS: dict[str, Any] = {
-    "until": 8,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
-    "round": {
-        "candidates": 600,
-        "cycle_steps": 30,
-        "max_cycles": 1,
-        "probe": 40,
-        "min_agreement": 0.0,
-        "max_fall": 1.0,
-    },
-    "filter": {"vote": "unanimous", "second_look": "off", "direct": False, "complement": False},
-}
+SETTINGS = small(
+    round={"candidates": 600, "cycle_steps": 30, "max_cycles": 1, "max_fall": 1.0}, filter={"complement": False}
+)
 # A loss that is no number at the fifth step of training at 7 digits, in a process that else is `sector`.
 NAN = """
 import sys
@@ -218,31 +207,6 @@ def main() -> None:
             print(f"| {' | '.join(shown)} | {row['seconds_back']:.1f} |", flush=True)
     if asked.json:
         asked.json.write_text(json.dumps({"failures": rows, **describe()}, indent=2) + "\n", encoding="utf-8")
-
-
-def workers_of(pid: int) -> list[int]:
-    """Process ids of the workers that a process has hired."""
-    return [each for each in _descendants(pid) if _command(each).startswith("ray::Worker")]
-
-
-def _descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found = children.get(pid, [])
-    return found + [each for child in found for each in _descendants(child)]
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -20,26 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from sector.benchmarks.small_run import small
 from sector.engine.machine import describe
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
 
 WARM_UP_LAPS = 2
 # Barely trained, and never refused: what a lap costs in memory does not depend on what it learns.
-LAP: dict[str, Any] = {
-    "until": 12,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 60, "max_cycles": 1, "examples": 100},
-    "round": {
-        "candidates": 200,
-        "cycle_steps": 10,
-        "max_cycles": 1,
-        "probe": 20,
-        "min_agreement": 0.0,
-        "max_fall": 1.0,
-    },
-    "filter": {"vote": "majority", "second_look": "off", "direct": False, "complement": False},
-}
+LAP = small(
+    until=12,
+    supervised={"cycle_steps": 60, "examples": 100},
+    round={"candidates": 200, "cycle_steps": 10, "max_cycles": 1, "probe": 20, "max_fall": 1.0},
+    filter={"vote": "majority", "complement": False},
+)
 
 
 def held() -> dict[str, int]:

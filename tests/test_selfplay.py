@@ -11,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_run import SECTOR, SMALL, final_weights, kill_when, start
+from small_run import final_weights, kill_when, start
 
+from sector.benchmarks.small_run import SECTOR, SMALL
 from sector.engine import oracle
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.dataset import read_examples, write_examples
 from sector.engine.errors import NoAgreement
+from sector.engine.lesson import replayed
 from sector.engine.phases import Phases
 from sector.engine.rundir import RunDir
 from sector.engine.selfplay import self_play
@@ -63,7 +65,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(next(iter(phases._replay(7))).problems)
+            oracle.true_answers(replayed(run, run.read_config(), 7)[0].problems)
         for _ in phases.generate(7):
             pass
         for _ in phases.distill(7):
