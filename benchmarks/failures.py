@@ -22,8 +22,7 @@ from typing import Any
 
 import tomli_w
 
-from sector.benchmarks.small_run import SECTOR, small, workers_of
-from sector.engine.machine import describe
+from sector.benchmarks.small_run import SECTOR, ranks_of, small, workers_of, write_record
 
 SETTINGS = small(
     round={"candidates": 600, "cycle_steps": 30, "max_cycles": 1, "max_fall": 1.0}, filter={"complement": False}
@@ -62,6 +61,11 @@ def kill_worker(process: subprocess.Popen[str], root: Path) -> None:
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
 
 
+def kill_rank(process: subprocess.Popen[str], root: Path) -> None:
+    """SIGKILL to the second process of a shared training."""
+    os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+
+
 def fill(name: str) -> Strike:
     """From now on the disk is full for this file: the kernel says so (ENOSPC)."""
 
@@ -93,11 +97,18 @@ def nothing(process: subprocess.Popen[str], root: Path) -> None:
     """The failure comes by itself."""
 
 
+_TORCHRUN = [str(SECTOR.with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--no-python", str(SECTOR)]
+# What stands for `sector` where it is started otherwise.
+_STARTED: dict[str, tuple[list[str], list[str]]] = {
+    "nan": ([sys.executable, "-P", "-c", NAN], []),
+    "torchrun": (_TORCHRUN, []),
+}
 # How it is called, how it is caused, when, what is done, and how the struck command is started.
 Failure = tuple[str, str, Callable[[Event], bool], Strike, list[str]]
 _FULL, _CUT, _GENERATING = "`/dev/full` in its place", "half of it cut off", at("generate", 7, tried=250)
 FAILURES: list[Failure] = [
     ("worker killed mid-batch", "SIGKILL, one of two", _GENERATING, kill_worker, ["--workers", "2"]),
+    ("process of a shared training killed", "SIGKILL, one of two", at("train", 7), kill_rank, ["torchrun"]),
     ("driver killed, supervised phase", "SIGKILL", at("train", 0), send(signal.SIGKILL), []),
     ("driver killed, generating", "SIGKILL", _GENERATING, send(signal.SIGKILL), []),
     ("driver killed, distilling", "SIGKILL", at("train", 7), send(signal.SIGKILL), []),
@@ -117,8 +128,8 @@ FAILURES: list[Failure] = [
 
 def suffer(root: Path, reached: Callable[[Event], bool], strike: Strike, how: list[str]) -> Event:
     """A run that is struck: its exit code, its last event, why it stopped, and the seconds to its next event."""
-    program = [sys.executable, "-P", "-c", NAN] if how == ["nan"] else [str(SECTOR)]
-    command = [*program, "run", "--out", str(root), "--json", *(how if how != ["nan"] else [])]
+    program, options = _STARTED.get(how[0] if how else "", ([str(SECTOR)], how))
+    command = [*program, "run", "--out", str(root), "--json", *options]
     told: Event = {"because": "killed", "next": None}
     struck = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -205,8 +216,7 @@ def main() -> None:
             rows.append(row)
             shown = [row["failure"], row["cause"], str(row["exit_code"]), ", ".join(row["lost"]) or "nothing"]
             print(f"| {' | '.join(shown)} | {row['seconds_back']:.1f} |", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps({"failures": rows, **describe()}, indent=2) + "\n", encoding="utf-8")
+    write_record(asked.json, "failures", failures=rows)
 
 
 if __name__ == "__main__":

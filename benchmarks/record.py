@@ -15,7 +15,7 @@ from sector.engine.errors import InputError
 from sector.engine.generate import filter_of
 from sector.engine.machine import describe
 from sector.engine.offline import OnProgress, check_digits
-from sector.engine.policy import DigitOrder
+from sector.engine.tasks import find_task
 
 KERNEL_ROWS = 4096
 TRAINING_STEPS = 40
@@ -52,8 +52,8 @@ def bench(
     contenders = contest.engines(engines, weights)
     if savings:
         contenders += contest.variants(weights)
-    order = DigitOrder(weights.config.digit_order)
-    terms = Contest(looks, settings.k, order, settings.temperature, seed, hard_share)
+    layout = find_task(weights.config.task).layout(weights.config.digit_order)
+    terms = Contest(looks, settings.k, layout, settings.temperature, seed, hard_share)
     cells: list[Cell] = []
     unlike = 0
     for of_workload, differing in terms.run(contenders, workloads, repeats, weights.device, on_progress):

@@ -1,10 +1,14 @@
 """Runs small enough to be made many times over: their settings, and what can be seen of one from outside."""
 
+import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from sector.engine.config import merged
+from sector.engine.machine import describe
 
 SECTOR = Path(sys.executable).with_name("sector")
 
@@ -28,6 +32,18 @@ SMALL: dict[str, Any] = {
 def small(**changes: Any) -> dict[str, Any]:
     """The settings of a small run, with some of them replaced."""
     return merged(SMALL, changes)
+
+
+def write_record(path: Path | None, name: str, **figures: Any) -> None:
+    """Write what a benchmark of that name measured, if it was asked for, with how that came about.
+
+    load_average: tells of other work on the machine.
+    """
+    if path is None:
+        return
+    command = shlex.join(["python", "-m", f"sector.benchmarks.{name}", *sys.argv[1:]])
+    record = {**figures, "command": command, "load_average": os.getloadavg(), **describe()}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def descendants(pid: int) -> list[int]:

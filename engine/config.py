@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sector.engine.errors import InputError
+from sector.engine.tasks import DEFAULT, task_names
 
 MAX_DIGITS = 256
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
@@ -168,6 +169,8 @@ class RunConfig(Settings):
 
     preset: Literal["tiny", "base"] = "tiny"
     """Size of the model (`model.py`)."""
+    task: str = DEFAULT
+    """What is learned; a module of `engine/tasks/`."""
     digit_order: Literal["msd", "lsd"] = "msd"
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
@@ -188,6 +191,13 @@ class RunConfig(Settings):
     """The improved policy."""
     vllm: VllmConfig = VllmConfig()
     """The engine `vllm`, where that is what generates."""
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str) -> str:
+        if task not in task_names():
+            raise ValueError(f"unknown task {task!r}; choose one of {', '.join(task_names())}")
+        return task
 
     @model_validator(mode="after")
     def _check_frontier(self) -> Self:

@@ -63,7 +63,7 @@ def train_along(ranks: Ranks) -> None:
         told = json.loads(line)
         run, config = RunDir(Path(told["run"])), RunConfig.model_validate(told["config"])
         lesson = lesson_of(run, config, told["digits"], told["seed"])
-        model = new_model(config.preset, config.seed, digit_order=config.digit_order)
+        model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
         model.to(best_device())  # type: ignore[arg-type]
         state = start_training(model, lesson.trainer, told["tokens"])
         restore(state, safetensors.torch.load(tensors), told["step"])

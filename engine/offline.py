@@ -19,13 +19,15 @@ from sector.engine.distill import Batches, start_training, train_cycle, tune_all
 from sector.engine.errors import InputError
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.files import check_writable
+from sector.engine.generate import Assignment
 from sector.engine.model import SectorForCausalLM, best_device
-from sector.engine.policy import DigitOrder
 from sector.engine.ranks import check_useful, joined, leads
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
+from sector.engine.task import Layout, Task, one_task
+from sector.engine.tasks import find_task
 from sector.engine.tokens import MAX_DIGITS
 from sector.engine.workers import hired, with_weights
 
@@ -33,10 +35,11 @@ from sector.engine.workers import hired, with_weights
 OnProgress = Callable[[int, int, str], None]
 
 
-def open_engine(model: Path, engine: str) -> tuple[Sampler, DigitOrder]:
-    """An engine with the weights of a checkpoint or run directory, and the digit order that they have learned."""
+def open_engine(model: Path, engine: str) -> tuple[Sampler, Task, Layout]:
+    """An engine with the weights of a checkpoint or run directory, the task and the layout that they have learned."""
     loaded = load_checkpoint(model)
-    return make_sampler(engine, loaded), DigitOrder(loaded.config.digit_order)
+    task = find_task(loaded.config.task)
+    return make_sampler(engine, loaded), task, task.layout(loaded.config.digit_order)
 
 
 def check_digits(digits: int) -> None:
@@ -67,16 +70,17 @@ def generate_file(
         raise InputError(f"cannot write {out}: it is a directory; name a file in it")
     check_writable(out)
     weights = load_checkpoint(model)
-    sampler, order = make_sampler(engine, weights), DigitOrder(weights.config.digit_order)
+    sampler, task = make_sampler(engine, weights), find_task(weights.config.task)
+    layout = task.layout(weights.config.digit_order)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
     parts, tables = [], []
     tried = accepted = 0
     with hired(workers, engine) as crew:
         solve = with_weights(crew, weights, sampler)
         start = time.perf_counter()
-        for rows, block in solve(digits, count, settings, order, seed, hard_share):
+        for rows, block in solve(Assignment(task, layout, digits, count, settings, seed, hard_share)):
             parts.append(block)
-            tables.append(improved_table(block, rows, order, provenance))
+            tables.append(improved_table(block, rows, layout, provenance))
             tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
             on_progress(tried, count, f"{accepted} accepted")
         seconds = time.perf_counter() - start
@@ -167,6 +171,7 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
     new = Examples.cat(each for each in sets if each.digits == digits)
     old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
     weights, settings = load_checkpoint(model), _round_settings(model)
+    one_task([weights.config.task, *(each.problems.task for each in [new, *old])])
     trainer = settings.trainer
     tune_allocator()
     return Training(

@@ -17,9 +17,9 @@ from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import VllmConfig
 from sector.engine.errors import EngineFailed, InputError
 from sector.engine.model import SectorForCausalLM
-from sector.engine.policy import DigitOrder
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.seeding import stream_seed
+from sector.engine.tasks import find_task
 from sector.engine.threads import one_thread
 from sector.engine.vllm.probe import CANDIDATES, Said, check_weights, probe_prompts
 from sector.engine.vllm.start import one_line, start
@@ -137,7 +137,8 @@ class VllmSampler:
 
     def _prove(self, model: SectorForCausalLM) -> None:
         """Check weights by a probe; only then does the engine go by their name."""
-        prompts = probe_prompts(DigitOrder(model.config.digit_order), self._settings.max_digits)
+        task = find_task(model.config.task)
+        prompts = probe_prompts(task, task.layout(model.config.digit_order), self._settings.max_digits)
         params = [self._sampling_params(length, logprobs=CANDIDATES) for _, length in prompts]
         said = self._generate([prompt for prompt, _ in prompts], params)
         dtype = self._llm.model_config.dtype
