@@ -22,23 +22,11 @@ from typing import Any
 
 import tomli_w
 
-from sector.engine.machine import describe
+from sector.benchmarks.small_run import SECTOR, ranks_of, small, workers_of, write_record
 
-SECTOR = Path(sys.executable).with_name("sector")
-SETTINGS: dict[str, Any] = {
-    "until": 8,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
-    "round": {
-        "candidates": 600,
-        "cycle_steps": 30,
-        "max_cycles": 1,
-        "probe": 40,
-        "min_agreement": 0.0,
-        "max_fall": 1.0,
-    },
-    "filter": {"vote": "unanimous", "second_look": "off", "direct": False, "complement": False},
-}
+SETTINGS = small(
+    round={"candidates": 600, "cycle_steps": 30, "max_cycles": 1, "max_fall": 1.0}, filter={"complement": False}
+)
 # A loss that is no number at the fifth step of training at 7 digits, in a process that else is `sector`.
 NAN = """
 import sys
@@ -73,6 +61,11 @@ def kill_worker(process: subprocess.Popen[str], root: Path) -> None:
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
 
 
+def kill_rank(process: subprocess.Popen[str], root: Path) -> None:
+    """SIGKILL to the second process of a shared training."""
+    os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+
+
 def fill(name: str) -> Strike:
     """From now on the disk is full for this file: the kernel says so (ENOSPC)."""
 
@@ -104,11 +97,18 @@ def nothing(process: subprocess.Popen[str], root: Path) -> None:
     """The failure comes by itself."""
 
 
+_TORCHRUN = [str(SECTOR.with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--no-python", str(SECTOR)]
+# What stands for `sector` where it is started otherwise.
+_STARTED: dict[str, tuple[list[str], list[str]]] = {
+    "nan": ([sys.executable, "-P", "-c", NAN], []),
+    "torchrun": (_TORCHRUN, []),
+}
 # How it is called, how it is caused, when, what is done, and how the struck command is started.
 Failure = tuple[str, str, Callable[[Event], bool], Strike, list[str]]
 _FULL, _CUT, _GENERATING = "`/dev/full` in its place", "half of it cut off", at("generate", 7, tried=250)
 FAILURES: list[Failure] = [
     ("worker killed mid-batch", "SIGKILL, one of two", _GENERATING, kill_worker, ["--workers", "2"]),
+    ("process of a shared training killed", "SIGKILL, one of two", at("train", 7), kill_rank, ["torchrun"]),
     ("driver killed, supervised phase", "SIGKILL", at("train", 0), send(signal.SIGKILL), []),
     ("driver killed, generating", "SIGKILL", _GENERATING, send(signal.SIGKILL), []),
     ("driver killed, distilling", "SIGKILL", at("train", 7), send(signal.SIGKILL), []),
@@ -128,8 +128,8 @@ FAILURES: list[Failure] = [
 
 def suffer(root: Path, reached: Callable[[Event], bool], strike: Strike, how: list[str]) -> Event:
     """A run that is struck: its exit code, its last event, why it stopped, and the seconds to its next event."""
-    program = [sys.executable, "-P", "-c", NAN] if how == ["nan"] else [str(SECTOR)]
-    command = [*program, "run", "--out", str(root), "--json", *(how if how != ["nan"] else [])]
+    program, options = _STARTED.get(how[0] if how else "", ([str(SECTOR)], how))
+    command = [*program, "run", "--out", str(root), "--json", *options]
     told: Event = {"because": "killed", "next": None}
     struck = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -216,33 +216,7 @@ def main() -> None:
             rows.append(row)
             shown = [row["failure"], row["cause"], str(row["exit_code"]), ", ".join(row["lost"]) or "nothing"]
             print(f"| {' | '.join(shown)} | {row['seconds_back']:.1f} |", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps({"failures": rows, **describe()}, indent=2) + "\n", encoding="utf-8")
-
-
-def workers_of(pid: int) -> list[int]:
-    """Process ids of the workers that a process has hired."""
-    return [each for each in _descendants(pid) if _command(each).startswith("ray::Worker")]
-
-
-def _descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found = children.get(pid, [])
-    return found + [each for child in found for each in _descendants(child)]
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
-    except OSError:
-        return ""
+    write_record(asked.json, "failures", failures=rows)
 
 
 if __name__ == "__main__":

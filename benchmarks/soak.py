@@ -9,7 +9,6 @@ so that what grows from lap to lap at the same round is a leak; the first laps f
 
 import argparse
 import gc
-import json
 import os
 import shutil
 import tempfile
@@ -20,26 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from sector.engine.machine import describe
+from sector.benchmarks.small_run import small, write_record
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
 
 WARM_UP_LAPS = 2
 # Barely trained, and never refused: what a lap costs in memory does not depend on what it learns.
-LAP: dict[str, Any] = {
-    "until": 12,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 60, "max_cycles": 1, "examples": 100},
-    "round": {
-        "candidates": 200,
-        "cycle_steps": 10,
-        "max_cycles": 1,
-        "probe": 20,
-        "min_agreement": 0.0,
-        "max_fall": 1.0,
-    },
-    "filter": {"vote": "majority", "second_look": "off", "direct": False, "complement": False},
-}
+LAP = small(
+    until=12,
+    supervised={"cycle_steps": 60, "examples": 100},
+    round={"candidates": 200, "cycle_steps": 10, "max_cycles": 1, "probe": 20, "max_fall": 1.0},
+    filter={"vote": "majority", "complement": False},
+)
 
 
 def held() -> dict[str, int]:
@@ -89,9 +80,7 @@ def main() -> None:
             print(f"lap {row['lap']} at {row['at']:.0f} s: {held_now}", flush=True)
     slopes = {what: growth(rows, what) for what in ("bytes", "files", "threads")}
     print(", ".join(f"{what} a lap: {slope:+,.2f}" for what, slope in slopes.items()))
-    if asked.json:
-        record = {"growth_a_lap": slopes, "warm_up_laps": WARM_UP_LAPS, "rounds": rows, **describe()}
-        asked.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(asked.json, "soak", growth_a_lap=slopes, warm_up_laps=WARM_UP_LAPS, rounds=rows)
 
 
 if __name__ == "__main__":

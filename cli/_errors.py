@@ -4,6 +4,7 @@
 itself    130 interrupted
 """
 
+import os
 import sys
 from typing import Any
 
@@ -36,7 +37,7 @@ class CommandGroup(TyperGroup):
         ) as error:
             code, message = _outcome(error)
             if message:
-                print(f"sector: {_plain(message)}", file=sys.stderr)
+                print(f"{_speaker()}: {_plain(message)}", file=sys.stderr)
             sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
@@ -64,6 +65,12 @@ def _outcome(
     if isinstance(error, WorkersDied):
         return FAILED, f"{error}; what is written stays, and the same command goes on from there"
     return error.exit_code, _usage(error)
+
+
+def _speaker() -> str:
+    """Who says it; under torchrun all processes share one stderr."""
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return "sector" if size == "1" else f"sector (process {int(rank) + 1} of {size})"
 
 
 def _plain(message: str) -> str:

@@ -1,5 +1,6 @@
 """`sector`: the commands, and nothing else. Each lives in the module of its name."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -16,6 +17,10 @@ from sector.cli.report import report
 from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
+from sector.engine.errors import InputError
+
+# Commands that torchrun may start several times over.
+_SHARED = ("run", "sft", "distill")
 
 app = typer.Typer(
     name="sector",
@@ -35,6 +40,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def sector(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -45,6 +51,12 @@ def sector(
     at once, keeps the answers on which it agrees with itself, learns to give
     them fast, and repeats (SECToR, Zhang and Parkes 2023).
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in _SHARED:
+        shared = ", ".join(_SHARED[:-1])
+        raise InputError(
+            f"several processes (torchrun) are for {shared} and {_SHARED[-1]}, not for {context.invoked_subcommand}; "
+            "start it by itself"
+        )
 
 
 app.command(rich_help_panel="The whole thing")(run)

@@ -36,6 +36,9 @@ def run(
     no longer agrees with itself; its last good weights are kept. SIGTERM
     saves the step at hand and ends with exit code 0.
 
+    Under torchrun several processes or GPUs share the training; the first
+    does all else. The weights are the same to the bit.
+
     Examples:
 
       sector run
@@ -43,23 +46,28 @@ def run(
       sector run --out runs/paper --filter paper --seed 1
       sector run --task subtraction
       sector run --workers 8
+      torchrun --nproc-per-node 4 --no-python sector run --workers 4
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
+    from sector.engine.followers import followed, leading
     from sector.engine.runs import open_run
     from sector.engine.selfplay import self_play
     from sector.engine.stopping import heed_sigterm
     from sector.engine.trackers import tracked
     from sector.engine.workers import hired
 
+    if followed():
+        return
     output = Output(as_json)
     given, source = asked_for(config, filter_name, until=until, task=task, preset=preset, seed=seed, engine=engine)
     with (
+        leading() as ranks,
         heed_sigterm() as stopping,
         open_run(out or default_out(given), given, source) as (run_dir, settled),
-        hired(workers, settled.engine) as crew,
+        hired(workers, settled.engine, settled.vllm) as crew,
     ):
-        events = tracked(self_play(run_dir, settled, crew, stopping), run_dir, settled, track or ())
+        events = tracked(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, output)

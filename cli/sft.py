@@ -23,7 +23,8 @@ def sft(
     """The supervised phase: 1 digit to 6 with true answers, fast and slow.
 
     It ends when short problems are right and the model agrees with itself
-    one digit further. `sector run --out DIR` goes on from there.
+    one digit further. `sector run --out DIR` goes on from there. Under
+    torchrun several processes or GPUs share the training.
 
     Examples:
 
@@ -31,14 +32,18 @@ def sft(
       sector sft --out runs/seed1 --seed 1 --json
     """
     from sector.cli._follow import asked_for, follow, next_steps
+    from sector.engine.followers import followed, leading
     from sector.engine.phases import Phases
     from sector.engine.runs import open_run
     from sector.engine.stopping import heed_sigterm
     from sector.engine.trackers import tracked
 
+    if followed():
+        return
     output = Output(as_json)
     given, source = asked_for(config, filter_name, task=task, preset=preset, seed=seed, engine=engine)
-    with heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
-        events = tracked(Phases(run_dir, settled, stopping=stopping).supervise(), run_dir, settled, track or ())
+    with leading() as ranks, heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
+        phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
+        events = tracked(phases.supervise(), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, output)

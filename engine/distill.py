@@ -14,12 +14,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine import tokens
+from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
@@ -32,6 +34,8 @@ from sector.engine.tasks import task_of
 from sector.engine.threads import one_thread
 
 _IGNORE = -100
+_MUON_STATE = ("momentum_buffer",)
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,29 @@ def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int 
     return TrainState(model, muon, adamw, tokens=tokens)
 
 
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Weights and the optimizers' moments by name: all that a training goes on from, but for where it stands."""
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
+    names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    for optimizer in (state.muon, state.adamw):
+        for parameter, moments in optimizer.state.items():
+            for moment, value in moments.items():
+                tensors[f"{moment}.{names[parameter]}"] = value
+    return tensors
+
+
+def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
+    """Go on from `state_tensors` after so many steps; before the first one there are no moments."""
+    state.model.load_state_dict({name: tensors[f"model.{name}"] for name in state.model.state_dict()})
+    state.step = step
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)) if step else ():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
+                optimizer.state[parameter] = saved
+
+
 def train_cycle(
     state: TrainState,
     batches: Batches,
@@ -102,10 +129,10 @@ def train_cycle(
     """Train from `state.step` to `num_steps`, yielding (steps done, loss in nats a token) after every step.
 
     `batches(step)` gives the shards of a step; what it draws must depend on the step alone. ranks: processes that share
-    them. Raises Diverged when the
-    loss or the gradient is not finite, before the weights take that step.
+    them. Raises Diverged when the loss or the gradient is not finite, before the weights take that step.
     """
     parameters = list(state.model.parameters())
+    exchange = ranks.exchange(parameters, config.num_shards) if ranks else None
     state.model.train()
     with _pool() as pool, one_thread():
         while state.step < num_steps:
@@ -117,13 +144,13 @@ def train_cycle(
                         lay_out(examples, state.model.config.digit_order, config, draws)
                         for examples in batches(state.step)
                     ]
-                    shared = ranks.share(laid_out) if ranks else laid_out
+                    shared = exchange.share(laid_out) if exchange else laid_out
                     shards = [rows.to(state.model.device) for rows in shared]
                 results = list(
                     pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards)
                 )
-                if ranks:
-                    results = ranks.gather(results, len(laid_out), parameters)
+                if exchange:
+                    results = exchange.gather(results)
                 loss = sum(result[0] for result in results) / len(results)
                 if not math.isfinite(loss):
                     raise Diverged(f"loss is {loss} at step {state.step}")
@@ -139,6 +166,8 @@ def train_cycle(
                 state.tokens += sum(rows.ids.numel() for rows in laid_out)
             yield state.step, loss
     state.model.eval()
+    if exchange:
+        exchange.close(weights_sha256(state.model))
 
 
 def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:

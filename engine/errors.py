@@ -18,4 +18,4 @@ class EngineFailed(RuntimeError):
 
 
 class WorkersDied(RuntimeError):
-    """Worker after worker died over the same batch. The CLI exits with code 1."""
+    """Processes that shared the work died, worker after worker or one of a training. The CLI exits with code 1."""

@@ -11,7 +11,7 @@ import torch
 
 from sector.engine import audit, guard, improve, supervised
 from sector.engine.audit import Solver
-from sector.engine.config import FilterConfig, RunConfig, TrainerConfig
+from sector.engine.config import FilterConfig, RunConfig
 from sector.engine.dataset import (
     Provenance,
     candidates_table,
@@ -22,12 +22,14 @@ from sector.engine.dataset import (
     write_examples,
     write_table,
 )
-from sector.engine.distill import Batches, start_training, train_cycle, tune_allocator
+from sector.engine.distill import start_training, train_cycle, tune_allocator
 from sector.engine.errors import NoAgreement
-from sector.engine.examples import Examples, mixed_batches
+from sector.engine.followers import announce
 from sector.engine.generate import Assignment, filter_of, generate
+from sector.engine.lesson import Lesson, lesson_of
 from sector.engine.model import SectorForCausalLM, best_device, new_model
 from sector.engine.plots import plot_run
+from sector.engine.ranks import Ranks, check_useful
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -60,12 +62,22 @@ class Phases:
     """What a run does, one method a phase; `digits` 0 stands for the supervised phase."""
 
     def __init__(
-        self, run: RunDir, config: RunConfig, workers: Workers | None = None, stopping: Stopping | None = None
+        self,
+        run: RunDir,
+        config: RunConfig,
+        workers: Workers | None = None,
+        stopping: Stopping | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """workers: who generates, if not this process alone. stopping: says when to save and expect the end."""
+        """Who does the work, if not this process alone: `workers` generate, `ranks` share the training.
+
+        stopping: says when to save and expect the end.
+        InputError if there are more ranks than shards.
+        """
+        check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
         tune_allocator()
         self._run, self._config = run, config
-        self._workers, self._stopping = workers, stopping or Stopping()
+        self._workers, self._ranks, self._stopping = workers, ranks, stopping or Stopping()
         self._task = find_task(config.task)
         self._layout = self._task.layout(config.digit_order)
         self._sampler: Sampler | None = None
@@ -74,7 +86,6 @@ class Phases:
 
     def supervise(self) -> Iterator[Event]:
         """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
-        settings = self._config.supervised
         for name in self._run.mended:
             yield {"event": "mended", "file": name}
         self._write_labelled()
@@ -84,11 +95,7 @@ class Phases:
             model.to(best_device())  # type: ignore[arg-type]
             yield from self._train(
                 model,
-                digits=0,
-                seed=self._config.seed,
-                config=settings.trainer,
-                cycles=[settings.cycle_steps] + [settings.more_steps] * (settings.max_cycles - 1),
-                batches=supervised.curriculum(self._config),
+                lesson=lesson_of(self._run, self._config, 0, self._config.seed),
                 goal=self._supervised_goal,
             )
             self._run.save_checkpoint(model, self._first)
@@ -154,28 +161,10 @@ class Phases:
 
     def _train_round(self, digits: int) -> Generator[Event, None, tuple[SectorForCausalLM, Goal]]:
         """The weights of the last round, trained on the examples of this one; and where that led."""
-        settings, seed = self._config.round, guard.attempt_seed(self._run, self._config.seed, digits)
-        new = list(read_examples(self._run.examples(digits)).values())
-        if not new:
-            raise NoAgreement(f"no candidate of {digits} digits was accepted")
-        trainer, replay = settings.trainer, self._replay(digits)
+        seed = guard.attempt_seed(self._run, self._config.seed, digits)
+        lesson = lesson_of(self._run, self._config, digits, seed)
         model = self._run.load_checkpoint(digits - 1)
-        reached = yield from self._train(
-            model,
-            digits=digits,
-            seed=seed,
-            config=trainer,
-            cycles=[settings.cycle_steps] * settings.max_cycles,
-            batches=lambda cycle: mixed_batches(
-                new,
-                replay,
-                trainer.num_shards,
-                trainer.shard_rows,
-                settings.replay_share,
-                stream_seed(seed, "distill", digits, cycle),
-            ),
-            goal=partial(self._frontier_goal, digits),
-        )
+        reached = yield from self._train(model, lesson, goal=partial(self._frontier_goal, digits))
         return model, reached
 
     def audit(self, digits: int) -> Iterator[Event]:
@@ -204,22 +193,21 @@ class Phases:
     def _train(
         self,
         model: SectorForCausalLM,
-        digits: int,
-        seed: int,
-        config: TrainerConfig,
-        cycles: list[int],
-        batches: Callable[[int], Batches],
+        lesson: Lesson,
         goal: Callable[[Sampler], Goal],
     ) -> Generator[Event, None, Goal]:
         """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
+        digits, cycles = lesson.digits, lesson.cycles
         # What is left of an attempt that was taken back is no snapshot of the next.
         phase = f"{digits}.{self._run.num_failed(digits)}" if self._run.num_failed(digits) else str(digits)
-        resumed = self._run.load_training(model, config, phase)
-        state, cycle, seconds = resumed or (start_training(model, config), 0, 0.0)
+        resumed = self._run.load_training(model, lesson.trainer, phase)
+        state, cycle, seconds = resumed or (start_training(model, lesson.trainer), 0, 0.0)
         start = time.perf_counter() - seconds
         while True:
-            draws = stream_seed(seed, "train", digits, cycle)
-            for step, loss in train_cycle(state, batches(cycle), config, cycles[cycle], draws):
+            if self._ranks:
+                announce(self._ranks, self._run, self._config, lesson, cycle, state)
+            batches, draws = lesson.batches(cycle), lesson.draws(cycle)
+            for step, loss in train_cycle(state, batches, lesson.trainer, cycles[cycle], draws, self._ranks):
                 if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle] or self._stopping.asked:
                     self._run.save_training(state, phase, cycle, time.perf_counter() - start)
                 yield {
@@ -238,7 +226,7 @@ class Phases:
                 break
             # The goal's own time is the generator's, not the trainer's.
             start = time.perf_counter() - trained
-            cycle, state = cycle + 1, start_training(model, config, tokens=state.tokens)
+            cycle, state = cycle + 1, start_training(model, lesson.trainer, tokens=state.tokens)
         self._run.write_json(
             digits,
             "training",
@@ -345,13 +333,6 @@ class Phases:
             "seconds_generate": generation["seconds"],
             "seconds_train": training["seconds"],
         }
-
-    def _replay(self, digits: int) -> list[Examples]:
-        """One set a length: the supervised examples, then every round before this one."""
-        sets = list(read_examples(self._run.examples(0)).values())
-        for earlier in range(self._first + 1, digits):
-            sets += read_examples(self._run.examples(earlier)).values()
-        return sets
 
     def _write_labelled(self) -> None:
         """Keep supervised examples, so that later rounds can replay them without asking for sums."""

@@ -1,27 +1,36 @@
 """Training in several processes or on several GPUs, under torchrun: data parallel, the same to the bit as in one.
 
 Every process holds the model and both optimizers, and works on its share of a step's shards. Their gradients are not
-added up on the way, as an all-reduce would (in an order that depends on the number of processes), but gathered whole,
-and averaged by everyone in the order of the shards. That is more to send, shards instead of two gradients, and buys
-that a run may change its number of processes at any checkpoint without a trace in its weights.
+added up on the way, as the all-reduce of torch's DistributedDataParallel would (in an order that depends on the number
+of processes), but gathered whole, and averaged by everyone in the order of the shards. That is more to send, shards
+instead of two gradients, and buys that a run may change its number of processes at any checkpoint without a trace in
+its weights.
 
 NCCL on GPUs, gloo elsewhere.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, WorkersDied
 
 T = TypeVar("T")
 # The loss of a shard and its gradients, a tensor a parameter.
 Gradients = tuple[float, tuple[Tensor, ...]]
+
+# Others wait for a message while the first process generates: as long as it takes. Its death ends the wait.
+_PATIENCE = timedelta(days=30)
+
+
+class FirstLeft(WorkersDied):
+    """The first process ended the training at hand."""
 
 
 class Ranks:
@@ -29,38 +38,96 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._talk = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._open: Exchange | None = None
+
+    def exchange(self, like: Sequence[Tensor], num_shards: int) -> "Exchange":
+        """How gradients go round in a training cycle that everyone begins now; `like` are the parameters."""
+        self._open = Exchange(self, like, num_shards)
+        return self._open
+
+    def closed(self) -> None:
+        """The cycle is over for everyone."""
+        self._open = None
+
+    def say(self, message: bytes) -> None:
+        """The first process tells all others, who `hear`."""
+        with _death_named():
+            length = torch.tensor([len(message)])
+            dist.broadcast(length, 0, group=self._talk)
+            if message:
+                # A copy, since tensors are writable.
+                dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self._talk)
+
+    def hear(self) -> bytes:
+        """What the first process says next. WorkersDied if it is gone."""
+        with _death_named():
+            length = torch.zeros(1, dtype=torch.int64)
+            dist.broadcast(length, 0, group=self._talk)
+            content = torch.zeros(int(length), dtype=torch.uint8)
+            if len(content):
+                dist.broadcast(content, 0, group=self._talk)
+            return content.numpy().tobytes()
+
+    def leave(self) -> None:
+        """End a cycle under way for all others too: there, FirstLeft is raised."""
+        if self._open is not None:
+            with suppress(WorkersDied):
+                self._open.leave()
+
+
+class Exchange:
+    """What goes round in one training cycle: after every step the gradients, at its end a digest of the weights.
+
+    All messages are of one size, so that the first process can leave instead of any of them. A row a shard: is the
+    first process leaving, the loss, the gradients.
+    """
+
+    def __init__(self, ranks: Ranks, like: Sequence[Tensor], num_shards: int) -> None:
+        self._ranks, self._like, self._num_shards = ranks, like, num_shards
+        self._sizes = [parameter.numel() for parameter in like]
+        self._own = like[0].new_zeros(-(-num_shards // ranks.size), 2 + sum(self._sizes))
+        self._everyone = [torch.zeros_like(self._own) for _ in range(ranks.size)]
 
     def share(self, shards: Sequence[T]) -> Sequence[T]:
-        """The shards that this process works on."""
-        return shards[self.rank :: self.size]
+        """The shards that this process works on; none, if there are more processes than shards."""
+        return shards[self._ranks.rank :: self._ranks.size]
 
-    def gather(self, mine: Sequence[Gradients], num_shards: int, like: Sequence[Tensor]) -> list[Gradients]:
-        """Everyone's results in the order of the shards; `like` are the parameters."""
-        slots = -(-num_shards // self.size)
-        width = 1 + sum(parameter.numel() for parameter in like)
-        # Who has a shard less than others sends zeros, which nobody reads.
-        own = like[0].new_zeros(slots, width)
-        for row, (loss, gradients) in zip(own, mine, strict=False):
-            row[0] = loss
-            torch.cat([gradient.flatten() for gradient in gradients], out=row[1:])
-        everyone = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(everyone, own)
-        sizes = [parameter.numel() for parameter in like]
+    def gather(self, mine: Sequence[Gradients]) -> list[Gradients]:
+        """Everyone's results in the order of the shards. They are views: the next message overwrites them."""
+        # Who has a shard less than others sends an old one, which nobody reads.
+        for row, (loss, gradients) in zip(self._own, mine, strict=False):
+            row[1] = loss
+            torch.cat([gradient.flatten() for gradient in gradients], out=row[2:])
+        self._send()
         gathered = []
-        for shard in range(num_shards):
-            row = everyone[shard % self.size][shard // self.size]
-            parts = row[1:].split(sizes)
-            gradients = tuple(part.view_as(parameter) for part, parameter in zip(parts, like, strict=True))
-            gathered.append((row[0].item(), gradients))
+        for shard in range(self._num_shards):
+            row = self._everyone[shard % self._ranks.size][shard // self._ranks.size]
+            parts = row[2:].split(self._sizes)
+            gradients = tuple(part.view_as(like) for part, like in zip(parts, self._like, strict=True))
+            gathered.append((row[1].item(), gradients))
         return gathered
 
-    def check_same(self, digest: str, device: torch.device) -> None:
-        """RuntimeError unless everyone ended with the weights of that sha256."""
-        own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=device)
-        everyone = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(everyone, own)
-        if any(not torch.equal(own, other) for other in everyone):
+    def close(self, digest: str) -> None:
+        """The cycle is done. RuntimeError unless everyone has the weights of that sha256."""
+        said = list(bytes.fromhex(digest))
+        self._own[0, 2 : 2 + len(said)] = self._own.new_tensor(said)
+        self._send()
+        self._ranks.closed()
+        if any(each[0, 2 : 2 + len(said)].tolist() != said for each in self._everyone):
             raise RuntimeError("processes ended with different weights; are all machines and versions of torch alike?")
+
+    def leave(self) -> None:
+        """Instead of the next message of any kind: the first process will send no more."""
+        self._own[0, 0] = 1.0
+        self._send()
+
+    def _send(self) -> None:
+        with _death_named():
+            dist.all_gather(self._everyone, self._own)
+        if self._ranks.rank and self._everyone[0][0, 0]:
+            self._ranks.closed()
+            raise FirstLeft("the first process has ended the training")
 
 
 def leads() -> bool:
@@ -68,24 +135,45 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextmanager
-def joined(num_shards: int) -> Iterator[Ranks | None]:
-    """The processes that torchrun started, this one among them; None outside of it.
+def num_processes() -> int:
+    """How many torchrun started; 1 outside of it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    InputError if there are more of them than shards.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+
+def check_useful(num_shards: int) -> None:
+    """InputError if there are more processes than shards in a step."""
+    if num_processes() > num_shards:
+        raise InputError(
+            f"{num_processes()} processes, but a step has {num_shards} shards; start fewer, or set "
+            "round.trainer.num_shards"
+        )
+
+
+@contextmanager
+def joined() -> Iterator[Ranks | None]:
+    """The processes that torchrun started, this one among them; None outside of it."""
+    if num_processes() == 1:
         yield None
         return
-    if size > num_shards:
-        raise InputError(
-            f"{size} processes, but a step has {num_shards} shards; start fewer, or set round.trainer.num_shards"
-        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    with _death_named():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        ranks = Ranks()
     try:
-        yield Ranks()
+        yield ranks
     finally:
+        if ranks.rank == 0:
+            ranks.leave()
         dist.destroy_process_group()
+
+
+@contextmanager
+def _death_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo begins with a line of its source, and ends with advice.
+        reason = str(error).strip().partition("\n")[0].rpartition("] Conn")
+        said = "".join(reason[1:]).removeprefix("] ").partition(". ")[0]
+        raise WorkersDied(f"a process of this training died, or cannot be reached ({said})") from error

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from sector.engine import config as configuration
 from sector.engine.checkpoint import check_finite, load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
-from sector.engine.distill import TrainState, start_training
+from sector.engine.distill import TrainState, restore, start_training, state_tensors
 from sector.engine.errors import InputError
 from sector.engine.files import point_link, write_atomically, write_text
 from sector.engine.model import SectorForCausalLM
@@ -40,8 +40,6 @@ from sector.engine.model import SectorForCausalLM
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 HOLDER = ".holder.json"
-_MUON_STATE = ("momentum_buffer",)
-_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunDir:
@@ -160,17 +158,11 @@ class RunDir:
 
     def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
-        tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
-        names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
-        for optimizer in (state.muon, state.adamw):
-            for parameter, moments in optimizer.state.items():
-                for moment, value in moments.items():
-                    tensors[f"{moment}.{names[parameter]}"] = value
         where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
         metadata = {key: str(value) for key, value in where.items()}
         check_finite(state.model)
         # `save_file` would hide a full disk behind an error of its own.
-        content = safetensors.torch.save(tensors, metadata=metadata)
+        content = safetensors.torch.save(state_tensors(state), metadata=metadata)
         write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
@@ -185,15 +177,8 @@ class RunDir:
             if where["phase"] != phase:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-        state = start_training(model, config)
-        state.step, state.tokens = int(where["step"]), int(where["tokens"])
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)):
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
-                    optimizer.state[parameter] = saved
+        state = start_training(model, config, int(where["tokens"]))
+        restore(state, tensors, int(where["step"]))
         return state, int(where["cycle"]), float(where["seconds"])
 
 

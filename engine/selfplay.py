@@ -12,20 +12,26 @@ from collections.abc import Iterator
 from sector.engine import oracle
 from sector.engine.config import RunConfig
 from sector.engine.phases import Event, Phases
+from sector.engine.ranks import Ranks
 from sector.engine.rundir import RunDir
 from sector.engine.stopping import Stopping
 from sector.engine.workers import Workers
 
 
 def self_play(
-    run: RunDir, config: RunConfig, workers: Workers | None = None, stopping: Stopping | None = None
+    run: RunDir,
+    config: RunConfig,
+    workers: Workers | None = None,
+    stopping: Stopping | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Event]:
     """Run to `config.until` digits, yielding events as they come.
 
-    workers: who generates, if not this process alone. stopping: when it asks, the step at hand is saved.
+    workers: who generates, and ranks: who trains, if not this process alone. stopping: when it asks, the step at hand
+    is saved.
     Raises NoAgreement when the model no longer agrees with itself; the best checkpoint is the last one that did.
     """
-    phases = Phases(run, config, workers, stopping)
+    phases = Phases(run, config, workers, stopping, ranks)
     yield from phases.supervise()
     for digits in range(config.supervised.max_digits + 1, config.until + 1):
         with oracle.sealed():

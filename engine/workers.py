@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.checkpoint import weights_bytes
+from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError, WorkersDied
 from sector.engine.generate import Assignment, generate, generate_block
 from sector.engine.improve import Improved, answer_fast, simplify
@@ -67,8 +68,8 @@ class Proof:
 class Worker:
     """One engine in a process of its own; an actor of Ray."""
 
-    def __init__(self, engine: str) -> None:
-        self._engine = engine
+    def __init__(self, engine: str, vllm: VllmConfig) -> None:
+        self._engine, self._vllm = engine, vllm
         self._sampler: Sampler | None = None
 
     def load(self, weights: bytes, config: str) -> Proof:
@@ -77,7 +78,7 @@ class Worker:
         model.load_state_dict(safetensors.torch.load(weights))
         model.to(best_device()).eval()  # type: ignore[arg-type]
         if self._sampler is None:
-            self._sampler = make_sampler(self._engine, model, num_threads=1)
+            self._sampler = make_sampler(self._engine, model, self._vllm, num_threads=1)
         else:
             self._sampler.load(model)
         task = find_task(model.config.task)
@@ -108,9 +109,9 @@ class Workers:
     Use as a context manager: they end with it. proofs: what the workers at hand have shown, by their place.
     """
 
-    def __init__(self, count: int, engine: str) -> None:
+    def __init__(self, count: int, engine: str, vllm: VllmConfig | None = None) -> None:
         self._ray = _import_ray()
-        self._count, self._engine = count, engine
+        self._count, self._engine, self._vllm = count, engine, vllm or VllmConfig()
         self._crew: list[Any] = []
         self._weights: tuple[Any, ...] = ()
         self._expected: Proof | None = None
@@ -246,7 +247,7 @@ class Workers:
         """An actor with one CPU, and its share of the GPUs where there are any: a whole one, if there are enough."""
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / self._count)
-        return self._ray.remote(num_cpus=1, num_gpus=share, max_restarts=0)(Worker).remote(self._engine)
+        return self._ray.remote(num_cpus=1, num_gpus=share, max_restarts=0)(Worker).remote(self._engine, self._vllm)
 
 
 # Takes what `generate.generate` takes behind its engine, and yields what it yields.
@@ -254,13 +255,13 @@ Generate = Callable[[Assignment], Iterator[tuple[Tensor, Improved]]]
 
 
 @contextmanager
-def hired(count: int | None, engine: str) -> Iterator[Workers | None]:
+def hired(count: int | None, engine: str, vllm: VllmConfig | None = None) -> Iterator[Workers | None]:
     """So many workers for the time of a `with`; nobody if `count` is None. InputError if Ray is not installed."""
     if count is None:
         yield None
         return
     # Ray prints what it has to say of workers that died, and stdout is for data.
-    with redirect_stdout(sys.stderr), Workers(count, engine) as workers:
+    with redirect_stdout(sys.stderr), Workers(count, engine, vllm) as workers:
         yield workers
 
 

@@ -1,34 +1,17 @@
-"""Runs small enough for a test: their settings, how to start one, and how to kill one."""
+"""Runs small enough for a test: how to start one, how to kill one, and whether two ended alike."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sector.benchmarks.small_run import SECTOR, SMALL
 from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import RunConfig, run_config
 from sector.engine.rundir import RunDir
-
-SECTOR = Path(sys.executable).with_name("sector")
-
-# Small enough for a test, and so little trained that no round meets its goal: every cycle is used.
-SMALL: dict[str, Any] = {
-    "until": 8,
-    "audit_samples": 20,
-    "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
-    "round": {
-        "candidates": 300,
-        "cycle_steps": 8,
-        "max_cycles": 2,
-        "probe": 40,
-        "target_agreement": 1.0,
-        "min_agreement": 0.0,
-    },
-    "filter": {"vote": "unanimous", "second_look": "off", "direct": False},
-}
 
 
 def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
@@ -53,3 +36,16 @@ def kill_when(root: Path, reached: Callable[[dict[str, Any]], bool]) -> bool:
                 process.send_signal(signal.SIGKILL)
                 return True
     return False
+
+
+def assert_same(root: Path, finished: Path) -> None:
+    """The same weights, and the same data to the byte; nothing left over."""
+    assert final_weights(root) == final_weights(finished)
+    for path in sorted(finished.glob("rounds/*/*.parquet")):
+        assert (root / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
+    digits = [line["digits"] for line in RunDir(root).metrics()]
+    assert digits == [line["digits"] for line in RunDir(finished).metrics()]
+    for name in ("latest", "best"):
+        assert os.readlink(root / "checkpoints" / name) == os.readlink(finished / "checkpoints" / name)
+    left = [path for path in root.rglob(".*") if path.name != ".lock"]
+    assert not left and not (root / "training.safetensors").exists()

@@ -1,6 +1,5 @@
 """The commands as people and scripts meet them: help, JSON, exit codes, and one clear line for bad input."""
 
-import io
 import json
 import os
 import shutil
@@ -15,18 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
-from rich.console import Console
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
-from sector.cli._follow import Tally
-from sector.cli._live import frame
-from sector.cli._options import parse_lengths
 from sector.cli.app import app
 from sector.engine.checkpoint import load_checkpoint, weights_sha256
-from sector.engine.config import RunConfig
 from sector.engine.dataset import Provenance, labelled_table, write_examples, write_table
-from sector.engine.errors import Diverged, InputError
+from sector.engine.errors import Diverged
 from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir
@@ -242,23 +236,6 @@ def test_without_a_trained_model_solve_says_what_to_do(tmp_path: Path, monkeypat
     assert "sector run" in refused("solve", "1+2")
 
 
-@pytest.mark.parametrize(
-    ("text", "lengths"),
-    [("7", [7]), ("1-4", [1, 2, 3, 4]), ("3,5,8-10", [3, 5, 8, 9, 10]), (" 2 , 2-3", [2, 3])],
-    ids=str,
-)
-def test_lengths(text: str, lengths: list[int]) -> None:
-    assert parse_lengths(text) == lengths
-
-
-@pytest.mark.parametrize(
-    "text", ["", "-", "1-", "-1", "a", "3-2", "1,,2", "1--2", "9" * 5000], ids=lambda text: text[:6]
-)
-def test_no_lengths(text: str) -> None:
-    with pytest.raises(InputError):
-        parse_lengths(text)
-
-
 # Data for machines
 
 
@@ -463,44 +440,3 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_later(config: Path, tmp_path: Pa
     assert err.count("\n") == 1 and "resumes" in err
     with RunDir(tmp_path / "run").lock():
         assert RunDir(tmp_path / "run").exists
-
-
-# The live view
-
-
-def _metrics(digits: int) -> dict[str, Any]:
-    return {
-        "phase": "round" if digits > 6 else "sft",
-        "digits": digits,
-        "agreement": 0.99,
-        "label_error": 0.001,
-        "fast_label_error": 0.3,
-        "next_agreement": 0.95,
-        "cycles": 2,
-        "accuracy": {str(length): 0.99 for length in range(1, digits + 2)},
-        "seconds_generate": 10.0,
-        "seconds_train": 10.0,
-        "seconds_total": 30.0 * digits,
-    }
-
-
-@pytest.mark.parametrize("reached", [0, 6, 7, 28, 100], ids=str)
-def test_a_frame_fits_the_terminal(reached: int) -> None:
-    tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, reached + 1)])
-    tally.take({"event": "train", "digits": 0, "cycle": 1, "step": 900, "of": 1000, "loss": 1.0, "tokens_per_s": 5e4})
-    tally.take({"event": "goal", "digits": 0, "cycle": 1, "met": False, "agreement": 0.5, "accuracy": 0.9})
-    tally.take({"event": "generate", "digits": 101, "tried": 50, "of": 1000, "accepted": 40, "tokens_per_s": 5e4})
-    console = Console(width=80, height=24, file=io.StringIO(), record=True)
-    console.print(frame("runs/tiny-seed0", tally, 80, 24))
-    lines = console.export_text().splitlines()
-    assert len(lines) < 24 and max(map(len, lines)) <= 80
-    assert ("left" in lines[0]) == (reached > 6)
-
-
-def test_the_time_left_counts_down_and_never_below_nothing() -> None:
-    tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)])
-    left = tally.seconds_left()
-    # Rounds at 7 and 8 took 30 seconds each, 60 / (49 + 64) a squared digit.
-    assert left == pytest.approx(81 * 60 / 113, abs=1)
-    tally.take({"event": "round", **_metrics(9)})
-    assert tally.seconds_left() == 0

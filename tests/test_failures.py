@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import SECTOR, final_weights
+from small_run import assert_same
 
+from sector.benchmarks.small_run import SECTOR
 from sector.engine import distill, stopping
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.errors import Diverged, InputError
-from sector.engine.rundir import RunDir
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
 
@@ -27,19 +27,6 @@ def go_on(root: Path) -> list[dict[str, Any]]:
     """What `sector run --out ROOT` does, to the end."""
     with open_run(root, {}, "test") as (run, config):
         return list(self_play(run, config))
-
-
-def assert_same(root: Path, finished: Path) -> None:
-    """The same weights, and the same data to the byte; nothing left over."""
-    assert final_weights(root) == final_weights(finished)
-    for path in sorted(finished.glob("rounds/*/*.parquet")):
-        assert (root / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
-    digits = [line["digits"] for line in RunDir(root).metrics()]
-    assert digits == [line["digits"] for line in RunDir(finished).metrics()]
-    for name in ("latest", "best"):
-        assert os.readlink(root / "checkpoints" / name) == os.readlink(finished / "checkpoints" / name)
-    left = [path for path in root.rglob(".*") if path.name != ".lock"]
-    assert not left and not (root / "training.safetensors").exists()
 
 
 # A full disk. A link to /dev/full stands where a file is to be written aside: the kernel's own ENOSPC.

@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import assert_same, start
 from typer.testing import CliRunner
 
+from sector.benchmarks.small_run import SECTOR, ranks_of
 from sector.cli.app import app
 from sector.engine.checkpoint import save_checkpoint
 from sector.engine.config import TrainerConfig
@@ -20,7 +26,7 @@ from sector.engine.examples import mixed_batches
 from sector.engine.model import new_model
 from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
-from sector.engine.ranks import joined
+from sector.engine.ranks import check_useful
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
 
@@ -52,8 +58,9 @@ def test_two_processes_have_the_loss_curve_of_one(num_shards: int, tmp_path: Pat
     program = tmp_path / "program.py"
     program.write_text(
         "import json\n"
-        "from test_ranks import curve, joined\n"
-        f"with joined({num_shards}) as ranks:\n"
+        "from sector.engine.ranks import joined\n"
+        "from test_ranks import curve\n"
+        "with joined() as ranks:\n"
         f"    losses = curve({num_shards}, ranks)\n"
         "    print(json.dumps([ranks.rank, losses]) + '\\n', end='', flush=True)\n"
     )
@@ -82,5 +89,65 @@ def test_distill_under_torchrun_writes_the_same_checkpoint_once(tmp_path: Path) 
 
 def test_more_processes_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(InputError, match="4 shards"), joined(4):
-        pass
+    with pytest.raises(InputError, match="4 shards"):
+        check_useful(4)
+
+
+# A whole run
+
+
+def launch(*command: str) -> list[str]:
+    """`sector` in two processes."""
+    return [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", "--no-python", str(SECTOR), *command]
+
+
+def shared_run(
+    root: Path, at: str, digits: int, step: int, strike: Callable[[subprocess.Popen[str]], None]
+) -> tuple[dict[str, Any], int, str]:
+    """Run in two processes, strike once at a step of training or a block; its last event, and how torchrun ended."""
+    command, struck, last = launch("run", "--out", str(root), "--json"), False, {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            last = json.loads(line)
+            there = last["event"] == at and last["digits"] == digits and last.get("step", step) >= step
+            if there and not struck:
+                struck = True
+                strike(process)
+        said = process.stderr.read()
+    assert struck
+    return last, process.returncode, said
+
+
+def test_a_run_in_two_processes_is_the_run_of_one_however_it_is_struck(finished_run: Path, tmp_path: Path) -> None:
+    """From an empty start: asked to end, a process killed, the first one killed; then to the end, with two workers."""
+    run, _ = start(tmp_path / "run")
+    begun = time.perf_counter()
+    last, code, said = shared_run(run.root, "train", 0, 20, lambda each: each.send_signal(signal.SIGTERM))
+    assert last["event"] == "done" and last["stopped_because"] == "terminated" and time.perf_counter() - begun < 60
+    assert code != 0 and "SIGTERM" in said and run.snapshot.exists()
+
+    last, code, said = shared_run(run.root, "train", 7, 3, lambda each: os.kill(ranks_of(each.pid)[1], signal.SIGKILL))
+    assert code != 0 and (last["event"] == "done" and last["stopped_because"] != "reached")
+
+    for at in ("generate", "train"):
+        _, code, _ = shared_run(run.root, at, 8, 2, lambda each: os.kill(ranks_of(each.pid)[0], signal.SIGKILL))
+        assert code != 0
+    subprocess.run(launch("run", "--out", str(run.root), "--workers", "2"), check=True, capture_output=True)
+    assert_same(run.root, finished_run)
+
+
+def test_what_ends_the_first_process_ends_the_others_quietly(fresh_run: Path) -> None:
+    """A disk that is full in the middle of a cycle: one line, of the first process alone."""
+    (fresh_run / ".training.safetensors.partial").symlink_to("/dev/full")
+    done = subprocess.run(launch("run", "--out", str(fresh_run)), capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sector")]
+    assert len(lines) == 1 and "process 1 of 2" in lines[0] and "No space left on device" in lines[0]
+    assert done.returncode != 0 and re.search(r"exitcode *: 2", done.stderr) and "Traceback" not in lines[0]
+
+
+@pytest.mark.parametrize("command", [["eval", "--model", "x"], ["generate", "--digits", "3"], ["report", "x"]], ids=str)
+def test_commands_for_one_process_say_so(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"run, sft and distill, not for {command[0]}" in result.stderr

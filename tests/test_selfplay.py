@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_run import SECTOR, SMALL, final_weights, kill_when, start
+from small_run import final_weights, kill_when, start
 
+from sector.benchmarks import poison
+from sector.benchmarks.small_run import SECTOR, SMALL
 from sector.engine import oracle
 from sector.engine.checkpoint import weights_sha256
-from sector.engine.dataset import read_examples, write_examples
+from sector.engine.dataset import read_examples
 from sector.engine.errors import NoAgreement
+from sector.engine.lesson import replayed
 from sector.engine.phases import Phases
 from sector.engine.rundir import RunDir
 from sector.engine.selfplay import self_play
@@ -63,7 +65,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(next(iter(phases._replay(7))).problems)
+            oracle.true_answers(replayed(run, run.read_config(), 7)[0].problems)
         for _ in phases.generate(7):
             pass
         for _ in phases.distill(7):
@@ -143,57 +145,28 @@ def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
     assert final_weights(run.root) == final_weights(supervised_run)
 
 
-# The guard against the error avalanche. Better trained than SMALL, so that there is something to lose.
-
-GUARDED = {
-    "until": 7,
-    "supervised": {"cycle_steps": 700, "max_cycles": 1, "examples": 200},
-    "round": {**SMALL["round"], "cycle_steps": 30, "max_cycles": 1},
-}
+# The guard against the error avalanche
 
 
 @pytest.fixture(scope="session")
 def guarded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has something to lose, before its first round."""
-    run, config = start(tmp_path_factory.mktemp("runs") / "guarded", **GUARDED)
-    for _ in Phases(run, config).supervise():
-        pass
-    return run.root
+    root = tmp_path_factory.mktemp("runs") / "guarded"
+    poison.supervise(root)
+    return root
 
 
-def play_poisoned(
-    guarded_run: Path, root: Path, monkeypatch: pytest.MonkeyPatch, attempts: int
-) -> tuple[RunDir, list[dict[str, Any]], str]:
-    """A run of which the first so many attempts at 7 digits learn wrong answers; its events, and how it ended."""
+def play_poisoned(guarded_run: Path, root: Path, attempts: int) -> tuple[RunDir, list[dict[str, Any]]]:
+    """A run of which the first so many attempts at 7 digits learn wrong answers, and its events."""
     shutil.copytree(guarded_run, root, symlinks=True)
-    run = RunDir(root)
-
-    def write_poisoned(path: Path, table: pa.Table) -> None:
-        """Every digit of the accepted answers is moved on by one: wrong, and all in the same way."""
-        if run.num_failed(7) < attempts:
-            moved = str.maketrans("0123456789", "1234567890")
-            answers = [text.zfill(8).translate(moved) for text in table.column("answer").to_pylist()]
-            at = table.column_names.index("answer")
-            table = table.set_column(at, table.schema.field(at), pa.array(answers, pa.string()))
-        write_examples(path, table)
-
-    monkeypatch.setattr("sector.engine.phases.write_examples", write_poisoned)
-    events: list[dict[str, Any]] = []
-    try:
-        for event in self_play(run, run.read_config()):
-            events.append(event)
-    except NoAgreement as error:
-        return run, events, str(error)
-    return run, events, "reached"
+    return RunDir(root), list(poison.play(root, attempts))
 
 
-def test_a_poisoned_round_is_taken_back_and_tried_again(
-    guarded_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", monkeypatch, attempts=1)
+def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_path: Path) -> None:
+    run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=1)
     (rollback,) = [event for event in events if event["event"] == "rollback"]
     assert rollback["failed"] == 1 and rollback["trained"] < rollback["before"] - 0.25
-    assert ended == "reached" and os.readlink(run.root / "checkpoints" / "best") == "07"
+    assert events[-1] == {"event": "done", "ended": "reached", "best": "07"}
     # Other problems, of which the audit says that they were learned; what was taken back can still be looked at.
     first, second = (
         pq.read_table(path).column("problem").to_pylist()
@@ -204,12 +177,10 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(
     assert line["trained_agreement"] >= rollback["before"] - 0.25 and line["taken_back"] == 1
 
 
-def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(
-    guarded_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", monkeypatch, attempts=9)
+def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(guarded_run: Path, tmp_path: Path) -> None:
+    run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
     assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
-    assert "taken back 3 times" in ended and not run.has_checkpoint(7)
+    assert "taken back 3 times" in events[-1]["ended"] and not run.has_checkpoint(7)
     assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
     # The same command says the same at once.
     with pytest.raises(NoAgreement, match="taken back 3 times"):

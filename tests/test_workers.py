@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import SECTOR
 
-from sector.benchmarks.failures import workers_of
+from sector.benchmarks.small_run import SECTOR, workers_of
 from sector.engine import workers as module
 from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig

@@ -1,0 +1,69 @@
+"""What a phase of a run trains on: all but the weights, from settings and files alone.
+
+So every process that shares a training can make it for itself, and the first only says which one (`followers.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sector.engine import supervised
+from sector.engine.config import RunConfig, TrainerConfig
+from sector.engine.dataset import read_examples
+from sector.engine.distill import Batches
+from sector.engine.errors import NoAgreement
+from sector.engine.examples import Examples, mixed_batches
+from sector.engine.rundir import RunDir
+from sector.engine.seeding import stream_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A phase's training.
+
+    digits: of the round; 0 is the supervised phase. seed: all draws follow from it. cycles: steps of each cycle, of
+    which the last ones may not be needed. batches: of a cycle.
+    """
+
+    digits: int
+    seed: int
+    trainer: TrainerConfig
+    cycles: Sequence[int]
+    batches: Callable[[int], Batches]
+
+    def draws(self, cycle: int) -> int:
+        """The seed of what `train_cycle` draws."""
+        return stream_seed(self.seed, "train", self.digits, cycle)
+
+
+def lesson_of(run: RunDir, config: RunConfig, digits: int, seed: int) -> Lesson:
+    """What the round at `digits` digits (0: the supervised phase) trains on. NoAgreement if nothing was accepted."""
+    return _round(run, config, digits, seed) if digits else _supervised(config, seed)
+
+
+def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+    """What a round keeps in mind, one set a length: the supervised examples, then every round before it."""
+    sets = list(read_examples(run.examples(0)).values())
+    for earlier in range(config.supervised.max_digits + 1, digits):
+        sets += read_examples(run.examples(earlier)).values()
+    return sets
+
+
+def _supervised(config: RunConfig, seed: int) -> Lesson:
+    settings = config.supervised
+    cycles = [settings.cycle_steps] + [settings.more_steps] * (settings.max_cycles - 1)
+    return Lesson(0, seed, settings.trainer, cycles, supervised.curriculum(config))
+
+
+def _round(run: RunDir, config: RunConfig, digits: int, seed: int) -> Lesson:
+    settings = config.round
+    trainer = settings.trainer
+    new = list(read_examples(run.examples(digits)).values())
+    if not new:
+        raise NoAgreement(f"no candidate of {digits} digits was accepted")
+    replay = replayed(run, config, digits)
+
+    def batches(cycle: int) -> Batches:
+        draws = stream_seed(seed, "distill", digits, cycle)
+        return mixed_batches(new, replay, trainer.num_shards, trainer.shard_rows, settings.replay_share, draws)
+
+    return Lesson(digits, seed, trainer, [settings.cycle_steps] * settings.max_cycles, batches)
