@@ -69,7 +69,7 @@ def _line(event: dict[str, Any]) -> str | None:
     """What is shown of an event."""
     match event:
         case {"event": "goal", "digits": digits, "trained": trained}:
-            return f"trained on {digits or 'one to six'} digits: agrees with itself on {trained:.1%} at trained lengths"
+            return f"trained on {digits} digits: agrees with itself on {trained:.1%} at trained lengths"
         case {"event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": trained}:
             return f"taken back, attempt {failed} at {digits} digits: {before:.1%} fell to {trained:.1%}"
         case {"event": "round", "digits": digits, "label_error": float(error)}:

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m sector.benchmarks.soak --seconds 600 --json soak.json
 
-A lap is a whole run (supervised start, six rounds, audits, pictures) with a seed of its own in a directory of its own,
-which is removed. After each round the process's resident memory, open files and threads are counted. Laps are alike,
+A lap is a whole run (supervised start, three rounds, audits, pictures) with its own seed in its own directory, which is
+removed. After each round the process's resident memory, open files and threads are counted. Laps are alike,
 so that what grows from lap to lap at the same round is a leak; the first laps fill caches and pools and do not count.
 """
 
@@ -24,10 +24,9 @@ from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
 
 WARM_UP_LAPS = 2
-# Barely trained, and never refused: what a lap costs in memory does not depend on what it learns.
+# Hardly trained, and never refused: what a lap costs in memory does not depend on what it learns.
 LAP = small(
-    until=12,
-    supervised={"cycle_steps": 60, "examples": 100},
+    until=9,
     round={"candidates": 200, "cycle_steps": 10, "max_cycles": 1, "probe": 20, "max_fall": 1.0},
     filter={"vote": "majority", "complement": False},
 )

@@ -13,6 +13,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A link in this place would lead the writing elsewhere. Devices may stand in for a disk that is full.
+        if not aside.is_char_device():
+            aside.unlink(missing_ok=True)
         write(aside)
         os.replace(aside, path)
     except OSError as error:

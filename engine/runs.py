@@ -18,10 +18,12 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
     given: what was asked for, nested as in TOML. A new run takes it over the defaults. An old run keeps its own
         settings; of those only `until` may be asked to change. source: where `given` came from, for messages.
     What is damaged in an old run is removed (`mend.py`).
-    Raises InputError before anything is written if the settings are bad or the directory is something else.
+    Raises InputError before anything is written if the settings are bad, the directory is something else, or a link in
+    it leads out of it.
     """
     run = RunDir(root)
     _settle(run, given, source)
+    _check_links(root)
     with run.lock():
         # Again: another process may have started this run in between.
         config = _settle(run, given, source)
@@ -37,6 +39,16 @@ def newest_run(parent: Path) -> Path:
     if not best:
         raise InputError(f"{parent} holds no trained model; train one with `sector run`, or name one with --model")
     return max(best, key=lambda path: path.lstat().st_mtime).parent.parent
+
+
+def _check_links(root: Path) -> None:
+    """InputError if a link in a run that someone else may have made leads to a directory outside of it."""
+    inside = root.resolve()
+    for path in root.rglob("*"):
+        if path.is_symlink() and path.is_dir() and not path.resolve().is_relative_to(inside):
+            raise InputError(
+                f"{path} is a link that leads out of the run directory; nothing is written or removed there"
+            )
 
 
 def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:

@@ -8,14 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 from pydantic import BaseModel
+from small_run import start
 from typer.testing import CliRunner
 
+from sector.benchmarks.small_run import small
 from sector.cli.app import app
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
+from sector.engine.files import write_text
 from sector.engine.model import new_model
+from sector.engine.runs import open_run
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -88,6 +93,53 @@ def test_a_path_is_no_markup(tmp_path: Path) -> None:
     command = ["generate", "--model", str(tmp_path / "model"), "--digits", "2", "--count", "4", "--out", str(out)]
     shown = CliRunner().invoke(app, command, env={"COLUMNS": "300"}, catch_exceptions=False).stdout
     assert "[red]x[/red].parquet" in shown
+
+
+@pytest.mark.parametrize("name", ["rounds", "rounds/07", "checkpoints/07"], ids=str)
+def test_a_run_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """A link in a run that someone else made: files at its end are not ours to mend, and stay."""
+    run, _ = start(tmp_path / "run")
+    elsewhere = tmp_path / "elsewhere" / "07"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "generation.json").write_text("[]")
+    (elsewhere / "model.safetensors").write_text("mine")
+    (run.root / name).parent.mkdir(exist_ok=True)
+    (run.root / name).symlink_to(elsewhere if name.endswith("07") else elsewhere.parent)
+    with pytest.raises(InputError, match="leads out of the run"), open_run(run.root, {}, "test"):
+        pass
+    assert (elsewhere / "generation.json").read_text() == "[]"
+    assert (elsewhere / "model.safetensors").read_text() == "mine"
+
+
+def test_a_link_where_a_file_is_written_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for target in ("mine", "new"):
+        (tmp_path / ".out.json.partial").symlink_to(target)
+        write_text(tmp_path / "out.json", "{}")
+        assert (tmp_path / "out.json").read_text() == "{}" and not (tmp_path / "out.json").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
+def test_training_and_generating_ask_no_network(tmp_path: Path) -> None:
+    """Every look-up of a name, and every connection by the internet's protocols, raises in this process."""
+    program = (
+        "import socket, sys\n"
+        "def refuse(event, arguments):\n"
+        "    if event == 'socket.getaddrinfo' or event == 'socket.connect' and arguments[0].family != socket.AF_UNIX:\n"
+        "        raise SystemExit(f'asked the network: {arguments}')\n"
+        "sys.addaudithook(refuse)\n"
+        "from sector.cli.app import main\n"
+        "main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    save_checkpoint(new_model("tiny", 0), tmp_path / "model")
+    config = tmp_path / "small.toml"
+    config.write_text(tomli_w.dumps(small(supervised={"cycle_steps": 2})))
+    asked = ["--model", tmp_path / "model", "--digits", "2", "--count", "4", "--out", tmp_path / "2.parquet"]
+    for command in (["sft", "--out", tmp_path / "run", "--config", config], ["generate", *asked]):
+        words = [sys.executable, "-P", "-c", program, *map(str, command)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_ray_sends_and_measures_nothing() -> None:
