@@ -15,7 +15,7 @@ from sector.engine.errors import InputError
 from sector.engine.generate import filter_of
 from sector.engine.machine import describe
 from sector.engine.offline import OnProgress, check_digits
-from sector.engine.tasks import find_task
+from sector.engine.tasks import DEFAULT, find_task
 
 KERNEL_ROWS = 4096
 TRAINING_STEPS = 40
@@ -40,6 +40,10 @@ def bench(
     for workload in workloads:
         check_digits(workload.digits)
     weights = load_checkpoint(model)
+    if weights.config.task != DEFAULT:
+        raise InputError(
+            f"{model} has learned {weights.config.task}; benchmarks are of {DEFAULT}, name a model of that"
+        )
     if weights.device.type == "cpu" and dtype != "float32":
         raise InputError(f"--dtype {dtype} is for GPUs; on a CPU engines compute in float32")
     weights.to(getattr(torch, dtype))

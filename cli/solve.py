@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 def solve(
     problems: Annotated[
-        list[str] | None, typer.Argument(metavar="PROBLEM...", help="123+456, or 123+456+1.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="PROBLEM...",
+            help="123+456 or 123+456+1; 456-123, 123*456 for models of those tasks.",
+            show_default=False,
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Problems, one a line; - reads stdin.", show_default=False)
@@ -39,7 +44,7 @@ def solve(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Add numbers of any lengths.
+    """Answers to problems of any lengths, of the task that the model has learned.
 
     The improved policy gives no answer where it does not agree with itself.
     Answers are greedy, so --seed changes nothing.

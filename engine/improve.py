@@ -370,15 +370,17 @@ def _look(
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
     with named("vote"):
         answers, votes = majority(guesses, valid)
-    unanimous = settings.vote is Vote.UNANIMOUS
+    unanimous, at_once = settings.vote is Vote.UNANIMOUS, task_of(problems).at_once is None
     parsed = valid.all(dim=1) if unanimous else votes > 0
     decided = votes == guesses.shape[1] if unanimous else parsed
     if not chain.steps:
         rest, digit = problems.without_digits(), answers[:, -1]
     else:
         rest, digit = chain.steps[0].rest, chain.steps[0].digit
-    direct, direct_valid = chain.direct or (torch.zeros_like(answers), torch.zeros_like(parsed))
-    steps = () if task_of(problems).at_once is None else tuple(chain.steps)
+    # Where nothing is answered at once, the fast policy is one chain of thought, and that is the first guess.
+    instead = (torch.zeros_like(answers), torch.zeros_like(parsed)) if at_once else (guesses[:, 0], valid[:, 0])
+    direct, direct_valid = chain.direct or instead
+    steps = () if at_once else tuple(chain.steps)
     return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps)
 
 

@@ -22,7 +22,7 @@ from sector.engine.errors import InputError
 from sector.engine.examples import Examples
 from sector.engine.mend import remove_damaged
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder, PlaceLayout, parse_answers, parse_simplifications
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems, problem_digits
 from sector.engine.rundir import RunDir
 from sector.engine.seeding import generator
@@ -88,10 +88,10 @@ def test_generated_ids(data: st.DataObject, digits: int, order: DigitOrder) -> N
     ids = st.lists(st.integers(0, tokens.VOCAB_SIZE - 1), min_size=width, max_size=width)
     rows = torch.tensor(data.draw(st.lists(ids, min_size=1, max_size=4)))
     layout = PlaceLayout(order)
-    answers, parsed = parse_answers(rows[:, : digits + 2], digits, layout)
+    answers, parsed = layout.parse_answers(rows[:, : digits + 2], digits)
     assert answers.shape == (len(rows), digits + 1) and ((answers[parsed] >= 0) & (answers[parsed] <= 9)).all()
     if digits > 1:
-        step = parse_simplifications(rows, digits, layout)
+        step = layout.parse_simplifications(rows, digits)
         for part in (step.rest.a, step.rest.b, step.digit):
             assert ((part >= 0) & (part <= 9)).all()
         assert ((step.rest.carry == 0) | (step.rest.carry == 1)).all()
@@ -108,7 +108,7 @@ def test_a_simplification_changed_anywhere_is_refused_or_another(digits: int, da
     at = data.draw(st.integers(0, ids.shape[1] - 1))
     other = data.draw(st.integers(0, tokens.VOCAB_SIZE - 1).filter(lambda each: each != int(ids[0, at])))
     ids[0, at] = other
-    step = parse_simplifications(ids, digits, layout)
+    step = layout.parse_simplifications(ids, digits)
     said = (step.rest.texts(), step.digit.tolist())
     assert not step.valid.item() or said != (truth.rest.texts(), truth.digit.tolist())
 
