@@ -82,16 +82,15 @@ def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfi
     state.model.train()
     parameters = list(state.model.parameters())
     while True:
-        state.muon.zero_grad()
-        state.adamw.zero_grad()
+        state.model.zero_grad()
         total = 0.0
         for examples in shards:
             loss = _plain_loss(state, examples, config, Layout(order)) / len(shards)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        state.muon.step()
-        state.adamw.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         yield total
 
 

@@ -19,10 +19,12 @@ def run(
         typer.Option(metavar="N", help="Digits at which the run is done.", show_default=str(options.DEFAULTS.until)),
     ] = None,
     preset: options.MaybePreset = None,
+    pretrained: options.MaybePretrained = None,
     seed: options.MaybeSeed = None,
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    settings: options.Settings = None,
     track: options.Track = None,
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -43,6 +45,7 @@ def run(
       sector run --workers 8
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
+      sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
     from sector.engine.runs import open_run
@@ -52,7 +55,9 @@ def run(
     from sector.engine.workers import hired
 
     output = Output(as_json)
-    given, source = asked_for(config, until=until, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
+    given, source = asked_for(
+        config, settings, filter_name, pretrained, until=until, preset=preset, seed=seed, engine=engine
+    )
     with (
         heed_sigterm() as stopping,
         open_run(out or default_out(given), given, source) as (run_dir, settled),

@@ -12,10 +12,12 @@ from sector.cli._output import Output
 def sft(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default=False)],
     preset: options.MaybePreset = None,
+    pretrained: options.MaybePretrained = None,
     seed: options.MaybeSeed = None,
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    settings: options.Settings = None,
     track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
@@ -36,7 +38,7 @@ def sft(
     from sector.engine.trackers import tracked
 
     output = Output(as_json)
-    given, source = asked_for(config, preset=preset, seed=seed, engine=engine, filter_name=filter_name)
+    given, source = asked_for(config, settings, filter_name, pretrained, preset=preset, seed=seed, engine=engine)
     with heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
         events = tracked(Phases(run_dir, settled, stopping=stopping).supervise(), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)

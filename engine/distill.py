@@ -14,12 +14,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine import policy, tokens
+from sector.engine.checkpoint import Model
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
@@ -28,9 +30,27 @@ from sector.engine.policy import DigitOrder, Layout
 from sector.engine.ranges import named
 from sector.engine.ranks import Ranks
 from sector.engine.seeding import generator
+from sector.engine.text.model import TextModel
 from sector.engine.threads import one_thread
 
 _IGNORE = -100
+
+
+class Shard(Protocol):
+    """Examples laid out for a model of some kind: `Rows` for one of ours, `text.rows.TextRows` for one of text."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Read in a forward pass."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same where the model lies."""
+        ...
+
+    def loss(self, model: Any, fast_weight: float) -> Tensor:
+        """Mean loss in nats a token, fast and slow weighed against each other."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +75,58 @@ class Rows:
         ids, places, mask, targets = (each.to(device) for each in (self.ids, self.places, self.mask, self.targets))
         return Rows(ids, places, mask, targets, self.answer_length)
 
+    @property
+    def num_tokens(self) -> int:
+        """See `Shard`."""
+        return self.ids.numel()
+
+    def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
+        """See `Shard`."""
+        first = self.ids.shape[1] - self.targets.shape[1]
+        hidden = model.hidden_states(self.ids, self.mask, places=self.places)[:, first:]
+        logits = model.class_logits(hidden, self.ids[:, first:])
+        fast, slow = logits.split([self.answer_length, logits.shape[1] - self.answer_length], dim=1)
+        fast_targets, slow_targets = self.targets.split([fast.shape[1], slow.shape[1]], dim=1)
+        loss = F.cross_entropy(fast.flatten(0, 1), fast_targets.flatten(), ignore_index=_IGNORE)
+        if slow.shape[1]:
+            slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
+            loss = fast_weight * loss + (1 - fast_weight) * slow_loss
+        return loss
+
 
 @dataclass(slots=True)
 class TrainState:
     """Everything a cycle needs to go on: the model, its optimizers, the step, and the tokens seen so far.
 
-    muon: for the matrices of the blocks (torch's own; about a third fewer steps than AdamW, LOG.md).
-    adamw: for embeddings, head and norms.
+    muon: for the matrices of the blocks (torch's own; about a third fewer steps than AdamW, LOG.md). None for a model
+        of text, which AdamW has trained so far.
+    adamw: for embeddings, head and norms; for all of a model of text.
     """
 
-    model: SectorForCausalLM
-    muon: torch.optim.Muon
+    model: Model
+    muon: torch.optim.Muon | None
     adamw: torch.optim.AdamW
     step: int = 0
     tokens: int = 0
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.muon, self.adamw] if self.muon else [self.adamw]
 
 
 Batches = Callable[[int], Sequence[Examples]]
 
 
-def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int = 0) -> TrainState:
+def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> TrainState:
     """Fresh optimizers over the model's own parameters; norms are not decayed. `tokens`: seen in earlier cycles."""
-    inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-    outer = [model.embed.weight, model.head.weight]
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    muon = torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    muon = None
+    if isinstance(model, TextModel):
+        outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    else:
+        inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+        outer = [model.embed.weight, model.head.weight]
+        muon = torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -129,17 +176,18 @@ def train_cycle(
                     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
                     if not math.isfinite(norm):
                         raise Diverged(f"the gradient's norm is {norm} at step {state.step}")
-                    state.muon.step()
-                    state.adamw.step()
+                    for optimizer in state.optimizers:
+                        optimizer.step()
                 state.step += 1
-                state.tokens += sum(rows.ids.numel() for rows in laid_out)
+                state.tokens += sum(rows.num_tokens for rows in laid_out)
             yield state.step, loss
     state.model.eval()
 
 
 def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:
     """Set every learning rate to a share of its peak."""
-    for optimizer, peak in ((state.muon, config.muon_learning_rate), (state.adamw, config.learning_rate)):
+    for optimizer in state.optimizers:
+        peak = config.muon_learning_rate if optimizer is state.muon else config.learning_rate
         for group in optimizer.param_groups:
             group["lr"] = share * peak
 
@@ -215,27 +263,13 @@ def _branch_mask(prefix: int, answer: int, length: int) -> Tensor:
 
 
 def _gradients(
-    model: SectorForCausalLM, parameters: list[torch.nn.Parameter], rows: Rows, fast_weight: float
+    model: Model, parameters: list[torch.nn.Parameter], rows: Shard, fast_weight: float
 ) -> tuple[float, tuple[Tensor, ...]]:
     """Mean loss of a shard and its gradients, apart from `.grad`, so that shards can run side by side."""
     with named("forward"):
-        loss = _loss(model, rows, fast_weight)
+        loss = rows.loss(model, fast_weight)
     with named("backward"):
         return loss.item(), torch.autograd.grad(loss, parameters)
-
-
-def _loss(model: SectorForCausalLM, rows: Rows, fast_weight: float) -> Tensor:
-    """Mean loss of a shard, fast and slow weighed against each other."""
-    first = rows.ids.shape[1] - rows.targets.shape[1]
-    hidden = model.hidden_states(rows.ids, rows.mask, places=rows.places)[:, first:]
-    logits = model.class_logits(hidden, rows.ids[:, first:])
-    fast, slow = logits.split([rows.answer_length, logits.shape[1] - rows.answer_length], dim=1)
-    fast_targets, slow_targets = rows.targets.split([fast.shape[1], slow.shape[1]], dim=1)
-    loss = F.cross_entropy(fast.flatten(0, 1), fast_targets.flatten(), ignore_index=_IGNORE)
-    if slow.shape[1]:
-        slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
-        loss = fast_weight * loss + (1 - fast_weight) * slow_loss
-    return loss
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -27,19 +27,20 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 
 from sector.engine import config as configuration
-from sector.engine.checkpoint import check_finite, load_checkpoint, save_checkpoint
+from sector.engine.checkpoint import Model, check_finite, load_checkpoint, save_checkpoint, weights
 from sector.engine.config import RunConfig
 from sector.engine.distill import TrainState, start_training
 from sector.engine.errors import InputError
 from sector.engine.files import point_link, write_atomically, write_text
-from sector.engine.model import SectorForCausalLM
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 HOLDER = ".holder.json"
+# What the optimizers remember of a parameter.
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -107,13 +108,13 @@ class RunDir:
     def has_checkpoint(self, digits: int) -> bool:
         return self.checkpoint(digits).is_dir()
 
-    def save_checkpoint(self, model: SectorForCausalLM, digits: int) -> None:
+    def save_checkpoint(self, model: Model, digits: int) -> None:
         """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
         save_checkpoint(model, self.checkpoint(digits))
         self._point_ahead("latest", digits)
         self.snapshot.unlink(missing_ok=True)
 
-    def load_checkpoint(self, digits: int) -> SectorForCausalLM:
+    def load_checkpoint(self, digits: int) -> Model:
         return load_checkpoint(self.checkpoint(digits))
 
     def mark_best(self, digits: int) -> None:
@@ -160,9 +161,9 @@ class RunDir:
 
     def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
-        tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in weights(state.model).items()}
         names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
-        for optimizer in (state.muon, state.adamw):
+        for optimizer in state.optimizers:
             for parameter, moments in optimizer.state.items():
                 for moment, value in moments.items():
                     tensors[f"{moment}.{names[parameter]}"] = value
@@ -174,7 +175,7 @@ class RunDir:
         write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
-        self, model: SectorForCausalLM, config: configuration.TrainerConfig, phase: str
+        self, model: Model, config: configuration.TrainerConfig, phase: str
     ) -> tuple[TrainState, int, float] | None:
         """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
         path = self.snapshot
@@ -185,11 +186,14 @@ class RunDir:
             if where["phase"] != phase:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+        with torch.no_grad():
+            for name, tensor in weights(model).items():
+                tensor.copy_(tensors[f"model.{name}"])
         state = start_training(model, config)
         state.step, state.tokens = int(where["step"]), int(where["tokens"])
         names = {parameter: name for name, parameter in model.named_parameters()}
-        for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)):
+        for optimizer in state.optimizers:
+            moments = _MUON_STATE if optimizer is state.muon else _ADAMW_STATE
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}

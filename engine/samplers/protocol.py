@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sector.engine.model import SectorForCausalLM
+from sector.engine.checkpoint import Model
 from sector.kernels.philox import uniforms
 
 
@@ -96,14 +96,16 @@ class Sampler(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def load(self, model: SectorForCausalLM) -> None:
+    def load(self, model: Model) -> None:
         """Take new weights."""
         ...
 
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, PAD_ID behind the end.
+        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, padding behind the end.
+
+        Padding in front of a prefix is no part of it.
 
         beginning: shared with other calls on the same rows in the same order, and with no other.
         """

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sector.engine.checkpoint import save_checkpoint
+from sector.engine.checkpoint import Model, save_checkpoint
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM
+from sector.engine.text.model import TextModel
 from sector.engine.tokens import row_length
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def check_installed() -> None:
         raise InputError(f"the engine vllm needs vLLM >={first},<{last}, not {found}; {_MEND}")
 
 
-def start(model: SectorForCausalLM, settings: VllmConfig) -> "LLM":
+def start(model: Model, settings: VllmConfig) -> "LLM":
     """A vLLM with the model's weights. InputError where it cannot start."""
     check_installed()
     arguments = engine_arguments(model, settings)
@@ -106,7 +106,7 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str, Any]:
+def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
     """What vLLM is called with."""
     on_gpu = model.device.type == "cuda"
     values = settings.model_dump()
@@ -115,6 +115,10 @@ def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str
     if settings.dtype == "model":
         values["dtype"] = str(model.dtype).removeprefix("torch.")
     renamed = {name: translate(values[ours]) for ours, (name, translate) in ARGUMENTS.items()}
+    if isinstance(model, TextModel):
+        # Lead and pads; and no more than it was made for.
+        wanted = renamed["max_model_len"] + len(model.alphabet.lead)
+        renamed["max_model_len"] = min(wanted, model.config.get_text_config().max_position_embeddings)
     return {
         **renamed,
         "block_size": BLOCK,
@@ -126,8 +130,10 @@ def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str
     }
 
 
-def _check_memory(model: SectorForCausalLM, settings: VllmConfig, arguments: dict[str, Any]) -> None:
-    """InputError unless keys and values of one row of the longest problem fit."""
+def _check_memory(model: Model, settings: VllmConfig, arguments: dict[str, Any]) -> None:
+    """InputError unless keys and values of one row of the longest problem fit. What a model of text takes vLLM says."""
+    if isinstance(model, TextModel):
+        return
     config = model.config
     width = 2 * config.num_attention_heads * padded_head(config.head_dim) * config.num_hidden_layers
     itemsize = getattr(torch, arguments["dtype"]).itemsize
