@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.engine.config import VllmConfig
 from sector.engine.improve import Filter, Improved, cat_improved, improve
 from sector.engine.model import SectorForCausalLM
-from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, batches, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
+from sector.engine.task import Layout
 
 _WARM_UP = 64
 
@@ -85,7 +86,7 @@ class Contest:
 
     settings: Filter
     k: int
-    order: DigitOrder
+    layout: Layout
     temperature: float
     seed: int
     hard_share: float
@@ -129,15 +130,15 @@ class Contest:
             rows = torch.arange(start, start + len(part))
             sampling = Sampling(self.temperature, self.seed, rows, stage=0)
             parts.append(
-                improve(contender.sampler, part, self.settings, self.k, self.order, sampling, contender.drop_decided)
+                improve(contender.sampler, part, self.settings, self.k, self.layout, sampling, contender.drop_decided)
             )
             start += len(part)
         return cat_improved(parts)
 
 
-def engines(names: Sequence[str], model: SectorForCausalLM) -> list[Contender]:
-    """Contenders by the names of engines."""
-    return [Contender(name, make_sampler(name, model)) for name in names]
+def engines(names: Sequence[str], model: SectorForCausalLM, vllm: VllmConfig | None = None) -> list[Contender]:
+    """Contenders by the names of engines; vllm: settings of that one."""
+    return [Contender(name, make_sampler(name, model, vllm)) for name in names]
 
 
 def variants(model: SectorForCausalLM) -> list[Contender]:

@@ -18,7 +18,7 @@ import torch
 
 from sector.engine.improve import Filter, SecondLook, Vote
 from sector.engine.model import SectorForCausalLM
-from sector.engine.policy import DigitOrder, Layout, answer_length, beginning_length, simplification_length
+from sector.engine.policy import DigitOrder, PlaceLayout
 
 # A tile of the CPU engine; on a GPU products are larger before they reach their rate.
 _CPU_TOKENS = 8192
@@ -130,7 +130,7 @@ def _look(digits: int, num_simplifications: int, order: DigitOrder, answers_firs
     for stage in range(num_simplifications + 1):
         thinks = stage < num_simplifications
         # A prompt begins as the one before it, but for the digit of its first operand that is gone.
-        known = beginning_length(digits - stage + 1, Layout(order)) if stage > 0 else 0
+        known = PlaceLayout(order).beginning_length(digits - stage + 1) if stage > 0 else 0
         work += _pass(digits - stage, known, thinks, answers=stage > 0 or answers_first or not thinks)
     return work
 
@@ -140,8 +140,8 @@ def _pass(digits: int, known: int, thinks: bool, answers: bool) -> Work:
 
     The last token of a branch is chosen, not read; its mark is read.
     """
-    prefix = 2 * digits + 5
-    branches = [simplification_length(digits)] * thinks + [answer_length(digits)] * answers
+    prefix, layout = 2 * digits + 5, PlaceLayout()
+    branches = [layout.simplification_length(digits)] * thinks + [layout.answer_length(digits)] * answers
     return Work(
         prefix - known + sum(branches),
         sum(branches),

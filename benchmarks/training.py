@@ -21,15 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import policy, tokens
-from sector.engine.checkpoint import load_checkpoint
+from sector.engine import tokens
+from sector.engine.checkpoint import load_sector
 from sector.engine.config import RoundConfig, TrainerConfig
 from sector.engine.distill import TrainState, lay_out, start_training, train_cycle, tune_allocator
 from sector.engine.examples import Examples
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.model import SectorForCausalLM
 from sector.engine.problem import draw_problems
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
+from sector.engine.task import Layout, Mode
+from sector.engine.tasks import find_task
 
 _WARM_UP = 5
 
@@ -56,14 +58,18 @@ def measure(model: Path, digits: int, steps: int, plain: bool) -> float:
     """Tokens per second over `steps` training steps at one length, after a warm-up."""
     if not plain:
         tune_allocator()
-    weights = load_checkpoint(model)
+    weights = load_sector(model)
     config = RoundConfig().trainer
     draws = generator(0, "bench-training")
     examples = label(draw_problems(digits, config.num_shards * config.shard_rows, draws))
     shards = [examples[start : start + config.shard_rows] for start in range(0, len(examples), config.shard_rows)]
     state = start_training(weights, config)
-    order = DigitOrder(weights.config.digit_order)
-    step = _plain_steps(state, shards, config, order) if plain else _our_steps(state, shards, config, steps)
+    order = weights.config.digit_order
+    step = (
+        _plain_steps(state, shards, config, find_task(weights.config.task).layout(order))
+        if plain
+        else _our_steps(state, shards, config, steps)
+    )
     for _ in range(_WARM_UP):
         next(step)
     start = time.perf_counter()
@@ -78,14 +84,14 @@ def _our_steps(state: TrainState, shards: list[Examples], config: TrainerConfig,
     yield from train_cycle(state, lambda _: shards, config, steps + _WARM_UP, seed=0)
 
 
-def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfig, order: DigitOrder) -> Any:
+def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfig, layout: Layout) -> Any:
     state.model.train()
     parameters = list(state.model.parameters())
     while True:
         state.model.zero_grad()
         total = 0.0
         for examples in shards:
-            loss = _plain_loss(state, examples, config, Layout(order)) / len(shards)
+            loss = _plain_loss(state, examples, config, layout) / len(shards)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -95,16 +101,17 @@ def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfi
 
 
 def _plain_loss(state: TrainState, examples: Examples, config: TrainerConfig, layout: Layout) -> Tensor:
-    fast = _completion_loss(state, examples, tokens.ANSWER, policy.answer_ids(examples.answers, layout), layout)
-    thought = policy.simplification_ids(examples.rest, examples.digit, layout)
-    slow = _completion_loss(state, examples, tokens.THINK, thought, layout)
+    fast = _completion_loss(state, examples, Mode.ANSWER, layout.answer_ids(examples.answers), layout)
+    thought = layout.simplification_ids(examples.rest, examples.digit)
+    slow = _completion_loss(state, examples, Mode.THINK, thought, layout)
     return config.fast_weight * fast + (1 - config.fast_weight) * slow
 
 
-def _completion_loss(state: TrainState, examples: Examples, mode: int, target: Tensor, layout: Layout) -> Tensor:
+def _completion_loss(state: TrainState, examples: Examples, mode: Mode, target: Tensor, layout: Layout) -> Tensor:
     """Cross-entropy of a completion `[B, C]` behind its prompt."""
-    ids = torch.cat([policy.prompt_ids(examples.problems, mode, layout), target[:, :-1]], dim=1)
+    ids = torch.cat([layout.prompt_ids(examples.problems, mode), target[:, :-1]], dim=1)
     first = ids.shape[1] - target.shape[1]
+    assert isinstance(state.model, SectorForCausalLM), "the step is compared for our own models"
     hidden = state.model.hidden_states(ids)[:, first:]
     logits = state.model.class_logits(hidden, ids[:, first:])
     return F.cross_entropy(logits.flatten(0, 1), tokens.class_of(target).flatten())

@@ -13,10 +13,12 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
+from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
     from sector.engine.solve import Solution, Thought
+    from sector.engine.task import Task
 
 
 def solve(
@@ -35,6 +37,7 @@ def solve(
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -55,14 +58,14 @@ def solve(
     from sector.engine.solve import Mind
 
     output = Output(as_json)
-    texts = _typed(problems or [], file)
-    sampler, order = open_engine(model or newest_run(Path("runs")), engine)
-    mind = Mind(sampler, order, FILTERS[filter_name], k)
+    sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
+    texts = _typed(task, problems or [], file)
+    mind = Mind(sampler, task, layout, FILTERS[filter_name], k)
     for solution in mind.solve(texts, policy, show):
         _print(solution, output)
 
 
-def _typed(problems: list[str], file: Path | None) -> list[str]:
+def _typed(task: "Task", problems: list[str], file: Path | None) -> list[str]:
     """The problems to solve. InputError if one on the command line is none, or none is given."""
     from sector.engine.solve import check_problem, read_problems
 
@@ -72,9 +75,9 @@ def _typed(problems: list[str], file: Path | None) -> list[str]:
     if bool(problems) == (file is not None):
         raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
     if file is not None:
-        return read_problems(_read(file), str(file))
+        return read_problems(task, _read(file), str(file))
     for text in problems:
-        check_problem(text)
+        check_problem(task, text)
     return [text.strip() for text in problems]
 
 

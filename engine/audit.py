@@ -1,4 +1,4 @@
-"""The audit: what only someone who knows the sums can say. Nothing it finds goes back into the loop.
+"""The audit: what only someone who knows the truth can say. Nothing it finds goes back into the loop.
 
 Label error of what a round accepted, the fast policy's error on the same problems, and exact-match accuracy by length.
 """
@@ -9,13 +9,14 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from sector.engine import improve, mistakes, oracle, policy, tokens
+from sector.engine import improve, mistakes, oracle
 from sector.engine.examples import Examples
 from sector.engine.improve import Filter
-from sector.engine.policy import DigitOrder, Layout
-from sector.engine.problem import Problems, batches, draw_problems
+from sector.engine.mistakes import Mistake
+from sector.engine.problem import batches
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
+from sector.engine.task import Batch, Layout, Mode, Simplifications, Task
 
 POLICIES = ("fast", "slow", "improved")
 EVAL_BATCH = 1000
@@ -46,17 +47,17 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A policy ready to be asked: an engine, the digit order of its weights, and how to sample."""
+    """A policy ready to be asked: an engine, the layout that its weights have learned, and how to sample."""
 
     sampler: Sampler
-    order: DigitOrder
+    layout: Layout
     policy: str
     settings: Filter
     k: int
     seed: int
     temperature: float = 0.0
 
-    def correct(self, problems: Problems) -> Tensor:
+    def correct(self, problems: Batch) -> Tensor:
         """`[B]` bool: is the policy's output exactly right? An answer it does not believe counts as wrong."""
         rows = torch.arange(len(problems))
         sampling = Sampling(self.temperature, stream_seed(self.seed, "solve"), rows, stage=0)
@@ -64,28 +65,28 @@ class Solver:
             # One digit cannot be simplified; its answer stands for it.
             if problems.digits == 1:
                 return self._fast(problems, sampling)
-            step, _ = improve.simplify(self.sampler, problems, self.order, sampling)
+            step, _ = improve.simplify(self.sampler, problems, self.layout, sampling)
             return simplification_correct(problems, step.rest, step.digit) & step.valid
         if self.policy == "fast":
             return self._fast(problems, sampling)
-        improved = improve.improve(self.sampler, problems, self.settings, self.k, self.order, sampling)
+        improved = improve.improve(self.sampler, problems, self.settings, self.k, self.layout, sampling)
         return answers_correct(problems, improved.first.answers) & improved.accepted
 
-    def _fast(self, problems: Problems, sampling: Sampling) -> Tensor:
-        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.order, sampling)
+    def _fast(self, problems: Batch, sampling: Sampling) -> Tensor:
+        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.layout, sampling)
         return answers_correct(problems, answers) & valid
 
 
-def answers_correct(problems: Problems, answers: Tensor) -> Tensor:
-    """`[B]` bool: which of the answers `[B, N+1]` are the true sums?"""
+def answers_correct(problems: Batch, answers: Tensor) -> Tensor:
+    """`[B]` bool: which of the answers `[B, W]` are the true ones?"""
     return (oracle.true_answers(problems) == answers).all(dim=1)
 
 
-def simplification_correct(problems: Problems, rest: Problems, digit: Tensor) -> Tensor:
-    """`[B]` bool: is the remaining problem the true one, and the digit the last of the true sum?"""
-    answers, carries = oracle.true_answers(problems), oracle.true_carries(problems)
-    same = (rest.a == problems.a[:, :-1]) & (rest.b == problems.b[:, :-1])
-    return same.all(dim=1) & (rest.carry == carries[:, -2]) & (digit == answers[:, -1])
+def simplification_correct(problems: Batch, rest: Batch, digit: Tensor) -> Tensor:
+    """`[B]` bool: is the remaining problem the true one, and the digit the last of the true answer?"""
+    valid = torch.ones_like(digit, dtype=torch.bool)
+    kinds = oracle.truth_of(problems).simplification_mistakes(problems, Simplifications(rest, digit, valid))
+    return torch.tensor([kind is Mistake.RIGHT for kind in kinds], dtype=torch.bool)
 
 
 def label_error(examples: Examples) -> float | None:
@@ -97,28 +98,38 @@ def label_error(examples: Examples) -> float | None:
 
 def label_mistakes(examples: Examples) -> dict[str, int]:
     """Examples by the mistake in their answer (`mistakes.Mistake`)."""
-    truth, carries = oracle.true_answers(examples.problems), oracle.true_carries(examples.problems)
-    return mistakes.tally(mistakes.in_answers(examples.answers, truth, carries))
+    truth = oracle.truth_of(examples.problems)
+    return mistakes.tally(truth.answer_mistakes(examples.problems, examples.answers))
 
 
-def frontier_mistakes(sampler: Sampler, order: DigitOrder, problems: Problems) -> dict[str, dict[str, int]]:
+def frontier_mistakes(sampler: Sampler, layout: Layout, problems: Batch) -> dict[str, dict[str, int]]:
     """What the `fast` and the `slow` policy make of problems of N >= 2 digits, greedy: outputs by mistake.
 
     Of one prefix both are asked at once, as the improved policy does it.
     """
-    layout, count = Layout(order), len(problems)
+    size, count = problems.size, len(problems)
     sampling = Sampling(0.0, 0, torch.arange(count), stage=0)
-    lengths = (policy.answer_length(problems.digits), policy.simplification_length(problems.digits))
-    branches = [
-        Branch(policy.mark_ids(mark, layout, count), length)
-        for mark, length in zip((tokens.ANSWER, tokens.THINK), lengths, strict=True)
-    ]
-    fast, slow = sampler.sample(policy.prefix_ids(problems, layout), branches, sampling)
-    truth, carries = oracle.true_answers(problems), oracle.true_carries(problems)
+    lengths = {Mode.ANSWER: layout.answer_length(size), Mode.THINK: layout.simplification_length(size)}
+    branches = [Branch(layout.mark_ids(mode, count), length) for mode, length in lengths.items()]
+    fast, slow = sampler.sample(layout.prefix_ids(problems), branches, sampling)
     return {
-        "fast": mistakes.tally(mistakes.in_answer_ids(fast, truth, carries, layout)),
-        "slow": mistakes.tally(mistakes.in_simplification_ids(slow, problems, truth, carries, layout)),
+        "fast": mistakes.tally(answer_mistakes(fast, problems, layout)),
+        "slow": mistakes.tally(simplification_mistakes(slow, problems, layout)),
     }
+
+
+def answer_mistakes(ids: Tensor, problems: Batch, layout: Layout) -> list[Mistake]:
+    """What is wrong with each fast answer, as ids `[B, T]`."""
+    answers, valid = layout.parse_answers(ids, problems.size)
+    kinds = oracle.truth_of(problems).answer_mistakes(problems, answers)
+    return mistakes.where_parsed(kinds, valid, layout.is_well_formed(ids, Mode.ANSWER))
+
+
+def simplification_mistakes(ids: Tensor, problems: Batch, layout: Layout) -> list[Mistake]:
+    """What is wrong with each simplification, as ids `[B, T]`."""
+    said = layout.parse_simplifications(ids, problems.size)
+    kinds = oracle.truth_of(problems).simplification_mistakes(problems, said)
+    return mistakes.where_parsed(kinds, said.valid, layout.is_well_formed(ids, Mode.THINK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +158,8 @@ class Gate:
         return (self.accepted[0] + self.rejected[0]) / self.tried
 
 
-def gate(problems: Problems, answers: Tensor, votes: Tensor, accepted: Tensor) -> Gate:
-    """Of candidates with voted answers `[B, N+1]`, votes `[B]` and `[B]` bool whether they were accepted."""
+def gate(problems: Batch, answers: Tensor, votes: Tensor, accepted: Tensor) -> Gate:
+    """Of candidates with voted answers `[B, W]`, votes `[B]` and `[B]` bool whether they were accepted."""
     right = answers_correct(problems, answers)
 
     def counted(rows: Tensor) -> tuple[int, int]:
@@ -157,33 +168,12 @@ def gate(problems: Problems, answers: Tensor, votes: Tensor, accepted: Tensor) -
     return Gate(counted(accepted), counted(~accepted), {int(each): counted(votes == each) for each in votes.unique()})
 
 
-def score(solver: Solver, name: str, problems: Problems) -> Score:
+def score(solver: Solver, name: str, problems: Batch) -> Score:
     """Accuracy of a solver on given problems."""
     correct = sum(int(solver.correct(batch).sum()) for batch in batches(problems, EVAL_BATCH))
     return Score(name, problems.digits, correct, len(problems))
 
 
-def score_length(solver: Solver, digits: int, samples: int, seed: int, hard_share: float = 0.0) -> Score:
+def score_length(solver: Solver, task: Task, digits: int, samples: int, seed: int, hard_share: float = 0.0) -> Score:
     """Accuracy on `samples` drawn problems of one length, uniform digits by default."""
-    return score(solver, "uniform", draw_problems(digits, samples, generator(seed, "eval", digits), hard_share))
-
-
-def carry_chains(digits: int, samples: int, seed: int) -> Problems:
-    """`9...9 + b` with small b, and columns that all add up to nine with a carry-in: a carry through every digit."""
-    draws = generator(seed, "eval-chains", digits)
-    problems = draw_problems(digits, samples, draws)
-    nines = torch.arange(samples) % 2 == 0
-    a = torch.where(nines[:, None], 9, problems.a)
-    small = torch.zeros_like(problems.b)
-    small[:, -1] = torch.randint(1, 10, (samples,), generator=draws)
-    return Problems(a, torch.where(nines[:, None], small, 9 - problems.a), torch.where(nines, problems.carry, 1))
-
-
-def short_operands(digits: int, samples: int, seed: int) -> Problems:
-    """One operand of `digits` digits, the other of a random smaller length: leading zeros, as when people type."""
-    draws = generator(seed, "eval-short", digits)
-    problems = draw_problems(digits, samples, draws)
-    lengths = torch.randint(1, max(2, digits), (samples, 1), generator=draws)
-    b = problems.b.masked_fill(torch.arange(digits) < digits - lengths, 0)
-    flip = torch.rand(samples, 1, generator=draws) < 0.5
-    return Problems(torch.where(flip, b, problems.a), torch.where(flip, problems.a, b), problems.carry)
+    return score(solver, "uniform", task.draw(digits, samples, generator(seed, "eval", digits), hard_share))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sector.engine.errors import InputError
+from sector.engine.tasks import DEFAULT, task_names
 
 MAX_DIGITS = 256
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
@@ -180,6 +181,8 @@ class RunConfig(Settings):
     gap_share mean nothing to it, and the second look `shifted` is the swapped one."""
     preset: Literal["tiny", "base"] = "tiny"
     """Size of the model (`model.py`)."""
+    task: str = DEFAULT
+    """What is learned; a module of `engine/tasks/`."""
     digit_order: Literal["msd", "lsd"] = "msd"
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
@@ -218,6 +221,13 @@ class RunConfig(Settings):
         if not self.filter.think and self.filter.k > 2 and not self.filter.temperature:
             raise ValueError("without think and temperature text has two different guesses, one an order; lower k")
         return self
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str) -> str:
+        if task not in task_names():
+            raise ValueError(f"unknown task {task!r}; choose one of {', '.join(task_names())}")
+        return task
 
     @model_validator(mode="after")
     def _check_frontier(self) -> Self:

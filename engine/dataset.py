@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sector.engine import policy, tokens
 from sector.engine.errors import InputError
 from sector.engine.examples import Examples
 from sector.engine.files import write_atomically, write_text
 from sector.engine.improve import Improved, Verdict
-from sector.engine.policy import DigitOrder, Layout
-from sector.engine.problem import Problems, digit_strings
+from sector.engine.problem import digit_strings
+from sector.engine.task import Batch, Layout, Mode, Task
+from sector.engine.tasks import DEFAULT, find_task
 
 PREVIEW_ROWS = 20
 # What values that are not ours make of the code that reads them.
@@ -57,7 +57,7 @@ class Provenance:
     weights_sha256: str
 
 
-def improved_table(improved: Improved, rows: Tensor, order: DigitOrder, provenance: Provenance) -> pa.Table:
+def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance: Provenance) -> pa.Table:
     """The accepted rows of an improved batch; `rows [B]` are the problems' indices in their stream."""
     keep = improved.accepted
     first = improved.first
@@ -66,7 +66,7 @@ def improved_table(improved: Improved, rows: Tensor, order: DigitOrder, provenan
     k = guesses.shape[1]
     return _table(
         improved.examples(),
-        order,
+        layout,
         provenance,
         guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
         votes=first.votes[keep].tolist(),
@@ -75,12 +75,12 @@ def improved_table(improved: Improved, rows: Tensor, order: DigitOrder, provenan
     )
 
 
-def labelled_table(examples: Examples, order: DigitOrder, provenance: Provenance) -> pa.Table:
+def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -> pa.Table:
     """Supervised examples of one length: no guesses, no votes."""
     count = len(examples)
     return _table(
         examples,
-        order,
+        layout,
         provenance,
         guesses=[[] for _ in range(count)],
         votes=[0] * count,
@@ -91,7 +91,7 @@ def labelled_table(examples: Examples, order: DigitOrder, provenance: Provenance
 
 def candidates_table(improved: Improved) -> pa.Table:
     """Everything tried, for the audit and for people who study what a filter throws away."""
-    return pa.table(
+    table = pa.table(
         {
             "problem": improved.problems.texts(),
             "direct": plain_decimals(improved.first.direct),
@@ -100,27 +100,30 @@ def candidates_table(improved: Improved) -> pa.Table:
             "verdict": [Verdict(value).name.lower() for value in improved.verdict.tolist()],
         }
     )
+    return _of_task(table, improved.problems.task)
 
 
-def read_candidates(path: Path, digits: int) -> tuple[Problems, Tensor]:
-    """What a round tried: the problems, and the fast policy's direct answers `[B, N+1]`."""
-    problems, direct = _read_columns(path, ("problem", "direct"))
+def read_candidates(path: Path, digits: int) -> tuple[Any, Tensor]:
+    """What a round tried: the problems, and the fast policy's direct answers `[B, W]`."""
+    task, (texts, direct) = _read_columns(path, ("problem", "direct"))
     try:
-        return Problems.parse(problems, digits), _answers(direct, digits)
+        problems = task.parse(texts, digits)
+        return problems, _answers(direct, problems)
     except _NOT_OURS as error:
         raise InputError(f"{path} holds a row that is no candidate ({_first_line(error)})") from error
 
 
-def read_votes(path: Path, digits: int) -> tuple[Problems, Tensor, Tensor, Tensor]:
+def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What a round tried and made of it: problems, voted answers `[B, N+1]`, votes `[B]`, and accepted `[B]`.
 
     InputError if the file is none of ours, or a row does not fit.
     """
     try:
         table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
-        problems, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
+        texts, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
         accepted = [verdict == Verdict.ACCEPTED.name.lower() for verdict in verdicts]
-        read = Problems.parse(problems, digits), _answers(answers, digits), torch.tensor(votes), torch.tensor(accepted)
+        problems = _task_in(table).parse(texts, digits)
+        read = problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
     except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} holds no candidates of {digits} digits ({str(error).splitlines()[0]})") from error
     return read
@@ -143,23 +146,23 @@ def write_examples(path: Path, table: pa.Table) -> None:
 def read_examples(path: Path) -> dict[int, Examples]:
     """Examples of a file by length. InputError if it is no parquet of ours or a row does not fit its own length."""
     by_length: dict[int, list[tuple[str, str, str]]] = {}
-    columns = _read_columns(path, ("problem", "answer", "simplification", "digits"))
+    task, columns = _read_columns(path, ("problem", "answer", "simplification", "digits"))
     for problem, answer, simplification, digits in zip(*columns, strict=True):
         by_length.setdefault(digits, []).append((problem, answer, simplification))
     try:
-        return {digits: _examples(rows, digits) for digits, rows in sorted(by_length.items())}
+        return {digits: _examples(task, rows, digits) for digits, rows in sorted(by_length.items())}
     except _NOT_OURS as error:
         raise InputError(f"{path} holds a row that is no example ({_first_line(error)})") from error
 
 
-def _read_columns(path: Path, names: Sequence[str]) -> list[list[Any]]:
-    """Columns of a parquet file. InputError if it is none, or lacks one."""
+def _read_columns(path: Path, names: Sequence[str]) -> tuple[Task, list[list[Any]]]:
+    """Columns of a parquet file, and the task that it is of. InputError if it is none, or lacks one."""
     try:
         table = pq.read_table(path)
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
-        return [table.column(name).to_pylist() for name in names]
+        return _task_in(table), [table.column(name).to_pylist() for name in names]
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -175,21 +178,20 @@ def plain_decimals(answers: Tensor) -> list[str]:
     return [text.lstrip("0") or "0" for text in digit_strings(answers)]
 
 
-def simplification_texts(rest: Problems, digit: Tensor) -> list[str]:
+def simplification_texts(rest: Batch, digit: Tensor) -> list[str]:
     """`12+45+1|9`: the remaining problem, and the digit split off; '' where nothing was simplified."""
     if rest.digits == 0:
         return [""] * len(rest)
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
 
 
-def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **columns: list[Any]) -> pa.Table:
-    layout = Layout(order)
+def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns: list[Any]) -> pa.Table:
     count = len(examples)
     values = {
         "problem": examples.problems.texts(),
         "answer": plain_decimals(examples.answers),
-        "prompt_ids": policy.prompt_ids(examples.problems, tokens.ANSWER, layout).tolist(),
-        "answer_ids": policy.answer_ids(examples.answers, layout).tolist(),
+        "prompt_ids": _without(layout.pad_id, layout.prompt_ids(examples.problems, Mode.ANSWER)),
+        "answer_ids": _without(layout.pad_id, layout.answer_ids(examples.answers)),
         "simplification": simplification_texts(examples.rest, examples.digit),
         "digits": [examples.digits] * count,
         "round": [provenance.round] * count,
@@ -198,23 +200,37 @@ def _table(examples: Examples, order: DigitOrder, provenance: Provenance, **colu
         "weights_sha256": [provenance.weights_sha256] * count,
         **columns,
     }
-    return pa.table(values, schema=SCHEMA)
+    return _of_task(pa.table(values, schema=SCHEMA), examples.problems.task)
 
 
-def _examples(rows: list[tuple[str, str, str]], digits: int) -> Examples:
-    problems = Problems.parse([row[0] for row in rows], digits)
-    answers = _answers([row[1] for row in rows], digits)
+def _without(pad: int, ids: Tensor) -> list[list[int]]:
+    """Rows of ids, padding left out."""
+    return [[each for each in row if each != pad] for row in ids.tolist()]
+
+
+def _examples(task: Task, rows: list[tuple[str, str, str]], digits: int) -> Examples:
+    problems = task.parse([row[0] for row in rows], digits)
+    answers = _answers([row[1] for row in rows], problems)
     if digits == 1 or not any(row[2] for row in rows):
-        empty = problems.a[:, :0]
-        return Examples(problems, answers, Problems(empty, empty, torch.zeros_like(problems.carry)), answers[:, -1])
+        return Examples(problems, answers, problems.without_digits(), answers[:, -1])
     simplified = [row[2].rpartition("|") for row in rows]
-    rest = Problems.parse([part[0] for part in simplified], digits - 1)
+    rest = task.parse([part[0] for part in simplified], digits - 1)
     return Examples(problems, answers, rest, torch.tensor([int(part[2]) for part in simplified]))
 
 
-def _answers(texts: list[str], digits: int) -> Tensor:
-    """Decimal strings -> `[B, N+1]` digits."""
-    width = digits + 1
+def _answers(texts: list[str], problems: Batch) -> Tensor:
+    """Decimal strings -> `[B, W]` digits."""
+    width = problems.answer_width
     if bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None):
-        raise ValueError(f"answer {bad!r} to a problem of {digits} digits")
+        raise ValueError(f"answer {bad!r} to a problem of {problems.digits} digits")
     return torch.tensor([[int(digit) for digit in text.zfill(width)] for text in texts]).view(len(texts), width)
+
+
+def _of_task(table: pa.Table, task: str) -> pa.Table:
+    """The table with its task's name on it; what bears none is of the first task there was."""
+    return table if task == DEFAULT else table.replace_schema_metadata({"task": task})
+
+
+def _task_in(table: pa.Table) -> Task:
+    """The task that a table is of. InputError if it is none of ours."""
+    return find_task((table.schema.metadata or {}).get(b"task", DEFAULT.encode()).decode())

@@ -20,16 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import policy, tokens
+from sector.engine import tokens
 from sector.engine.checkpoint import Model
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
+from sector.engine.learned import learned
 from sector.engine.model import MAX_GAP, SectorForCausalLM
-from sector.engine.policy import DigitOrder, Layout
 from sector.engine.ranges import named
 from sector.engine.ranks import Ranks
 from sector.engine.seeding import generator
+from sector.engine.task import Mode
+from sector.engine.tasks import task_of
+from sector.engine.text import rows as text_rows
 from sector.engine.text.model import TextModel
 from sector.engine.threads import one_thread
 
@@ -120,6 +123,7 @@ Batches = Callable[[int], Sequence[Examples]]
 def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> TrainState:
     """Fresh optimizers over the model's own parameters; norms are not decayed. `tokens`: seen in earlier cycles."""
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    outer: list[Tensor]
     muon = None
     if isinstance(model, TextModel):
         outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -151,7 +155,6 @@ def train_cycle(
     loss or the gradient is not finite, before the weights take that step.
     """
     parameters = list(state.model.parameters())
-    order = DigitOrder(state.model.config.digit_order)
     state.model.train()
     with _pool() as pool, one_thread():
         while state.step < num_steps:
@@ -159,7 +162,7 @@ def train_cycle(
                 _set_rates(state, config, schedule(state.step, num_steps, config))
                 with named("lay out"):
                     draws = generator(seed, "augment", state.step)
-                    laid_out = [lay_out(examples, order, config, draws) for examples in batches(state.step)]
+                    laid_out = [_laid_out(state.model, examples, config, draws) for examples in batches(state.step)]
                     shared = ranks.share(laid_out) if ranks else laid_out
                     shards = [rows.to(state.model.device) for rows in shared]
                 results = list(
@@ -198,17 +201,24 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def lay_out(examples: Examples, order: DigitOrder, config: TrainerConfig, draws: torch.Generator) -> Rows:
+def _laid_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
+    """A shard as that kind of model reads it."""
+    if isinstance(model, TextModel):
+        return text_rows.lay_out(examples, learned(model)[1])
+    return lay_out(examples, model.config.digit_order, config, draws)
+
+
+def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.Generator) -> Rows:
     """Examples of one length as one shard, each row in a random variant of start marks and with a random gap."""
     count = len(examples)
     variant = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
-    layout = Layout(order, variant)
-    prefix = policy.prefix_ids(examples.problems, layout)
-    answer = policy.answer_ids(examples.answers, layout)
-    segments, targets = [prefix, policy.mark_ids(tokens.ANSWER, layout, count), answer[:, :-1]], [answer]
+    layout = task_of(examples.problems).layout(order).shifted(variant)
+    prefix = layout.prefix_ids(examples.problems)
+    answer = layout.answer_ids(examples.answers)
+    segments, targets = [prefix, layout.mark_ids(Mode.ANSWER, count), answer[:, :-1]], [answer]
     if examples.rest.digits:
-        simplification = policy.simplification_ids(examples.rest, examples.digit, layout)
-        segments += [policy.mark_ids(tokens.THINK, layout, count), simplification[:, :-1]]
+        simplification = layout.simplification_ids(examples.rest, examples.digit)
+        segments += [layout.mark_ids(Mode.THINK, count), simplification[:, :-1]]
         targets.append(simplification)
     ids, target_ids = torch.cat(segments, dim=1), torch.cat(targets, dim=1)
     shift = torch.tensor(tokens.SHIFTS)[variant].unsqueeze(1)

@@ -2,51 +2,30 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sector.engine.audit import Score, Solver, carry_chains, score, score_length, short_operands
+from sector.engine.audit import Score, Solver, score, score_length
 from sector.engine.checkpoint import resolve_checkpoint
 from sector.engine.config import FilterConfig
 from sector.engine.files import check_writable, write_text
 from sector.engine.generate import filter_of
 from sector.engine.offline import OnProgress, check_digits, open_engine
 from sector.engine.plots import plot_eval
-from sector.engine.problem import Problems, draw_problems
 from sector.engine.rundir import RunDir
-from sector.engine.seeding import generator
+from sector.engine.task import Task
 
 # The families get fewer problems than the uniform lengths: they are to show failures, not to compare fractions.
 SUITE_SAMPLES = 200
 
 
-def leading_zeros(digits: int, samples: int, seed: int) -> Problems:
-    """Both operands padded with zeros, each by a random number of them, as in `0012+0345`."""
-    draws = generator(seed, "eval-zeros", digits)
-    problems = draw_problems(digits, samples, draws)
-    columns = torch.arange(digits)
-    zeros = torch.randint(min(1, digits - 1), digits, (2, samples, 1), generator=draws)
-    return Problems(
-        problems.a.masked_fill(columns < zeros[0], 0), problems.b.masked_fill(columns < zeros[1], 0), problems.carry
-    )
-
-
-FAMILIES: dict[str, Callable[[int, int, int], Problems]] = {
-    "carry chains": carry_chains,
-    "unequal lengths": short_operands,
-    "leading zeros": leading_zeros,
-}
-
-
-def evaluate(solver: Solver, lengths: list[int], samples: int, seed: int, suite: bool) -> Iterator[Score]:
+def evaluate(solver: Solver, task: Task, lengths: list[int], samples: int, seed: int, suite: bool) -> Iterator[Score]:
     """A score for every length, followed by one for each family at that length where the suite is asked for."""
     for digits in lengths:
-        yield score_length(solver, digits, samples, seed)
-        for name, draw in FAMILIES.items() if suite else ():
+        yield score_length(solver, task, digits, samples, seed)
+        for name, draw in task.families().items() if suite else ():
             yield score(solver, name, draw(digits, min(samples, SUITE_SAMPLES), seed))
 
 
@@ -85,20 +64,24 @@ def evaluate_model(
     settings: FilterConfig,
     seed: int,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
 ) -> Report:
-    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots."""
+    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots.
+
+    given: as in `open_engine`.
+    """
     for digits in lengths:
         check_digits(digits)
     folder = out or _plots_of(model)
     stem = None if folder is None else folder / f"eval-{policy}"
     if stem:
         check_writable(stem.with_suffix(".png"))
-    sampler, order = open_engine(model, engine)
-    solver = Solver(sampler, order, policy, filter_of(settings), settings.k, seed)
+    sampler, task, layout = open_engine(model, engine, given)
+    solver = Solver(sampler, layout, policy, filter_of(settings), settings.k, seed)
     start, scores = time.perf_counter(), []
-    for each in evaluate(solver, lengths, samples, seed, suite):
+    for each in evaluate(solver, task, lengths, samples, seed, suite):
         scores.append(each)
-        on_progress(len(scores), len(lengths) * (1 + suite * len(FAMILIES)), f"{each.digits} digits")
+        on_progress(len(scores), len(lengths) * (1 + suite * len(task.families())), f"{each.digits} digits")
     values = {
         "policy": policy,
         "samples": samples,

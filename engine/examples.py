@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sector.engine.problem import Problems
 from sector.engine.seeding import generator
 
 
@@ -14,16 +14,16 @@ from sector.engine.seeding import generator
 class Examples:
     """What the trainer learns from: problem -> answer (fast) and problem -> first simplification (slow).
 
-    problems: B problems of N digits.
-    answers: `[B, N+1]` digits, most significant first.
+    problems: a batch of B problems of N digits (`task.Batch`).
+    answers: `[B, W]` digits, most significant first.
     rest: the remaining problems of N-1 digits; with N = 1, or where nothing was simplified, they have no digits and
         there is nothing slow to learn.
     digit: `[B]` the digit split off by the simplification.
     """
 
-    problems: Problems
+    problems: Any
     answers: Tensor
-    rest: Problems
+    rest: Any
     digit: Tensor
 
     def __len__(self) -> int:
@@ -34,15 +34,15 @@ class Examples:
 
     @property
     def digits(self) -> int:
-        return self.problems.digits
+        return int(self.problems.digits)
 
     @staticmethod
     def cat(parts: "Iterable[Examples]") -> "Examples":
         parts = list(parts)
         return Examples(
-            Problems.cat(part.problems for part in parts),
+            type(parts[0].problems).cat(part.problems for part in parts),
             torch.cat([part.answers for part in parts]),
-            Problems.cat(part.rest for part in parts),
+            type(parts[0].rest).cat(part.rest for part in parts),
             torch.cat([part.digit for part in parts]),
         )
 

@@ -18,6 +18,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sector.engine import tokens
+from sector.engine.tasks import DEFAULT, task_names
 
 # Training moves the digits behind a random column away by up to this many places (`distill.py`).
 MAX_GAP = 30
@@ -38,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SectorConfig(PretrainedConfig):
-    """Sizes of a model. `digit_order` is part of a checkpoint because it is part of what the weights have learned.
+    """Sizes of a model. `digit_order` and `task` are part of a checkpoint because the weights have learned them.
 
     architecture_version: what the weights were trained as; others would load here and answer nonsense.
     """
@@ -56,6 +57,7 @@ class SectorConfig(PretrainedConfig):
         rms_norm_eps: float = 1e-6,
         initializer_range: float = 0.08,
         digit_order: str = "msd",
+        task: str = DEFAULT,
         architecture_version: int = ARCHITECTURE_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +70,7 @@ class SectorConfig(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.digit_order = digit_order
+        self.task = task
         self.architecture_version = architecture_version
         kwargs.setdefault("vocab_size", tokens.VOCAB_SIZE)
         kwargs.setdefault("pad_token_id", tokens.PAD_ID)
@@ -109,6 +112,8 @@ def _check(config: SectorConfig) -> None:
         )
     if config.digit_order not in ("msd", "lsd"):
         raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")
+    if config.task not in task_names():
+        raise ValueError(f"task must be one of {', '.join(task_names())}, not {config.task!r}")
 
 
 def rope_table(config: SectorConfig) -> Tensor:

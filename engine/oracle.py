@@ -1,28 +1,34 @@
-"""True sums: the one module that knows them, behind the door of rule 1 (mission: label-free).
+"""The truth of every task: behind the door of rule 1 (mission: label-free).
 
-Only the supervised phase (`supervised.py`) and the audit (`audit.py`) import it. A self-training round runs inside
-`sealed()`, where every function here raises, so that no true sum can reach the weights, the filter, the curriculum or
-the stopping rule.
+Only the supervised phase (`supervised.py`) and the audit (`audit.py`) ask. A self-training round runs inside
+`sealed()`, where every question raises, so that nothing true can reach the weights, the filter, the curriculum or the
+stopping rule. What is true of a task stands in its own file (`engine/tasks/`), in a class derived from `Truth`, which
+puts each of its methods behind the door.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
-from sector.engine.problem import Problems
+if TYPE_CHECKING:
+    from sector.engine.mistakes import Mistake
+    from sector.engine.task import Simplifications
 
 _seals = 0
+_Asked = TypeVar("_Asked", bound=Callable[..., Any])
 
 
 class OracleSealed(RuntimeError):
-    """A true sum was asked for inside a self-training round."""
+    """The truth was asked for inside a self-training round."""
 
 
 @contextmanager
 def sealed() -> Iterator[None]:
-    """Within this context every true sum raises OracleSealed."""
+    """Within this context every question raises OracleSealed."""
     global _seals
     _seals += 1
     try:
@@ -32,32 +38,57 @@ def sealed() -> Iterator[None]:
 
 
 def is_sealed() -> bool:
-    """Are true sums out of reach just now?"""
+    """Is the truth out of reach just now?"""
     return _seals > 0
 
 
-def true_answers(problems: Problems) -> Tensor:
-    """The sums, `[B, N+1]` digits, most significant first."""
-    digits, _ = _add(problems)
-    return digits
+def _behind_the_door(ask: _Asked) -> _Asked:
+    @wraps(ask)
+    def asked(*given: Any, **named: Any) -> Any:
+        if _seals:
+            raise OracleSealed(f"{ask.__qualname__} is sealed during self-training (rule 1: label-free)")
+        return ask(*given, **named)
+
+    return asked  # type: ignore[return-value]
 
 
-def true_carries(problems: Problems) -> Tensor:
-    """The carry into each column, `[B, N]`: column i receives carry i; the last column receives the carry-in."""
-    _, carries = _add(problems)
-    return carries
+class Truth(ABC):
+    """What is true of a task's problems. Every function of a derived class raises while sealed, its author's wish or
+    not.
+    """
+
+    def __init_subclass__(cls) -> None:
+        for name, value in list(vars(cls).items()):
+            if callable(value):
+                setattr(cls, name, _behind_the_door(value))
+            elif isinstance(value, staticmethod | classmethod | property):
+                raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
+
+    @abstractmethod
+    def answers(self, problems: Any) -> Tensor:
+        """The true answers, `[B, W]` digits, most significant first."""
+
+    @abstractmethod
+    def simplifications(self, problems: Any) -> "Simplifications":
+        """The true first simplifications; rests of no digits where N is 1."""
+
+    @abstractmethod
+    def answer_mistakes(self, problems: Any, answers: Tensor) -> "list[Mistake]":
+        """What is wrong with each of the answers `[B, W]`."""
+
+    @abstractmethod
+    def simplification_mistakes(self, problems: Any, said: "Simplifications") -> "list[Mistake]":
+        """What is wrong with each simplification, in the order in which it is written."""
 
 
-def _add(problems: Problems) -> tuple[Tensor, Tensor]:
-    """School addition, one column a step: digits `[B, N+1]` and carries into the columns `[B, N]`."""
-    if _seals:
-        raise OracleSealed("true sums are sealed during self-training (rule 1: label-free)")
-    carry = problems.carry
-    digits, carries = [], []
-    for column in reversed(range(problems.digits)):
-        carries.append(carry)
-        total = problems.a[:, column] + problems.b[:, column] + carry
-        digits.append(total % 10)
-        carry = total // 10
-    digits.append(carry)
-    return torch.stack(digits[::-1], dim=1), torch.stack(carries[::-1], dim=1)
+def truth_of(problems: Any) -> Truth:
+    """What is true of these problems' task."""
+    # Tasks bring their truths, and so import this module.
+    from sector.engine.tasks import task_of
+
+    return task_of(problems).truth
+
+
+def true_answers(problems: Any) -> Tensor:
+    """The true answers, `[B, W]` digits, most significant first."""
+    return truth_of(problems).answers(problems)

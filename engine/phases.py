@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import torch
 
 from sector.engine import audit, guard, improve, supervised
 from sector.engine.audit import Solver
+from sector.engine.checkpoint import Model, save_checkpoint
 from sector.engine.config import FilterConfig, RunConfig, TrainerConfig
 from sector.engine.dataset import (
     Provenance,
@@ -25,16 +27,18 @@ from sector.engine.dataset import (
 from sector.engine.distill import Batches, start_training, train_cycle, tune_allocator
 from sector.engine.errors import NoAgreement
 from sector.engine.examples import Examples, mixed_batches
-from sector.engine.generate import filter_of, generate
-from sector.engine.model import SectorForCausalLM, best_device, new_model
+from sector.engine.generate import Assignment, filter_of, generate
+from sector.engine.learned import learned
+from sector.engine.model import best_device, new_model
 from sector.engine.plots import plot_run
-from sector.engine.policy import DigitOrder
-from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.stopping import Stopping
+from sector.engine.task import Layout
+from sector.engine.tasks import find_task
+from sector.engine.text.pretrained import open_pretrained
 from sector.engine.workers import Workers, with_weights
 
 SNAPSHOT_STEPS = 200
@@ -67,7 +71,7 @@ class Phases:
         tune_allocator()
         self._run, self._config = run, config
         self._workers, self._stopping = workers, stopping or Stopping()
-        self._order = DigitOrder(config.digit_order)
+        self._task = find_task(config.task)
         self._sampler: Sampler | None = None
         self._first = config.supervised.max_digits
         self._started = time.perf_counter() - sum(line["seconds_total"] for line in run.metrics()[-1:])
@@ -77,10 +81,10 @@ class Phases:
         settings = self._config.supervised
         for name in self._run.mended:
             yield {"event": "mended", "file": name}
+        self._fetch()
         self._write_labelled()
         if not self._run.has_checkpoint(self._first):
-            model = new_model(self._config.preset, self._config.seed, digit_order=self._config.digit_order)
-            model.to(best_device())  # type: ignore[arg-type]
+            model = self._begin()
             yield from self._train(
                 model,
                 digits=0,
@@ -104,9 +108,7 @@ class Phases:
         provenance = Provenance(digits, seed, config.engine, sampler.weights_sha256)
         solve = with_weights(self._workers, model, sampler)
         start, parts, rows = time.perf_counter(), [], []
-        for block_rows, block in solve(
-            digits, config.round.candidates, config.filter, self._order, seed, config.hard_share
-        ):
+        for block_rows, block in solve(self._assignment(digits, config.round.candidates, config.filter, seed)):
             parts.append(block)
             rows.append(block_rows)
             yield {
@@ -134,7 +136,7 @@ class Phases:
                 "weights_sha256": sampler.weights_sha256,
             },
         )
-        write_examples(self._run.examples(digits), improved_table(improved, torch.cat(rows), self._order, provenance))
+        write_examples(self._run.examples(digits), improved_table(improved, torch.cat(rows), self._layout, provenance))
 
     def distill(self, digits: int) -> Iterator[Event]:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
@@ -153,7 +155,29 @@ class Phases:
             yield from self.generate(digits)
         self._run.save_checkpoint(model, digits)
 
-    def _train_round(self, digits: int) -> Generator[Event, None, tuple[SectorForCausalLM, Goal]]:
+    @cached_property
+    def _layout(self) -> Layout:
+        """How the weights read and write problems: for text that is its tokenizer's to say."""
+        config = self._config
+        return learned(self._run.load_checkpoint(0))[1] if config.pretrained else self._task.layout(config.digit_order)
+
+    def _fetch(self) -> None:
+        """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
+        if self._config.pretrained and not self._run.has_checkpoint(0):
+            model = open_pretrained(Path(self._config.pretrained))
+            model.task = self._config.task
+            learned(model)
+            save_checkpoint(model, self._run.checkpoint(0))
+
+    def _begin(self) -> Model:
+        """The model that the supervised phase starts from."""
+        config = self._config
+        if config.pretrained:
+            return self._run.load_checkpoint(0)
+        model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
+        return model.to(best_device())  # type: ignore[arg-type]
+
+    def _train_round(self, digits: int) -> Generator[Event, None, tuple[Model, Goal]]:
         """The weights of the last round, trained on the examples of this one; and where that led."""
         settings, seed = self._config.round, guard.attempt_seed(self._run, self._config.seed, digits)
         new = read_examples(self._run.examples(digits)).get(digits)
@@ -180,7 +204,7 @@ class Phases:
         return model, reached
 
     def audit(self, digits: int) -> Iterator[Event]:
-        """What the sums say of the round, for people only: a line of metrics.jsonl."""
+        """What the truth says of the round, for people only: a line of metrics.jsonl."""
         if any(line["digits"] == (digits or self._first) for line in self._run.metrics()):
             return
         start = time.perf_counter()
@@ -192,7 +216,7 @@ class Phases:
         yield {"event": "round", **report}
 
     def advance(self, digits: int) -> Iterator[Event]:
-        """Move the frontier, if the model agrees with itself one digit further. Sees no true sum."""
+        """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
         agreement = self._record(digits, "training")["agreement"]
         if agreement < self._config.round.min_agreement:
             raise NoAgreement(
@@ -204,7 +228,7 @@ class Phases:
 
     def _train(
         self,
-        model: SectorForCausalLM,
+        model: Model,
         digits: int,
         seed: int,
         config: TrainerConfig,
@@ -254,10 +278,12 @@ class Phases:
         return reached
 
     def _supervised_goal(self, sampler: Sampler) -> Goal:
-        """Short problems right, fast and slow (here true sums are allowed), and agreement one digit further."""
+        """Short problems right, fast and slow (here the truth is allowed), and agreement one digit further."""
         settings = self._config.supervised
         lowest = min(
-            audit.score_length(self._solver(sampler, policy), digits, GOAL_SAMPLES, self._config.seed).accuracy
+            audit.score_length(
+                self._solver(sampler, policy), self._task, digits, GOAL_SAMPLES, self._config.seed
+            ).accuracy
             for policy in ("fast", "slow")
             for digits in range(1, self._first + 1)
         )
@@ -266,7 +292,7 @@ class Phases:
         return Goal(met, agreement, lowest, self._trained_agreement(sampler, self._first))
 
     def _frontier_goal(self, digits: int, sampler: Sampler) -> Goal:
-        """Agreement one digit past the round, and at every length up to it: nothing forgotten. No true sum."""
+        """Agreement one digit past the round, and at every length up to it: nothing forgotten. Nothing true."""
         settings = self._config.round
         agreement, trained = self._agreement(sampler, digits + 1), self._trained_agreement(sampler, digits)
         met = agreement >= settings.target_agreement and (trained is None or trained >= settings.target_trained)
@@ -290,7 +316,7 @@ class Phases:
     def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: FilterConfig) -> float:
         """Share of probe problems that the improved policy accepts."""
         seed = stream_seed(self._config.seed, "probe")
-        blocks = generate(sampler, digits, count, settings, self._order, seed, self._config.hard_share)
+        blocks = generate(sampler, self._assignment(digits, count, settings, seed))
         return improve.cat_improved([block for _, block in blocks]).agreement
 
     def _report(self, digits: int) -> dict[str, Any]:
@@ -310,14 +336,14 @@ class Phases:
                 "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
                 "label_mistakes": audit.label_mistakes(examples) if examples else {},
             }
-        ahead = draw_problems(
+        ahead = self._task.draw(
             reached + 1,
             self._config.audit_samples,
             generator(self._config.seed, "frontier", reached + 1),
             self._config.hard_share,
         )
         scores = [
-            audit.score_length(solver, length, self._config.audit_samples, self._config.seed)
+            audit.score_length(solver, self._task, length, self._config.audit_samples, self._config.seed)
             for length in range(1, reached + 2)
         ]
         return {
@@ -331,7 +357,7 @@ class Phases:
             "next_agreement": training["agreement"],
             "trained_agreement": training.get("trained_agreement"),
             "accuracy": {str(score.digits): score.accuracy for score in scores},
-            "frontier": audit.frontier_mistakes(solver.sampler, self._order, ahead),
+            "frontier": audit.frontier_mistakes(solver.sampler, self._layout, ahead),
             "cycles": training["cycles"],
             "taken_back": self._run.num_failed(reached),
             "tokens_generated": generation["tokens"],
@@ -354,11 +380,14 @@ class Phases:
             return
         provenance = Provenance(0, self._config.seed, "oracle", "")
         tables = [
-            labelled_table(examples, self._order, provenance) for examples in supervised.kept_examples(self._config)
+            labelled_table(examples, self._layout, provenance) for examples in supervised.kept_examples(self._config)
         ]
         write_examples(path, pa.concat_tables(tables))
 
-    def _engine(self, model: SectorForCausalLM) -> Sampler:
+    def _assignment(self, digits: int, count: int, settings: FilterConfig, seed: int) -> Assignment:
+        return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share)
+
+    def _engine(self, model: Model) -> Sampler:
         """The one engine of the run, with these weights."""
         if self._sampler is None:
             self._sampler = make_sampler(self._config.engine, model, self._config.vllm)
@@ -368,7 +397,7 @@ class Phases:
 
     def _solver(self, sampler: Sampler, policy: str) -> Solver:
         settings = self._config.filter
-        return Solver(sampler, self._order, policy, filter_of(settings), settings.k, self._config.seed)
+        return Solver(sampler, self._layout, policy, filter_of(settings), settings.k, self._config.seed)
 
     def _record(self, digits: int, name: str) -> dict[str, Any]:
         record = self._run.read_json(digits, name)

@@ -7,11 +7,17 @@ first whatever order the model reads them in; the order is the business of `poli
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sector.engine.task import Batch
+
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 # Share of the hard problems that are carry chains; what no look of a filter catches is a carry missed in a long one.
 CHAINS = 2 / 3
@@ -21,12 +27,16 @@ PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """A batch of problems of one length.
+    """A batch of problems of one length; sums here, and what derived classes make of two operands and a carry.
 
+    task, sign: what is asked, by name and as people write it.
     a: `[B, N]` int64 digits of the first operand, most significant first.
     b: `[B, N]` int64 digits of the second operand.
     carry: `[B]` int64 carry-in, 0 or 1.
     """
+
+    task: ClassVar[str] = "addition"
+    sign: ClassVar[str] = "+"
 
     a: Tensor
     b: Tensor
@@ -42,43 +52,62 @@ class Problems:
     def __len__(self) -> int:
         return self.a.shape[0]
 
-    def __getitem__(self, rows: Tensor | slice) -> "Problems":
-        return Problems(self.a[rows], self.b[rows], self.carry[rows])
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        return type(self)(self.a[rows], self.b[rows], self.carry[rows])
 
-    def to(self, device: torch.device) -> "Problems":
+    def to(self, device: torch.device) -> Self:
         """The same problems where an engine wants them."""
-        return Problems(self.a.to(device), self.b.to(device), self.carry.to(device))
+        return type(self)(self.a.to(device), self.b.to(device), self.carry.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.a.device
 
     @property
     def digits(self) -> int:
         """N, the digits per operand."""
         return self.a.shape[1]
 
-    def swapped(self) -> "Problems":
-        """The same problems in the other operand order, `b+a`: the other side of the commutativity check."""
-        return Problems(self.b, self.a, self.carry)
+    @property
+    def size(self) -> int:
+        """N: all that a layout must know to read an answer back."""
+        return self.digits
 
-    def complement(self) -> "Problems":
+    @property
+    def answer_width(self) -> int:
+        """N+1, the digits of an answer."""
+        return self.digits + 1
+
+    def without_digits(self) -> Self:
+        """As many problems of no digits: what is left where nothing was simplified."""
+        empty = self.a[:, :0]
+        return type(self)(empty, empty, torch.zeros_like(self.carry))
+
+    def swapped(self) -> Self:
+        """The same problems in the other operand order, `b+a`: the other side of the commutativity check."""
+        return type(self)(self.b, self.a, self.carry)
+
+    def complement(self) -> Self:
         """The nines' complements, 9 - digit everywhere and the carry-in flipped: where a carry ran, none does now.
 
         The sum of all four operands and both carry-ins is 2 * 10^N - 1 whatever the digits are, so that the answers are
         complements of each other too (`complement_answers`).
         """
-        return Problems(9 - self.a, 9 - self.b, 1 - self.carry)
+        return type(self)(9 - self.a, 9 - self.b, 1 - self.carry)
 
     def texts(self) -> list[str]:
         """`123+456`, or `123+456+1` with a carry-in; leading zeros are kept, so every operand shows N digits."""
         return [
-            f"{first}+{second}{'+1' if carry else ''}"
+            f"{first}{self.sign}{second}{self.sign + '1' if carry else ''}"
             for first, second, carry in zip(
                 digit_strings(self.a), digit_strings(self.b), self.carry.tolist(), strict=True
             )
         ]
 
-    @staticmethod
-    def cat(parts: "Iterable[Problems]") -> "Problems":
+    @classmethod
+    def cat(cls, parts: "Iterable[Self]") -> Self:
         parts = list(parts)
-        return Problems(
+        return cls(
             torch.cat([part.a for part in parts]),
             torch.cat([part.b for part in parts]),
             torch.cat([part.carry for part in parts]),
@@ -155,7 +184,7 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     return Problems(a, b, carry)
 
 
-def batches(problems: Problems, size: int) -> Iterator[Problems]:
+def batches(problems: AnyBatch, size: int) -> Iterator[AnyBatch]:
     """Consecutive slices of at most `size` problems."""
     for start in range(0, len(problems), size):
         yield problems[start : start + size]

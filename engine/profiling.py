@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from os import cpu_count, sysconf
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,9 @@ from sector.engine.config import FilterConfig
 from sector.engine.distill import start_training, train_cycle
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
-from sector.engine.generate import generate
+from sector.engine.generate import Assignment, generate
 from sector.engine.machine import describe
 from sector.engine.offline import OnProgress, check_digits, open_engine, open_training
-from sector.engine.policy import DigitOrder
 from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
@@ -50,11 +50,15 @@ def profile_generate(
     seed: int,
     nsight: bool,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Profile steps of `count` candidates each; returns the figures. With `nsight` it only marks them."""
+    """Profile steps of `count` candidates each; returns the figures. With `nsight` it only marks them.
+
+    given: as in `open_engine`.
+    """
     check_digits(digits)
-    sampler, order = open_engine(model, engine)
-    work = _generate_steps(sampler, digits, count, settings, order, seed, hard_share)
+    sampler, task, layout = open_engine(model, engine, given)
+    work = _generate_steps(sampler, Assignment(task, layout, digits, count, settings, seed, hard_share))
     return _profile(work, out, "generate", skip, steps, nsight, on_progress)
 
 
@@ -101,20 +105,12 @@ def function_name(kernel: str) -> str:
     return text.partition("(")[0].split()[-1].rpartition("::")[2]
 
 
-def _generate_steps(
-    sampler: Sampler,
-    digits: int,
-    count: int,
-    settings: FilterConfig,
-    order: DigitOrder,
-    seed: int,
-    hard_share: float,
-) -> Iterator[None]:
-    """Without end: a step tries `count` candidates of its own."""
+def _generate_steps(sampler: Sampler, assignment: Assignment) -> Iterator[None]:
+    """Without end: a step tries candidates of its own, as many as assigned."""
     step = 0
     while True:
         with named("generate step"):
-            for _ in generate(sampler, digits, count, settings, order, stream_seed(seed, "profile", step), hard_share):
+            for _ in generate(sampler, replace(assignment, seed=stream_seed(assignment.seed, "profile", step))):
                 pass
         step += 1
         yield

@@ -14,9 +14,9 @@ from sector.engine import improve
 from sector.engine.dataset import plain_decimals
 from sector.engine.errors import InputError
 from sector.engine.improve import Filter, Verdict
-from sector.engine.policy import DigitOrder
-from sector.engine.problem import Problems, batches, digit_strings, problem_digits
+from sector.engine.problem import batches, digit_strings
 from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.task import Batch, Layout, Task
 from sector.engine.tokens import MAX_DIGITS
 
 BATCH = 1000
@@ -81,10 +81,11 @@ _Outcome = tuple[str | None, str | None, Thought | None]
 
 @dataclass(frozen=True, slots=True)
 class Mind:
-    """What solves: an engine, the digit order of its weights, and what must agree before it believes an answer."""
+    """What solves: an engine, what its weights have learned, and what must agree before it believes an answer."""
 
     sampler: Sampler
-    order: DigitOrder
+    task: Task
+    layout: Layout
     settings: Filter
     k: int
 
@@ -97,34 +98,34 @@ class Mind:
         by_length: dict[int, list[int]] = {}
         for index, text in enumerate(texts):
             try:
-                by_length.setdefault(check_problem(text), []).append(index)
+                by_length.setdefault(check_problem(self.task, text), []).append(index)
             except InputError as error:
                 solutions[index] = Solution(text, None, policy, str(error))
-        ways: dict[str, Callable[[Problems, bool], list[_Outcome]]] = {
+        ways: dict[str, Callable[[Any, bool], list[_Outcome]]] = {
             "fast": self._fast,
             "slow": self._slow,
             "improved": self._improved,
         }
         for digits, rows in by_length.items():
-            problems = Problems.parse([texts[row] for row in rows], digits)
+            problems = self.task.parse([texts[row] for row in rows], digits)
             outcomes = [outcome for batch in batches(problems, BATCH) for outcome in ways[policy](batch, show)]
             for row, (answer, reason, thought) in zip(rows, outcomes, strict=True):
                 solutions[row] = Solution(texts[row], answer, policy, reason, thought)
         return [solutions[index] for index in range(len(texts))]
 
-    def _fast(self, problems: Problems, show: bool) -> list[_Outcome]:
+    def _fast(self, problems: Batch, show: bool) -> list[_Outcome]:
         """The direct answer, no thinking."""
-        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.order, _greedy(problems))
+        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.layout, _greedy(problems))
         return [
             (answer, None, Thought([], [], direct=answer) if show else None) if ok else (None, _UNPARSABLE, None)
             for answer, ok in zip(plain_decimals(answers), valid.tolist(), strict=True)
         ]
 
-    def _slow(self, problems: Problems, show: bool) -> list[_Outcome]:
+    def _slow(self, problems: Batch, show: bool) -> list[_Outcome]:
         """Chain of thought to the end: simplify down to one digit, and answer that one fast."""
         chain = self._think(problems, problems.digits - 1)
         last = chain.rests[-1] if chain.rests else problems
-        answers, valid, _ = improve.answer_fast(self.sampler, last, self.order, _greedy(problems))
+        answers, valid, _ = improve.answer_fast(self.sampler, last, self.layout, _greedy(problems))
         valid &= chain.parsed == problems.digits - 1
         full = plain_decimals(torch.cat([answers, chain.found], dim=1))
         steps = chain.steps()
@@ -135,9 +136,9 @@ class Mind:
             for row, answer in enumerate(full)
         ]
 
-    def _improved(self, problems: Problems, show: bool) -> list[_Outcome]:
+    def _improved(self, problems: Batch, show: bool) -> list[_Outcome]:
         """The improved policy: simplify-then-guess, vote, and the looks that must agree."""
-        result = improve.improve(self.sampler, problems, self.settings, self.k, self.order, _greedy(problems))
+        result = improve.improve(self.sampler, problems, self.settings, self.k, self.layout, _greedy(problems))
         verdicts = [Verdict(value) for value in result.verdict.tolist()]
         answers = plain_decimals(result.first.answers)
         thoughts = self._thoughts(problems, result) if show else [None] * len(problems)
@@ -146,7 +147,7 @@ class Mind:
             for answer, verdict, thought in zip(answers, verdicts, thoughts, strict=True)
         ]
 
-    def _thoughts(self, problems: Problems, result: improve.Improved) -> list[Thought | None]:
+    def _thoughts(self, problems: Batch, result: improve.Improved) -> list[Thought | None]:
         """What the improved policy saw. It keeps no chain of thought but the first step, so that is thought again.
 
         Greedy decoding gives the same steps.
@@ -168,14 +169,14 @@ class Mind:
         )
         return [Thought(*values) for values in zip(*columns, strict=True)]
 
-    def _think(self, problems: Problems, num_steps: int) -> "_Chain":
+    def _think(self, problems: Batch, num_steps: int) -> "_Chain":
         """Simplify so many times."""
-        rests: list[Problems] = []
-        found = problems.a[:, :0]
+        rests: list[Any] = []
+        found = torch.zeros(len(problems), 0, dtype=torch.int64)
         parsed = torch.zeros(len(problems), dtype=torch.int64)
-        current = problems
+        current: Any = problems
         for step in range(num_steps):
-            simplified, _ = improve.simplify(self.sampler, current, self.order, _greedy(problems))
+            simplified, _ = improve.simplify(self.sampler, current, self.layout, _greedy(problems))
             parsed += simplified.valid & (parsed == step)
             found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
             current = simplified.rest
@@ -187,7 +188,7 @@ class Mind:
 class _Chain:
     """S simplifications in a row: what remains after each, the digits found `[B, S]`, and how many parsed `[B]`."""
 
-    rests: list[Problems]
+    rests: list[Any]
     found: Tensor
     parsed: Tensor
 
@@ -201,15 +202,15 @@ class _Chain:
         ]
 
 
-def check_problem(text: str) -> int:
+def check_problem(task: Task, text: str) -> int:
     """Digits of a typed problem. InputError if it is none, or longer than any model reads."""
-    digits = problem_digits(text)
+    digits = task.digits_of(text)
     if digits > MAX_DIGITS:
         raise InputError(f"an operand has {digits} digits; the longest that can be read has {MAX_DIGITS}")
     return digits
 
 
-def read_problems(text: str, source: str) -> list[str]:
+def read_problems(task: Task, text: str, source: str) -> list[str]:
     """The problems of a file, one a line, blank lines left out. InputError unless at least one line is a problem."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
@@ -217,7 +218,7 @@ def read_problems(text: str, source: str) -> list[str]:
     first_error = None
     for line in lines:
         try:
-            check_problem(line)
+            check_problem(task, line)
         except InputError as error:
             first_error = first_error or error
         else:
@@ -225,7 +226,7 @@ def read_problems(text: str, source: str) -> list[str]:
     raise InputError(f"no line of {source} can be solved: {first_error}")
 
 
-def _greedy(problems: Problems) -> Sampling:
+def _greedy(problems: Batch) -> Sampling:
     return Sampling(0.0, 0, torch.arange(len(problems)), stage=0)
 
 

@@ -7,18 +7,15 @@ import torch
 from sector.engine import oracle
 from sector.engine.config import RunConfig
 from sector.engine.examples import Examples
-from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
+from sector.engine.task import Batch
+from sector.engine.tasks import find_task
 
 
-def label(problems: Problems) -> Examples:
+def label(problems: Batch) -> Examples:
     """True answers and true first simplifications of any problems."""
-    answers = oracle.true_answers(problems)
-    carries = oracle.true_carries(problems)
-    # The remaining problem receives the carry into its last column.
-    carry = carries[:, -2] if problems.digits > 1 else torch.zeros_like(problems.carry)
-    rest = Problems(problems.a[:, :-1], problems.b[:, :-1], carry)
-    return Examples(problems, answers, rest, answers[:, -1])
+    step = oracle.truth_of(problems).simplifications(problems)
+    return Examples(problems, oracle.true_answers(problems), step.rest, step.digit)
 
 
 def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Examples]]]:
@@ -26,7 +23,7 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
     The lengths open up from 1 to `max_digits` over the first share of the first cycle; all are equally likely then.
     """
-    settings, trainer = config.supervised, config.supervised.trainer
+    settings, trainer, task = config.supervised, config.supervised.trainer, find_task(config.task)
 
     def cycle_batches(cycle: int) -> Callable[[int], list[Examples]]:
         ramp = settings.curriculum_share * settings.cycle_steps if cycle == 0 else 0
@@ -35,7 +32,7 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
             draws = generator(config.seed, "supervised", cycle, step)
             opened = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
             lengths = torch.randint(1, opened + 1, (trainer.num_shards,), generator=draws).tolist()
-            return [label(draw_problems(length, trainer.shard_rows, draws, config.hard_share)) for length in lengths]
+            return [label(task.draw(length, trainer.shard_rows, draws, config.hard_share)) for length in lengths]
 
         return draw
 
@@ -44,11 +41,10 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
 def kept_examples(config: RunConfig) -> list[Examples]:
     """The labelled examples that later rounds replay, one set a length."""
+    task = find_task(config.task)
     return [
         label(
-            draw_problems(
-                digits, config.supervised.examples, generator(config.seed, "labelled", digits), config.hard_share
-            )
+            task.draw(digits, config.supervised.examples, generator(config.seed, "labelled", digits), config.hard_share)
         )
         for digits in range(1, config.supervised.max_digits + 1)
     ]

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
-from sector.engine import policy, tokens
+from sector.engine import tokens
 from sector.engine.errors import InputError
 from sector.engine.model import SectorConfig
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems
+from sector.engine.task import Mode
 
 _TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
 _PROBLEM = re.compile(r"(?P<shift>~*)\s*(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?", re.ASCII)
@@ -130,29 +131,29 @@ def _encode(text: str, order: DigitOrder) -> Tensor:
         raise InputError(f"{_quoted(text)} starts with {variant} shift marks; write at most {tokens.NUM_SHIFTS - 1} ~")
     if digits > tokens.MAX_DIGITS:
         raise InputError(f"an operand has {digits} digits; write at most {tokens.MAX_DIGITS}")
-    layout = Layout(order, variant)
-    mode = tokens.ANSWER if parts["mode"] == "=" else tokens.THINK
-    ids = policy.prompt_ids(_problem(match, digits), mode, layout)[0]
+    layout = PlaceLayout(order, variant)
+    mode = Mode.ANSWER if parts["mode"] == "=" else Mode.THINK
+    ids = layout.prompt_ids(_problem(match, digits), mode)[0]
     completion = parts["completion"].strip()
     if not completion:
         return ids
-    complete = _answer_ids if mode == tokens.ANSWER else _simplification_ids
+    complete = _answer_ids if mode == Mode.ANSWER else _simplification_ids
     return torch.cat([ids, complete(completion, digits, layout)])
 
 
-def _answer_ids(text: str, digits: int, layout: Layout) -> Tensor:
+def _answer_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
     if not (text.isascii() and text.isdigit() and len(text) <= digits + 1):
         raise InputError(f"{_quoted(text)} is no answer to a {digits}-digit problem; write at most {digits + 1} digits")
-    return policy.answer_ids(_digits(text, digits + 1), layout)[0]
+    return layout.answer_ids(_digits(text, digits + 1))[0]
 
 
-def _simplification_ids(text: str, digits: int, layout: Layout) -> Tensor:
+def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
     match = _REST.fullmatch(text)
     if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
         mend = f"write it as 12+45+1|0, with a rest of at most {digits - 1} digits" if digits > 1 else "ask for its sum"
         raise InputError(f"{_quoted(text)} does not simplify a {digits}-digit problem; {mend}")
     rest = _problem(match, digits - 1)
-    return policy.simplification_ids(rest, torch.tensor([int(match["digit"])]), layout)[0]
+    return layout.simplification_ids(rest, torch.tensor([int(match["digit"])]))[0]
 
 
 def _problem(match: re.Match[str], digits: int) -> Problems:

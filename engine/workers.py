@@ -28,17 +28,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sector.engine.checkpoint import weights_bytes
-from sector.engine.config import FilterConfig
+from sector.engine.checkpoint import Model, weights_bytes
 from sector.engine.errors import InputError, WorkersDied
-from sector.engine.generate import block_starts, generate, generate_block
+from sector.engine.generate import Assignment, generate, generate_block
 from sector.engine.improve import Improved, answer_fast, simplify
 from sector.engine.model import SectorConfig, SectorForCausalLM, best_device
-from sector.engine.policy import DigitOrder
-from sector.engine.problem import draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
+from sector.engine.task import Layout, Task
+from sector.engine.tasks import find_task
+from sector.engine.text.model import TextModel
 
 # Set before Ray is imported: nothing is sent anywhere, and nothing is measured that nobody asked for.
 _QUIET = {
@@ -81,24 +81,25 @@ class Worker:
             self._sampler = make_sampler(self._engine, model, num_threads=1)
         else:
             self._sampler.load(model)
-        return prove(self._sampler, DigitOrder(model.config.digit_order))
+        task = find_task(model.config.task)
+        return prove(self._sampler, task, task.layout(model.config.digit_order))
 
-    def solve(self, start: int, *asked: Any) -> Improved:
+    def solve(self, start: int, assignment: Assignment) -> Improved:
         """The block that starts at a candidate; see `generate.generate_block`."""
         assert self._sampler is not None, "weights come before work"
-        return generate_block(self._sampler, start, *asked)[1]
+        return generate_block(self._sampler, start, assignment)[1]
 
 
-def prove(sampler: Sampler, order: DigitOrder) -> Proof:
+def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
     """What an engine with these weights says to fixed problems."""
-    problems = draw_problems(_PROOF_DIGITS, _PROOF_ROWS, generator(0, "proof"), hard_share=0.5)
+    problems = task.draw(_PROOF_DIGITS, _PROOF_ROWS, generator(0, "proof"), hard_share=0.5)
     sampling = Sampling(0.0, 0, torch.arange(_PROOF_ROWS), stage=0)
-    answers, parsed, _ = answer_fast(sampler, problems, order, sampling)
-    steps, _ = simplify(sampler, problems, order, sampling)
+    answers, parsed, _ = answer_fast(sampler, problems, layout, sampling)
+    steps, _ = simplify(sampler, problems, layout, sampling)
     # What did not parse holds nothing that could be compared.
     said = [parsed, answers[parsed], steps.valid, steps.digit[steps.valid]]
-    said += [steps.rest.a[steps.valid], steps.rest.b[steps.valid], steps.rest.carry[steps.valid]]
     digest = hashlib.sha256(b"".join(part.to(torch.int64).numpy().tobytes() for part in said))
+    digest.update("\n".join(steps.rest[steps.valid].texts()).encode())
     return Proof(os.getpid(), sampler.weights_sha256, digest.hexdigest())
 
 
@@ -131,7 +132,8 @@ class Workers:
 
         Does nothing if the workers have them. RuntimeError if a worker's proof fails, WorkersDied if they all do.
         """
-        expected = prove(sampler, DigitOrder(model.config.digit_order))
+        task = find_task(model.config.task)
+        expected = prove(sampler, task, task.layout(model.config.digit_order))
         if expected == self._expected:
             return
         weights = weights_bytes(model)
@@ -139,22 +141,20 @@ class Workers:
             self._start(len(weights))
         self._weights = (self._ray.put(weights), model.config.to_json_string())
         self._expected, self.proofs = expected, {}
-        for _ in self._run(deque(), ()):
+        for _ in self._run(deque(), None):
             pass
 
-    def generate(
-        self, digits: int, count: int, settings: FilterConfig, order: DigitOrder, seed: int, hard_share: float
-    ) -> Iterator[tuple[Tensor, Improved]]:
+    def generate(self, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
         """What `generate.generate` yields, by the weights last loaded. WorkersDied if too many die."""
-        yielded, done = deque(block_starts(count)), {}
-        for start, block in self._run(deque(yielded), (digits, count, settings, order, seed, hard_share)):
+        yielded, done = deque(assignment.starts), {}
+        for start, block in self._run(deque(yielded), assignment):
             done[start] = block
             while yielded and yielded[0] in done:
                 start = yielded.popleft()
                 block = done.pop(start)
                 yield torch.arange(start, start + len(block.problems)), block
 
-    def _run(self, blocks: deque[int], asked: tuple[Any, ...]) -> Iterator[tuple[int, Improved]]:
+    def _run(self, blocks: deque[int], assignment: Assignment | None) -> Iterator[tuple[int, Improved]]:
         """Hand blocks to whoever is free, as they come back; workers that lack the weights load them first."""
         busy: dict[Any, tuple[int, int | None]] = {}
 
@@ -164,7 +164,7 @@ class Workers:
                 busy[worker.load.remote(*self._weights)] = (place, None)
             elif blocks:
                 start = blocks.popleft()
-                busy[worker.solve.remote(start, *asked)] = (place, start)
+                busy[worker.solve.remote(start, assignment)] = (place, start)
 
         for place in range(self._count):
             employ(place)
@@ -251,7 +251,7 @@ class Workers:
 
 
 # Takes what `generate.generate` takes behind its engine, and yields what it yields.
-Generate = Callable[[int, int, FilterConfig, DigitOrder, int, float], Iterator[tuple[Tensor, Improved]]]
+Generate = Callable[[Assignment], Iterator[tuple[Tensor, Improved]]]
 
 
 @contextmanager
@@ -265,10 +265,12 @@ def hired(count: int | None, engine: str) -> Iterator[Workers | None]:
         yield workers
 
 
-def with_weights(workers: Workers | None, model: SectorForCausalLM, sampler: Sampler) -> Generate:
+def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Generate:
     """How to generate with a model that `sampler` holds: by the workers, once they have its weights, or here."""
     if workers is None:
         return partial(generate, sampler)
+    if isinstance(model, TextModel):
+        raise InputError("--workers takes sector's own models only; leave it out for a model of text")
     workers.load(model, sampler)
     return workers.generate
 

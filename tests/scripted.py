@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from sector.engine import policy
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.supervised import label
@@ -34,7 +33,7 @@ class Scripted:
         self.stages += range(sampling.stage, sampling.stage + len(branches))
         digits = (prefix.shape[1] - 5) // 2
         variant = prefix[:, 0]
-        layout = Layout(DigitOrder.MSD, variant)
+        layout = PlaceLayout(DigitOrder.MSD, variant)
         problems = Problems(
             prefix[:, 1 : digits + 1] % NUM_LOCAL,
             prefix[:, digits + 3 : 2 * digits + 3] % NUM_LOCAL,
@@ -48,9 +47,9 @@ class Scripted:
                 for row, text in enumerate(texts):
                     self.asked.append(text)
                     answers[row, 0] = (answers[row, 0] + self.wrong_answers.get(text, 0)) % 10
-                outputs.append(policy.answer_ids(answers, layout))
+                outputs.append(layout.answer_ids(answers))
             else:
-                ids = policy.simplification_ids(truth.rest, truth.digit, layout)
+                ids = layout.simplification_ids(truth.rest, truth.digit)
                 broken = torch.tensor([text in self.broken_thoughts for text in texts])
                 outputs.append(ids.masked_fill(broken.unsqueeze(1), PAD_ID))
         return outputs

@@ -58,7 +58,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 def merging_tokenizer(
     pattern: str = r"\d+|[^\d]", text: str = "123 12 123 23 456 45 99 00 10"
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in the manner of GPT-2, which merges what the text has side by side within matches of `pattern`."""
+    """Byte-level BPE in the manner of GPT-2, which merges within matches of `pattern` what the text has."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = Split(Regex(pattern), "isolated")
     backend.train_from_iterator(

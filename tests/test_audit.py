@@ -8,22 +8,21 @@ from sector.engine.audit import (
     Score,
     Solver,
     answers_correct,
-    carry_chains,
     frontier_mistakes,
     gate,
     label_error,
     label_mistakes,
     score_length,
-    short_operands,
     simplification_correct,
 )
 from sector.engine.config import FilterConfig
 from sector.engine.generate import filter_of
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.supervised import label
+from sector.engine.tasks.addition import TASK as ADDITION
+from sector.engine.tasks.addition import carry_chains, short_operands
 
 
 def test_label_error_is_the_share_of_wrong_answers() -> None:
@@ -74,10 +73,10 @@ def test_short_operands_have_leading_zeros_on_either_side() -> None:
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
 def test_an_untrained_model_scores_nothing_and_the_same_twice(policy: str) -> None:
     sampler = make_sampler("native", new_model("tiny", 0))
-    solver = Solver(sampler, DigitOrder.MSD, policy, filter_of(FilterConfig()), 5, seed=0)
-    first = score_length(solver, 5, 30, seed=1)
+    solver = Solver(sampler, ADDITION.layout("msd"), policy, filter_of(FilterConfig()), 5, seed=0)
+    first = score_length(solver, ADDITION, 5, 30, seed=1)
     assert (first.correct, first.samples, first.digits) == (0, 30, 5)
-    assert first == score_length(solver, 5, 30, seed=1)
+    assert first == score_length(solver, ADDITION, 5, 30, seed=1)
 
 
 def test_problems_of_an_evaluation_depend_on_seed_and_length_alone() -> None:
@@ -88,9 +87,9 @@ def test_problems_of_an_evaluation_depend_on_seed_and_length_alone() -> None:
             seen.append(problems)
             return torch.ones(len(problems), dtype=torch.bool)
 
-    solver = Recorder(make_sampler("native", new_model("tiny", 0)), DigitOrder.MSD, "fast", None, 5, 0)  # type: ignore[arg-type]
+    solver = Recorder(make_sampler("native", new_model("tiny", 0)), ADDITION.layout("msd"), "fast", None, 5, 0)  # type: ignore[arg-type]
     for seed in (1, 1, 2):
-        score_length(solver, 6, 20, seed)
+        score_length(solver, ADDITION, 6, 20, seed)
     assert torch.equal(seen[0].a, seen[1].a) and not torch.equal(seen[0].a, seen[2].a)
 
 
@@ -103,7 +102,7 @@ def test_mistakes_of_labels_and_at_the_frontier_are_counted() -> None:
     counts = label_mistakes(examples)
     assert counts["carry_missed"] + counts["carry_invented"] == 4 and counts["right"] == 26
     texts = problems.texts()
-    found = frontier_mistakes(Scripted({texts[0]: 5}, {texts[1], texts[2]}), DigitOrder.MSD, problems)
+    found = frontier_mistakes(Scripted({texts[0]: 5}, {texts[1], texts[2]}), ADDITION.layout("msd"), problems)
     assert (found["fast"]["right"], found["fast"]["added"]) == (29, 1)
     assert (found["slow"]["right"], found["slow"]["unparsable"]) == (28, 2)
 

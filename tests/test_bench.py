@@ -20,7 +20,7 @@ from sector.cli.app import app
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.samplers.protocol import Sampling
 
@@ -48,7 +48,7 @@ def checkpoint(model: SectorForCausalLM, tmp_path_factory: pytest.TempPathFactor
 
 
 def terms(settings: Filter = FILTERS["none"], temperature: float = 0.0) -> Contest:
-    return Contest(settings, 2, DigitOrder.MSD, temperature, seed=3, hard_share=0.5)
+    return Contest(settings, 2, PlaceLayout(), temperature, seed=3, hard_share=0.5)
 
 
 def sector(*args: object) -> Result:
@@ -61,7 +61,7 @@ def test_the_roofline_counts_the_tokens_that_come_out(name: str, digits: int) ->
     settings = FILTERS.get(name, Filter(Vote.UNANIMOUS, SecondLook.OFF, direct=True, complement=False))
     problems = draw_problems(digits, 6, torch.Generator().manual_seed(2))
     sampling = Sampling(0.0, 0, torch.arange(6), 0)
-    improved = improve(Scripted(), problems, settings, 5, DigitOrder.MSD, sampling)
+    improved = improve(Scripted(), problems, settings, 5, PlaceLayout(), sampling)
     assert improved.accepted.all()
     assert improved.tokens == 6 * improved_work(digits, 5, settings, DigitOrder.MSD).generated
 
@@ -166,14 +166,14 @@ def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
     """Without augmentation, our shared rows have the loss of the textbook's separate ones."""
     from sector.engine.config import TrainerConfig
     from sector.engine.distill import lay_out, start_training
-    from sector.engine.policy import Layout
+    from sector.engine.policy import PlaceLayout
     from sector.engine.supervised import label
 
     config = TrainerConfig(gap_share=0.0)
     examples = label(draw_problems(4, 16, torch.Generator().manual_seed(1)))
     rows = lay_out(examples, DigitOrder.MSD, config, torch.Generator().manual_seed(0))
     variants = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(0))
-    plain = training._plain_loss(start_training(model, config), examples, config, Layout(DigitOrder.MSD, variants))
+    plain = training._plain_loss(start_training(model, config), examples, config, PlaceLayout(DigitOrder.MSD, variants))
     torch.testing.assert_close(rows.loss(model, config.fast_weight), plain)
 
 

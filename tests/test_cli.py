@@ -27,7 +27,7 @@ from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import RunConfig
 from sector.engine.dataset import Provenance, labelled_table, write_examples, write_table
 from sector.engine.errors import Diverged, InputError
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.rundir import RunDir
 from sector.engine.seeding import generator
@@ -95,7 +95,7 @@ def trained(run: Path) -> Path:
     directory = RunDir(run)
     problems = draw_problems(3, 8, generator(0, "test"))
     write_examples(
-        directory.examples(3), labelled_table(label(problems), DigitOrder.MSD, Provenance(3, 0, "native", ""))
+        directory.examples(3), labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", ""))
     )
     write_table(directory.candidates(3), pa.table({"problem": problems.texts(), "direct": ["0"] * 8}))
     rejected = dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 0)

@@ -24,7 +24,7 @@ from sector.engine.errors import InputError
 from sector.engine.examples import Examples
 from sector.engine.improve import FILTERS, improve
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
@@ -47,7 +47,7 @@ def same(first: Examples, second: Examples) -> bool:
 
 def test_lengths_come_back_apart_and_whole(tmp_path: Path) -> None:
     sets = {digits: labelled(digits, 30) for digits in (1, 2, 9)}
-    tables = [labelled_table(examples, DigitOrder.MSD, OURS) for examples in sets.values()]
+    tables = [labelled_table(examples, PlaceLayout(), OURS) for examples in sets.values()]
     write_examples(tmp_path / "some.parquet", pa.concat_tables(tables))
     back = read_examples(tmp_path / "some.parquet")
     assert list(back) == [1, 2, 9]
@@ -62,7 +62,7 @@ def test_answers_without_a_simplification_come_back_without_one(tmp_path: Path) 
     empty = thought.problems.a[:, :0]
     rest = Problems(empty, empty, torch.zeros_like(thought.problems.carry))
     at_once = Examples(thought.problems, thought.answers, rest, thought.answers[:, -1])
-    write_examples(tmp_path / "some.parquet", labelled_table(at_once, DigitOrder.MSD, OURS))
+    write_examples(tmp_path / "some.parquet", labelled_table(at_once, PlaceLayout(), OURS))
     assert same(read_examples(tmp_path / "some.parquet")[4], at_once)
 
 
@@ -71,9 +71,9 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     sampler = make_sampler("native", new_model("tiny", 0))
     rows = torch.arange(40) + 1000
     problems = draw_problems(3, 40, torch.Generator().manual_seed(0))
-    improved = improve(sampler, problems, FILTERS["none"], 5, DigitOrder.MSD, Sampling(0.0, 0, rows, 0))
+    improved = improve(sampler, problems, FILTERS["none"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
     improved.verdict[:] = torch.arange(40) % 2
-    table = improved_table(improved, rows, DigitOrder.MSD, OURS)
+    table = improved_table(improved, rows, PlaceLayout(), OURS)
     promised = (
         "problem answer prompt_ids answer_ids simplification guesses votes digits round seed engine weights_sha256"
     )
@@ -120,7 +120,7 @@ def test_candidates_that_are_none_are_refused_in_one_line(tmp_path: Path, column
 )
 def test_what_is_not_ours_is_refused_in_one_line(tmp_path: Path, break_it) -> None:
     path = tmp_path / "some.parquet"
-    write_examples(path, labelled_table(labelled(4, 5), DigitOrder.MSD, OURS))
+    write_examples(path, labelled_table(labelled(4, 5), PlaceLayout(), OURS))
     break_it(path)
     with pytest.raises(InputError) as caught:
         read_examples(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sector.engine import policy, tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import Layout
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.samplers import device as module
 from sector.engine.samplers import make_sampler, stepwise
@@ -40,14 +40,14 @@ TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.8], ids="temperatu
 
 def _prompts(count: int, digits: int) -> tuple[Tensor, list[Branch]]:
     """Prefixes of random problems, each in a variant of its own, for a simplification and a fast answer."""
-    layout = Layout(variant=torch.arange(count) % tokens.NUM_SHIFTS)
+    layout = PlaceLayout(variant=torch.arange(count) % tokens.NUM_SHIFTS)
     problems = draw_problems(digits, count, torch.Generator().manual_seed(count))
-    think, answer = (policy.mark_ids(mode, layout, count) for mode in (tokens.THINK, tokens.ANSWER))
+    think, answer = (layout.mark_ids(mode, count) for mode in (tokens.THINK, tokens.ANSWER))
     branches = [
-        Branch(think, policy.simplification_length(digits)),
-        Branch(answer, policy.answer_length(digits)),
+        Branch(think, policy.PlaceLayout().simplification_length(digits)),
+        Branch(answer, policy.PlaceLayout().answer_length(digits)),
     ]
-    return policy.prefix_ids(problems, layout), branches
+    return layout.prefix_ids(problems), branches
 
 
 def _sampling(count: int, temperature: float, seed: int = SEED) -> Sampling:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from sector.engine import policy, tokens
+from sector.engine import tokens
 from sector.engine.config import TrainerConfig
 from sector.engine.distill import lay_out, schedule, start_training, train_cycle
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.model import MAX_GAP, new_model
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
@@ -27,16 +27,14 @@ def test_a_row_is_the_prompts_and_completions_of_both_policies(order: DigitOrder
     some = examples(digits, 9)
     rows = lay_out(some, order, PLAIN, generator(1))
     variant = rows.ids[:, 0]
-    layout = Layout(order, variant)
-    fast = torch.cat(
-        [policy.prompt_ids(some.problems, tokens.ANSWER, layout), policy.answer_ids(some.answers, layout)], 1
-    )
+    layout = PlaceLayout(order, variant)
+    fast = torch.cat([layout.prompt_ids(some.problems, tokens.ANSWER), layout.answer_ids(some.answers)], 1)
     length = fast.shape[1] - 1
     assert torch.equal(rows.ids[:, :length], fast[:, :-1])
     assert torch.equal(rows.targets[:, : digits + 2], tokens.class_of(fast[:, 2 * digits + 6 :]))
     assert torch.equal(rows.places, tokens.place_of(rows.ids))
     if digits > 1:
-        thought = policy.simplification_ids(some.rest, some.digit, layout)
+        thought = layout.simplification_ids(some.rest, some.digit)
         assert torch.equal(rows.ids[:, length + 1 :], thought[:, :-1])
         assert torch.equal(rows.targets[:, digits + 2 :], tokens.class_of(thought))
     assert set(variant.tolist()) == set(range(tokens.NUM_SHIFTS))
@@ -57,9 +55,9 @@ def test_branches_do_not_see_each_other() -> None:
     some = examples(5, 8)
     model = new_model("tiny", 3)
     rows = lay_out(some, DigitOrder.MSD, PLAIN, generator(1))
-    layout = Layout(DigitOrder.MSD, rows.ids[:, 0])
-    thought = policy.simplification_ids(some.rest, some.digit, layout)
-    alone = torch.cat([policy.prompt_ids(some.problems, tokens.THINK, layout), thought[:, :-1]], 1)
+    layout = PlaceLayout(DigitOrder.MSD, rows.ids[:, 0])
+    thought = layout.simplification_ids(some.rest, some.digit)
+    alone = torch.cat([layout.prompt_ids(some.problems, tokens.THINK), thought[:, :-1]], 1)
     together = model.hidden_states(rows.ids, rows.mask)[:, -thought.shape[1] :]
     torch.testing.assert_close(together, model.hidden_states(alone)[:, -thought.shape[1] :], rtol=0, atol=1e-5)
 

@@ -22,7 +22,7 @@ from sector.engine.errors import InputError
 from sector.engine.examples import Examples
 from sector.engine.mend import remove_damaged
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder, Layout, parse_answers, parse_simplifications
+from sector.engine.policy import DigitOrder, PlaceLayout, parse_answers, parse_simplifications
 from sector.engine.problem import Problems, draw_problems, problem_digits
 from sector.engine.rundir import RunDir
 from sector.engine.seeding import generator
@@ -87,7 +87,7 @@ def test_generated_ids(data: st.DataObject, digits: int, order: DigitOrder) -> N
     width = 2 * digits + 4
     ids = st.lists(st.integers(0, tokens.VOCAB_SIZE - 1), min_size=width, max_size=width)
     rows = torch.tensor(data.draw(st.lists(ids, min_size=1, max_size=4)))
-    layout = Layout(order)
+    layout = PlaceLayout(order)
     answers, parsed = parse_answers(rows[:, : digits + 2], digits, layout)
     assert answers.shape == (len(rows), digits + 1) and ((answers[parsed] >= 0) & (answers[parsed] <= 9)).all()
     if digits > 1:
@@ -101,11 +101,10 @@ def test_generated_ids(data: st.DataObject, digits: int, order: DigitOrder) -> N
 @given(st.integers(2, 6), st.data())
 def test_a_simplification_changed_anywhere_is_refused_or_another(digits: int, data: st.DataObject) -> None:
     """One token of a right one replaced: it does not parse, or it says something else; never the same."""
-    from sector.engine import policy
 
-    layout = Layout(DigitOrder.MSD)
+    layout = PlaceLayout(DigitOrder.MSD)
     truth = label(draw_problems(digits, 1, generator(digits, "fuzz")))
-    ids = policy.simplification_ids(truth.rest, truth.digit, layout)
+    ids = layout.simplification_ids(truth.rest, truth.digit)
     at = data.draw(st.integers(0, ids.shape[1] - 1))
     other = data.draw(st.integers(0, tokens.VOCAB_SIZE - 1).filter(lambda each: each != int(ids[0, at])))
     ids[0, at] = other
@@ -150,7 +149,7 @@ def test_no_setting_takes_a_path(key: str, value: str) -> None:
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
     problems = label(draw_problems(4, 12, generator(0, "fuzz")))
-    return labelled_table(problems, DigitOrder.MSD, Provenance(4, 0, "oracle", ""))
+    return labelled_table(problems, PlaceLayout(), Provenance(4, 0, "oracle", ""))
 
 
 def check_examples(sets: dict[int, Examples] | None) -> None:

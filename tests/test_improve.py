@@ -10,7 +10,6 @@ from scripted import Scripted
 from sector.engine import oracle, policy
 from sector.engine.improve import FILTERS, STAGES, Filter, SecondLook, Verdict, Vote, cat_improved, improve
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
@@ -21,7 +20,7 @@ K = 5
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
     sampling = Sampling(0.0, 0, torch.arange(len(problems)), 0)
-    return improve(sampler, problems, settings, k, DigitOrder.MSD, sampling)
+    return improve(sampler, problems, settings, k, policy.PlaceLayout(), sampling)
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -
     assert improved.accepted.all() and (improved.first.votes == 6).all()
     assert torch.equal(improved.examples().answers, label(problems).answers)
     assert len({tuple(each[0].tolist()) for each in prompts}) == 6 == len(prompts)
-    plain = policy.prefix_ids(problems, policy.Layout())
+    plain = policy.PlaceLayout().prefix_ids(problems)
     assert torch.equal(prompts[0], plain)
 
 
@@ -175,7 +174,7 @@ def test_without_thinking_there_is_no_simplification_and_the_majority_decides(pr
     right = (improved.first.answers == label(problems).answers).all(dim=1)
     assert right.tolist() == [row != 0 for row in range(len(problems))]
     assert improved.first.votes[:3].tolist() == [3, 3, 5]
-    assert improved.tokens == 5 * len(problems) * policy.answer_length(problems.digits)
+    assert improved.tokens == 5 * len(problems) * policy.PlaceLayout().answer_length(problems.digits)
     verdict = ask(sampler, problems, replace(FAST, vote=Vote.UNANIMOUS)).verdict
     assert verdict[:3].tolist() == [Verdict.OUTVOTED, Verdict.OUTVOTED, Verdict.ACCEPTED]
 

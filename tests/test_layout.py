@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sector.engine import policy, tokens
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine import tokens
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.supervised import label
 from sector.kernels import layout
@@ -59,20 +59,20 @@ def _simplifications(count: int, digits: int, order: DigitOrder) -> tuple[Tensor
     """Completions, true but for damage, in a longer tensor (only the beginning is theirs), and their variants."""
     problems, variants = _problems(count, digits)
     truth = label(problems)
-    ids = policy.simplification_ids(truth.rest, truth.digit, Layout(order, variants))
+    ids = PlaceLayout(order, variants).simplification_ids(truth.rest, truth.digit)
     return torch.cat([_damaged(ids, digits), torch.full((count, 3), tokens.PAD_ID)], dim=1), variants
 
 
-def _check_simplified(simplified: Simplified, ids: Tensor, digits: int, mode: int | None, look: Layout) -> None:
+def _check_simplified(simplified: Simplified, ids: Tensor, digits: int, mode: int | None, look: PlaceLayout) -> None:
     """Equal to what the policy parses, and to the prompts it lays out from that."""
-    expected = policy.parse_simplifications(ids, digits, look)
+    expected = look.parse_simplifications(ids, digits)
     assert torch.equal(simplified.valid.cpu(), expected.valid)
     for name in ("a", "b", "carry"):
         assert torch.equal(getattr(simplified, name).cpu(), getattr(expected.rest, name)), name
     assert torch.equal(simplified.digit.cpu(), expected.digit)
-    wanted = policy.prefix_ids(expected.rest, look)
+    wanted = look.prefix_ids(expected.rest)
     if mode is not None:
-        wanted = policy.prompt_ids(expected.rest, mode, look)
+        wanted = look.prompt_ids(expected.rest, mode)
     assert torch.equal(simplified.prompts.cpu(), wanted)
 
 
@@ -84,8 +84,8 @@ def test_prompts_are_the_policys(
     count: int, digits: int, order: DigitOrder, mode: int | None, function: Callable[..., Tensor], kernel_device
 ) -> None:
     problems, variants = _problems(count, digits)
-    look = Layout(order, variants)
-    expected = policy.prefix_ids(problems, look) if mode is None else policy.prompt_ids(problems, mode, look)
+    look = PlaceLayout(order, variants)
+    expected = look.prefix_ids(problems) if mode is None else look.prompt_ids(problems, mode)
     given = (tensor.to(kernel_device) for tensor in (problems.a, problems.b, problems.carry, variants))
     laid_out = function(*given, tokens.kernel_table(kernel_device), mode, order is DigitOrder.LSD)
     assert torch.equal(laid_out.cpu(), expected)
@@ -104,7 +104,7 @@ def test_simplifications_say_what_the_policy_reads(
     table = tokens.kernel_table(kernel_device)
     least_first = order is DigitOrder.LSD
     simplified = function(ids.to(kernel_device), digits, variants.to(kernel_device), table, mode, least_first)
-    _check_simplified(simplified, ids, digits, mode, Layout(order, variants))
+    _check_simplified(simplified, ids, digits, mode, PlaceLayout(order, variants))
     if count > 100:
         assert 0.2 < simplified.valid.double().mean() < 0.8
 
@@ -116,19 +116,19 @@ def test_answers_say_what_the_policy_reads(
     count: int, digits: int, order: DigitOrder, function: Callable[..., tuple[Tensor, Tensor]], kernel_device
 ) -> None:
     problems, variants = _problems(count, digits)
-    look = Layout(order, variants)
-    ids = _damaged(policy.answer_ids(label(problems).answers, look), digits)
+    look = PlaceLayout(order, variants)
+    ids = _damaged(look.answer_ids(label(problems).answers), digits)
     ids = torch.cat([ids, torch.full((count, 2), tokens.PAD_ID)], dim=1)
     table = tokens.kernel_table(kernel_device)
     answers, valid = function(ids.to(kernel_device), digits, variants.to(kernel_device), table, order is DigitOrder.LSD)
-    expected, expected_valid = policy.parse_answers(ids, digits, look)
+    expected, expected_valid = look.parse_answers(ids, digits)
     assert torch.equal(valid.cpu(), expected_valid) and torch.equal(answers.cpu(), expected)
 
 
 def test_every_id_in_every_column(kernel_device: torch.device) -> None:
     """One simplification of two digits, with each id of the low places in each of its columns."""
-    look = Layout(DigitOrder.MSD, 1)
-    ids = policy.simplification_ids(*_one_rest(), look)
+    look = PlaceLayout(DigitOrder.MSD, 1)
+    ids = look.simplification_ids(*_one_rest())
     length, low = ids.shape[1], 16 * 10
     every = ids.repeat(length * low, 1)
     every[torch.arange(length * low), torch.arange(length).repeat_interleave(low)] = torch.arange(low).repeat(length)
@@ -148,16 +148,16 @@ def _one_rest() -> tuple[Problems, Tensor]:
 def test_a_chain_of_thought_never_meets_the_host(kernel_device: torch.device) -> None:
     """Prompt, simplification, next prompt, down to one digit: each step's prompts are laid out by the last."""
     problems, variants = _problems(40, 6)
-    table, look = tokens.kernel_table(kernel_device), Layout(DigitOrder.MSD, variants)
+    table, look = tokens.kernel_table(kernel_device), PlaceLayout(DigitOrder.MSD, variants)
     held = variants.to(kernel_device)
     for digits in range(6, 1, -1):
         truth = label(problems)
-        ids = policy.simplification_ids(truth.rest, truth.digit, look).to(kernel_device)
+        ids = look.simplification_ids(truth.rest, truth.digit).to(kernel_device)
         step = parse_simplifications(ids, digits, held, table, tokens.THINK)
         assert step.valid.all()
         again = prompt_ids(step.a, step.b, step.carry, held, table, tokens.THINK)
         assert torch.equal(step.prompts, again)
-        assert torch.equal(again.cpu(), policy.prompt_ids(truth.rest, tokens.THINK, look))
+        assert torch.equal(again.cpu(), look.prompt_ids(truth.rest, tokens.THINK))
         problems = truth.rest
 
 

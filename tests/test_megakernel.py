@@ -45,9 +45,9 @@ def _request(count: int, digits: int, temperature: float, device: torch.device, 
     draws = torch.Generator().manual_seed(count)
     a, b = torch.randint(0, 10, (2, count, digits), generator=draws)
     carry, variant = torch.randint(0, 2, (count,), generator=draws), torch.randint(0, 3, (count,), generator=draws)
-    layout = policy.Layout(variant=variant)
-    marks = torch.cat([policy.mark_ids(mode, layout, count) for mode in (tokens.ANSWER, tokens.THINK)], dim=1)
-    prefix = policy.prefix_ids(Problems(a, b, carry), layout)
+    layout = policy.PlaceLayout(variant=variant)
+    marks = torch.cat([layout.mark_ids(mode, count) for mode in (tokens.ANSWER, tokens.THINK)], dim=1)
+    prefix = layout.prefix_ids(Problems(a, b, carry))
     rows = FIRST_ROW + torch.arange(count)
     on_device = (tensor.contiguous().to(device) for tensor in (prefix, marks, rows))
     prefix, marks, rows = on_device

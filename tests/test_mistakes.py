@@ -3,18 +3,16 @@
 import pytest
 import torch
 
-from sector.engine import oracle, policy, tokens
-from sector.engine.mistakes import Mistake, in_answer_ids, in_answers, in_simplification_ids, tally
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine import tokens
+from sector.engine.audit import answer_mistakes, simplification_mistakes
+from sector.engine.mistakes import Mistake, tally
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.supervised import label
+from sector.engine.tasks.addition import Sums
 
 # 1 + 9 carries into the tens, where 4 + 5 hands it on; nothing carries out of 2 + 3.
 TEXT, SUM = "241+359", "0600"
-
-
-def truths(problems: Problems) -> tuple[torch.Tensor, torch.Tensor]:
-    return oracle.true_answers(problems), oracle.true_carries(problems)
 
 
 def digits_of(text: str) -> torch.Tensor:
@@ -40,25 +38,25 @@ def digits_of(text: str) -> torch.Tensor:
 )
 def test_the_last_wrong_column_says_what_happened(answer: str, kind: Mistake) -> None:
     problems = Problems.parse([TEXT])
-    assert in_answers(digits_of(answer), *truths(problems)) == [kind]
+    assert Sums().answer_mistakes(problems, digits_of(answer)) == [kind]
 
 
 def test_a_missed_leading_carry_is_a_missed_carry() -> None:
     problems = Problems.parse(["60+50", "60+50+1"])
-    assert in_answers(torch.tensor([[0, 1, 0], [1, 1, 0]]), *truths(problems)) == [Mistake.CARRY_MISSED] * 2
+    assert Sums().answer_mistakes(problems, torch.tensor([[0, 1, 0], [1, 1, 0]])) == [Mistake.CARRY_MISSED] * 2
 
 
 @pytest.mark.parametrize("order", list(DigitOrder), ids=str)
 def test_what_does_not_parse_is_too_long_too_short_or_nothing_at_all(order: DigitOrder) -> None:
     problems = draw_problems(4, 4, torch.Generator().manual_seed(2))
-    layout = Layout(order)
-    ids = policy.answer_ids(label(problems).answers, layout)
-    short = policy.answer_ids(label(problems).answers[:, :4], layout)
+    layout = PlaceLayout(order)
+    ids = layout.answer_ids(label(problems).answers)
+    short = layout.answer_ids(label(problems).answers[:, :4])
     ids[1] = torch.cat([short[1], torch.tensor([tokens.PAD_ID])])
     # A sixth digit where the end should stand.
     ids[2, 5] = tokens.NUM_LOCAL * 6 + 3
     ids[3, 0] = tokens.PAD_ID
-    kinds = in_answer_ids(ids, *truths(problems), layout)
+    kinds = answer_mistakes(ids, problems, layout)
     assert kinds == [Mistake.RIGHT, Mistake.WRONG_LENGTH, Mistake.WRONG_LENGTH, Mistake.UNPARSABLE]
 
 
@@ -70,12 +68,12 @@ def test_simplifications_are_judged_in_the_order_they_are_written() -> None:
     # Several at once: the copy comes first, then the carry.
     a[4, 1], carry[4] = 0, 0
     carry[5], digit[5] = 0, 1
-    layout = Layout()
-    ids = policy.simplification_ids(Problems(a, truth.rest.b, carry), digit, layout)
-    shorter = policy.simplification_ids(Problems(a[:, :1], truth.rest.b[:, :1], carry), digit, layout)
+    layout = PlaceLayout()
+    ids = layout.simplification_ids(Problems(a, truth.rest.b, carry), digit)
+    shorter = layout.simplification_ids(Problems(a[:, :1], truth.rest.b[:, :1], carry), digit)
     ids[6] = torch.cat([shorter[6], torch.full((2,), tokens.PAD_ID)])
     ids[7, 3] = tokens.PAD_ID
-    kinds = in_simplification_ids(ids, problems, *truths(problems), layout)
+    kinds = simplification_mistakes(ids, problems, layout)
     assert kinds == [
         Mistake.RIGHT,
         Mistake.COPIED,
@@ -92,8 +90,8 @@ def test_a_carry_that_is_not_there_is_invented() -> None:
     problems = Problems.parse(["241+352"])
     truth = label(problems)
     rest = Problems(truth.rest.a, truth.rest.b, 1 - truth.rest.carry)
-    ids = policy.simplification_ids(rest, truth.digit, Layout())
-    assert in_simplification_ids(ids, problems, *truths(problems), Layout()) == [Mistake.CARRY_INVENTED]
+    ids = PlaceLayout().simplification_ids(rest, truth.digit)
+    assert simplification_mistakes(ids, problems, PlaceLayout()) == [Mistake.CARRY_INVENTED]
 
 
 def test_a_tally_names_every_kind() -> None:

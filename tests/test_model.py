@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sector  # noqa: F401 (registers)
-from sector.engine import policy, supervised, tokens
+from sector.engine import supervised, tokens
 from sector.engine.model import SectorConfig, SectorForCausalLM, new_model
-from sector.engine.policy import Layout
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 
 
@@ -23,11 +23,11 @@ def model() -> SectorForCausalLM:
 def _sequences(draws: torch.Generator, digits: int = 5) -> Tensor:
     """`[6, T]` ids of prompts with their simplifications, a variant for each row."""
     examples = supervised.label(draw_problems(digits, 6, draws))
-    layout = Layout(variant=torch.arange(6) % tokens.NUM_SHIFTS)
+    layout = PlaceLayout(variant=torch.arange(6) % tokens.NUM_SHIFTS)
     return torch.cat(
         [
-            policy.prompt_ids(examples.problems, tokens.THINK, layout),
-            policy.simplification_ids(examples.rest, examples.digit, layout),
+            layout.prompt_ids(examples.problems, tokens.THINK),
+            layout.simplification_ids(examples.rest, examples.digit),
         ],
         dim=1,
     )
@@ -167,7 +167,7 @@ def test_auto_classes_load_what_was_saved(model: SectorForCausalLM, tmp_path: Pa
 @pytest.mark.parametrize("variant", range(tokens.NUM_SHIFTS), ids="variant{}".format)
 def test_longest_problems_are_within_reach(model: SectorForCausalLM, variant: int, draws: torch.Generator) -> None:
     problems = draw_problems(tokens.MAX_DIGITS, 1, draws)
-    layout = Layout(variant=variant)
-    answer = policy.answer_ids(torch.ones(1, tokens.MAX_DIGITS + 1, dtype=torch.int64), layout)
-    ids = torch.cat([policy.prompt_ids(problems, tokens.ANSWER, layout), answer], dim=1)
+    layout = PlaceLayout(variant=variant)
+    answer = layout.answer_ids(torch.ones(1, tokens.MAX_DIGITS + 1, dtype=torch.int64))
+    ids = torch.cat([layout.prompt_ids(problems, tokens.ANSWER), answer], dim=1)
     assert bool(model.hidden_states(ids).isfinite().all())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sector.engine import policy, supervised, tokens
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
@@ -30,16 +30,16 @@ GOLDEN = [
 @pytest.mark.parametrize(("text", "order", "variant", "ids"), GOLDEN)
 def test_prompt_golden(text: str, order: DigitOrder, variant: int, ids: list[int]) -> None:
     """Frozen: a change here makes every checkpoint useless."""
-    assert policy.prompt_ids(Problems.parse([text]), tokens.ANSWER, Layout(order, variant)).tolist() == [ids]
+    assert PlaceLayout(order, variant).prompt_ids(Problems.parse([text]), tokens.ANSWER).tolist() == [ids]
 
 
 def test_completions_golden() -> None:
     """58+67: the answer 125, and the simplification 5+6+1|5."""
     examples = supervised.label(Problems.parse(["58+67"]))
-    assert policy.answer_ids(examples.answers, Layout()).tolist() == [[17, 34, 53, 61]]
-    written = policy.simplification_ids(examples.rest, examples.digit, Layout())
+    assert PlaceLayout().answer_ids(examples.answers).tolist() == [[17, 34, 53, 61]]
+    written = PlaceLayout().simplification_ids(examples.rest, examples.digit)
     assert written.tolist() == [[21, 26, 12, 22, 26, 28, 37, 45]]
-    shifted = policy.simplification_ids(examples.rest, examples.digit, Layout(variant=1))
+    shifted = PlaceLayout(variant=1).simplification_ids(examples.rest, examples.digit)
     assert shifted.tolist() == [[117, 122, 13, 118, 122, 124, 133, 141]]
 
 
@@ -47,15 +47,15 @@ def test_completions_golden() -> None:
 @DIGITS
 def test_lengths(order: DigitOrder, digits: int, draws: torch.Generator) -> None:
     problems, variant = _mixed(digits, draws)
-    layout = Layout(order, variant)
-    prompt = policy.prompt_ids(problems, tokens.THINK, layout)
+    layout = PlaceLayout(order, variant)
+    prompt = layout.prompt_ids(problems, tokens.THINK)
     assert prompt.shape == (12, 2 * digits + 6)
-    assert torch.equal(prompt[:, :-1], policy.prefix_ids(problems, layout))
+    assert torch.equal(prompt[:, :-1], layout.prefix_ids(problems))
     examples = supervised.label(problems)
-    assert policy.answer_ids(examples.answers, layout).shape[1] == policy.answer_length(digits)
+    assert layout.answer_ids(examples.answers).shape[1] == policy.PlaceLayout().answer_length(digits)
     if digits > 1:
-        written = policy.simplification_ids(examples.rest, examples.digit, layout)
-        assert written.shape[1] == policy.simplification_length(digits)
+        written = layout.simplification_ids(examples.rest, examples.digit)
+        assert written.shape[1] == policy.PlaceLayout().simplification_length(digits)
 
 
 @ORDERS
@@ -64,12 +64,12 @@ def test_sequences_obey_the_place_rule_and_the_legal_table(
     order: DigitOrder, digits: int, draws: torch.Generator
 ) -> None:
     problems, variant = _mixed(digits, draws)
-    layout, examples = Layout(order, variant), supervised.label(problems)
-    completions = {tokens.ANSWER: policy.answer_ids(examples.answers, layout)}
+    layout, examples = PlaceLayout(order, variant), supervised.label(problems)
+    completions = {tokens.ANSWER: layout.answer_ids(examples.answers)}
     if digits > 1:
-        completions[tokens.THINK] = policy.simplification_ids(examples.rest, examples.digit, layout)
+        completions[tokens.THINK] = layout.simplification_ids(examples.rest, examples.digit)
     for mode, completion in completions.items():
-        prompt = policy.prompt_ids(problems, mode, layout)
+        prompt = layout.prompt_ids(problems, mode)
         ids = torch.cat([prompt, completion], dim=1)
         assert torch.equal(tokens.next_ids(ids[:, :-1], tokens.class_of(ids[:, 1:])), ids[:, 1:])
         generated = ids[:, prompt.shape[1] - 1 :]
@@ -81,24 +81,24 @@ def test_sequences_obey_the_place_rule_and_the_legal_table(
 @VARIANTS
 @DIGITS
 def test_answers_round_trip(order: DigitOrder, variant: int, digits: int, draws: torch.Generator) -> None:
-    layout = Layout(order, variant)
+    layout = PlaceLayout(order, variant)
     answers = torch.randint(0, 10, (9, digits + 1), generator=draws)
-    ids = policy.answer_ids(answers, layout)
-    parsed, valid = policy.parse_answers(ids, digits, layout)
+    ids = layout.answer_ids(answers)
+    parsed, valid = layout.parse_answers(ids, digits)
     assert torch.equal(parsed, answers)
     assert bool(valid.all())
     padded = torch.nn.functional.pad(ids, (0, 3), value=tokens.PAD_ID)
-    assert torch.equal(policy.parse_answers(padded, digits, layout)[0], answers)
+    assert torch.equal(layout.parse_answers(padded, digits)[0], answers)
 
 
 @ORDERS
 @VARIANTS
 @pytest.mark.parametrize("digits", [2, 6, 63, 256], ids="digits{}".format)
 def test_simplifications_round_trip(order: DigitOrder, variant: int, digits: int, draws: torch.Generator) -> None:
-    layout = Layout(order, variant)
+    layout = PlaceLayout(order, variant)
     rest = draw_problems(digits - 1, 9, draws)
     digit = torch.randint(0, 10, (9,), generator=draws)
-    parsed = policy.parse_simplifications(policy.simplification_ids(rest, digit, layout), digits, layout)
+    parsed = layout.parse_simplifications(layout.simplification_ids(rest, digit), digits)
     assert bool(parsed.valid.all())
     assert parsed.rest.texts() == rest.texts()
     assert torch.equal(parsed.digit, digit)
@@ -107,17 +107,17 @@ def test_simplifications_round_trip(order: DigitOrder, variant: int, digits: int
 @ORDERS
 def test_layouts_of_one_variant_a_row(order: DigitOrder, draws: torch.Generator) -> None:
     problems, variant = _mixed(6, draws)
-    layout = Layout(order, variant)
-    together = policy.prompt_ids(problems, tokens.ANSWER, layout)
+    layout = PlaceLayout(order, variant)
+    together = layout.prompt_ids(problems, tokens.ANSWER)
     for row in range(len(problems)):
         rows = torch.tensor([row])
-        alone = policy.prompt_ids(problems[rows], tokens.ANSWER, Layout(order, int(variant[row])))
+        alone = PlaceLayout(order, int(variant[row])).prompt_ids(problems[rows], tokens.ANSWER)
         assert torch.equal(together[rows], alone)
-        assert torch.equal(together[rows], policy.prompt_ids(problems[rows], tokens.ANSWER, layout[rows]))
+        assert torch.equal(together[rows], layout[rows].prompt_ids(problems[rows], tokens.ANSWER))
 
 
 def test_one_variant_for_the_batch_stays_when_rows_are_taken() -> None:
-    assert Layout(DigitOrder.LSD, 2)[torch.tensor([0])] == Layout(DigitOrder.LSD, 2)
+    assert PlaceLayout(DigitOrder.LSD, 2)[torch.tensor([0])] == PlaceLayout(DigitOrder.LSD, 2)
 
 
 def _corruptions(ids: Tensor, digits: tuple[int, ...]) -> list[tuple[str, Tensor]]:
@@ -144,14 +144,14 @@ def _corruptions(ids: Tensor, digits: tuple[int, ...]) -> list[tuple[str, Tensor
 @ORDERS
 @VARIANTS
 def test_malformed_answers_are_rejected_alone(order: DigitOrder, variant: int, draws: torch.Generator) -> None:
-    layout = Layout(order, variant)
+    layout = PlaceLayout(order, variant)
     good = torch.randint(1, 10, (1, 5), generator=draws)
-    ids = policy.answer_ids(good, layout)[0]
+    ids = layout.answer_ids(good)[0]
     cases = _corruptions(ids, digits=(0, 1, 2, 3, 4))
     assert len(cases) > 15
     # Good and bad rows alternate.
     batch = torch.stack([row for _, bad in cases for row in (ids, bad)])
-    answers, valid = policy.parse_answers(batch, 4, layout)
+    answers, valid = layout.parse_answers(batch, 4)
     assert valid.tolist() == [True, False] * len(cases)
     assert torch.equal(answers[::2], good.expand(len(cases), -1))
     assert not answers[1::2].any()
@@ -160,15 +160,15 @@ def test_malformed_answers_are_rejected_alone(order: DigitOrder, variant: int, d
 @ORDERS
 @VARIANTS
 def test_malformed_simplifications_are_rejected_alone(order: DigitOrder, variant: int, draws: torch.Generator) -> None:
-    layout = Layout(order, variant)
+    layout = PlaceLayout(order, variant)
     rest = draw_problems(3, 1, draws)
-    ids = policy.simplification_ids(rest, torch.tensor([7]), layout)[0]
+    ids = layout.simplification_ids(rest, torch.tensor([7]))[0]
     cases = _corruptions(ids, digits=(0, 1, 2, 5, 6, 7, 10))
     cases.append(
-        ("another variant", policy.simplification_ids(rest, torch.tensor([7]), Layout(order, 1 - min(variant, 1)))[0])
+        ("another variant", PlaceLayout(order, 1 - min(variant, 1)).simplification_ids(rest, torch.tensor([7]))[0])
     )
     batch = torch.stack([row for _, bad in cases for row in (ids, bad)])
-    parsed = policy.parse_simplifications(batch, 4, layout)
+    parsed = layout.parse_simplifications(batch, 4)
     assert [name for (name, _), accepted in zip(cases, parsed.valid[1::2].tolist(), strict=True) if accepted] == []
     assert bool(parsed.valid[::2].all())
     assert parsed.rest.texts()[::2] == rest.texts() * len(cases)

@@ -17,7 +17,7 @@ from sector.engine.checkpoint import save_checkpoint
 from sector.engine.dataset import Provenance, labelled_table, write_examples
 from sector.engine.errors import InputError
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.profiling import function_name, nsight_commands
 from sector.engine.ranges import named
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(model: Path) -> Path:
     path = model.with_name("3.parquet")
     problems = draw_problems(3, 8, generator(0, "test"))
-    write_examples(path, labelled_table(label(problems), DigitOrder.MSD, Provenance(3, 0, "native", "")))
+    write_examples(path, labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", "")))
     return path
 
 

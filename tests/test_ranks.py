@@ -18,7 +18,7 @@ from sector.engine.distill import start_training, train_cycle
 from sector.engine.errors import InputError
 from sector.engine.examples import mixed_batches
 from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.ranks import joined
 from sector.engine.seeding import generator
@@ -65,7 +65,7 @@ def test_two_processes_have_the_loss_curve_of_one(num_shards: int, tmp_path: Pat
 def test_distill_under_torchrun_writes_the_same_checkpoint_once(tmp_path: Path) -> None:
     save_checkpoint(new_model("tiny", 0), tmp_path / "model")
     for digits in (3, 5):
-        table = labelled_table(labelled(digits), DigitOrder.MSD, Provenance(digits, 0, "oracle", ""))
+        table = labelled_table(labelled(digits), PlaceLayout(), Provenance(digits, 0, "oracle", ""))
         write_examples(tmp_path / f"{digits}.parquet", table)
     command = ["distill", "--model", str(tmp_path / "model"), "--steps", "3", "--json"]
     command += ["--data", str(tmp_path / "5.parquet"), "--replay", str(tmp_path / "3.parquet"), "--out"]

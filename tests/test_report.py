@@ -23,7 +23,7 @@ from sector.engine.dataset import Provenance, candidates_table, improved_table, 
 from sector.engine.errors import InputError
 from sector.engine.improve import FILTERS, improve
 from sector.engine.mistakes import Mistake
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.report import write_report
 from sector.engine.report.facts import read_run
@@ -71,10 +71,10 @@ def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: 
         texts, complement = problems.texts(), problems[2:3].complement().texts()[0]
         sampler = Scripted({texts[1]: 1, complement: 1}, {texts[3]})
         rows = torch.arange(40)
-        improved = improve(sampler, problems, FILTERS["strict"], 5, DigitOrder.MSD, Sampling(0.0, 0, rows, 0))
+        improved = improve(sampler, problems, FILTERS["strict"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
         write_table(run.candidates(digits), candidates_table(improved))
         provenance = Provenance(digits, config.seed, "scripted", "")
-        write_examples(run.examples(digits), improved_table(improved, rows, DigitOrder.MSD, provenance))
+        write_examples(run.examples(digits), improved_table(improved, rows, PlaceLayout(), provenance))
         lines.append(line(digits, accuracy))
     (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     return root

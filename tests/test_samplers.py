@@ -11,7 +11,7 @@ from sector.engine import policy, tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.errors import InputError
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import Layout
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler, native
 from sector.engine.samplers.cpu_model import CpuModel
@@ -32,22 +32,22 @@ def model() -> SectorForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def layout() -> Layout:
-    return Layout(variant=torch.arange(ROWS) % tokens.NUM_SHIFTS)
+def layout() -> PlaceLayout:
+    return PlaceLayout(variant=torch.arange(ROWS) % tokens.NUM_SHIFTS)
 
 
 @pytest.fixture(scope="module")
-def prefix(layout: Layout) -> Tensor:
-    return policy.prefix_ids(draw_problems(DIGITS, ROWS, torch.Generator().manual_seed(1)), layout)
+def prefix(layout: PlaceLayout) -> Tensor:
+    return layout.prefix_ids(draw_problems(DIGITS, ROWS, torch.Generator().manual_seed(1)))
 
 
 @pytest.fixture(scope="module")
-def branches(layout: Layout) -> list[Branch]:
+def branches(layout: PlaceLayout) -> list[Branch]:
     """An answer, a simplification, and an answer cut short."""
-    answer, think = (policy.mark_ids(mode, layout, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
+    answer, think = (layout.mark_ids(mode, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
     return [
-        Branch(answer, policy.answer_length(DIGITS)),
-        Branch(think, policy.simplification_length(DIGITS)),
+        Branch(answer, policy.PlaceLayout().answer_length(DIGITS)),
+        Branch(think, policy.PlaceLayout().simplification_length(DIGITS)),
         Branch(answer, 3),
     ]
 
@@ -215,7 +215,7 @@ def test_a_right_draft_costs_one_pass(
     assert undrafted > 10
 
 
-def _chain(layout: Layout, length: int) -> list[tuple[Tensor, list[Branch]]]:
+def _chain(layout: PlaceLayout, length: int) -> list[tuple[Tensor, list[Branch]]]:
     """Prompts of problems that lose a digit at a time, `length` calls of them, with an answer asked of each.
 
     The digits of the sums stand at other places each time, and row 2 does not go on as it began.
@@ -227,9 +227,9 @@ def _chain(layout: Layout, length: int) -> list[tuple[Tensor, list[Branch]]]:
         current = Problems(problems.a[:, :digits].clone(), problems.b[:, :digits], problems.carry)
         if stage:
             current.a[2, 0] = (current.a[2, 0] + stage) % 10
-        answer = Branch(policy.mark_ids(tokens.ANSWER, layout, ROWS), policy.answer_length(digits))
-        think = Branch(policy.mark_ids(tokens.THINK, layout, ROWS), policy.simplification_length(digits))
-        asked.append((policy.prefix_ids(current, layout), [think, answer] if stage % 2 == 0 else [answer]))
+        answer = Branch(layout.mark_ids(tokens.ANSWER, ROWS), policy.PlaceLayout().answer_length(digits))
+        think = Branch(layout.mark_ids(tokens.THINK, ROWS), policy.PlaceLayout().simplification_length(digits))
+        asked.append((layout.prefix_ids(current), [think, answer] if stage % 2 == 0 else [answer]))
     return asked
 
 
@@ -238,14 +238,14 @@ def _chain(layout: Layout, length: int) -> list[tuple[Tensor, list[Branch]]]:
 @pytest.mark.parametrize("tile_tokens", [1, 60, 10_000], ids="tile_tokens{}".format)
 def test_a_shared_beginning_changes_no_token(
     model: SectorForCausalLM,
-    layout: Layout,
+    layout: PlaceLayout,
     monkeypatch: pytest.MonkeyPatch,
     engine: str,
     temperature: float,
     tile_tokens: int,
 ) -> None:
     monkeypatch.setattr(native, "TILE_TOKENS", tile_tokens)
-    sampler, beginning = make_sampler(engine, model), Beginning(policy.beginning_length(DIGITS, layout))
+    sampler, beginning = make_sampler(engine, model), Beginning(layout.beginning_length(DIGITS))
     for stage, (prefix, branches) in enumerate(_chain(layout, DIGITS)):
         sampling = _sampling(temperature, stage=2 * stage)
         drafts = sampler.sample(prefix, branches, sampling)
@@ -253,10 +253,10 @@ def test_a_shared_beginning_changes_no_token(
         _assert_same(sampler.sample(prefix, some, sampling, beginning), drafts)
 
 
-def test_a_shared_beginning_is_read_once(model: SectorForCausalLM, layout: Layout, passes: list[int]) -> None:
+def test_a_shared_beginning_is_read_once(model: SectorForCausalLM, layout: PlaceLayout, passes: list[int]) -> None:
     def first_passes(savings: Savings, rows: slice) -> list[int]:
         sampler = NativeSampler(model, num_threads=1, savings=savings)
-        beginning, lengths = Beginning(policy.beginning_length(DIGITS, layout)), []
+        beginning, lengths = Beginning(layout.beginning_length(DIGITS)), []
         for prefix, branches in _chain(layout, 3):
             passes.clear()
             some = [Branch(branch.mark[rows], branch.length) for branch in branches]
@@ -375,8 +375,8 @@ def test_engines_keep_their_own_copy_of_the_weights(prefix: Tensor, branches: li
 
 @pytest.mark.parametrize("digits", [1, 33, 256], ids="digits{}".format)
 def test_engines_agree_at_other_lengths(model: SectorForCausalLM, digits: int, draws: torch.Generator) -> None:
-    prefix = policy.prefix_ids(draw_problems(digits, 3, draws), Layout())
-    branch = Branch(policy.mark_ids(tokens.ANSWER, Layout(), 3), min(policy.answer_length(digits), 40))
+    prefix = PlaceLayout().prefix_ids(draw_problems(digits, 3, draws))
+    branch = Branch(PlaceLayout().mark_ids(tokens.ANSWER, 3), min(policy.PlaceLayout().answer_length(digits), 40))
     sampling = _sampling(0.7, rows=torch.arange(3))
     _assert_same(
         NativeSampler(model).sample(prefix, [branch], sampling),

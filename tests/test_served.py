@@ -12,11 +12,11 @@ import openai
 import pytest
 import torch
 
-from sector.engine import policy, tokens
+from sector.engine import tokens
 from sector.engine.checkpoint import save_checkpoint
 from sector.engine.errors import InputError
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import Layout
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import Problems
 from sector.engine.supervised import label
 from sector.engine.tokenizer import SectorTokenizer
@@ -77,8 +77,8 @@ def _model_that_knows(problems: list[str]) -> SectorForCausalLM:
     rows = []
     for text in problems:
         examples = label(Problems.parse([text], max(len(operand) for operand in text.split("+")[:2])))
-        prompt = policy.prompt_ids(examples.problems, tokens.ANSWER, Layout())
-        rows.append((prompt, policy.answer_ids(examples.answers, Layout())))
+        prompt = PlaceLayout().prompt_ids(examples.problems, tokens.ANSWER)
+        rows.append((prompt, PlaceLayout().answer_ids(examples.answers)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for _ in range(60):
         optimizer.zero_grad()

@@ -7,12 +7,12 @@ from scripted import Scripted
 
 from sector.engine.errors import InputError
 from sector.engine.improve import FILTERS
-from sector.engine.policy import DigitOrder
 from sector.engine.solve import Mind, check_problem, read_problems
+from sector.engine.tasks.addition import TASK as ADDITION
 
 
 def mind(sampler: Scripted | None = None, name: str = "strict") -> Mind:
-    return Mind(sampler or Scripted(), DigitOrder.MSD, FILTERS[name], k=5)
+    return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), FILTERS[name], k=5)
 
 
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
@@ -85,10 +85,10 @@ def test_one_digit_and_no_second_look() -> None:
 
 
 def test_reading_problems() -> None:
-    assert read_problems("1+2\n\n  x\r\n3+4 \n", "f") == ["1+2", "x", "3+4"]
+    assert read_problems(ADDITION, "1+2\n\n  x\r\n3+4 \n", "f") == ["1+2", "x", "3+4"]
     for text in ("", "\n \n", "x\ny+1\n"):
         with pytest.raises(InputError, match=r"f is empty|no line of f"):
-            read_problems(text, "f")
+            read_problems(ADDITION, text, "f")
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_reading_problems() -> None:
 )
 def test_what_is_no_problem(text: str) -> None:
     with pytest.raises(InputError):
-        check_problem(text)
+        check_problem(ADDITION, text)

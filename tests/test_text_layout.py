@@ -5,9 +5,9 @@ import torch
 from small_text import character_tokenizer
 from torch import Tensor
 
-from sector.engine import tokens
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.supervised import label
+from sector.engine.task import Mode
 from sector.engine.text.alphabet import read_alphabet
 from sector.engine.text.layout import TextLayout
 
@@ -28,8 +28,8 @@ def _ids(*texts: str, length: int) -> Tensor:
 def test_texts_are_what_people_write() -> None:
     problems = Problems.parse(["123+456", "999+7+1", "800+200"])
     examples = label(problems)
-    assert _texts(LAYOUT.prompt_ids(problems, tokens.ANSWER)) == ["<s>123+456=", "<s>999+007+1=", "<s>800+200="]
-    assert _texts(LAYOUT.prompt_ids(problems, tokens.THINK)) == ["<s>123+456>", "<s>999+007+1>", "<s>800+200>"]
+    assert _texts(LAYOUT.prompt_ids(problems, Mode.ANSWER)) == ["<s>123+456=", "<s>999+007+1=", "<s>800+200="]
+    assert _texts(LAYOUT.prompt_ids(problems, Mode.THINK)) == ["<s>123+456>", "<s>999+007+1>", "<s>800+200>"]
     assert _texts(LAYOUT.answer_ids(examples.answers)) == ["579\n", "1007\n", "1000\n"]
     simplifications = LAYOUT.simplification_ids(examples.rest, examples.digit)
     assert _texts(simplifications) == ["12+45|9\n", "99+00+1|7\n", "80+20|0\n"]
@@ -37,7 +37,7 @@ def test_texts_are_what_people_write() -> None:
 
 def test_a_prompt_is_what_the_tokenizer_reads() -> None:
     problems = draw_problems(4, 20, torch.Generator().manual_seed(1))
-    for text, row in zip(problems.texts(), LAYOUT.prompt_ids(problems, tokens.ANSWER).tolist(), strict=True):
+    for text, row in zip(problems.texts(), LAYOUT.prompt_ids(problems, Mode.ANSWER).tolist(), strict=True):
         assert [index for index in row if index != LAYOUT.pad_id] == TOKENIZER(f"{text}=")["input_ids"]
 
 
@@ -82,9 +82,9 @@ def test_padding_is_no_token() -> None:
 
 
 def test_shapes_tell_a_wrong_length_from_nonsense() -> None:
-    assert LAYOUT.is_well_formed(_ids("12\n", "12345", "1+2\n", length=8), tokens.ANSWER) == [True, True, False]
+    assert LAYOUT.is_well_formed(_ids("12\n", "12345", "1+2\n", length=8), Mode.ANSWER) == [True, True, False]
     thoughts = _ids("1+2|3\n", "12+3+1|4", "1+2\n", "12\n", length=9)
-    assert LAYOUT.is_well_formed(thoughts, tokens.THINK) == [True, True, False, False]
+    assert LAYOUT.is_well_formed(thoughts, Mode.THINK) == [True, True, False, False]
 
 
 def test_text_has_nothing_to_shift() -> None:

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoTokenizer
 
 import sector  # noqa: F401 (registers)
-from sector.engine import policy, supervised, tokens
+from sector.engine import supervised, tokens
 from sector.engine.errors import InputError
 from sector.engine.model import SectorConfig
-from sector.engine.policy import DigitOrder, Layout
+from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.tokenizer import SectorTokenizer
 
@@ -50,16 +50,14 @@ def test_text_round_trips(order: DigitOrder, typed: str, shown: str) -> None:
 @ORDERS
 @pytest.mark.parametrize("variant", range(tokens.NUM_SHIFTS), ids="variant{}".format)
 def test_ids_are_those_of_the_policies(order: DigitOrder, variant: int, draws: torch.Generator) -> None:
-    tokenizer, layout = SectorTokenizer(order), Layout(order, variant)
+    tokenizer, layout = SectorTokenizer(order), PlaceLayout(order, variant)
     examples = supervised.label(draw_problems(5, 8, draws, hard_share=0.5))
     problems = examples.problems
-    fast = torch.cat(
-        [policy.prompt_ids(problems, tokens.ANSWER, layout), policy.answer_ids(examples.answers, layout)], dim=1
-    )
+    fast = torch.cat([layout.prompt_ids(problems, tokens.ANSWER), layout.answer_ids(examples.answers)], dim=1)
     slow = torch.cat(
         [
-            policy.prompt_ids(problems, tokens.THINK, layout),
-            policy.simplification_ids(examples.rest, examples.digit, layout),
+            layout.prompt_ids(problems, tokens.THINK),
+            layout.simplification_ids(examples.rest, examples.digit),
         ],
         dim=1,
     )
@@ -84,11 +82,11 @@ def test_batches_are_padded_on_the_left() -> None:
 
 @ORDERS
 def test_completions_alone_decode(order: DigitOrder) -> None:
-    tokenizer, layout = SectorTokenizer(order), Layout(order)
-    answer = policy.answer_ids(torch.tensor([[0, 5, 8, 0]]), layout)[0]
+    tokenizer, layout = SectorTokenizer(order), PlaceLayout(order)
+    answer = layout.answer_ids(torch.tensor([[0, 5, 8, 0]]))[0]
     padding = torch.full((3,), tokens.PAD_ID)
     assert tokenizer.decode(torch.cat([answer, padding])) == "0580"
-    simplification = policy.simplification_ids(Problems.parse(["12+45+1"]), torch.tensor([0]), layout)[0]
+    simplification = layout.simplification_ids(Problems.parse(["12+45+1"]), torch.tensor([0]))[0]
     assert tokenizer.decode(torch.cat([simplification, padding]), skip_special_tokens=True) == "12+45+1|0"
 
 

@@ -24,7 +24,7 @@ from sector.engine.checkpoint import save_checkpoint, weights_sha256
 from sector.engine.config import VllmConfig, run_config
 from sector.engine.errors import EngineFailed, InputError
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import Layout
+from sector.engine.policy import PlaceLayout
 from sector.engine.problem import draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.native import NativeSampler
@@ -60,10 +60,14 @@ def sampler(engine: VllmSampler, model: SectorForCausalLM) -> VllmSampler:
 
 def _request(digits: int) -> tuple[Tensor, list[Branch]]:
     """Prefixes in every variant; an answer, a simplification, and an answer cut short."""
-    layout = Layout(variant=torch.arange(ROWS) % tokens.NUM_SHIFTS)
-    prefix = policy.prefix_ids(draw_problems(digits, ROWS, torch.Generator().manual_seed(digits)), layout)
-    answer, think = (policy.mark_ids(mode, layout, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
-    lengths = [(answer, policy.answer_length(digits)), (think, policy.simplification_length(digits)), (answer, 3)]
+    layout = PlaceLayout(variant=torch.arange(ROWS) % tokens.NUM_SHIFTS)
+    prefix = layout.prefix_ids(draw_problems(digits, ROWS, torch.Generator().manual_seed(digits)))
+    answer, think = (layout.mark_ids(mode, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
+    lengths = [
+        (answer, policy.PlaceLayout().answer_length(digits)),
+        (think, policy.PlaceLayout().simplification_length(digits)),
+        (answer, 3),
+    ]
     return prefix, [Branch(mark, length) for mark, length in lengths]
 
 
@@ -281,7 +285,7 @@ def test_every_setting_has_a_name_in_vllm() -> None:
 
 def test_what_vllm_is_told(model: SectorForCausalLM) -> None:
     arguments = starting.engine_arguments(model, VllmConfig(max_digits=12, memory_mib=3, compiled="on"))
-    assert arguments["max_model_len"] == 2 * 12 + 6 + policy.simplification_length(12)
+    assert arguments["max_model_len"] == 2 * 12 + 6 + policy.PlaceLayout().simplification_length(12)
     assert arguments["kv_cache_memory_bytes"] == 3 << 20
     assert arguments["dtype"] == "float32" and arguments["enforce_eager"] is False
     assert starting.engine_arguments(model, VllmConfig())["max_model_len"] == model.config.max_position_embeddings

@@ -21,15 +21,16 @@ from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig
 from sector.engine.dataset import Provenance, candidates_table, improved_table, write_table
 from sector.engine.errors import InputError, WorkersDied
-from sector.engine.generate import generate
+from sector.engine.generate import Assignment, generate
 from sector.engine.improve import cat_improved
 from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import DigitOrder
+from sector.engine.policy import PlaceLayout
 from sector.engine.samplers.native import NativeSampler
+from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.workers import Workers, prove, with_weights
 
 # Six blocks, the last one short, at a temperature: rows must keep their own random streams.
-ASKED: tuple[Any, ...] = (7, 1300, FilterConfig(k=3, temperature=0.3), DigitOrder.MSD, 5, 0.4)
+ASKED = Assignment(ADDITION, PlaceLayout(), 7, 1300, FilterConfig(k=3, temperature=0.3), 5, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def in_files(folder: Path, blocks: Iterator[tuple[torch.Tensor, Any]]) -> tuple[
     assert improved.accepted.any() and not improved.accepted.all()
     provenance = Provenance(7, 5, "native", "ab" * 32)
     folder.mkdir(exist_ok=True)
-    write_table(folder / "examples", improved_table(improved, torch.cat(rows), DigitOrder.MSD, provenance))
+    write_table(folder / "examples", improved_table(improved, torch.cat(rows), PlaceLayout(), provenance))
     write_table(folder / "candidates", candidates_table(improved))
     return (folder / "examples").read_bytes(), (folder / "candidates").read_bytes()
 
@@ -63,13 +64,13 @@ def in_files(folder: Path, blocks: Iterator[tuple[torch.Tensor, Any]]) -> tuple[
 @pytest.fixture(scope="module")
 def expected(engine: NativeSampler, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """One engine of one thread in this process."""
-    return in_files(tmp_path_factory.mktemp("expected"), generate(engine, *ASKED))
+    return in_files(tmp_path_factory.mktemp("expected"), generate(engine, ASKED))
 
 
 def test_two_workers_write_what_one_engine_writes(
     crew: Workers, model: SectorForCausalLM, engine: NativeSampler, expected: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
-    assert in_files(tmp_path, with_weights(crew, model, engine)(*ASKED)) == expected
+    assert in_files(tmp_path, with_weights(crew, model, engine)(ASKED)) == expected
     pids = {proof.pid for proof in crew.proofs.values()}
     assert len(pids) == 2 and os.getpid() not in pids
 
@@ -79,7 +80,7 @@ def test_blocks_land_in_order_however_they_come(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(
         Workers, "_run", lambda self, blocks, asked: ((start, Block(start)) for start in reversed(blocks))
     )
-    given = list(Workers(3, "native").generate(*ASKED))
+    given = list(Workers(3, "native").generate(ASKED))
     assert [rows.tolist()[0] for rows, _ in given] == list(range(0, 1300, 250))
     assert torch.equal(torch.cat([rows for rows, _ in given]), torch.arange(1300))
 
@@ -98,7 +99,7 @@ def test_a_worker_killed_mid_batch_changes_no_byte(
     before = dict(crew.proofs)
 
     def kill_on_the_way() -> Iterator[tuple[torch.Tensor, Any]]:
-        for index, block in enumerate(solve(*ASKED)):
+        for index, block in enumerate(solve(ASKED)):
             if index == 1:
                 os.kill(before[0].pid, signal.SIGKILL)
             yield block
@@ -116,7 +117,7 @@ def test_when_all_die_again_and_again_it_gives_up(
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(WorkersDied, match="2 workers died"):
-        list(solve(*ASKED))
+        list(solve(ASKED))
 
 
 def test_new_weights_reach_every_worker_and_are_proved(crew: Workers, engine: NativeSampler) -> None:
@@ -146,8 +147,8 @@ def test_a_worker_whose_proof_fails_gets_no_work(
 def test_a_proof_tells_weights_apart(model: SectorForCausalLM, engine: NativeSampler) -> None:
     """Also where the digest is claimed and not computed."""
     changed = NativeSampler(new_model("tiny", seed=3))
-    assert prove(engine, DigitOrder.MSD) == prove(NativeSampler(model, num_threads=2), DigitOrder.MSD)
-    assert prove(changed, DigitOrder.MSD).said != prove(engine, DigitOrder.MSD).said
+    assert prove(engine, ADDITION, PlaceLayout()) == prove(NativeSampler(model, num_threads=2), ADDITION, PlaceLayout())
+    assert prove(changed, ADDITION, PlaceLayout()).said != prove(engine, ADDITION, PlaceLayout()).said
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x"], ids=["nobody", "no port"])

@@ -16,14 +16,14 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
     The native engine is where the model is: plain torch on a CPU, our kernels on a GPU. vllm: settings of that engine.
     num_threads: of the native engine on a CPU; by default one a core.
     """
-    if engine == "native" and isinstance(model, TextModel):
-        raise InputError("the engine native runs sector's own models only, and this is one of text; choose hf or vllm")
     # An engine's own dependencies are imported only where it is used.
-    if engine == "native" and model.device.type == "cuda":
-        from sector.engine.samplers.device import DeviceSampler
-
-        return DeviceSampler(model)
     if engine == "native":
+        if isinstance(model, TextModel):
+            raise InputError("the engine native runs sector's own models only; for a model of text choose hf or vllm")
+        if model.device.type == "cuda":
+            from sector.engine.samplers.device import DeviceSampler
+
+            return DeviceSampler(model)
         from sector.engine.samplers.native import NativeSampler
 
         return NativeSampler(model, num_threads)

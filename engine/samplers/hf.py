@@ -63,7 +63,7 @@ class HuggingFaceSampler:
             pad_token_id=pad,
         )
         # transformers types `generate` for models of its own.
-        output = self._model.generate(  # type: ignore[operator]
+        output = self._model.generate(
             prompt, attention_mask=(prompt != pad).long(), generation_config=config, logits_processor=processors
         )[:, prompt.shape[1] :]
         return F.pad(output.to(prefix.device), (0, branch.length - output.shape[1]), value=pad)

@@ -5,12 +5,11 @@ In the shape descriptions B is the batch and P the tokens of a prefix. An engine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sector.engine.checkpoint import Model
 from sector.kernels.philox import uniforms
 
 
@@ -96,8 +95,8 @@ class Sampler(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def load(self, model: Model) -> None:
-        """Take new weights."""
+    def load(self, model: Any) -> None:
+        """Take new weights, of a model of the kind that it was made for."""
         ...
 
     def sample(

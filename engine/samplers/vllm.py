@@ -15,12 +15,13 @@ from torch import Tensor
 from sector.engine.checkpoint import Model, weights, weights_sha256
 from sector.engine.config import VllmConfig
 from sector.engine.errors import EngineFailed, InputError
+from sector.engine.learned import learned
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.samplers.vocabulary import vocabulary
 from sector.engine.seeding import stream_seed
 from sector.engine.threads import one_thread
 from sector.engine.vllm.probe import CANDIDATES, Said, check_weights, probe_prompts
-from sector.engine.vllm.start import one_line, start
+from sector.engine.vllm.start import one_line, start, vllm_weights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -53,7 +54,7 @@ class VllmSampler:
 
     def load(self, model: Model) -> None:
         """Take the model's weights into the live engine, and prove it. EngineFailed, with figures, if they differ."""
-        state = {name: tensor.detach() for name, tensor in weights(model).items()}
+        state = vllm_weights(model)
         if self._sizes != _sizes(model):
             # vLLM would find out halfway through, with some weights loaded.
             raise EngineFailed("the engine vllm was started for a model of other sizes, and keeps to those")
@@ -137,7 +138,7 @@ class VllmSampler:
 
     def _prove(self, model: Model) -> None:
         """Check weights by a probe; only then does the engine go by their name."""
-        prompts = probe_prompts(model, self._settings.max_digits)
+        prompts = probe_prompts(*learned(model), self._settings.max_digits)
         params = [self._sampling_params(length, logprobs=CANDIDATES) for _, length in prompts]
         said = self._generate([prompt for prompt, _ in prompts], params)
         dtype = self._llm.model_config.dtype

@@ -1,4 +1,4 @@
-"""What an engine must know of the ids of a model: which end a completion, which is padding, and how noise falls on them.
+"""What an engine must know of the ids of a model: which end a completion, which is padding, which noise each takes.
 
 Prompts may begin with padding, where they are shorter than others of their batch; engines leave it out.
 """
@@ -30,6 +30,8 @@ def vocabulary(model: Model) -> Vocabulary:
     """Of a model of ours the classes take a lane each; of one of text every id."""
     if isinstance(model, TextModel):
         alphabet = model.alphabet
-        return Vocabulary(list(alphabet.ends), alphabet.pad, torch.arange(alphabet.size), alphabet.size)
+        # A stream of random numbers comes in fours.
+        num_lanes = alphabet.size + -alphabet.size % 4
+        return Vocabulary(list(alphabet.ends), alphabet.pad, torch.arange(alphabet.size), num_lanes)
     lanes = tokens.class_of(torch.arange(model.config.vocab_size))
     return Vocabulary(tokens.eos_ids(), tokens.PAD_ID, lanes, tokens.NUM_CLASSES)

@@ -56,10 +56,10 @@ def read_alphabet(tokenizer: PreTrainedTokenizerBase, name: str, size: int, ends
         raise InputError(f"the tokenizer of {name} has no token for {(unknown or ['a mark'])[0]!r}; {_MEND}")
     if len(leads) > 1:
         raise InputError(f"the tokenizer of {name} reads the beginning of a number as part of a word; {_MEND}")
-    ids = tuple(found[character] for character in CHARACTERS)
+    own = tuple(found[character] for character in CHARACTERS)
     lead = (*_start(tokenizer), *leads.pop())
-    pad = _pad(tokenizer, {*ids, *lead})
-    return Alphabet(ids, lead, pad, tuple(dict.fromkeys([ids[-1], *ends, pad])), size)
+    pad = _pad(tokenizer, {*own, *lead})
+    return Alphabet(own, lead, pad, tuple(dict.fromkeys([own[-1], *ends, pad])), size)
 
 
 def _texts() -> Iterator[str]:
@@ -79,7 +79,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[i
 
 def _merged(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """The first token that stands for more than one character."""
-    pieces = (tokenizer.decode([index]) for index in ids)
+    pieces = (str(tokenizer.decode([index])) for index in ids)
     return next((piece for piece in pieces if len(piece.strip(" ")) > 1), "several characters")
 
 

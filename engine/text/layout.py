@@ -17,16 +17,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.policy import Simplifications
 from sector.engine.problem import Problems
+from sector.engine.task import Mode, Simplifications
 from sector.engine.text.alphabet import CHARACTERS, Alphabet
 
-_MODES = {tokens.ANSWER: "=", tokens.THINK: ">"}
+_MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
 # Of completions that may have been cut off.
 _SHAPES = {
-    tokens.ANSWER: re.compile(r"\d+\n?"),
-    tokens.THINK: re.compile(r"\d+\+\d+(\+1)?\|\d?\n?"),
+    Mode.ANSWER: re.compile(r"\d+\n?"),
+    Mode.THINK: re.compile(r"\d+\+\d+(\+1)?\|\d?\n?"),
 }
 
 
@@ -65,11 +64,11 @@ class TextLayout:
         lead = problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
         return self._with_carry(torch.cat([lead, self._sum(problems)], dim=1), problems.carry, first=True)
 
-    def mark_ids(self, mode: int, count: int, device: torch.device | None = None) -> Tensor:
+    def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
         """`[B, 1]` ids of `=` or `>`."""
         return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
 
-    def prompt_ids(self, problems: Problems, mode: int) -> Tensor:
+    def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
         """`[B, L+2N+4]` ids of a whole prompt, pads in front of those that are shorter."""
         return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
 
@@ -112,7 +111,7 @@ class TextLayout:
         generated = ids != self.pad_id
         return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
 
-    def is_well_formed(self, ids: Tensor, mode: int) -> list[bool]:
+    def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Which rows of `[B, T]` would parse, were their numbers of another length?"""
         characters = dict(zip(self.alphabet.ids, CHARACTERS, strict=True)) | {self.pad_id: ""}
         texts = ["".join(characters.get(index, "?") for index in row) for row in ids.tolist()]

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sector.engine.tasks import DEFAULT
 from sector.engine.text.alphabet import read_alphabet
+
+# The key in config.json.
+_TASK = "sector_task"
 
 
 class TextModel(nn.Module):
@@ -20,7 +24,7 @@ class TextModel(nn.Module):
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        size = network.get_input_embeddings().weight.shape[0]
+        size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
         # What its makers set for chats, such as penalties, would change what is greedy.
         network.generation_config = GenerationConfig()
@@ -29,6 +33,15 @@ class TextModel(nn.Module):
     @property
     def config(self) -> PreTrainedConfig:
         return self.network.config
+
+    @property
+    def task(self) -> str:
+        """The name of the task that it learns; addition if it has learned none of ours."""
+        return str(self.config.to_dict().get(_TASK, DEFAULT))
+
+    @task.setter
+    def task(self, name: str) -> None:
+        setattr(self.config, _TASK, name)
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,8 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **arguments)
-            network, loading = AutoModelForCausalLM.from_pretrained(
+            # transformers types what it returns without `output_loading_info`.
+            opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -55,6 +56,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
         # Whatever transformers makes of files that someone else wrote: it checks by many kinds of error.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is not a causal model that transformers reads ({reason})") from error
+    network, loading = opened
     if lacking := loading["missing_keys"]:
         raise InputError(f"{path} lacks weights ({min(lacking)}); restore it, or choose another model")
     return _plain(network), tokenizer

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import tokens
 from sector.engine.examples import Examples
-from sector.engine.text.layout import TextLayout
+from sector.engine.task import Layout, Mode
 from sector.engine.text.model import TextModel
 
 _IGNORE = -100
@@ -61,18 +60,18 @@ class TextRows:
         return loss if self.slow is None else fast_weight * loss + (1 - fast_weight) * self.slow.loss(model)
 
 
-def lay_out(examples: Examples, layout: TextLayout) -> TextRows:
+def lay_out(examples: Examples, layout: Layout) -> TextRows:
     """Examples of one length as one shard. Text has no places, so there is nothing to augment."""
     prefix = layout.prefix_ids(examples.problems)
 
-    def completed(mode: int, completion: Tensor) -> Completed:
+    def completed(mode: Mode, completion: Tensor) -> Completed:
         mark = layout.mark_ids(mode, len(examples))
         return _completed(torch.cat([prefix, mark], dim=1), completion, layout.pad_id)
 
-    fast = completed(tokens.ANSWER, layout.answer_ids(examples.answers))
+    fast = completed(Mode.ANSWER, layout.answer_ids(examples.answers))
     if not examples.rest.digits:
         return TextRows(fast, None)
-    return TextRows(fast, completed(tokens.THINK, layout.simplification_ids(examples.rest, examples.digit)))
+    return TextRows(fast, completed(Mode.THINK, layout.simplification_ids(examples.rest, examples.digit)))
 
 
 def _completed(prompt: Tensor, completion: Tensor, pad: int) -> Completed:

@@ -1,5 +1,6 @@
 """Starting vLLM in this process: is it there, what it is told, and what its refusals mean."""
 
+import json
 import math
 import os
 import sys
@@ -12,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from sector.engine.checkpoint import Model, save_checkpoint
+from sector.engine.checkpoint import WEIGHTS, Model, save_checkpoint
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
 from sector.engine.text.model import TextModel
@@ -87,7 +90,7 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
         with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
             from vllm import LLM
 
-            save_checkpoint(model, Path(folder) / "model")
+            _save(model, Path(folder) / "model")
             _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
             return _started[-1]
     except Exception as error:
@@ -97,6 +100,25 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
     finally:
         # vLLM forbids threads to change on a CPU; training lives on it.
         torch.set_num_threads = set_num_threads
+
+
+def vllm_weights(model: Model) -> dict[str, Tensor]:
+    """Weights as vLLM is given them: matrices that are tied twice, since it would reload only one of the two."""
+    state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _save(model: Model, path: Path) -> None:
+    """A checkpoint for vLLM, with nothing tied."""
+    save_checkpoint(model, path)
+    if not isinstance(model, TextModel):
+        return
+    config = path / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(values | {"tie_word_embeddings": False}), encoding="utf-8")
+    # Copies, since safetensors keeps nothing twice.
+    state = {name: tensor.clone() for name, tensor in vllm_weights(model).items()}
+    (path / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def one_line(error: Exception) -> str:

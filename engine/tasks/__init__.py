@@ -1,0 +1,34 @@
+"""The tasks there are: every module of this package that has a TASK. Adding one touches one new file and its test."""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sector.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sector.engine.task import Task
+
+DEFAULT = "addition"
+
+
+@cache
+def task_names() -> tuple[str, ...]:
+    """Names of all tasks, sorted; modules are named after their tasks, so that nothing is imported."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+@cache
+def find_task(name: str) -> "Task":
+    """The task of that name. InputError if there is none."""
+    if name not in task_names():
+        raise InputError(f"unknown task {name!r}; choose one of {', '.join(task_names())}")
+    task: Task = import_module(f"{__name__}.{name}").TASK
+    assert task.name == name, f"the module {name} holds the task {task.name}"
+    return task
+
+
+def task_of(problems: Any) -> "Task":
+    """The task that problems belong to."""
+    return find_task(problems.task)
