@@ -182,7 +182,7 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
     new = Examples.cat(each for each in sets if each.digits == digits)
     old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
     weights, settings = load_checkpoint(model), _run_config(model).round
-    one_task([weights.config.task, *(each.problems.task for each in [new, *old])])
+    one_task([learned(weights)[0].name, *(each.problems.task for each in [new, *old])])
     trainer = settings.trainer
     tune_allocator()
     return Training(

@@ -20,13 +20,28 @@ from sector.engine.rundir import RunDir
 from sector.engine.selfplay import self_play
 from sector.engine.text.model import TextModel
 
-# So little trained that nothing is right; the round learns what parses.
+# So little trained that it does not think; the round learns those samples of fast answers that parse.
 SMALL: dict[str, Any] = {
     "until": 3,
     "audit_samples": 4,
     "supervised": {"max_digits": 2, "cycle_steps": 60, "max_cycles": 1, "examples": 20},
-    "round": {"candidates": 60, "cycle_steps": 4, "max_cycles": 2, "probe": 8, "min_agreement": 0.0},
-    "filter": {"vote": "off", "second_look": "off", "direct": False, "complement": False, "k": 1},
+    "round": {
+        "candidates": 100,
+        "cycle_steps": 4,
+        "max_cycles": 2,
+        "probe": 8,
+        "probe_trained": 0,
+        "min_agreement": 0.0,
+    },
+    "filter": {
+        "vote": "off",
+        "second_look": "off",
+        "direct": False,
+        "complement": False,
+        "k": 1,
+        "think": False,
+        "temperature": 1.0,
+    },
 }
 RATE = {"supervised": {"trainer": {"learning_rate": 3e-3}}}
 
@@ -126,8 +141,9 @@ def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
         "--filter", "none", "--k", 1, "--json",
     )  # fmt: skip
     assert generated.exit_code == 0, generated.output
-    assert json.loads(generated.stdout)["accepted"] > 0
-    distilled = _sector("distill", "--model", finished.root, "--data", out, "--out", tmp_path / "new", "--steps", 2)
+    assert json.loads(generated.stdout)["tried"] == 40
+    data = finished.examples(3)
+    distilled = _sector("distill", "--model", finished.root, "--data", data, "--out", tmp_path / "new", "--steps", 2)
     assert distilled.exit_code == 0, distilled.output
     assert isinstance(load_checkpoint(tmp_path / "new"), TextModel)
     scored = _sector("eval", "--model", tmp_path / "new", "--digits", "1-2", "--samples", 4, "--engine", "hf", "--json")
