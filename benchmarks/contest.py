@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.engine.config import VllmConfig
 from sector.engine.improve import Filter, Improved, cat_improved, improve
 from sector.engine.model import SectorForCausalLM
 from sector.engine.problem import Problems, batches, draw_problems
@@ -135,9 +136,9 @@ class Contest:
         return cat_improved(parts)
 
 
-def engines(names: Sequence[str], model: SectorForCausalLM) -> list[Contender]:
-    """Contenders by the names of engines."""
-    return [Contender(name, make_sampler(name, model)) for name in names]
+def engines(names: Sequence[str], model: SectorForCausalLM, vllm: VllmConfig | None = None) -> list[Contender]:
+    """Contenders by the names of engines; vllm: settings of that one."""
+    return [Contender(name, make_sampler(name, model, vllm)) for name in names]
 
 
 def variants(model: SectorForCausalLM) -> list[Contender]:

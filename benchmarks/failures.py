@@ -31,11 +31,11 @@ SETTINGS = small(
 NAN = """
 import sys
 from sector.engine import distill
-true_loss, calls = distill._loss, []
+true_loss, calls = distill.Rows.loss, []
 def poisoned(model, rows, weight):
     calls.append(1)
     return true_loss(model, rows, weight) * (float("nan") if len(calls) > 16 else 1.0)
-distill._loss = poisoned
+distill.Rows.loss = poisoned
 from sector.cli.app import main
 sys.argv[0] = "sector"
 main()

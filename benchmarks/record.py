@@ -8,14 +8,15 @@ import torch
 
 from sector.benchmarks import contest, kernel_times, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.checkpoint import load_sector, weights_sha256
 from sector.engine.config import FilterConfig
 from sector.engine.distill import tune_allocator
 from sector.engine.errors import InputError
 from sector.engine.generate import filter_of
+from sector.engine.learned import learned
 from sector.engine.machine import describe
-from sector.engine.offline import OnProgress, check_digits
-from sector.engine.tasks import DEFAULT, find_task
+from sector.engine.offline import OnProgress, check_digits, vllm_settings
+from sector.engine.tasks import DEFAULT
 
 KERNEL_ROWS = 4096
 TRAINING_STEPS = 40
@@ -35,11 +36,15 @@ def bench(
     kernels: bool,
     trains: bool,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure; the first engine is the one that ratios are of. InputError on what cannot be measured."""
+    """Measure; the first engine is the one that ratios are of. InputError on what cannot be measured.
+
+    given: as in `offline.open_engine`.
+    """
     for workload in workloads:
         check_digits(workload.digits)
-    weights = load_checkpoint(model)
+    weights = load_sector(model)
     if weights.config.task != DEFAULT:
         raise InputError(
             f"{model} has learned {weights.config.task}; benchmarks are of {DEFAULT}, name a model of that"
@@ -53,10 +58,10 @@ def bench(
     # Before the engines: a fresh process has the machine to itself then.
     lengths = list(dict.fromkeys(each.digits for each in workloads))
     trained = [training.compare(model, each, TRAINING_STEPS, repeats, on_progress) for each in lengths if trains]
-    contenders = contest.engines(engines, weights)
+    contenders = contest.engines(engines, weights, vllm_settings(model, given))
     if savings:
         contenders += contest.variants(weights)
-    layout = find_task(weights.config.task).layout(weights.config.digit_order)
+    _, layout = learned(weights)
     terms = Contest(looks, settings.k, layout, settings.temperature, seed, hard_share)
     cells: list[Cell] = []
     unlike = 0

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine import tokens
-from sector.engine.checkpoint import load_checkpoint
+from sector.engine.checkpoint import load_sector
 from sector.engine.config import RoundConfig, TrainerConfig
 from sector.engine.distill import TrainState, lay_out, start_training, train_cycle, tune_allocator
 from sector.engine.examples import Examples
+from sector.engine.model import SectorForCausalLM
 from sector.engine.problem import draw_problems
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
@@ -57,7 +58,7 @@ def measure(model: Path, digits: int, steps: int, plain: bool) -> float:
     """Tokens per second over `steps` training steps at one length, after a warm-up."""
     if not plain:
         tune_allocator()
-    weights = load_checkpoint(model)
+    weights = load_sector(model)
     config = RoundConfig().trainer
     draws = generator(0, "bench-training")
     examples = label(draw_problems(digits, config.num_shards * config.shard_rows, draws))
@@ -87,16 +88,15 @@ def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfi
     state.model.train()
     parameters = list(state.model.parameters())
     while True:
-        state.muon.zero_grad()
-        state.adamw.zero_grad()
+        state.model.zero_grad()
         total = 0.0
         for examples in shards:
             loss = _plain_loss(state, examples, config, layout) / len(shards)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        state.muon.step()
-        state.adamw.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         yield total
 
 
@@ -111,6 +111,7 @@ def _completion_loss(state: TrainState, examples: Examples, mode: Mode, target: 
     """Cross-entropy of a completion `[B, C]` behind its prompt."""
     ids = torch.cat([layout.prompt_ids(examples.problems, mode), target[:, :-1]], dim=1)
     first = ids.shape[1] - target.shape[1]
+    assert isinstance(state.model, SectorForCausalLM), "the step is compared for our own models"
     hidden = state.model.hidden_states(ids)[:, first:]
     logits = state.model.class_logits(hidden, ids[:, first:])
     return F.cross_entropy(logits.flatten(0, 1), tokens.class_of(target).flatten())

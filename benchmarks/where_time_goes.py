@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sector.benchmarks.roofline import matrix_rate
-from sector.engine.checkpoint import load_checkpoint
+from sector.engine.checkpoint import load_sector
 from sector.engine.rundir import RunDir
 
 
@@ -47,7 +47,7 @@ def phases(lines: list[dict[str, Any]], matrices: int, rate: float) -> list[dict
 
 def main() -> None:
     root = Path(sys.argv[1])
-    model = load_checkpoint(root)
+    model = load_sector(root)
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
     rate = matrix_rate(model)
     rows = phases(RunDir(root).metrics(), matrices, rate)

@@ -16,7 +16,7 @@ import typer
 from sector.cli._errors import Interrupted
 from sector.cli._options import DEFAULTS
 from sector.cli._output import Output, clock, percent
-from sector.engine.config import RunConfig, read_config
+from sector.engine.config import RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
 
 if TYPE_CHECKING:
@@ -30,11 +30,22 @@ JSON_SECONDS = 1.0
 _RECENT = 4
 
 
-def asked_for(config: Path | None, filter_name: str | None, **options: Any) -> tuple[dict[str, Any], str]:
-    """Settings given in a file and on the command line, which wins; and what to call their source."""
+def asked_for(
+    config: Path | None,
+    settings: Sequence[str] | None,
+    filter_name: str | None,
+    pretrained: Path | None = None,
+    **options: Any,
+) -> tuple[dict[str, Any], str]:
+    """Settings given in a file and on the command line, which wins; and what to call their source.
+
+    settings: one by one, as `--set` takes them.
+    """
     from sector.engine.generate import filter_settings
 
-    given = read_config(config) if config else {}
+    given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
+    if pretrained:
+        given["pretrained"] = str(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
         table = given.get("filter", {})
@@ -43,9 +54,10 @@ def asked_for(config: Path | None, filter_name: str | None, **options: Any) -> t
 
 
 def default_out(given: dict[str, Any]) -> Path:
-    """`runs/<preset>-seed<seed>`, the task in front if it is not the default."""
+    """`runs/<preset>-seed<seed>`, or what is pretrained for the preset; the task in front if not the default."""
     task = given.get("task", DEFAULTS.task)
-    name = f"{given.get('preset', DEFAULTS.preset)}-seed{given.get('seed', DEFAULTS.seed)}"
+    start = Path(str(given.get("pretrained", ""))).stem or given.get("preset", DEFAULTS.preset)
+    name = f"{start}-seed{given.get('seed', DEFAULTS.seed)}"
     return Path("runs") / (name if task == DEFAULTS.task else f"{task}-{name}")
 
 

@@ -88,6 +88,21 @@ Track = Annotated[
     list[Tracker] | None,
     typer.Option("--track", help="Tell a tracker too; may be given again. TensorBoard always is.", show_default=False),
 ]
+MaybePretrained = Annotated[
+    Path | None,
+    typer.Option(
+        "--pretrained",
+        metavar="PATH",
+        help="Start from this causal model: a directory in Hugging Face form, or a GGUF file.",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting, as vllm.max_digits=40; may be given again.", show_default=False
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.toml", help="Settings; options given here win.", show_default=False),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
+from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -39,6 +40,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Where the record goes.", show_default=False)
     ] = None,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def bench(
         record = measure(
             model, names, workloads, repeats=repeats, settings=options.filter_config(filter_name, k, temperature),
             hard_share=hard_share, seed=seed, dtype=dtype, savings=savings, kernels=kernels, trains=training,
-            on_progress=bar.at,
+            on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
+from sector.engine.config import parse_settings
 
 if TYPE_CHECKING:
     from sector.engine.evaluate import Report
@@ -26,6 +27,7 @@ def evaluate(
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -43,11 +45,11 @@ def evaluate(
     from sector.engine.evaluate import evaluate_model
 
     output = Output(as_json)
-    lengths, settings = options.parse_lengths(digits), options.filter_config(filter_name, k)
+    lengths, looks = options.parse_lengths(digits), options.filter_config(filter_name, k)
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = evaluate_model(
-            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=settings, seed=seed,
-            on_progress=bar.at,
+            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=looks, seed=seed,
+            on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
     output.say(f"picture: {report.picture}" if report.picture else "no picture: name a directory with --out")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
+from sector.engine.config import parse_settings
 
 
 def generate(
@@ -21,6 +22,7 @@ def generate(
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -38,11 +40,11 @@ def generate(
     from sector.engine.offline import generate_file
 
     output = Output(as_json)
-    settings = options.filter_config(filter_name, k, temperature)
+    looks = options.filter_config(filter_name, k, temperature)
     with output.progress(f"generating {digits} digits") as bar:
         report = generate_file(
-            model, out, digits, count, engine=engine, settings=settings, hard_share=hard_share, seed=seed,
-            on_progress=bar.at, workers=workers,
+            model, out, digits, count, engine=engine, settings=looks, hard_share=hard_share, seed=seed,
+            on_progress=bar.at, workers=workers, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report, lambda: _view(report))
 

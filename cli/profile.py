@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
+from sector.engine.config import parse_settings
 
 # Rows of the table; the JSON holds all.
 _TOP = 15
@@ -49,6 +50,7 @@ def generate(
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     nsight: Nsight = False,
     as_json: options.Json = False,
@@ -66,11 +68,12 @@ def generate(
     from sector.engine.profiling import profile_generate
 
     output = Output(as_json)
-    settings = options.filter_config(filter_name, k)
+    looks = options.filter_config(filter_name, k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
-            model, out, digits, count, skip=skip, steps=steps, engine=engine, settings=settings,
+            model, out, digits, count, skip=skip, steps=steps, engine=engine, settings=looks,
             hard_share=options.DEFAULTS.hard_share, seed=seed, nsight=nsight, on_progress=bar.at,
+            given=parse_settings(settings or ()),
         )  # fmt: skip
     _show(report, context, out, output)
 

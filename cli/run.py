@@ -20,10 +20,12 @@ def run(
     ] = None,
     task: options.MaybeTask = None,
     preset: options.MaybePreset = None,
+    pretrained: options.MaybePretrained = None,
     seed: options.MaybeSeed = None,
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    settings: options.Settings = None,
     track: options.Track = None,
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -49,6 +51,7 @@ def run(
       torchrun --nproc-per-node 4 --no-python sector run --workers 4
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
+      sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
     from sector.engine.followers import followed, leading
@@ -61,7 +64,9 @@ def run(
     if followed():
         return
     output = Output(as_json)
-    given, source = asked_for(config, filter_name, until=until, task=task, preset=preset, seed=seed, engine=engine)
+    given, source = asked_for(
+        config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
+    )
     with (
         leading() as ranks,
         heed_sigterm() as stopping,

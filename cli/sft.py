@@ -13,10 +13,12 @@ def sft(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default=False)],
     task: options.MaybeTask = None,
     preset: options.MaybePreset = None,
+    pretrained: options.MaybePretrained = None,
     seed: options.MaybeSeed = None,
     engine: options.MaybeEngine = None,
     filter_name: options.MaybeFilter = None,
     config: options.Config = None,
+    settings: options.Settings = None,
     track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
@@ -41,7 +43,9 @@ def sft(
     if followed():
         return
     output = Output(as_json)
-    given, source = asked_for(config, filter_name, task=task, preset=preset, seed=seed, engine=engine)
+    given, source = asked_for(
+        config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
+    )
     with leading() as ranks, heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
         phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
         events = tracked(phases.supervise(), run_dir, settled, track or ())

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
+from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def solve(
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -61,7 +63,7 @@ def solve(
     from sector.engine.solve import Mind
 
     output = Output(as_json)
-    sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine)
+    sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
     texts = _typed(task, problems or [], file)
     mind = Mind(sampler, task, layout, FILTERS[filter_name], k)
     for solution in mind.solve(texts, policy, show):

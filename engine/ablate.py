@@ -123,7 +123,7 @@ def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgres
 
 def _shared(out: Path, config: RunConfig) -> Path:
     """Where the first supervised cycle lies that a run of these settings begins with."""
-    values = config.model_dump(include={"preset", "digit_order", "seed", "hard_share", "supervised"})
+    values = config.model_dump(include={"pretrained", "preset", "digit_order", "seed", "hard_share", "supervised"})
     # Goals are judged after the cycle, and say nothing of it.
     goals = ("target_accuracy", "target_agreement", "max_cycles", "more_steps", "examples")
     values["supervised"] = {key: value for key, value in values["supervised"].items() if key not in goals}

@@ -7,20 +7,32 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError
 from sector.engine.model import SectorConfig, SectorForCausalLM, best_device
+from sector.engine.text.model import TextModel
+from sector.engine.text.pretrained import open_pretrained
 from sector.engine.tokenizer import SectorTokenizer
 
 WEIGHTS = "model.safetensors"
 
+# What the loop trains: a model of ours, or one of text.
+Model = SectorForCausalLM | TextModel
 
-def weights_sha256(model: SectorForCausalLM) -> str:
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """Every weight once, by its name in a checkpoint."""
+    return model.weights() if isinstance(model, TextModel) else model.state_dict()
+
+
+def weights_sha256(model: Model) -> str:
     """Hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
     return hashlib.sha256(weights_bytes(model)).hexdigest()
 
 
-def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
+def save_checkpoint(model: Model, path: Path) -> None:
     """Write a checkpoint directory, replacing one of the same name.
 
     InputError if it cannot be written, Diverged if a weight is no number.
@@ -33,26 +45,40 @@ def save_checkpoint(model: SectorForCausalLM, path: Path) -> None:
         # What `save_pretrained` writes, without its progress bar.
         (aside / WEIGHTS).write_bytes(weights_bytes(model))
         model.config.save_pretrained(aside)
-        SectorTokenizer(digit_order=model.config.digit_order).save_pretrained(aside)
+        _tokenizer(model).save_pretrained(aside)
         replace_directory(aside, path)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
 
-def check_finite(model: SectorForCausalLM) -> None:
+def check_finite(model: Model) -> None:
     """Raises Diverged if a weight is not finite: such weights are never saved."""
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights(model).items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds a value that is no number")
 
 
-def load_checkpoint(path: Path) -> SectorForCausalLM:
+def load_checkpoint(path: Path) -> Model:
     """Load a checkpoint directory, or a run directory's best checkpoint, onto the best device.
 
-    InputError names what is wrong.
+    Its config.json says whether it is ours or a model of text. InputError names what is wrong.
     """
     path = resolve_checkpoint(path)
+    model = _load_sector(path) if _is_sector(path) else open_pretrained(path)
+    # transformers declares `to` as a function of the class.
+    return model.to(best_device()).eval()  # type: ignore[arg-type]
+
+
+def load_sector(path: Path) -> SectorForCausalLM:
+    """A checkpoint of ours, for what only works with such a model. InputError if it is one of text."""
+    model = load_checkpoint(path)
+    if isinstance(model, TextModel):
+        raise InputError(f"{path} is a model of text; this needs one of sector's own")
+    return model
+
+
+def _load_sector(path: Path) -> SectorForCausalLM:
     try:
         config = _read_config(path)
         with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
@@ -63,13 +89,26 @@ def load_checkpoint(path: Path) -> SectorForCausalLM:
         # Whatever transformers and torch make of a config that someone else wrote: they check by many kinds of error.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
-    # transformers declares `to` as a function of the class.
-    return model.to(best_device()).eval()  # type: ignore[arg-type]
+    return model
 
 
-def weights_bytes(model: SectorForCausalLM) -> bytes:
+def _is_sector(path: Path) -> bool:
+    """Is it a checkpoint of ours, or one that says nothing else?"""
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    return not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind == SectorConfig.model_type
+
+
+def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    return model.tokenizer if isinstance(model, TextModel) else SectorTokenizer(digit_order=model.config.digit_order)
+
+
+def weights_bytes(model: Model) -> bytes:
     """The content of model.safetensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
 
 

@@ -4,7 +4,7 @@ The defaults are ours, found by measuring (LOG.md); the paper does not state its
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -164,9 +164,21 @@ class RoundConfig(Settings):
     """Optimizer settings of this phase."""
 
 
+# What other defaults are for a model that has learned something already, and is larger: AdamW alone, at lower rates.
+PRETRAINED: dict[str, Any] = {
+    "engine": "hf",
+    "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
+    "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
+}
+
+
 class RunConfig(Settings):
     """A whole run. Tables of the TOML file are the nested settings."""
 
+    pretrained: str = ""
+    """Start from this model instead of a fresh one of ours: a directory in Hugging Face form, or a GGUF file. It is
+    read once, into checkpoints/00. Some defaults are others then (`PRETRAINED`); preset, muon_learning_rate and
+    gap_share mean nothing to it, and the second look `shifted` is the swapped one."""
     preset: Literal["tiny", "base"] = "tiny"
     """Size of the model (`model.py`)."""
     task: str = DEFAULT
@@ -191,6 +203,24 @@ class RunConfig(Settings):
     """The improved policy."""
     vllm: VllmConfig = VllmConfig()
     """The engine `vllm`, where that is what generates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrained_defaults(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and isinstance(values.get("pretrained"), str) and values["pretrained"]
+        return merged(PRETRAINED, values) if given else values
+
+    @model_validator(mode="after")
+    def _check_pretrained(self) -> Self:
+        if not self.pretrained:
+            return self
+        if self.engine == "native":
+            raise ValueError("the engine native runs sector's own models only; with pretrained choose hf or vllm")
+        if self.digit_order != "msd":
+            raise ValueError("a pretrained model reads numbers as people write them; leave out digit_order")
+        if not self.filter.think and self.filter.k > 2 and not self.filter.temperature:
+            raise ValueError("without think and temperature text has two different guesses, one an order; lower k")
+        return self
 
     @field_validator("task")
     @classmethod
@@ -233,6 +263,34 @@ def validated(settings: type[Model], values: dict[str, Any], source: str) -> Mod
         known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
         raise InputError(f"{source}: {key + ': ' if key else ''}{message}{known}") from error
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings as people give them one by one, `vllm.max_digits=40`, as nested dicts; a value is TOML or a word.
+
+    InputError names the first that is no setting. Whether its key exists is for `validated` to say.
+    """
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        path = [part.strip() for part in key.split(".")]
+        if not equals or not all(part.isidentifier() for part in path):
+            raise InputError(f"--set {text!r} is no setting; write it as vllm.max_digits=40")
+        try:
+            one: Any = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            one = value.strip()
+        for part in reversed(path):
+            one = {part: one}
+        given = merged(given, one)
+    return given
+
+
+def vllm_config(given: dict[str, Any], base: VllmConfig) -> VllmConfig:
+    """Settings of the engine `vllm` over others. InputError if something else is given too."""
+    if stray := next((key for key, _ in flat(given) if not key.startswith("vllm.")), None):
+        raise InputError(f"--set {stray}: only settings of the engine vllm can be given here, as vllm.max_digits=40")
+    return validated(RunConfig, {"vllm": merged(base.model_dump(), given.get("vllm", {}))}, "--set").vllm
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns
     values = {
         "problem": examples.problems.texts(),
         "answer": plain_decimals(examples.answers),
-        "prompt_ids": layout.prompt_ids(examples.problems, Mode.ANSWER).tolist(),
-        "answer_ids": layout.answer_ids(examples.answers).tolist(),
+        "prompt_ids": _without(layout.pad_id, layout.prompt_ids(examples.problems, Mode.ANSWER)),
+        "answer_ids": _without(layout.pad_id, layout.answer_ids(examples.answers)),
         "simplification": simplification_texts(examples.rest, examples.digit),
         "digits": [examples.digits] * count,
         "round": [provenance.round] * count,
@@ -218,6 +218,11 @@ def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns
         **columns,
     }
     return _of_task(pa.table(values, schema=SCHEMA), examples.problems.task)
+
+
+def _without(pad: int, ids: Tensor) -> list[list[int]]:
+    """Rows of ids, padding left out."""
+    return [[each for each in row if each != pad] for row in ids.tolist()]
 
 
 def _examples(task: Task, rows: list[tuple[str, str, str]], digits: int) -> Examples:

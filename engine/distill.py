@@ -14,28 +14,48 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine import tokens
-from sector.engine.checkpoint import weights_sha256
+from sector.engine.checkpoint import Model, weights, weights_sha256
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
+from sector.engine.learned import learned
 from sector.engine.model import MAX_GAP, SectorForCausalLM
 from sector.engine.ranges import named
 from sector.engine.ranks import Ranks
 from sector.engine.seeding import generator
 from sector.engine.task import Mode
 from sector.engine.tasks import task_of
+from sector.engine.text import rows as text_rows
+from sector.engine.text.model import TextModel
 from sector.engine.threads import one_thread
 
 _IGNORE = -100
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Shard(Protocol):
+    """Examples laid out for a model of some kind: `Rows` for one of ours, `text.rows.TextRows` for one of text."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Read in a forward pass."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same where the model lies."""
+        ...
+
+    def loss(self, model: Any, fast_weight: float) -> Tensor:
+        """Mean loss in nats a token, fast and slow weighed against each other."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +81,59 @@ class Rows:
         ids, places, mask, targets = (each.to(device) for each in (self.ids, self.places, self.mask, self.targets))
         return Rows(ids, places, mask, targets, self.answer_length)
 
+    @property
+    def num_tokens(self) -> int:
+        """See `Shard`."""
+        return self.ids.numel()
+
+    def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
+        """See `Shard`."""
+        first = self.ids.shape[1] - self.targets.shape[1]
+        hidden = model.hidden_states(self.ids, self.mask, places=self.places)[:, first:]
+        logits = model.class_logits(hidden, self.ids[:, first:])
+        fast, slow = logits.split([self.answer_length, logits.shape[1] - self.answer_length], dim=1)
+        fast_targets, slow_targets = self.targets.split([fast.shape[1], slow.shape[1]], dim=1)
+        loss = F.cross_entropy(fast.flatten(0, 1), fast_targets.flatten(), ignore_index=_IGNORE)
+        if slow.shape[1]:
+            slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
+            loss = fast_weight * loss + (1 - fast_weight) * slow_loss
+        return loss
+
 
 @dataclass(slots=True)
 class TrainState:
     """Everything a cycle needs to go on: the model, its optimizers, the step, and the tokens seen so far.
 
-    muon: for the matrices of the blocks (torch's own; about a third fewer steps than AdamW, LOG.md).
-    adamw: for embeddings, head and norms.
+    muon: for the matrices of the blocks (torch's own; about a third fewer steps than AdamW, LOG.md). None for a model
+        of text, which AdamW has trained so far.
+    adamw: for embeddings, head and norms; for all of a model of text.
     """
 
-    model: SectorForCausalLM
-    muon: torch.optim.Muon
+    model: Model
+    muon: torch.optim.Muon | None
     adamw: torch.optim.AdamW
     step: int = 0
     tokens: int = 0
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.muon, self.adamw] if self.muon else [self.adamw]
 
 
 Batches = Callable[[int], Sequence[Examples]]
 
 
-def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int = 0) -> TrainState:
+def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> TrainState:
     """Fresh optimizers over the model's own parameters; norms are not decayed. `tokens`: seen in earlier cycles."""
-    inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-    outer = [model.embed.weight, model.head.weight]
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    muon = torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    outer: list[Tensor]
+    muon = None
+    if isinstance(model, TextModel):
+        outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    else:
+        inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+        outer = [model.embed.weight, model.head.weight]
+        muon = torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -97,9 +145,9 @@ def start_training(model: SectorForCausalLM, config: TrainerConfig, tokens: int 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """Weights and the optimizers' moments by name: all that a training goes on from, but for where it stands."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.state_dict().items()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in weights(state.model).items()}
     names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
-    for optimizer in (state.muon, state.adamw):
+    for optimizer in state.optimizers:
         for parameter, moments in optimizer.state.items():
             for moment, value in moments.items():
                 tensors[f"{moment}.{names[parameter]}"] = value
@@ -108,10 +156,13 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
     """Go on from `state_tensors` after so many steps; before the first one there are no moments."""
-    state.model.load_state_dict({name: tensors[f"model.{name}"] for name in state.model.state_dict()})
+    with torch.no_grad():
+        for name, tensor in weights(state.model).items():
+            tensor.copy_(tensors[f"model.{name}"])
     state.step = step
     names = {parameter: name for name, parameter in state.model.named_parameters()}
-    for optimizer, moments in ((state.muon, _MUON_STATE), (state.adamw, _ADAMW_STATE)) if step else ():
+    for optimizer in state.optimizers if step else ():
+        moments = _MUON_STATE if optimizer is state.muon else _ADAMW_STATE
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
@@ -140,10 +191,7 @@ def train_cycle(
                 _set_rates(state, config, schedule(state.step, num_steps, config))
                 with named("lay out"):
                     draws = generator(seed, "augment", state.step)
-                    laid_out = [
-                        lay_out(examples, state.model.config.digit_order, config, draws)
-                        for examples in batches(state.step)
-                    ]
+                    laid_out = [_laid_out(state.model, examples, config, draws) for examples in batches(state.step)]
                     shared = exchange.share(laid_out) if exchange else laid_out
                     shards = [rows.to(state.model.device) for rows in shared]
                 results = list(
@@ -160,10 +208,10 @@ def train_cycle(
                     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
                     if not math.isfinite(norm):
                         raise Diverged(f"the gradient's norm is {norm} at step {state.step}")
-                    state.muon.step()
-                    state.adamw.step()
+                    for optimizer in state.optimizers:
+                        optimizer.step()
                 state.step += 1
-                state.tokens += sum(rows.ids.numel() for rows in laid_out)
+                state.tokens += sum(rows.num_tokens for rows in laid_out)
             yield state.step, loss
     state.model.eval()
     if exchange:
@@ -172,7 +220,8 @@ def train_cycle(
 
 def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:
     """Set every learning rate to a share of its peak."""
-    for optimizer, peak in ((state.muon, config.muon_learning_rate), (state.adamw, config.learning_rate)):
+    for optimizer in state.optimizers:
+        peak = config.muon_learning_rate if optimizer is state.muon else config.learning_rate
         for group in optimizer.param_groups:
             group["lr"] = share * peak
 
@@ -181,6 +230,13 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     """Share of the peak learning rate: linear warm-up, then linear decay to `final_rate` at the end of the cycle."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
+
+
+def _laid_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
+    """A shard as that kind of model reads it."""
+    if isinstance(model, TextModel):
+        return text_rows.lay_out(examples, learned(model)[1])
+    return lay_out(examples, model.config.digit_order, config, draws)
 
 
 def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.Generator) -> Rows:
@@ -252,28 +308,13 @@ def _branch_mask(prefix: int, answer: int, length: int) -> Tensor:
 
 
 def _gradients(
-    model: SectorForCausalLM, parameters: list[torch.nn.Parameter], rows: Rows, fast_weight: float
+    model: Model, parameters: list[torch.nn.Parameter], rows: Shard, fast_weight: float
 ) -> tuple[float, tuple[Tensor, ...]]:
     """Mean loss of a shard and its gradients, apart from `.grad`, so that shards can run side by side."""
     with named("forward"):
-        loss = _loss(model, rows, fast_weight)
+        loss = rows.loss(model, fast_weight)
     with named("backward"):
         return loss.item(), torch.autograd.grad(loss, parameters)
-
-
-def _loss(model: SectorForCausalLM, rows: Rows, fast_weight: float) -> Tensor:
-    """Mean loss of a shard, fast and slow weighed against each other."""
-    first = rows.ids.shape[1] - rows.targets.shape[1]
-    hidden = model.hidden_states(rows.ids, rows.mask, places=rows.places)[:, first:]
-    logits = model.class_logits(hidden, rows.ids[:, first:])
-    fast, slow = logits.split([rows.answer_length, logits.shape[1] - rows.answer_length], dim=1)
-    fast_targets, slow_targets = rows.targets.split([fast.shape[1], slow.shape[1]], dim=1)
-    losses = [
-        F.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORE)
-        for part, wanted in ((fast, fast_targets), (slow, slow_targets))
-        if part.shape[1]
-    ]
-    return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -64,15 +64,19 @@ def evaluate_model(
     settings: FilterConfig,
     seed: int,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
 ) -> Report:
-    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots."""
+    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots.
+
+    given: as in `open_engine`.
+    """
     for digits in lengths:
         check_digits(digits)
     folder = out or _plots_of(model)
     stem = None if folder is None else folder / f"eval-{policy}"
     if stem:
         check_writable(stem.with_suffix(".png"))
-    sampler, task, layout = open_engine(model, engine)
+    sampler, task, layout = open_engine(model, engine, given)
     solver = Solver(sampler, layout, policy, filter_of(settings), settings.k, seed)
     start, scores = time.perf_counter(), []
     for each in evaluate(solver, task, lengths, samples, seed, suite):

@@ -16,8 +16,7 @@ import safetensors.torch
 from sector.engine.config import RunConfig
 from sector.engine.distill import TrainState, restore, start_training, state_tensors, train_cycle, tune_allocator
 from sector.engine.errors import WorkersDied
-from sector.engine.lesson import Lesson, lesson_of
-from sector.engine.model import best_device, new_model
+from sector.engine.lesson import Lesson, lesson_of, untrained
 from sector.engine.ranks import FirstLeft, Ranks, joined, leads
 from sector.engine.rundir import RunDir
 
@@ -63,9 +62,7 @@ def train_along(ranks: Ranks) -> None:
         told = json.loads(line)
         run, config = RunDir(Path(told["run"])), RunConfig.model_validate(told["config"])
         lesson = lesson_of(run, config, told["digits"], told["seed"])
-        model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
-        model.to(best_device())  # type: ignore[arg-type]
-        state = start_training(model, lesson.trainer, told["tokens"])
+        state = start_training(untrained(run, config), lesson.trainer, told["tokens"])
         restore(state, safetensors.torch.load(tensors), told["step"])
         cycle = told["cycle"]
         steps, draws = lesson.cycles[cycle], lesson.draws(cycle)

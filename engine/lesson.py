@@ -1,4 +1,4 @@
-"""What a phase of a run trains on: all but the weights, from settings and files alone.
+"""What a phase of a run trains on, and the weights that the first begins with: from settings and files alone.
 
 So every process that shares a training can make it for itself, and the first only says which one (`followers.py`).
 """
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sector.engine import supervised
+from sector.engine.checkpoint import Model
 from sector.engine.config import RunConfig, TrainerConfig
 from sector.engine.dataset import read_examples
 from sector.engine.distill import Batches
 from sector.engine.errors import NoAgreement
 from sector.engine.examples import Examples, mixed_batches
+from sector.engine.model import best_device, new_model
 from sector.engine.rundir import RunDir
 from sector.engine.seeding import stream_seed
 
@@ -38,6 +40,14 @@ class Lesson:
 def lesson_of(run: RunDir, config: RunConfig, digits: int, seed: int) -> Lesson:
     """What the round at `digits` digits (0: the supervised phase) trains on. NoAgreement if nothing was accepted."""
     return _round(run, config, digits, seed) if digits else _supervised(config, seed)
+
+
+def untrained(run: RunDir, config: RunConfig) -> Model:
+    """The model that the supervised phase starts from."""
+    if config.pretrained:
+        return run.load_checkpoint(0)
+    model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
+    return model.to(best_device())  # type: ignore[arg-type]
 
 
 def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:

@@ -12,22 +12,22 @@ from typing import Any
 import pyarrow as pa
 
 from sector.engine import improve
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
-from sector.engine.config import FilterConfig, RoundConfig, RunConfig, TrainerConfig
+from sector.engine.checkpoint import Model, load_checkpoint, save_checkpoint, weights_sha256
+from sector.engine.config import FilterConfig, RunConfig, TrainerConfig, VllmConfig, vllm_config
 from sector.engine.dataset import Provenance, improved_table, read_examples, write_examples
 from sector.engine.distill import Batches, start_training, train_cycle, tune_allocator
 from sector.engine.errors import InputError
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.files import check_writable
 from sector.engine.generate import Assignment
-from sector.engine.model import SectorForCausalLM, best_device
+from sector.engine.learned import learned
+from sector.engine.model import best_device
 from sector.engine.ranks import check_useful, joined, leads
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
 from sector.engine.task import Layout, Task, one_task
-from sector.engine.tasks import find_task
 from sector.engine.tokens import MAX_DIGITS
 from sector.engine.workers import hired, with_weights
 
@@ -35,11 +35,18 @@ from sector.engine.workers import hired, with_weights
 OnProgress = Callable[[int, int, str], None]
 
 
-def open_engine(model: Path, engine: str) -> tuple[Sampler, Task, Layout]:
-    """An engine with the weights of a checkpoint or run directory, the task and the layout that they have learned."""
+def open_engine(model: Path, engine: str, given: dict[str, Any] | None = None) -> tuple[Sampler, Task, Layout]:
+    """An engine with the weights of a checkpoint or run directory, the task and the layout that they have learned.
+
+    given: settings of the engine `vllm` over those of the run (`config.vllm_config`).
+    """
     loaded = load_checkpoint(model)
-    task = find_task(loaded.config.task)
-    return make_sampler(engine, loaded), task, task.layout(loaded.config.digit_order)
+    return make_sampler(engine, loaded, vllm_settings(model, given)), *learned(loaded)
+
+
+def vllm_settings(model: Path, given: dict[str, Any] | None) -> VllmConfig:
+    """Settings of the engine `vllm`: those given, over those of the run directory if the model is one."""
+    return vllm_config(given or {}, _run_config(model).vllm)
 
 
 def check_digits(digits: int) -> None:
@@ -59,10 +66,12 @@ def generate_file(
     hard_share: float,
     seed: int,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Try `count` problems and write those that the filter accepts; returns what it took.
 
+    given: as in `open_engine`.
     workers: engines in processes of their own (`workers.py`); by default one in this process.
     """
     check_digits(digits)
@@ -70,8 +79,8 @@ def generate_file(
         raise InputError(f"cannot write {out}: it is a directory; name a file in it")
     check_writable(out)
     weights = load_checkpoint(model)
-    sampler, task = make_sampler(engine, weights), find_task(weights.config.task)
-    layout = task.layout(weights.config.digit_order)
+    sampler = make_sampler(engine, weights, vllm_settings(model, given))
+    task, layout = learned(weights)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
     parts, tables = [], []
     tried = accepted = 0
@@ -154,7 +163,7 @@ class Training:
     batches, seed: what `train_cycle` draws from. max_steps: the most that a round of the loop trains.
     """
 
-    weights: SectorForCausalLM
+    weights: Model
     trainer: TrainerConfig
     batches: Batches
     seed: int
@@ -170,8 +179,8 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
     digits = max(each.digits for each in sets)
     new = [Examples.cat(each for each in sets if each.digits == digits)]
     old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
-    weights, settings = load_checkpoint(model), _round_settings(model)
-    one_task([weights.config.task, *(each.problems.task for each in [*new, *old])])
+    weights, settings = load_checkpoint(model), _run_config(model).round
+    one_task([learned(weights)[0].name, *(each.problems.task for each in [*new, *old])])
     trainer = settings.trainer
     tune_allocator()
     return Training(
@@ -209,7 +218,7 @@ def _rounds(model: Path) -> list[Path]:
     return sorted(model.glob("rounds/*/examples.parquet"), key=lambda path: (path.parent.name != "supervised", path))
 
 
-def _round_settings(model: Path) -> RoundConfig:
-    """How the run trains its rounds; the defaults for a bare checkpoint."""
+def _run_config(model: Path) -> RunConfig:
+    """The settings of a run directory; the defaults for a bare checkpoint."""
     run = RunDir(model)
-    return (run.read_config() if run.exists else RunConfig()).round
+    return run.read_config() if run.exists else RunConfig()

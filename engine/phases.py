@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import torch
 
 from sector.engine import audit, guard, improve, supervised
 from sector.engine.audit import Solver
+from sector.engine.checkpoint import Model, save_checkpoint
 from sector.engine.config import FilterConfig, RunConfig
 from sector.engine.dataset import (
     Provenance,
@@ -26,8 +28,8 @@ from sector.engine.distill import start_training, train_cycle, tune_allocator
 from sector.engine.errors import NoAgreement
 from sector.engine.followers import announce
 from sector.engine.generate import Assignment, filter_of, generate
-from sector.engine.lesson import Lesson, lesson_of
-from sector.engine.model import SectorForCausalLM, best_device, new_model
+from sector.engine.learned import learned
+from sector.engine.lesson import Lesson, lesson_of, untrained
 from sector.engine.plots import plot_run
 from sector.engine.ranks import Ranks, check_useful
 from sector.engine.rundir import RunDir
@@ -35,7 +37,9 @@ from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.stopping import Stopping
+from sector.engine.task import Layout
 from sector.engine.tasks import find_task
+from sector.engine.text.pretrained import open_pretrained
 from sector.engine.workers import Workers, with_weights
 
 SNAPSHOT_STEPS = 200
@@ -79,7 +83,6 @@ class Phases:
         self._run, self._config = run, config
         self._workers, self._ranks, self._stopping = workers, ranks, stopping or Stopping()
         self._task = find_task(config.task)
-        self._layout = self._task.layout(config.digit_order)
         self._sampler: Sampler | None = None
         self._first = config.supervised.max_digits
         self._started = time.perf_counter() - sum(line["seconds_total"] for line in run.metrics()[-1:])
@@ -88,11 +91,10 @@ class Phases:
         """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
         for name in self._run.mended:
             yield {"event": "mended", "file": name}
+        self._fetch()
         self._write_labelled()
         if not self._run.has_checkpoint(self._first):
-            config = self._config
-            model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
-            model.to(best_device())  # type: ignore[arg-type]
+            model = untrained(self._run, self._config)
             yield from self._train(
                 model,
                 lesson=lesson_of(self._run, self._config, 0, self._config.seed),
@@ -159,7 +161,21 @@ class Phases:
             yield from self.generate(digits)
         self._run.save_checkpoint(model, digits)
 
-    def _train_round(self, digits: int) -> Generator[Event, None, tuple[SectorForCausalLM, Goal]]:
+    @cached_property
+    def _layout(self) -> Layout:
+        """How the weights read and write problems: for text that is its tokenizer's to say."""
+        config = self._config
+        return learned(self._run.load_checkpoint(0))[1] if config.pretrained else self._task.layout(config.digit_order)
+
+    def _fetch(self) -> None:
+        """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
+        if self._config.pretrained and not self._run.has_checkpoint(0):
+            model = open_pretrained(Path(self._config.pretrained))
+            model.task = self._config.task
+            learned(model)
+            save_checkpoint(model, self._run.checkpoint(0))
+
+    def _train_round(self, digits: int) -> Generator[Event, None, tuple[Model, Goal]]:
         """The weights of the last round, trained on the examples of this one; and where that led."""
         seed = guard.attempt_seed(self._run, self._config.seed, digits)
         lesson = lesson_of(self._run, self._config, digits, seed)
@@ -192,7 +208,7 @@ class Phases:
 
     def _train(
         self,
-        model: SectorForCausalLM,
+        model: Model,
         lesson: Lesson,
         goal: Callable[[Sampler], Goal],
     ) -> Generator[Event, None, Goal]:
@@ -348,7 +364,7 @@ class Phases:
     def _assignment(self, digits: int, count: int, settings: FilterConfig, seed: int) -> Assignment:
         return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share)
 
-    def _engine(self, model: SectorForCausalLM) -> Sampler:
+    def _engine(self, model: Model) -> Sampler:
         """The one engine of the run, with these weights."""
         if self._sampler is None:
             self._sampler = make_sampler(self._config.engine, model, self._config.vllm)

@@ -50,10 +50,14 @@ def profile_generate(
     seed: int,
     nsight: bool,
     on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Profile steps of `count` candidates each; returns the figures. With `nsight` it only marks them."""
+    """Profile steps of `count` candidates each; returns the figures. With `nsight` it only marks them.
+
+    given: as in `open_engine`.
+    """
     check_digits(digits)
-    sampler, task, layout = open_engine(model, engine)
+    sampler, task, layout = open_engine(model, engine, given)
     work = _generate_steps(sampler, Assignment(task, layout, digits, count, settings, seed, hard_share))
     return _profile(work, out, "generate", skip, steps, nsight, on_progress)
 

@@ -30,12 +30,11 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 
 from sector.engine import config as configuration
-from sector.engine.checkpoint import check_finite, load_checkpoint, save_checkpoint
+from sector.engine.checkpoint import Model, check_finite, load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
 from sector.engine.distill import TrainState, restore, start_training, state_tensors
 from sector.engine.errors import InputError
 from sector.engine.files import point_link, write_atomically, write_text
-from sector.engine.model import SectorForCausalLM
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -105,13 +104,13 @@ class RunDir:
     def has_checkpoint(self, digits: int) -> bool:
         return self.checkpoint(digits).is_dir()
 
-    def save_checkpoint(self, model: SectorForCausalLM, digits: int) -> None:
+    def save_checkpoint(self, model: Model, digits: int) -> None:
         """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
         save_checkpoint(model, self.checkpoint(digits))
         self._point_ahead("latest", digits)
         self.snapshot.unlink(missing_ok=True)
 
-    def load_checkpoint(self, digits: int) -> SectorForCausalLM:
+    def load_checkpoint(self, digits: int) -> Model:
         return load_checkpoint(self.checkpoint(digits))
 
     def mark_best(self, digits: int) -> None:
@@ -166,7 +165,7 @@ class RunDir:
         write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
-        self, model: SectorForCausalLM, config: configuration.TrainerConfig, phase: str
+        self, model: Model, config: configuration.TrainerConfig, phase: str
     ) -> tuple[TrainState, int, float] | None:
         """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
         path = self.snapshot

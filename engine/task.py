@@ -18,6 +18,7 @@ from torch import Tensor
 from sector.engine import tokens
 from sector.engine.errors import InputError
 from sector.engine.oracle import Truth
+from sector.engine.text.alphabet import Alphabet
 
 
 class Batch(Protocol):
@@ -175,6 +176,10 @@ class Task(ABC):
     @abstractmethod
     def layout(self, order: str) -> Layout:
         """The place-coupled layout, plain variant; order: `msd` or `lsd`."""
+
+    def text_layout(self, alphabet: Alphabet) -> Layout:
+        """The layout for models of text. InputError where there is none."""
+        raise InputError(f"{self.name} cannot be written as text yet; a pretrained model learns addition")
 
     @abstractmethod
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:

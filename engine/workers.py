@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sector.engine.checkpoint import weights_bytes
+from sector.engine.checkpoint import Model, weights_bytes
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError, WorkersDied
 from sector.engine.generate import Assignment, generate, generate_block
@@ -39,6 +39,7 @@ from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
 from sector.engine.task import Layout, Task
 from sector.engine.tasks import find_task
+from sector.engine.text.model import TextModel
 
 # Set before Ray is imported: nothing is sent anywhere, and nothing is measured that nobody asked for.
 _QUIET = {
@@ -265,10 +266,12 @@ def hired(count: int | None, engine: str, vllm: VllmConfig | None = None) -> Ite
         yield workers
 
 
-def with_weights(workers: Workers | None, model: SectorForCausalLM, sampler: Sampler) -> Generate:
+def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Generate:
     """How to generate with a model that `sampler` holds: by the workers, once they have its weights, or here."""
     if workers is None:
         return partial(generate, sampler)
+    if isinstance(model, TextModel):
+        raise InputError("--workers takes sector's own models only; leave it out for a model of text")
     workers.load(model, sampler)
     return workers.generate
 

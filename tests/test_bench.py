@@ -165,7 +165,7 @@ def test_both_training_steps_train(plain: bool, checkpoint: Path) -> None:
 def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
     """Without augmentation, our shared rows have the loss of the textbook's separate ones."""
     from sector.engine.config import TrainerConfig
-    from sector.engine.distill import _loss, lay_out, start_training
+    from sector.engine.distill import lay_out, start_training
     from sector.engine.policy import PlaceLayout
     from sector.engine.supervised import label
 
@@ -174,7 +174,7 @@ def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
     rows = lay_out(examples, DigitOrder.MSD, config, torch.Generator().manual_seed(0))
     variants = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(0))
     plain = training._plain_loss(start_training(model, config), examples, config, PlaceLayout(DigitOrder.MSD, variants))
-    torch.testing.assert_close(_loss(model, rows, config.fast_weight), plain)
+    torch.testing.assert_close(rows.loss(model, config.fast_weight), plain)
 
 
 def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> None:

@@ -128,16 +128,16 @@ def test_a_loss_that_is_no_number_is_never_saved(
     fresh_run: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Once, at a step of round 7: the error names it, and the same command goes on as if nothing had been."""
-    true_loss, calls = distill._loss, []
+    true_loss, calls = distill.Rows.loss, []
 
     def poisoned(*args: Any) -> torch.Tensor:
         calls.append(1)
         return true_loss(*args) * (float("nan") if len(calls) > 4 * (at - 1) else 1.0)
 
-    monkeypatch.setattr(distill, "_loss", poisoned)
+    monkeypatch.setattr(distill.Rows, "loss", poisoned)
     with pytest.raises(Diverged, match=f"nan at step {(at - 1) % 8}"):
         go_on(fresh_run)
-    monkeypatch.setattr(distill, "_loss", true_loss)
+    monkeypatch.setattr(distill.Rows, "loss", true_loss)
     go_on(fresh_run)
     assert_same(fresh_run, finished_run)
 

@@ -1,27 +1,29 @@
 """Engines, by name."""
 
+from sector.engine.checkpoint import Model
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM
 from sector.engine.samplers.protocol import Sampler
+from sector.engine.text.model import TextModel
 
 ENGINES = ("native", "hf", "vllm")
 
 
-def make_sampler(
-    engine: str, model: SectorForCausalLM, vllm: VllmConfig | None = None, num_threads: int | None = None
-) -> Sampler:
-    """The engine of that name with the model's weights. InputError on an unknown name, or one that is not installed.
+def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_threads: int | None = None) -> Sampler:
+    """The engine of that name with the model's weights. InputError on an unknown name, one that is not installed, or
+    one that does not run such a model.
 
     The native engine is where the model is: plain torch on a CPU, our kernels on a GPU. vllm: settings of that engine.
     num_threads: of the native engine on a CPU; by default one a core.
     """
     # An engine's own dependencies are imported only where it is used.
-    if engine == "native" and model.device.type == "cuda":
-        from sector.engine.samplers.device import DeviceSampler
-
-        return DeviceSampler(model)
     if engine == "native":
+        if isinstance(model, TextModel):
+            raise InputError("the engine native runs sector's own models only; for a model of text choose hf or vllm")
+        if model.device.type == "cuda":
+            from sector.engine.samplers.device import DeviceSampler
+
+            return DeviceSampler(model)
         from sector.engine.samplers.native import NativeSampler
 
         return NativeSampler(model, num_threads)

@@ -1,5 +1,6 @@
 """The reference engine: transformers' own `generate` on the same checkpoint. It ignores drafts."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -7,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from sector.engine import tokens
-from sector.engine.checkpoint import weights_sha256
-from sector.engine.model import SectorForCausalLM
+from sector.engine.checkpoint import Model, weights_sha256
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
+from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
+from sector.engine.text.model import TextModel
 
 
 class _GumbelNoise(LogitsProcessor):
     """Turns greedy search into a sample of our counter-based stream, so that engines agree at any temperature."""
 
-    def __init__(self, sampling: Sampling, branch: int, prompt_length: int) -> None:
+    def __init__(self, sampling: Sampling, branch: int, prompt_length: int, vocabulary: Vocabulary) -> None:
         self._sampling, self._branch, self._prompt_length = sampling, branch, prompt_length
+        self._vocabulary = vocabulary
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = torch.tensor(input_ids.shape[1] - self._prompt_length)
-        noise = self._sampling.gumbel(self._branch, self._sampling.rows, step, tokens.NUM_CLASSES)
-        ids = torch.arange(scores.shape[1])
-        return scores / self._sampling.temperature + noise[:, tokens.class_of(ids)].to(scores.device)
+        noise = self._sampling.gumbel(self._branch, self._sampling.rows, step, self._vocabulary.num_lanes)
+        return scores / self._sampling.temperature + noise[:, self._vocabulary.lanes].to(scores.device)
 
 
 class HuggingFaceSampler:
@@ -32,14 +33,13 @@ class HuggingFaceSampler:
     name = "hf"
     device = torch.device("cpu")
 
-    def __init__(self, model: SectorForCausalLM) -> None:
+    def __init__(self, model: Model) -> None:
         self.load(model)
 
-    def load(self, model: SectorForCausalLM) -> None:
+    def load(self, model: Model) -> None:
         """Take a copy of the model's weights."""
-        self._model = SectorForCausalLM(model.config)
-        self._model.load_state_dict(model.state_dict())
-        self._model.to(model.device, model.dtype).eval()  # type: ignore[arg-type]
+        network = model.network if isinstance(model, TextModel) else model
+        self._model, self._vocabulary = copy.deepcopy(network).eval(), vocabulary(model)
         self.weights_sha256 = weights_sha256(model)
 
     def sample(
@@ -53,17 +53,17 @@ class HuggingFaceSampler:
         if len(prefix) == 0:
             return prefix.new_empty(0, branch.length)
         prompt = torch.cat([prefix, branch.mark], dim=1).to(self._model.device)
-        processors = LogitsProcessorList()
+        pad, processors = self._vocabulary.pad, LogitsProcessorList()
         if sampling.temperature > 0:
-            processors.append(_GumbelNoise(sampling, index, prompt.shape[1]))
+            processors.append(_GumbelNoise(sampling, index, prompt.shape[1], self._vocabulary))
         config = GenerationConfig(
             max_new_tokens=branch.length,
             do_sample=False,
-            eos_token_id=tokens.eos_ids(),
-            pad_token_id=tokens.PAD_ID,
+            eos_token_id=self._vocabulary.ends,
+            pad_token_id=pad,
         )
         # transformers types `generate` for models of its own.
-        output = self._model.generate(  # type: ignore[misc]
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=config, logits_processor=processors
+        output = self._model.generate(
+            prompt, attention_mask=(prompt != pad).long(), generation_config=config, logits_processor=processors
         )[:, prompt.shape[1] :]
-        return F.pad(output.to(prefix.device), (0, branch.length - output.shape[1]), value=tokens.PAD_ID)
+        return F.pad(output.to(prefix.device), (0, branch.length - output.shape[1]), value=pad)

@@ -5,12 +5,11 @@ In the shape descriptions B is the batch and P the tokens of a prefix. An engine
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sector.engine.model import SectorForCausalLM
 from sector.kernels.philox import uniforms
 
 
@@ -96,14 +95,16 @@ class Sampler(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def load(self, model: SectorForCausalLM) -> None:
-        """Take new weights."""
+    def load(self, model: Any) -> None:
+        """Take new weights, of a model of the kind that it was made for."""
         ...
 
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, PAD_ID behind the end.
+        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, padding behind the end.
+
+        Padding in front of a prefix is no part of it.
 
         beginning: shared with other calls on the same rows in the same order, and with no other.
         """

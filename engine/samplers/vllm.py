@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.checkpoint import weights_sha256
+from sector.engine.checkpoint import Model, weights, weights_sha256
 from sector.engine.config import VllmConfig
 from sector.engine.errors import EngineFailed, InputError
-from sector.engine.model import SectorForCausalLM
+from sector.engine.learned import learned
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
+from sector.engine.samplers.vocabulary import vocabulary
 from sector.engine.seeding import stream_seed
-from sector.engine.tasks import find_task
 from sector.engine.threads import one_thread
 from sector.engine.vllm.probe import CANDIDATES, Said, check_weights, probe_prompts
-from sector.engine.vllm.start import one_line, start
+from sector.engine.vllm.start import one_line, start, vllm_weights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -40,11 +39,12 @@ class VllmSampler:
     name = "vllm"
     device = torch.device("cpu")
 
-    def __init__(self, model: SectorForCausalLM, settings: VllmConfig) -> None:
+    def __init__(self, model: Model, settings: VllmConfig) -> None:
         self._settings = settings
         self._llm = start(model, settings)
         self._sizes = _sizes(model)
-        self._stop = [*tokens.eos_ids(), tokens.PAD_ID]
+        ids = vocabulary(model)
+        self._pad, self._stop = ids.pad, list(dict.fromkeys([*ids.ends, ids.pad]))
         self._prove(model)
 
     @property
@@ -52,9 +52,9 @@ class VllmSampler:
         """Of a prompt with its completion."""
         return self._llm.model_config.max_model_len
 
-    def load(self, model: SectorForCausalLM) -> None:
+    def load(self, model: Model) -> None:
         """Take the model's weights into the live engine, and prove it. EngineFailed, with figures, if they differ."""
-        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        state = vllm_weights(model)
         if self._sizes != _sizes(model):
             # vLLM would find out halfway through, with some weights loaded.
             raise EngineFailed("the engine vllm was started for a model of other sizes, and keeps to those")
@@ -78,14 +78,15 @@ class VllmSampler:
         params: list[SamplingParams] = []
         for index, branch in enumerate(branches):
             self._check_length(prefix.shape[1] + 1 + branch.length)
-            prompts += torch.cat([prefix, branch.mark], dim=1).tolist()
+            rows = torch.cat([prefix, branch.mark], dim=1).tolist()
+            prompts += [[index for index in row if index != self._pad] for row in rows]
             params += self._params(branch.length, sampling, index)
         completed = iter(self._generate(prompts, params))
         outputs = []
         for branch in branches:
-            rows = [torch.tensor(next(completed).ids) for _ in range(len(prefix))]
-            padded = [F.pad(row, (0, branch.length - len(row)), value=tokens.PAD_ID) for row in rows]
-            outputs.append(torch.stack(padded).to(prefix.device) if rows else prefix.new_empty(0, branch.length))
+            said = [torch.tensor(next(completed).ids) for _ in range(len(prefix))]
+            padded = [F.pad(row, (0, branch.length - len(row)), value=self._pad) for row in said]
+            outputs.append(torch.stack(padded).to(prefix.device) if said else prefix.new_empty(0, branch.length))
         return outputs
 
     def _params(self, length: int, sampling: Sampling, branch: int) -> list["SamplingParams"]:
@@ -135,10 +136,9 @@ class VllmSampler:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def _prove(self, model: SectorForCausalLM) -> None:
+    def _prove(self, model: Model) -> None:
         """Check weights by a probe; only then does the engine go by their name."""
-        task = find_task(model.config.task)
-        prompts = probe_prompts(task, task.layout(model.config.digit_order), self._settings.max_digits)
+        prompts = probe_prompts(*learned(model), self._settings.max_digits)
         params = [self._sampling_params(length, logprobs=CANDIDATES) for _, length in prompts]
         said = self._generate([prompt for prompt, _ in prompts], params)
         dtype = self._llm.model_config.dtype
@@ -154,5 +154,5 @@ class VllmSampler:
             )
 
 
-def _sizes(model: SectorForCausalLM) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+def _sizes(model: Model) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights(model).items()}

@@ -10,6 +10,8 @@ from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
 from sector.engine.task import Family, Layout, Simplifications, Task
+from sector.engine.text.alphabet import Alphabet
+from sector.engine.text.layout import TextLayout
 
 
 class Sums(Truth):
@@ -68,6 +70,10 @@ class Addition(Task):
     def layout(self, order: str) -> PlaceLayout:
         """See `policy.PlaceLayout`."""
         return PlaceLayout(DigitOrder(order))
+
+    def text_layout(self, alphabet: Alphabet) -> TextLayout:
+        """See `text.layout.TextLayout`."""
+        return TextLayout(alphabet)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:
         """See `problem.draw_problems`."""

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine import tokens
+from sector.engine.checkpoint import Model
 from sector.engine.errors import EngineFailed
-from sector.engine.model import SectorForCausalLM
 from sector.engine.task import Layout, Mode, Task
 
 # The most classes that may follow a token: ten digits, the end of a number, the end of a sequence.
@@ -44,17 +43,18 @@ def probe_prompts(task: Task, layout: Layout, max_digits: int) -> list[tuple[lis
     for digits in _DIGITS:
         if digits > max_digits:
             continue
-        layout = layout.shifted(torch.arange(_ROWS) % tokens.NUM_SHIFTS)
+        layout = layout.shifted(torch.arange(_ROWS) % layout.num_variants)
         problems = task.draw(digits, _ROWS, torch.Generator().manual_seed(digits), hard_share=0.5)
         size = problems.size
         lengths = {Mode.ANSWER: layout.answer_length(size), Mode.THINK: layout.simplification_length(size)}
         for mode, length in lengths.items():
-            prompts += [(row, min(length, _MAX_LENGTH)) for row in layout.prompt_ids(problems, mode).tolist()]
+            rows = layout.prompt_ids(problems, mode).tolist()
+            prompts += [([each for each in row if each != layout.pad_id], min(length, _MAX_LENGTH)) for row in rows]
     return prompts
 
 
 @torch.no_grad()
-def check_weights(model: SectorForCausalLM, said: list[Said], dtype: torch.dtype) -> float:
+def check_weights(model: Model, said: list[Said], dtype: torch.dtype) -> float:
     """The largest difference between what the engine said and what the model says. EngineFailed if it is too large."""
     worst, where = 0.0, ""
     for one in said:
@@ -71,7 +71,7 @@ def check_weights(model: SectorForCausalLM, said: list[Said], dtype: torch.dtype
     return worst
 
 
-def _logprobs(model: SectorForCausalLM, said: Said) -> Tensor:
+def _logprobs(model: Model, said: Said) -> Tensor:
     """`[T, V]` log-probabilities of every next token under the model, along what the engine wrote."""
     ids = torch.tensor([said.prompt + said.ids], device=model.device)
     logits = model(ids[:, :-1]).logits[0, len(said.prompt) - 1 :]

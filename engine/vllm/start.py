@@ -1,5 +1,6 @@
 """Starting vLLM in this process: is it there, what it is told, and what its refusals mean."""
 
+import json
 import math
 import os
 import sys
@@ -12,12 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from sector.engine.checkpoint import save_checkpoint
+from sector.engine.checkpoint import WEIGHTS, Model, save_checkpoint
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM
+from sector.engine.text.model import TextModel
 from sector.engine.tokens import row_length
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def check_installed() -> None:
         raise InputError(f"the engine vllm needs vLLM >={first},<{last}, not {found}; {_MEND}")
 
 
-def start(model: SectorForCausalLM, settings: VllmConfig) -> "LLM":
+def start(model: Model, settings: VllmConfig) -> "LLM":
     """A vLLM with the model's weights. InputError where it cannot start."""
     check_installed()
     arguments = engine_arguments(model, settings)
@@ -87,7 +90,7 @@ def start(model: SectorForCausalLM, settings: VllmConfig) -> "LLM":
         with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
             from vllm import LLM
 
-            save_checkpoint(model, Path(folder) / "model")
+            _save(model, Path(folder) / "model")
             _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
             return _started[-1]
     except Exception as error:
@@ -99,6 +102,25 @@ def start(model: SectorForCausalLM, settings: VllmConfig) -> "LLM":
         torch.set_num_threads = set_num_threads
 
 
+def vllm_weights(model: Model) -> dict[str, Tensor]:
+    """Weights as vLLM is given them: matrices that are tied twice, since it would reload only one of the two."""
+    state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _save(model: Model, path: Path) -> None:
+    """A checkpoint for vLLM, with nothing tied."""
+    save_checkpoint(model, path)
+    if not isinstance(model, TextModel):
+        return
+    config = path / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(values | {"tie_word_embeddings": False}), encoding="utf-8")
+    # Copies, since safetensors keeps nothing twice.
+    state = {name: tensor.clone() for name, tensor in vllm_weights(model).items()}
+    (path / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
 def one_line(error: Exception) -> str:
     """What an error of vLLM is, and the line of it that says most."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if "validation error" not in line]
@@ -106,7 +128,7 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str, Any]:
+def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
     """What vLLM is called with."""
     on_gpu = model.device.type == "cuda"
     values = settings.model_dump()
@@ -115,6 +137,10 @@ def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str
     if settings.dtype == "model":
         values["dtype"] = str(model.dtype).removeprefix("torch.")
     renamed = {name: translate(values[ours]) for ours, (name, translate) in ARGUMENTS.items()}
+    if isinstance(model, TextModel):
+        # Lead and pads; and no more than it was made for.
+        wanted = renamed["max_model_len"] + len(model.alphabet.lead)
+        renamed["max_model_len"] = min(wanted, model.config.get_text_config().max_position_embeddings)
     return {
         **renamed,
         "block_size": BLOCK,
@@ -126,8 +152,10 @@ def engine_arguments(model: SectorForCausalLM, settings: VllmConfig) -> dict[str
     }
 
 
-def _check_memory(model: SectorForCausalLM, settings: VllmConfig, arguments: dict[str, Any]) -> None:
-    """InputError unless keys and values of one row of the longest problem fit."""
+def _check_memory(model: Model, settings: VllmConfig, arguments: dict[str, Any]) -> None:
+    """InputError unless keys and values of one row of the longest problem fit. What a model of text takes vLLM says."""
+    if isinstance(model, TextModel):
+        return
     config = model.config
     width = 2 * config.num_attention_heads * padded_head(config.head_dim) * config.num_hidden_layers
     itemsize = getattr(torch, arguments["dtype"]).itemsize

@@ -1,0 +1,182 @@
+"""The loop on a pretrained model: a small random one, from its directory to its first round, killed and resumed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from small_text import save_text_model, small_text_model
+from typer.testing import CliRunner, Result
+
+from sector.cli.app import app
+from sector.engine.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.config import run_config
+from sector.engine.errors import InputError
+from sector.engine.phases import Phases
+from sector.engine.rundir import RunDir
+from sector.engine.selfplay import self_play
+from sector.engine.text.model import TextModel
+
+# So little trained that it does not think; the round learns those samples of fast answers that parse.
+SMALL: dict[str, Any] = {
+    "until": 3,
+    "audit_samples": 4,
+    "supervised": {"max_digits": 2, "cycle_steps": 60, "max_cycles": 1, "examples": 20},
+    "round": {
+        "candidates": 100,
+        "cycle_steps": 4,
+        "max_cycles": 2,
+        "probe": 8,
+        "probe_trained": 0,
+        "min_agreement": 0.0,
+    },
+    "filter": {
+        "vote": "off",
+        "second_look": "off",
+        "direct": False,
+        "complement": False,
+        "k": 1,
+        "think": False,
+        "temperature": 1.0,
+    },
+}
+RATE = {"supervised": {"trainer": {"learning_rate": 3e-3}}}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_model(small_text_model(initializer_range=0.05), tmp_path_factory.mktemp("pretrained") / "model")
+
+
+def _sector(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="sector", catch_exceptions=False)
+
+
+def _start(root: Path, pretrained: Path) -> RunDir:
+    supervised = SMALL["supervised"] | RATE["supervised"]
+    run = RunDir(root)
+    run.root.mkdir(parents=True)
+    run.write_config(run_config({**SMALL, "supervised": supervised, "pretrained": str(pretrained)}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = _start(tmp_path_factory.mktemp("runs") / "first", pretrained)
+    for _ in self_play(run, run.read_config()):
+        pass
+    return run
+
+
+def _weights(run: RunDir, digits: int) -> str:
+    return weights_sha256(load_checkpoint(run.checkpoint(digits)))
+
+
+def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
+    config = run_config({"pretrained": str(pretrained), "round": {"trainer": {"learning_rate": 5e-5}}})
+    assert config.engine == "hf" and config.supervised.trainer.learning_rate == 2e-4
+    assert config.round.trainer.learning_rate == 5e-5 and config.round.trainer.weight_decay == 0.01
+    assert config.round.candidates == run_config({}).round.candidates
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
+        ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
+        ({"filter": {"think": False, "second_look": "off"}}, "two different guesses, one an order; lower k"),
+    ],
+    ids=["native", "lsd", "guesses"],
+)
+def test_settings_that_text_does_not_take(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        run_config({"pretrained": "model", **given})
+
+
+def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
+    assert _weights(finished, 0) == weights_sha256(load_checkpoint(pretrained))
+    assert len({_weights(finished, digits) for digits in (0, 2, 3)}) == 3
+    supervised, first = finished.metrics()
+    assert supervised["phase"] == "sft" and first["phase"] == "round" and first["digits"] == 3
+    assert first["accepted"] > 0 and first["tokens_trained"] > 0 and 0 <= first["label_error"] <= 1
+    model = load_checkpoint(finished.root)
+    assert isinstance(model, TextModel)
+    row = pq.read_table(finished.examples(3)).slice(0, 1).to_pylist()[0]
+    assert model.tokenizer.decode(row["prompt_ids"]) == f"{row['problem']}="
+    assert model.tokenizer.decode(row["answer_ids"]) == f"{row['answer'].zfill(3)}\n"
+    assert row["engine"] == "hf" and row["weights_sha256"] == _weights(finished, 2)
+
+
+def _killed(run: RunDir, at: str, step: int) -> None:
+    events: Iterator[dict[str, Any]] = self_play(run, run.read_config())
+    for event in events:
+        if event["event"] == at and event.get("step", step) == step:
+            return
+
+
+@pytest.mark.parametrize(
+    ("at", "step"), [("train", 30), ("goal", 0), ("generate", 0)], ids=["train", "goal", "generate"]
+)
+def test_a_killed_run_ends_with_the_same_weights(
+    finished: RunDir, pretrained: Path, tmp_path: Path, at: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 20)
+    mine = Path(shutil.copytree(pretrained, tmp_path / "model"))
+    run = _start(tmp_path / "run", mine)
+    _killed(run, at, step)
+    # What it started from is its own by now.
+    shutil.rmtree(mine)
+    for _ in self_play(run, run.read_config()):
+        pass
+    assert [_weights(run, digits) for digits in (0, 2, 3)] == [_weights(finished, digits) for digits in (0, 2, 3)]
+
+
+def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
+    out = tmp_path / "3.parquet"
+    generated = _sector(
+        "generate", "--model", finished.root, "--digits", 3, "--count", 40, "--out", out, "--engine", "hf",
+        "--filter", "none", "--k", 1, "--json",
+    )  # fmt: skip
+    assert generated.exit_code == 0, generated.output
+    assert json.loads(generated.stdout)["tried"] == 40
+    data = finished.examples(3)
+    distilled = _sector("distill", "--model", finished.root, "--data", data, "--out", tmp_path / "new", "--steps", 2)
+    assert distilled.exit_code == 0, distilled.output
+    assert isinstance(load_checkpoint(tmp_path / "new"), TextModel)
+    scored = _sector("eval", "--model", tmp_path / "new", "--digits", "1-2", "--samples", 4, "--engine", "hf", "--json")
+    assert [line["samples"] for line in json.loads(scored.stdout)["lengths"]] == [4, 4]
+    solved = _sector("solve", "12+34", "--model", tmp_path / "new", "--engine", "hf", "--json")
+    assert json.loads(solved.stdout)["problem"] == "12+34"
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["solve", "1+2"], "the engine native runs sector's own models only; for a model of text choose hf or vllm"),
+        (["bench"], "is a model of text; this needs one of sector's own"),
+        (["generate", "--digits", 2, "--count", 4, "--workers", 2, "--engine", "hf", "--out"], "leave it out"),
+    ],
+    ids=["native", "bench", "workers"],
+)
+def test_what_models_of_text_do_not_do(finished: RunDir, command: list[Any], reason: str, tmp_path: Path) -> None:
+    result = _sector(*command, *[tmp_path / "out.parquet"] * ("--out" in command), "--model", finished.root)
+    assert result.exit_code == 2 and reason in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_sft_takes_settings_one_by_one(pretrained: Path, tmp_path: Path) -> None:
+    settings = ["supervised.max_digits=2", "supervised.cycle_steps=1", "supervised.max_cycles=1", "audit_samples=1"]
+    settings += ["supervised.examples=2", "round.probe=1", "round.probe_trained=0", "filter.k=1"]
+    asked = [word for setting in settings for word in ("--set", setting)]
+    result = _sector("sft", "--out", tmp_path / "run", "--pretrained", pretrained, *asked)
+    assert result.exit_code == 0, result.output
+    config = RunDir(tmp_path / "run").read_config()
+    assert config.pretrained == str(pretrained) and config.supervised.cycle_steps == 1
+
+
+def test_the_layout_of_a_run_is_its_tokenizers(finished: RunDir) -> None:
+    layout = Phases(finished, finished.read_config())._layout
+    assert layout.num_variants == 1 and layout.pad_id == 0

@@ -1,0 +1,159 @@
+"""Engines with models of text: vLLM against transformers' own `generate`, token for token; weights proven; refusals."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from drawn import assert_drawn_from
+from small_text import small_text_model
+from torch import Tensor
+
+from sector.engine.checkpoint import weights_sha256
+from sector.engine.config import VllmConfig
+from sector.engine.errors import EngineFailed, InputError
+from sector.engine.learned import learned
+from sector.engine.problem import draw_problems
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.hf import HuggingFaceSampler
+from sector.engine.samplers.protocol import Branch, Sampler, Sampling
+from sector.engine.samplers.vllm import VllmSampler
+from sector.engine.task import Mode
+from sector.engine.text.model import TextModel
+
+ROWS = 9
+SETTINGS = VllmConfig(rows=64, memory_mib=64, max_digits=20)
+needs_vllm = pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def model(request: pytest.FixtureRequest) -> TextModel:
+    return small_text_model(request.param, start=request.param == "llama")
+
+
+@pytest.fixture(scope="module")
+def vllm(model: TextModel) -> VllmSampler:
+    return VllmSampler(model, SETTINGS)
+
+
+def _sample(sampler: Sampler, model: TextModel, digits: int, temperature: float = 0.0) -> list[list[list[int]]]:
+    """Ids of answers and of simplifications; problems with a carry-in and without, so prompts differ in length."""
+    _, layout = learned(model)
+    problems = draw_problems(digits, ROWS, torch.Generator().manual_seed(digits))
+    assert 0 < int(problems.carry.sum()) < ROWS
+    branches = [
+        Branch(layout.mark_ids(Mode.ANSWER, ROWS), layout.answer_length(digits)),
+        Branch(layout.mark_ids(Mode.THINK, ROWS), layout.simplification_length(digits)),
+    ]
+    sampling = Sampling(temperature, 5, torch.arange(ROWS), stage=2)
+    return [ids.tolist() for ids in sampler.sample(layout.prefix_ids(problems), branches, sampling)]
+
+
+@torch.no_grad()
+def test_a_row_is_completed_as_if_it_stood_alone(model: TextModel) -> None:
+    """Padding in front of shorter prompts changes nothing, and generating stops at a newline."""
+    _, layout = learned(model)
+    problems = draw_problems(4, ROWS, torch.Generator().manual_seed(4))
+    _, thoughts = _sample(HuggingFaceSampler(model), model, 4)
+    ended = 0
+    for row, prompt in zip(thoughts, layout.prompt_ids(problems, Mode.THINK).tolist(), strict=True):
+        ids = [index for index in prompt if index != layout.pad_id]
+        for index in row:
+            assert index == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(index)
+            if index in model.alphabet.ends:
+                ended += 1
+                break
+        assert set(row[len(ids) - sum(each != layout.pad_id for each in prompt) :]) <= {layout.pad_id}
+    assert ended < ROWS, "some rows run on"
+
+
+def test_samples_follow_the_softmax(model: TextModel) -> None:
+    count, temperature = 1000, 2.0
+    _, layout = learned(model)
+    problems = draw_problems(3, 1, torch.Generator().manual_seed(1))
+    prefix, mark = layout.prefix_ids(problems), layout.mark_ids(Mode.ANSWER, count)
+    with torch.no_grad():
+        ids = torch.cat([prefix, mark[:1]], dim=1)
+        logits = model(ids[ids != layout.pad_id].unsqueeze(0)).logits[0, -1]
+    sampling = Sampling(temperature, 5, torch.arange(count), stage=0)
+    drawn = HuggingFaceSampler(model).sample(prefix.expand(count, -1), [Branch(mark, 1)], sampling)[0]
+    assert_drawn_from((logits / temperature).softmax(dim=0), drawn)
+
+
+def test_the_engine_keeps_its_own_weights(model: TextModel) -> None:
+    sampler = HuggingFaceSampler(model)
+    before, digest = _sample(sampler, model, 3), weights_sha256(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1)
+        try:
+            assert _sample(sampler, model, 3) == before and sampler.weights_sha256 == digest
+            assert _sample(HuggingFaceSampler(model), model, 3) != before
+        finally:
+            for parameter in model.parameters():
+                parameter.mul_(-1)
+
+
+def test_native_refuses_models_of_text(model: TextModel) -> None:
+    with pytest.raises(InputError, match="native runs sector's own models only; for a model of text choose hf or vllm"):
+        make_sampler("native", model)
+
+
+@needs_vllm
+@pytest.mark.parametrize("digits", [2, 9, 20], ids="digits{}".format)
+def test_vllm_writes_what_transformers_writes(model: TextModel, vllm: VllmSampler, digits: int) -> None:
+    vllm.load(model)
+    assert _sample(vllm, model, digits) == _sample(HuggingFaceSampler(model), model, digits)
+
+
+@needs_vllm
+def test_new_weights_reach_the_live_engine(model: TextModel, vllm: VllmSampler) -> None:
+    other = _other(model)
+    vllm.load(model)
+    before = _sample(vllm, model, 9)
+    vllm.load(other)
+    assert vllm.weights_sha256 == weights_sha256(other) != weights_sha256(model)
+    assert _sample(vllm, model, 9) == _sample(HuggingFaceSampler(other), model, 9) != before
+
+
+def _other(model: TextModel) -> TextModel:
+    kind = model.config.model_type
+    return small_text_model(kind, seed=2, start=kind == "llama")
+
+
+def _stale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {}
+
+
+def _one_layer_missing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if ".layers.1." not in name}
+
+
+def _one_matrix_wrong(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = "model.layers.0.mlp.down_proj.weight"
+    return {**state, name: state[name].roll(1, dims=1)}
+
+
+@needs_vllm
+@pytest.mark.parametrize("corrupt", [_stale, _one_layer_missing, _one_matrix_wrong], ids=lambda f: f.__name__)
+def test_a_corrupted_reload_is_caught(
+    model: TextModel,
+    vllm: VllmSampler,
+    corrupt: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vllm.load(model)
+    reload = vllm._llm.collective_rpc
+
+    def corrupted(method: str, kwargs: dict[str, Any]) -> None:
+        state = corrupt(dict(kwargs["weights_iterator"]))
+        if state:
+            reload(method, kwargs={"weights_iterator": iter(state.items())})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vllm._llm, "collective_rpc", corrupted)
+        with pytest.raises(EngineFailed, match=r"log-probabilities are up to [\d.]+ off .* rounding explains 0.001"):
+            vllm.load(_other(model))
+    assert vllm.weights_sha256 == weights_sha256(model)
