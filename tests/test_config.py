@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from sector.engine.config import RunConfig, Settings, dump_config, read_config, run_config
+from sector.engine.config import (
+    RunConfig,
+    Settings,
+    VllmConfig,
+    dump_config,
+    parse_settings,
+    read_config,
+    run_config,
+    vllm_config,
+)
 from sector.engine.errors import InputError
 
 
@@ -57,3 +66,27 @@ def test_every_setting_has_a_default_and_says_what_it_is(settings: type[Settings
     for name, field in settings.model_fields.items():
         assert not field.is_required(), name
         assert field.description, name
+
+
+def test_settings_one_by_one() -> None:
+    given = parse_settings(["vllm.max_digits=40", "vllm.dtype=bfloat16", "vllm.prefix_caching = false", "until=9"])
+    vllm = {"max_digits": 40, "dtype": "bfloat16", "prefix_caching": False}
+    assert given == {"vllm": vllm, "until": 9}
+    settings = vllm_config({"vllm": vllm}, VllmConfig(rows=5))
+    assert (settings.max_digits, settings.rows, settings.dtype) == (40, 5, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("vllm.max_digits", "is no setting; write it as vllm.max_digits=40"),
+        ("vllm..rows=3", "is no setting"),
+        ("vllm.max_digitz=3", "vllm.max_digitz: unknown key"),
+        ("vllm.rows=many", "vllm.rows: Input should be a valid integer"),
+        ("until=3", "--set until: only settings of the engine vllm can be given here"),
+    ],
+    ids=["no_value", "no_key", "unknown", "no_number", "not_of_vllm"],
+)
+def test_settings_one_by_one_that_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        vllm_config(parse_settings([text]), VllmConfig())
