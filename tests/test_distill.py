@@ -82,7 +82,7 @@ def weights(shards: int, threads: int) -> torch.Tensor:
     torch.set_num_threads(threads)
     config = TrainerConfig(num_shards=shards, shard_rows=8, warmup_steps=2)
     model = new_model("tiny", 0)
-    batches = mixed_batches(examples(4, 50), [examples(2, 50)], shards, 8, 0.5, seed=5)
+    batches = mixed_batches([examples(4, 50)], [examples(2, 50)], shards, 8, 0.5, seed=5)
     losses = [loss for _, loss in train_cycle(start_training(model, config), batches, config, 12, seed=7)]
     torch.set_num_threads(before)
     assert losses[-1] < losses[0]
@@ -115,13 +115,13 @@ def test_the_schedule_warms_up_and_decays() -> None:
 
 
 def test_replay_has_its_share_and_steps_draw_apart() -> None:
-    batches = mixed_batches(examples(5, 40), [examples(2, 40), examples(3, 40)], 4, 8, 0.5, seed=1)
+    batches = mixed_batches([examples(5, 40)], [examples(2, 40), examples(3, 40)], 4, 8, 0.5, seed=1)
     for step in range(5):
         lengths = [shard.digits for shard in batches(step)]
         assert lengths[:2] == [5, 5] and all(length in (2, 3) for length in lengths[2:])
     # Eleven sets take turns, whatever the steps: none is seen twice before all were seen once.
     sets = [examples(length, 40) for length in range(2, 13)]
-    turns = mixed_batches(examples(13, 40), sets, 4, 8, 0.5, seed=1)
+    turns = mixed_batches([examples(13, 40)], sets, 4, 8, 0.5, seed=1)
     seen = [shard.digits for step in range(22) for shard in turns(step)[2:]]
     rounds = [seen[start : start + 11] for start in range(0, 44, 11)]
     assert all(sorted(each) == list(range(2, 13)) for each in rounds) and rounds[0] != rounds[1]

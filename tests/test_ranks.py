@@ -34,7 +34,7 @@ def labelled(digits: int):
 def curve(num_shards: int, ranks: Any = None) -> list[float]:
     """Losses of twelve steps; the last says everything about the weights before."""
     config = TrainerConfig(num_shards=num_shards, shard_rows=8, warmup_steps=2)
-    batches = mixed_batches(labelled(5), [labelled(3)], num_shards, 8, 0.5, seed=5)
+    batches = mixed_batches([labelled(5)], [labelled(3)], num_shards, 8, 0.5, seed=5)
     state = start_training(new_model("tiny", 0), config)
     return [loss for _, loss in train_cycle(state, batches, config, 12, 7, ranks)]
 
