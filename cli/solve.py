@@ -63,27 +63,34 @@ def solve(
     from sector.engine.solve import Mind
 
     output = Output(as_json)
+    typed = _typed(problems or [], file)
+    # What a problem is depends on what the model has learned.
     sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
-    texts = _typed(task, problems or [], file)
+    texts = _checked(task, typed, file)
     mind = Mind(sampler, task, layout, FILTERS[filter_name], k)
     for solution in mind.solve(texts, policy, show):
         _print(solution, output)
 
 
-def _typed(task: "Task", problems: list[str], file: Path | None) -> list[str]:
-    """The problems to solve. InputError if one on the command line is none, or none is given."""
-    from sector.engine.solve import check_problem, read_problems
-
+def _typed(problems: list[str], file: Path | None) -> list[str] | str:
+    """The problems of the command line, or the text of the file. InputError if none is given, or both are."""
     # Unknown options arrive here too (`app.py`); what begins like a negative number is taken for one.
     if stray := next((text for text in problems if re.match(r"-[^\d]", text)), None):
         raise InputError(f"No such option: {stray}; see `sector solve --help`")
     if bool(problems) == (file is not None):
         raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
-    if file is not None:
-        return read_problems(task, _read(file), str(file))
-    for text in problems:
+    return problems if file is None else _read(file)
+
+
+def _checked(task: "Task", typed: list[str] | str, file: Path | None) -> list[str]:
+    """The problems to solve. InputError if one on the command line is none, or all of a file are."""
+    from sector.engine.solve import check_problem, read_problems
+
+    if isinstance(typed, str):
+        return read_problems(task, typed, str(file))
+    for text in typed:
         check_problem(task, text)
-    return [text.strip() for text in problems]
+    return [text.strip() for text in typed]
 
 
 def _read(file: Path) -> str:
