@@ -1,18 +1,17 @@
 """Engines with models of text: vLLM against transformers' own `generate`, token for token; weights proven; refusals."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from corrupted import Corruption, assert_caught
 from drawn import assert_drawn_from
 from small_text import small_text_model
 from torch import Tensor
 
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import VllmConfig
-from sector.engine.errors import EngineFailed, InputError
+from sector.engine.errors import InputError
 from sector.engine.learned import learned
 from sector.engine.problem import draw_problems
 from sector.engine.samplers import make_sampler
@@ -141,19 +140,9 @@ def _one_matrix_wrong(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_corrupted_reload_is_caught(
     model: TextModel,
     vllm: VllmSampler,
-    corrupt: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    corrupt: Corruption,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vllm.load(model)
-    reload = vllm._llm.collective_rpc
-
-    def corrupted(method: str, kwargs: dict[str, Any]) -> None:
-        state = corrupt(dict(kwargs["weights_iterator"]))
-        if state:
-            reload(method, kwargs={"weights_iterator": iter(state.items())})
-
-    with monkeypatch.context() as patched:
-        patched.setattr(vllm._llm, "collective_rpc", corrupted)
-        with pytest.raises(EngineFailed, match=r"log-probabilities are up to [\d.]+ off .* rounding explains 0.001"):
-            vllm.load(_other(model))
+    assert_caught(vllm, _other(model), corrupt, monkeypatch)
     assert vllm.weights_sha256 == weights_sha256(model)

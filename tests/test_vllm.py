@@ -5,7 +5,7 @@ Starting it takes seconds, so tests share one engine where they can; it has the 
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 import torch
+from corrupted import Corruption, assert_caught
 from drawn import assert_drawn_from
 from small_model import small_model
 from torch import Tensor
@@ -150,21 +151,11 @@ def _one_matrix_wrong(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_corrupted_reload_is_caught(
     sampler: VllmSampler,
     model: SectorForCausalLM,
-    corrupt: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    corrupt: Corruption,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = new_model("tiny", seed=2, initializer_range=0.25).eval()
-    reload = sampler._llm.collective_rpc
-
-    def corrupted(method: str, kwargs: dict[str, Any]) -> None:
-        state = corrupt(dict(kwargs["weights_iterator"]))
-        if state:
-            reload(method, kwargs={"weights_iterator": iter(state.items())})
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sampler._llm, "collective_rpc", corrupted)
-        with pytest.raises(EngineFailed, match=r"log-probabilities are up to [\d.]+ off .* rounding explains 0.001"):
-            sampler.load(other)
+    assert_caught(sampler, other, corrupt, monkeypatch)
     assert sampler.weights_sha256 == weights_sha256(model)
     # The right weights mend it.
     sampler.load(other)
