@@ -93,11 +93,12 @@ class Rows:
         logits = model.class_logits(hidden, self.ids[:, first:])
         fast, slow = logits.split([self.answer_length, logits.shape[1] - self.answer_length], dim=1)
         fast_targets, slow_targets = self.targets.split([fast.shape[1], slow.shape[1]], dim=1)
-        loss = F.cross_entropy(fast.flatten(0, 1), fast_targets.flatten(), ignore_index=_IGNORE)
-        if slow.shape[1]:
-            slow_loss = F.cross_entropy(slow.flatten(0, 1), slow_targets.flatten(), ignore_index=_IGNORE)
-            loss = fast_weight * loss + (1 - fast_weight) * slow_loss
-        return loss
+        losses = [
+            F.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORE)
+            for part, wanted in ((fast, fast_targets), (slow, slow_targets))
+            if part.shape[1]
+        ]
+        return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 @dataclass(slots=True)

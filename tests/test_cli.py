@@ -103,7 +103,7 @@ def trained(run: Path) -> Path:
 @pytest.fixture
 def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the weights, the engine answers truly."""
-    monkeypatch.setattr("sector.engine.offline.make_sampler", lambda engine, model: Scripted())
+    monkeypatch.setattr("sector.engine.offline.make_sampler", lambda engine, model, vllm: Scripted())
 
 
 # Help
