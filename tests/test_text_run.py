@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
 from small_text import save_text_model, small_text_model
 from typer.testing import CliRunner, Result
 
@@ -108,6 +110,34 @@ def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
     assert model.tokenizer.decode(row["prompt_ids"]) == f"{row['problem']}="
     assert model.tokenizer.decode(row["answer_ids"]) == f"{row['answer'].zfill(3)}\n"
     assert row["engine"] == "hf" and row["weights_sha256"] == _weights(finished, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
+def test_a_whole_run_on_vllm(finished: RunDir, pretrained: Path, tmp_path: Path) -> None:
+    config = tmp_path / "small.toml"
+    config.write_text(tomli_w.dumps({**SMALL, "supervised": SMALL["supervised"] | RATE["supervised"]}))
+    settings = [f"--set=vllm.{each}" for each in ("max_digits=8", "memory_mib=64", "rows=64")]
+    run = RunDir(tmp_path / "run")
+    result = _sector(
+        "run",
+        "--pretrained",
+        pretrained,
+        "--engine",
+        "vllm",
+        "--config",
+        config,
+        *settings,
+        "--out",
+        run.root,
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["event"] == "done" and done["frontier"] == 3
+    # What the weights are before samples are drawn does not depend on the engine.
+    assert _weights(run, 2) == _weights(finished, 2)
+    row = pq.read_table(run.examples(3)).slice(0, 1).to_pylist()[0]
+    assert row["engine"] == "vllm" and row["weights_sha256"] == _weights(run, 2)
 
 
 def _killed(run: RunDir, at: str, step: int) -> None:
