@@ -96,35 +96,42 @@ def _view(found: dict[str, Any]) -> Group:
         accuracy: ("eval_accuracy", 100.0, 1),
         "lowest, %": ("eval_lowest", 100.0, 1),
         "label error, %": ("mean_label_error", 100.0, 2),
-        "M tokens": ("tokens", 1e-6, 1),
+        "tokens, M": ("tokens", 1e-6, 1),
         "minutes": ("seconds", 1 / 60, 1),
     }
     summary = _table(found["title"], ["cell", "seeds", *figures])
     for row in found["cells"]:
         cells = [_interval(row["means"].get(name), unit, places) for name, unit, places in figures.values()]
-        summary.add_row(row["cell"], str(len(row["runs"])), *cells)
+        summary.add_row(_name(row), str(len(row["runs"])), *cells)
     lengths = sorted({int(digits) for row in found["cells"] for digits in row["label_errors"]})
     shown = sorted(
         {lengths[turn * (len(lengths) - 1) // (_SHOWN_ROUNDS - 1)] for turn in range(_SHOWN_ROUNDS * bool(lengths))}
     )
     errors = _table("Label error by digits of the round, %", ["cell", *map(str, shown)])
     for row in found["cells"]:
-        errors.add_row(row["cell"], *(_interval(row["label_errors"].get(str(digits)), 100.0, 1) for digits in shown))
+        errors.add_row(_name(row), *(_interval(row["label_errors"].get(str(digits)), 100.0, 1) for digits in shown))
     return Group(summary, "", errors) if shown else Group(summary)
 
 
 def _table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    # A single space between columns and a word a line: all of it fits into 80 characters.
+    table.padding = (0, 1, 0, 0)
     for name in columns:
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=name == "cell")
+        table.add_column(name.replace(" ", "\n"), justify="left" if name == "cell" else "right", no_wrap=True)
     return table
 
 
+def _name(row: dict[str, Any]) -> str:
+    """The name of a cell, a line for the value of each axis."""
+    return str(row["cell"]).replace("_", "\n")
+
+
 def _interval(mean: dict[str, Any] | None, unit: float, places: int) -> str:
-    """A mean and half its interval, in a unit; the mean alone where runs do not differ, or there is only one."""
+    """A mean, and below it half its interval; the mean alone where runs do not differ, or there is only one."""
     if mean is None:
         return "-"
     center = f"{unit * mean['mean']:.{places}f}"
     if mean["low"] is None or mean["low"] == mean["high"]:
         return center
-    return f"{center} \N{PLUS-MINUS SIGN}{unit * (mean['high'] - mean['mean']):.{places}f}"
+    return f"{center}\n\N{PLUS-MINUS SIGN}{unit * (mean['high'] - mean['mean']):.{places}f}"

@@ -1,5 +1,6 @@
 """A grid of runs: resumable run by run, and what runs share changes nothing in them."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 import tomli_w
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from sector.cli.ablate import _view
 from sector.cli.app import app
 from sector.engine import ablate
 from sector.engine.ablate import Step, run_grid
@@ -139,11 +142,29 @@ def test_a_plan_runs_nothing(grid_file: Path, tmp_path: Path) -> None:
 def test_people_get_a_table(done: Path, grid_file: Path) -> None:
     result = sector(grid_file, "--out", done)
     assert result.exit_code == 0 and result.stderr == ""
-    assert "small" in result.stdout and "label error" in result.stdout
+    assert "small" in result.stdout and "survived" in result.stdout
     assert [line.split()[:2] for line in result.stdout.splitlines() if line.startswith(("alone", "looser"))] == [
         ["alone", "2"],
         ["looser", "2"],
     ]
+
+
+def test_the_table_fits_into_80_characters() -> None:
+    mean = {"mean": 0.0123, "low": 0.0021, "high": 0.0225}
+    figures = ("final_digits", "rounds_survived", "eval_accuracy", "eval_lowest", "mean_label_error", "seconds")
+    row = {
+        "cell": "vote-off_commutativity-off",
+        "runs": [{}] * 3,
+        "means": dict.fromkeys(figures, mean) | {"tokens": {"mean": 17.1e6, "low": 16.5e6, "high": 17.7e6}},
+        "label_errors": dict.fromkeys(map(str, range(7, 30)), mean),
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_view({"title": "small", "longest": 29, "cells": [row]}))
+    lines = console.export_text().splitlines()
+    text = " ".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text and max(map(len, lines)) <= 80
+    assert text.split().count("commutativity-off") == 2
+    assert {"survived", "accuracy", "\N{PLUS-MINUS SIGN}1.02"} <= set(text.split())
 
 
 def test_an_unknown_key_is_refused_before_anything_runs(grid_file: Path, tmp_path: Path) -> None:
