@@ -1,9 +1,9 @@
 """The lightweight trainer: teaches the model to give at once what it worked out slowly (SECToR section 3.3).
 
-An example is one row: the prefix is read once, the fast answer and the simplification follow it, and a mask keeps each
-from seeing the other (a token's position is its place, so both stand where they would stand alone). Rows of one length
-make a shard; a step is a few shards, each on a core of its own, whose gradients are averaged in a fixed order, so that
-the result does not depend on the number of threads.
+An example is one row: the prefix is read once, the fast answer and the simplification follow it, and neither sees the
+other (a token's position is its place, so both stand where they would stand alone). Rows of one length make a shard; a
+step is a few shards, each on a core of its own, whose gradients are averaged in a fixed order, so that the result does
+not depend on the number of threads.
 
 In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens.
 """
@@ -35,6 +35,7 @@ from sector.engine.tasks import task_of
 from sector.engine.text import rows as text_rows
 from sector.engine.text.model import TextModel
 from sector.engine.threads import one_thread
+from sector.engine.train_model import branch_states
 
 _IGNORE = -100
 _MUON_STATE = ("momentum_buffer",)
@@ -64,7 +65,6 @@ class Rows:
 
     ids: `[B, T]` prefix, then `=` and the answer, then `>` and the simplification (ends are predicted, not read).
     places: `[B, T]` rotary positions, augmented.
-    mask: `[1, 1, T, T]` bool, what may attend to what.
     targets: `[B, C]` classes to predict from the last C tokens, -100 where no loss is taken.
     answer_length: the first so many of the C belong to the fast answer, the others to the simplification; 0 where no
         direct answer is taught.
@@ -72,27 +72,32 @@ class Rows:
 
     ids: Tensor
     places: Tensor
-    mask: Tensor
     targets: Tensor
     answer_length: int
 
     def to(self, device: torch.device) -> "Rows":
         """The same where the model lies."""
-        ids, places, mask, targets = (each.to(device) for each in (self.ids, self.places, self.mask, self.targets))
-        return Rows(ids, places, mask, targets, self.answer_length)
+        ids, places, targets = (each.to(device) for each in (self.ids, self.places, self.targets))
+        return Rows(ids, places, targets, self.answer_length)
 
     @property
     def num_tokens(self) -> int:
         """See `Shard`."""
         return self.ids.numel()
 
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens of the prefix, the fast answer and the simplification."""
+        supervised = self.targets.shape[1]
+        return self.ids.shape[1] - supervised, self.answer_length, supervised - self.answer_length
+
     def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
         """See `Shard`."""
-        first = self.ids.shape[1] - self.targets.shape[1]
-        hidden = model.hidden_states(self.ids, self.mask, places=self.places)[:, first:]
-        logits = model.class_logits(hidden, self.ids[:, first:])
-        fast, slow = logits.split([self.answer_length, logits.shape[1] - self.answer_length], dim=1)
-        fast_targets, slow_targets = self.targets.split([fast.shape[1], slow.shape[1]], dim=1)
+        prefix, *lengths = self.lengths
+        hidden = branch_states(model, self.ids, self.places, self.lengths)
+        logits = model.class_logits(hidden, self.ids[:, prefix:])
+        fast, slow = logits.split(lengths, dim=1)
+        fast_targets, slow_targets = self.targets.split(lengths, dim=1)
         losses = [
             F.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORE)
             for part, wanted in ((fast, fast_targets), (slow, slow_targets))
@@ -267,7 +272,6 @@ def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.
     return Rows(
         ids,
         places,
-        _branch_mask(prefix.shape[1], targets[0].shape[1], ids.shape[1]),
         tokens.class_of(target_ids).masked_fill(across, _IGNORE),
         targets[0].shape[1],
     )
@@ -299,13 +303,6 @@ def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
     """Places of ids `[B, T]` with everything behind the column moved by the gap; marks stay at 0."""
     places = tokens.place_of(ids)
     return places + gap * ((places > column) & (places > 0))
-
-
-def _branch_mask(prefix: int, answer: int, length: int) -> Tensor:
-    """`[1, 1, T, T]` causal, but the simplification does not see the answer."""
-    mask = torch.ones(length, length, dtype=torch.bool).tril()
-    mask[prefix + answer :, prefix : prefix + answer] = False
-    return mask[None, None]
 
 
 def _gradients(

@@ -214,7 +214,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if places is None:
             places = tokens.place_of(input_ids)
-        cos, sin = self._rope()[places].unsqueeze(2).unbind(dim=3)
+        cos, sin = self.rope()[places].unsqueeze(2).unbind(dim=3)
         x = self.embed(tokens.class_of(input_ids))
         for block in self.blocks:
             x = block(x, (cos, sin), mask, cache)
@@ -253,7 +253,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         # transformers says FloatTensor and means a Tensor.
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
 
-    def _rope(self) -> Tensor:
+    def rope(self) -> Tensor:
         """The `[P, 2, K/2]` table on the device of the weights; not a buffer, so that checkpoints do not hold it."""
         device = self.head.weight.device
         if self._rope_cache is None or self._rope_cache.device != device:

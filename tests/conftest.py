@@ -6,9 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,24 +17,11 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
+# Uninitialised memory is NaN then (the largest number, if whole), so that a test fails if anything reads it.
+torch.use_deterministic_algorithms(True, warn_only=True)
+
 # Kernel tests take the fixture `kernel_device`. On a GPU they are what `-m gpu` selects.
 _KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else pytest.param("cpu")
-
-
-def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = allocate(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
-
-    return wrapped
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised floats are NaN, so that a test fails if anything reads them."""
-    monkeypatch.setattr(torch, "empty", _poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", _poisoned(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
 
 
 @pytest.fixture

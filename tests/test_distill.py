@@ -13,6 +13,7 @@ from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.seeding import generator
 from sector.engine.supervised import label
+from sector.engine.train_model import branch_states
 
 PLAIN = TrainerConfig(gap_share=0.0)
 
@@ -51,14 +52,14 @@ def test_without_a_simplification_a_row_is_the_fast_answer_alone() -> None:
 
 
 def test_branches_do_not_see_each_other() -> None:
-    """Both continuations in one row give the logits that each gives alone."""
+    """Both continuations in one row give the states that each gives alone."""
     some = examples(5, 8)
     model = new_model("tiny", 3)
     rows = lay_out(some, DigitOrder.MSD, PLAIN, generator(1))
     layout = PlaceLayout(DigitOrder.MSD, rows.ids[:, 0])
     thought = layout.simplification_ids(some.rest, some.digit)
     alone = torch.cat([layout.prompt_ids(some.problems, tokens.THINK), thought[:, :-1]], 1)
-    together = model.hidden_states(rows.ids, rows.mask)[:, -thought.shape[1] :]
+    together = branch_states(model, rows.ids, rows.places, rows.lengths)[:, -thought.shape[1] :]
     torch.testing.assert_close(together, model.hidden_states(alone)[:, -thought.shape[1] :], rtol=0, atol=1e-5)
 
 
