@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.samplers import attention
-from sector.engine.samplers.attention import attend, attend_from_one
+from sector.engine.samplers.attention import Seen, attend, attend_from_one
 
 HEADS, HEAD_SIZE, ROWS = 3, 4, 5
 # Ordinary scores; scores that run over in float32; scores so small that nothing is left of some sums in float32.
@@ -76,12 +76,18 @@ def test_parts_see_their_past_the_prompt_and_the_beginning(
 @pytest.mark.parametrize("ragged", [False, True], ids=["in_step", "ragged"])
 @pytest.mark.parametrize("length", [1, 2, 33], ids="keys{}".format)
 def test_one_token_sees_what_it_is_shown(length: int, ragged: bool, scale: float) -> None:
-    q, kv = _queries(1, 4, scale), _keys_and_values(length, 5, scale)
-    unseen = torch.arange(length) > (torch.arange(ROWS) % length).unsqueeze(1) if ragged else None
+    # The cache has room for two more tokens.
+    q, kv = _queries(1, 4, scale), _keys_and_values(length + 2, 5, scale)
+    last = torch.arange(ROWS) % length if ragged else torch.full((ROWS,), length - 1)
+    mixed = _attend_from_one(q, kv, last)
+    _assert_close(mixed, _expected(q, kv, (torch.arange(length + 2) <= last.unsqueeze(1)).unsqueeze(1)), q)
+
+
+def _attend_from_one(q: Tensor, kv: Tensor, last: Tensor) -> Tensor:
     k, v = kv.chunk(2, dim=3)
-    mixed = attend_from_one(q, k.transpose(2, 3), v, unseen)
-    seen = torch.ones(1, 1, length, dtype=torch.bool) if unseen is None else ~unseen.unsqueeze(1)
-    _assert_close(mixed, _expected(q, kv, seen), q)
+    return attend_from_one(
+        q, k.transpose(2, 3).contiguous(), v.contiguous(), Seen.up_to(last, *k.shape[::3], k.shape[2])
+    )
 
 
 @pytest.mark.parametrize("score", [200.0, -200.0], ids=["runs_over", "vanishes"])
@@ -91,8 +97,7 @@ def test_float64_takes_over_where_float32_ends(score: float) -> None:
     q[..., 0], kv[..., 0] = 10.0, score / 10.0
     kv[:, :, 0, HEAD_SIZE:], kv[:, :, 1, HEAD_SIZE:] = 1.0, 3.0
     assert attend(q, kv, [slice(0, 1), slice(1, 2)], None).flatten().tolist() == [2.0] * HEADS * HEAD_SIZE
-    k, v = kv.chunk(2, dim=3)
-    assert attend_from_one(q, k.transpose(2, 3), v, None).flatten().tolist() == [2.0] * HEADS * HEAD_SIZE
+    assert _attend_from_one(q, kv, torch.tensor([1])).flatten().tolist() == [2.0] * HEADS * HEAD_SIZE
 
 
 def test_broken_weights_are_named() -> None:

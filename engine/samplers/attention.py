@@ -11,9 +11,11 @@ Legend: H heads, B rows, T tokens of a pass, Q of them that ask, L of the beginn
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.errors import InputError
@@ -34,12 +36,37 @@ def attend(q: Tensor, kv: Tensor, spans: Sequence[slice], beginning: Tensor | No
     return _held(partial(_mix, spans), q, kv, beginning)
 
 
-def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Tensor:
-    """The query `[H, B, 1, K]` of one token a row, keys `[H, B, K, S]` and values `[H, B, S, K]` -> `[B, D]`.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the query of one token a row sees of a cache of keys `[H, B, K, slots]` and values `[H, B, slots, K]`.
 
-    unseen: `[B, S]` keys not to be looked at; none of them if None. InputError as in `attend`.
+    keys: `[H * B, K]` and values: `[H * B, S]`: where the components of keys, and the values of the first S slots, lie.
+    unseen: `[B, S]` which of these slots are not to be looked at; none of them if None.
     """
-    return _held(partial(_mix_one, unseen), q, keys, values)
+
+    keys: Tensor
+    values: Tensor
+    unseen: Tensor | None
+
+    @staticmethod
+    def up_to(last: Tensor, num_heads: int, head_dim: int, num_slots: int) -> "Seen":
+        """Every slot up to the `last [B]` of each row."""
+        first, most = (int(each) for each in last.aminmax())
+        pairs = torch.arange(num_heads * len(last), dtype=torch.int32).unsqueeze(1)
+        return Seen(
+            pairs * head_dim + torch.arange(head_dim, dtype=torch.int32),
+            pairs * num_slots + torch.arange(most + 1, dtype=torch.int32),
+            # Rows in step with one another need no mask.
+            None if first == most else torch.arange(most + 1) > last.unsqueeze(1),
+        )
+
+
+def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, seen: Seen) -> Tensor:
+    """The query `[H, B, 1, K]` of one token a row, keys and values of a cache (see `Seen`) -> `[B, D]`.
+
+    InputError as in `attend`. Slots that are not seen may hold any finite numbers.
+    """
+    return _held(partial(_mix_one, seen), q, keys, values)
 
 
 def _held(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor | None) -> Tensor:
@@ -56,14 +83,22 @@ def _held(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor 
     return heads_first.transpose(0, 1).flatten(1).to(q.dtype)
 
 
-def _mix_one(unseen: Tensor | None, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _mix_one(seen: Seen, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attended values `[H * B, 1, K]` and the sums they were divided by, `[H * B, 1, 1]`."""
-    scores = torch.bmm(q.flatten(0, 1), keys.flatten(0, 1))
-    if unseen is not None:
-        scores.view(len(q), *unseen.shape).masked_fill_(unseen, float("-inf"))
-    scores.exp2_()
-    sums = scores.sum(dim=2, keepdim=True)
-    return torch.bmm(scores, values.flatten(0, 1)).div_(sums), sums
+    scores = _weighted_sums(q.flatten(0, 2), keys.flatten(0, 2), seen.keys)[:, : seen.values.shape[1]].exp2()
+    if seen.unseen is not None:
+        scores.view(len(q), *seen.unseen.shape).masked_fill_(seen.unseen, 0.0)
+    sums = scores.sum(dim=1, keepdim=True)
+    return _weighted_sums(scores, values.flatten(0, 2), seen.values).div_(sums).unsqueeze(1), sums.unsqueeze(2)
+
+
+def _weighted_sums(weights: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """Weights `[N, M]` of the rows `[N, M]` of a table `[R, W]` -> `[N, W]`.
+
+    Products with one row each, which a batched product makes one by one: a bag of embeddings is made for that, and
+    takes half the time.
+    """
+    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
 def _is_in_range(sums: Tensor) -> bool:

@@ -24,7 +24,7 @@ from sector.engine import tokens
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import SectorForCausalLM
 from sector.engine.ranges import named
-from sector.engine.samplers.attention import attend, attend_from_one
+from sector.engine.samplers.attention import Seen, attend, attend_from_one
 from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.drafts import accept
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
@@ -268,7 +268,8 @@ class _Cache:
             for layer, parts in enumerate(each.layers):
                 self._fill(self._keys[layer][:, rows], self._values[layer][:, rows], parts, each.rows)
             start = rows.stop
-        # Masked slots are read, and 0 * NaN is NaN.
+        # Unseen slots are read, and 0 * NaN is NaN.
+        self._keys[..., read[0].num_slots :].zero_()
         self._values[..., read[0].num_slots :, :].zero_()
 
     @staticmethod
@@ -283,22 +284,20 @@ class _Cache:
 
     def go_to(self, slots: Tensor) -> None:
         """The next step writes to these slots `[B]` and sees all up to them."""
-        first, last = (int(each) for each in slots.aminmax())
-        self._slots, self._seen = slots, slice(0, last + 1)
-        # Rows in step with one another need neither a mask nor a scatter.
-        self._unseen = None if first == last else torch.arange(last + 1) > slots.unsqueeze(1)
+        _, heads, _, head_dim, num_slots = self._keys.shape
+        self._slots, self._seen = slots, Seen.up_to(slots, heads, head_dim, num_slots)
 
     def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """See `cpu_model.Attend`."""
         keys, values = self._keys[layer], self._values[layer]
         k, v = kv.squeeze(2).chunk(2, dim=2)
-        if self._unseen is None:
-            slot = self._seen.stop - 1
+        if self._seen.unseen is None:
+            slot = self._seen.values.shape[1] - 1
             keys[..., slot], values[..., slot, :] = k, v
         else:
             rows = torch.arange(keys.shape[1])
             keys[:, rows, :, self._slots], values[:, rows, self._slots] = k.transpose(0, 1), v
-        return attend_from_one(q, keys[..., self._seen], values[..., self._seen, :], self._unseen)
+        return attend_from_one(q, keys, values, self._seen)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows `[B]` alone."""
