@@ -4,8 +4,8 @@
 
 The rate is measured here and now: the best of several float32 products of the sizes that training uses (8,192 tokens
 against each matrix of a block), one thread a core side by side, as the engine runs them. Operations are those of the
-matrix products alone (2 a parameter and token forward, 6 trained); attention is not counted. Of generation only the
-tokens that came out count, not the prompts read for them.
+matrix products alone (2 a parameter and token forward, 6 trained), as if no layer left anything out; attention is not
+counted. Of generation only the tokens that came out count, not the prompts read for them.
 """
 
 import json
