@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from sector.engine import tokens
 from sector.engine.model import Block, SectorForCausalLM
 
+# The most tokens of a row that attends in one piece.
+_SHORT = 64
+
 
 def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
     """Ids `[B, T]` -> `[B, T - P, D]` after the final norm: the tokens behind the prompt.
@@ -31,16 +34,16 @@ def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths
     """
     config = model.config
     rotation = model.rope().to(model.dtype)[places.flatten()].unsqueeze(1).unbind(dim=2)
-    spans = [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True) if length]
+    parts, last_parts = _parts(lengths, 0, rotation[0]), _parts(lengths, lengths[0], rotation[0])
     x = model.embed(tokens.class_of(ids)).flatten(0, 1)
     for block in model.blocks:
         assert isinstance(block, Block)
         attention = block.attention
         qkv = _Project.apply(x, block.attention_norm.weight, attention.qkv.weight, *rotation, config.rms_norm_eps)
-        skip = lengths[0] if block is model.blocks[-1] else 0
-        if skip:
-            x = x.unflatten(0, ids.shape)[:, skip:].flatten(0, 1)
-        attended = _Attend.apply(qkv.unflatten(2, ids.shape).flatten(1, 2), spans, skip)
+        is_last = block is model.blocks[-1]
+        if is_last:
+            x = x.unflatten(0, ids.shape)[:, lengths[0] :].flatten(0, 1)
+        attended = _Attend.apply(qkv.unflatten(2, ids.shape).flatten(1, 2), last_parts if is_last else parts)
         heads_first = attended.unflatten(0, (-1, len(ids)))
         x = torch.addmm(x, heads_first.permute(1, 2, 0, 3).reshape(x.shape), attention.out.weight.T)
         x = _Mlp.apply(x, block.mlp_norm.weight, block.up.weight, block.down.weight, config.rms_norm_eps)
@@ -74,22 +77,22 @@ class _Project(Function):
 
 
 class _Attend(Function):
-    """Queries, keys and values `[3, H * B, T, K]` -> attended values `[H * B, T - skip, K]` behind the skipped tokens.
+    """Queries, keys and values `[3, H * B, T, K]` -> attended values `[H * B, Q, K]` of the tokens that ask.
 
-    spans: the parts of a row, the prompt first.
+    parts: those of a row that ask.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, spans: list[slice], skip: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, parts: "list[_Part]") -> Tensor:
         q, k, v = qkv
-        out = q.new_empty(len(q), q.shape[1] - skip, q.shape[2])
+        out = q.new_empty(len(q), parts[-1].asked.stop, q.shape[2])
         shares = []
-        for part in _parts(spans, skip):
-            scores = torch.baddbmm(part.mask(q), q[:, part.own], part.seen(k).transpose(1, 2), alpha=_score_scale(q))
+        for part in parts:
+            scores = torch.baddbmm(part.mask, q[:, part.own], part.seen(k).transpose(1, 2), alpha=_score_scale(q))
             shares.append(scores.softmax(dim=2))
             out[:, part.asked] = torch.bmm(shares[-1], part.seen(v))
         ctx.save_for_backward(qkv, out, *shares)
-        ctx.spans, ctx.skip = spans, skip
+        ctx.parts = parts
         return out
 
     @staticmethod
@@ -101,16 +104,17 @@ class _Attend(Function):
         to_q, to_k, to_v = back
         # The gradient of a softmax needs the mean of those of its shares: their product with what came out.
         means = (grad * out).sum(dim=2, keepdim=True)
-        for part, share in zip(_parts(ctx.spans, ctx.skip), shares, strict=True):
-            own, here = grad[:, part.asked], q[:, part.own]
+        for part, share in zip(ctx.parts, shares, strict=True):
+            own = grad[:, part.asked]
             to_scores = torch.bmm(own, part.seen(v).transpose(1, 2)).sub_(means[:, part.asked])
             to_scores.mul_(share).mul_(_score_scale(q))
             to_q[:, part.own] = torch.bmm(to_scores, part.seen(k))
-            to_seen_k, to_seen_v = torch.bmm(to_scores.transpose(1, 2), here), torch.bmm(share.transpose(1, 2), own)
+            to_seen_k = torch.bmm(to_scores.transpose(1, 2), q[:, part.own])
+            to_seen_v = torch.bmm(share.transpose(1, 2), own)
             for keys, columns in part.pieces:
                 to_k[:, keys] += to_seen_k[:, columns]
                 to_v[:, keys] += to_seen_v[:, columns]
-        return back, None, None
+        return back, None
 
 
 class _Mlp(Function):
@@ -138,39 +142,60 @@ class _Mlp(Function):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a row as it attends. own: its tokens. asked: where they lie among the queries. prompt: before it."""
+    """A part of a row as it attends.
+
+    own: its tokens. asked: where they lie among the queries. pieces: of the row that it sees, and which columns of its
+    scores belong to each. mask: `[Q, S]` minus infinity where it does not look, else zero.
+    """
 
     own: slice
     asked: slice
-    prompt: int
-
-    @property
-    def pieces(self) -> list[tuple[slice, slice]]:
-        """Keys, and the columns of the scores that are theirs."""
-        own = self.own, slice(self.prompt, self.prompt + self.own.stop - self.own.start)
-        return [(slice(0, self.prompt), slice(0, self.prompt)), own] if self.prompt else [own]
+    pieces: list[tuple[slice, slice]]
+    mask: Tensor
 
     def seen(self, x: Tensor) -> Tensor:
-        """Of `[H * B, T, K]` the prompt and the part itself, `[H * B, S, K]`."""
-        if self.own.start <= self.prompt:
-            return x[:, : self.own.stop]
-        return torch.cat([x[:, : self.prompt], x[:, self.own]], dim=1)
-
-    def mask(self, like: Tensor) -> Tensor:
-        """`[Q, S]` minus infinity where a key comes after its query, else zero."""
-        length = self.own.stop - self.own.start
-        mask = like.new_full((length, self.prompt + length), float("-inf"))
-        return mask.triu_(self.prompt + 1)
+        """Of `[H * B, T, K]` what it sees, `[H * B, S, K]`."""
+        first, *others = (x[:, piece] for piece, _ in self.pieces)
+        return torch.cat([first, *others], dim=1) if others else first
 
 
-def _parts(spans: list[slice], skip: int) -> list[_Part]:
-    """The parts that ask: all, or those behind the prompt if that is skipped."""
-    prompt = spans[0].stop
+def _parts(lengths: Sequence[int], skip: int, like: Tensor) -> list[_Part]:
+    """The parts that ask: all, or those behind the prompt if that is skipped.
+
+    Short rows are one part, mask and all: there each operation costs more than what it computes.
+    """
+    prompt, total = lengths[0], sum(lengths)
+    if total <= _SHORT:
+        everything = slice(0, total)
+        mask = _future(total, 0, like)
+        for own in _spans(lengths)[1:]:
+            mask[own, prompt : own.start] = float("-inf")
+        return [_Part(slice(skip, total), slice(0, total - skip), [(everything, everything)], mask[skip:])]
     return [
-        _Part(span, slice(span.start - skip, span.stop - skip), prompt if span.start else 0)
-        for span in spans
-        if span.start >= skip
+        _Part(own, slice(own.start - skip, own.stop - skip), *_view(own, prompt, like))
+        for own in _spans(lengths)
+        if own.start >= skip and own.stop > own.start
     ]
+
+
+def _view(own: slice, prompt: int, like: Tensor) -> tuple[list[tuple[slice, slice]], Tensor]:
+    """What a part sees and its mask: itself up to where it stands, and the prompt if it is a branch."""
+    length = own.stop - own.start
+    if own.start <= prompt:
+        # The prompt, and the branch that follows it without a gap.
+        everything = slice(0, own.stop)
+        return [(everything, everything)], _future(length, own.start, like)
+    before = slice(0, prompt)
+    return [(before, before), (own, slice(prompt, prompt + length))], _future(length, prompt, like)
+
+
+def _spans(lengths: Sequence[int]) -> list[slice]:
+    return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
+
+
+def _future(length: int, before: int, like: Tensor) -> Tensor:
+    """`[Q, before + Q]` minus infinity where a key comes after its query, else zero."""
+    return like.new_full((length, before + length), float("-inf")).triu_(before + 1)
 
 
 def _score_scale(q: Tensor) -> float:

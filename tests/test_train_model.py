@@ -37,6 +37,9 @@ def states_and_gradients(model: SectorForCausalLM, hidden: Tensor) -> list[Tenso
         pytest.param((PROMPT, 0, 6), id="the simplification alone"),
         pytest.param((PROMPT, 1, 1), id="a token each"),
         pytest.param((1, 3, 2), id="a prompt of one token"),
+        pytest.param((30, 14, 24), id="long, two branches"),
+        pytest.param((40, 0, 31), id="long, the simplification alone"),
+        pytest.param((41, 30, 0), id="long, the answer alone"),
     ],
 )
 @pytest.mark.parametrize("layers", [1, 3], ids=str)
