@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from sector.engine import tokens
 from sector.engine.model import Block, SectorForCausalLM
+from sector.engine.samplers.attention import future_mask
 
 # The most tokens of a row that attends in one piece.
 _SHORT = 64
@@ -167,7 +168,7 @@ def _parts(lengths: Sequence[int], skip: int, like: Tensor) -> list[_Part]:
     prompt, total = lengths[0], sum(lengths)
     if total <= _SHORT:
         everything = slice(0, total)
-        mask = _future(total, 0, like)
+        mask = future_mask(total, like)
         for own in _spans(lengths)[1:]:
             mask[own, prompt : own.start] = float("-inf")
         return [_Part(slice(skip, total), slice(0, total - skip), [(everything, everything)], mask[skip:])]
@@ -184,18 +185,13 @@ def _view(own: slice, prompt: int, like: Tensor) -> tuple[list[tuple[slice, slic
     if own.start <= prompt:
         # The prompt, and the branch that follows it without a gap.
         everything = slice(0, own.stop)
-        return [(everything, everything)], _future(length, own.start, like)
+        return [(everything, everything)], future_mask(length, like, own.start)
     before = slice(0, prompt)
-    return [(before, before), (own, slice(prompt, prompt + length))], _future(length, prompt, like)
+    return [(before, before), (own, slice(prompt, prompt + length))], future_mask(length, like, prompt)
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
     return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
-
-
-def _future(length: int, before: int, like: Tensor) -> Tensor:
-    """`[Q, before + Q]` minus infinity where a key comes after its query, else zero."""
-    return like.new_full((length, before + length), float("-inf")).triu_(before + 1)
 
 
 def _score_scale(q: Tensor) -> float:

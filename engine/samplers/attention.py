@@ -115,7 +115,7 @@ def _mix(spans: Sequence[slice], q: Tensor, kv: Tensor, beginning: Tensor | None
     q, kv = q.flatten(0, 1), kv.flatten(0, 1)
     mixed, sums = q.new_empty(q.shape), q.new_empty(*q.shape[:2], 1)
     steps = _steps(spans, asked, length)
-    masks = {keys.stop - keys.start: _future(keys.stop - keys.start, q) for _, keys, causal in steps if causal}
+    masks = {keys.stop - keys.start: future_mask(keys.stop - keys.start, q) for _, keys, causal in steps if causal}
     longest = asked * max(length, 0 if begun is None else begun.shape[1])
     rows = max(1, SCORES // longest)
     for start in range(0, len(q), rows):
@@ -159,6 +159,6 @@ def _add(total: Tensor, out: Tensor, scores: Tensor, v: Tensor) -> None:
     out += torch.bmm(scores, v)
 
 
-def _future(length: int, like: Tensor) -> Tensor:
-    """`[T, T]` minus infinity where a key comes after its query, else zero."""
-    return torch.full((length, length), float("-inf"), dtype=like.dtype).triu(1)
+def future_mask(length: int, like: Tensor, before: int = 0) -> Tensor:
+    """`[Q, before + Q]` minus infinity where a key comes after its query, else zero; all see the keys `before` them."""
+    return like.new_full((length, before + length), float("-inf")).triu_(before + 1)
