@@ -144,7 +144,9 @@ class Tally:
             return None
         reached = self.rounds[-1]["digits"]
         rate = sum(taken) / sum(line["digits"] ** 2 for line in self.rounds[-len(taken) :])
-        total = rate * sum(digits**2 for digits in range(reached + 1, self.until + 1))
+        leap = self.rounds[-1].get("leap", 1)
+        ahead = [*range(reached + leap, self.until, leap), self.until] if reached < self.until else []
+        total = rate * sum(digits**2 for digits in ahead)
         return max(0.0, total - max(0.0, self.seconds - ends[-1]))
 
     def take(self, event: "Event") -> None:
@@ -258,6 +260,8 @@ class _PlainView:
 def _round_line(line: "Event") -> str:
     lowest = min(line["accuracy"][str(digits)] for digits in range(1, line["digits"] + 1))
     accuracy = f"accuracy on 1 to {line['digits']} digits {percent(lowest)} or more"
+    if line.get("leap", 1) > 1:
+        accuracy += f", next {line['digits'] + line['leap']} digits"
     if line["phase"] == "sft":
         return f"Supervised phase done: {accuracy}"
     return (

@@ -110,9 +110,9 @@ def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[dict[str, An
     last = lines[-1]
     if last["digits"] >= config.until:
         return "reached"
-    following = last["digits"] + 1
     if last["phase"] == "round" and last["next_agreement"] < config.round.min_agreement:
-        return f"no agreement at {following} digits"
+        return f"no agreement at {last['digits'] + 1} digits"
+    following = last["digits"] + last.get("leap", 1)
     generation = run.read_json(following, "generation")
     return f"nothing accepted at {following} digits" if generation and not generation["accepted"] else None
 

@@ -50,11 +50,12 @@ def untrained(run: RunDir, config: RunConfig) -> Model:
     return model.to(best_device())  # type: ignore[arg-type]
 
 
-def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+def replayed(run: RunDir, digits: int) -> list[Examples]:
     """What a round keeps in mind, one set a length: the supervised examples, then every round before it."""
     sets = list(read_examples(run.examples(0)).values())
-    for earlier in range(config.supervised.max_digits + 1, digits):
-        sets += read_examples(run.examples(earlier)).values()
+    for earlier in run.rounds():
+        if earlier < digits:
+            sets += read_examples(run.examples(earlier)).values()
     return sets
 
 
@@ -70,7 +71,7 @@ def _round(run: RunDir, config: RunConfig, digits: int, seed: int) -> Lesson:
     new = list(read_examples(run.examples(digits)).values())
     if not new:
         raise NoAgreement(f"no candidate of {digits} digits was accepted")
-    replay = replayed(run, config, digits)
+    replay = replayed(run, digits)
 
     def batches(cycle: int) -> Batches:
         draws = stream_seed(seed, "distill", digits, cycle)

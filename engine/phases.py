@@ -104,12 +104,22 @@ class Phases:
         yield from self.audit(0)
         self._run.mark_best(self._first)
 
+    def frontiers(self) -> Iterator[int]:
+        """Digits of the rounds up to `until`, one when the one before is over: those that have begun, then by leaps."""
+        digits = self._first
+        while digits < self._config.until:
+            begun = next((each for each in self._run.rounds() if each > digits), None)
+            leap = self._record(0 if digits == self._first else digits, "training").get("leap", 1)
+            digits = begun or digits + leap
+            if digits <= self._config.until:
+                yield digits
+
     def generate(self, digits: int) -> Iterator[Event]:
         """Try candidates of `digits` digits with the improved policy and keep what the filter accepts."""
         if self._run.examples(digits).exists():
             return
         config, seed = self._config, guard.attempt_seed(self._run, self._config.seed, digits)
-        model = self._run.load_checkpoint(digits - 1 if config.round.teacher == "last" else self._first)
+        model = self._run.load_checkpoint(self._before(digits) if config.round.teacher == "last" else self._first)
         sampler = self._engine(model)
         provenance = Provenance(digits, seed, config.engine, sampler.weights_sha256)
         solve = with_weights(self._workers, model, sampler)
@@ -167,6 +177,10 @@ class Phases:
         config = self._config
         return learned(self._run.load_checkpoint(0))[1] if config.pretrained else self._task.layout(config.digit_order)
 
+    def _before(self, digits: int) -> int:
+        """Digits of the round before the one at `digits`, or of the supervised phase."""
+        return max((each for each in self._run.rounds() if each < digits), default=self._first)
+
     def _fetch(self) -> None:
         """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
         if self._config.pretrained and not self._run.has_checkpoint(0):
@@ -179,7 +193,7 @@ class Phases:
         """The weights of the last round, trained on the examples of this one; and where that led."""
         seed = guard.attempt_seed(self._run, self._config.seed, digits)
         lesson = lesson_of(self._run, self._config, digits, seed)
-        model = self._run.load_checkpoint(digits - 1)
+        model = self._run.load_checkpoint(self._before(digits))
         reached = yield from self._train(model, lesson, goal=partial(self._frontier_goal, digits))
         return model, reached
 
@@ -252,6 +266,7 @@ class Phases:
                 "seconds": trained,
                 "agreement": reached.agreement,
                 "trained_agreement": reached.trained,
+                "leap": self._leap(self._engine(model), digits or self._first) if reached.met else 1,
             },
         )
         return reached
@@ -292,6 +307,17 @@ class Phases:
         )
         lengths = range(1, digits + 1) if count else ()
         return min((self._agreement_of(sampler, length, count, quick) for length in lengths), default=None)
+
+    def _leap(self, sampler: Sampler, digits: int) -> int:
+        """How many digits further the next round is: as far as the model agrees with itself. Sees nothing true."""
+        settings = self._config.round
+        leap, furthest = 1, min(settings.max_leap, self._config.until - digits)
+        while leap < furthest:
+            further = min(2 * leap, furthest)
+            if self._agreement(sampler, digits + further) < settings.target_agreement:
+                break
+            leap = further
+        return leap
 
     def _agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement by the run's own filter, on problems of a length not trained yet."""
@@ -340,6 +366,7 @@ class Phases:
             "agreement": generation["agreement"],
             "next_agreement": training["agreement"],
             "trained_agreement": training.get("trained_agreement"),
+            "leap": training.get("leap", 1),
             "accuracy": {str(score.digits): score.accuracy for score in scores},
             "frontier": audit.frontier_mistakes(solver.sampler, self._layout, ahead),
             "cycles": training["cycles"],

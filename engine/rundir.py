@@ -80,6 +80,10 @@ class RunDir:
     def write_config(self, config: RunConfig) -> None:
         write_text(self.root / CONFIG, configuration.dump_config(config))
 
+    def rounds(self) -> list[int]:
+        """Digits of the rounds that have begun, shortest first."""
+        return sorted(int(path.name) for path in self.root.glob("rounds/*") if path.name.isdigit())
+
     def round_dir(self, digits: int) -> Path:
         """The round at `digits` digits; 0 is the supervised phase."""
         return self.root / "rounds" / (f"{digits:02d}" if digits else "supervised")

@@ -33,7 +33,7 @@ def self_play(
     """
     phases = Phases(run, config, workers, stopping, ranks)
     yield from phases.supervise()
-    for digits in range(config.supervised.max_digits + 1, config.until + 1):
+    for digits in phases.frontiers():
         with oracle.sealed():
             yield from phases.generate(digits)
             yield from phases.distill(digits)

@@ -16,6 +16,7 @@ from sector.benchmarks import poison
 from sector.benchmarks.small_run import SECTOR, SMALL
 from sector.engine import oracle
 from sector.engine.checkpoint import weights_sha256
+from sector.engine.config import run_config
 from sector.engine.dataset import read_examples
 from sector.engine.errors import NoAgreement
 from sector.engine.lesson import replayed
@@ -65,7 +66,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(replayed(run, run.read_config(), 7)[0].problems)
+            oracle.true_answers(replayed(run, 7)[0].problems)
         for _ in phases.generate(7):
             pass
         for _ in phases.distill(7):
@@ -143,6 +144,73 @@ def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
         steps += [event["step"]] if event["event"] == "train" else []
     assert steps[0] == 101 and steps[-1] == 300
     assert final_weights(run.root) == final_weights(supervised_run)
+
+
+# Leaps
+
+LEAPING = {
+    **SMALL["round"],
+    "max_cycles": 1,
+    "max_leap": 4,
+    "target_agreement": 0.0,
+    "target_trained": 0.0,
+    "max_fall": 1.0,
+}
+
+
+def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path) -> None:
+    """Everything agrees where nothing is compared, so every leap is the longest; the last one ends at `until`."""
+    looks = {"vote": "off", "second_look": "off", "direct": False, "complement": False}
+    run, config = start(fresh_run, until=12, filter=looks, round=LEAPING)
+    for event in self_play(run, config):
+        if event["event"] == "train" and event["digits"] == 11:
+            break
+    for _ in self_play(run, config):
+        pass
+    # What the supervised phase was told of leaps is on record: it was to take none.
+    assert [(line["digits"], line["leap"]) for line in run.metrics()] == [(6, 1), (7, 4), (11, 1), (12, 1)]
+    assert os.readlink(run.root / "checkpoints" / "best") == "12" and run.rounds() == [7, 11, 12]
+    teacher = json.loads((run.round_dir(11) / "generation.json").read_text())["weights_sha256"]
+    assert teacher == weights_sha256(run.load_checkpoint(7))
+    assert sorted({each.digits for each in replayed(run, 12)}) == [1, 2, 3, 4, 5, 6, 7, 11]
+
+
+@pytest.mark.parametrize(
+    ("max_leap", "until", "agrees_to", "leap"),
+    [
+        pytest.param(1, 100, 100, 1, id="no leaps"),
+        pytest.param(16, 100, 100, 16, id="the longest"),
+        pytest.param(16, 100, 16, 8, id="as far as it agrees"),
+        pytest.param(16, 100, 9, 1, id="not even two"),
+        pytest.param(12, 100, 100, 12, id="no power of two"),
+        pytest.param(16, 13, 100, 5, id="up to the end"),
+        pytest.param(16, 8, 100, 1, id="at the end"),
+    ],
+)
+def test_how_far_a_leap_is(
+    supervised_run: Path, monkeypatch: pytest.MonkeyPatch, max_leap: int, until: int, agrees_to: int, leap: int
+) -> None:
+    config = run_config({**SMALL, "until": until, "round": {"max_leap": max_leap}})
+    phases = Phases(RunDir(supervised_run), config)
+    asked = []
+
+    def agreement(digits: int) -> float:
+        asked.append(digits)
+        return config.round.target_agreement if digits <= agrees_to else 0.0
+
+    monkeypatch.setattr(phases, "_agreement", lambda _sampler, digits: agreement(digits))
+    assert phases._leap(phases._engine(RunDir(supervised_run).load_checkpoint(6)), 8) == leap
+    # No probe beyond the first that fails, nor beyond the end.
+    assert all(digits <= until for digits in asked) and sum(digits > agrees_to for digits in asked) <= 1
+
+
+def test_a_run_that_may_go_further_keeps_the_rounds_it_has(fresh_run: Path) -> None:
+    """A round at the old end stays, though a leap from the one before would go past it now."""
+    run, config = start(fresh_run, until=8)
+    for digits in (7, 8):
+        run.write_json(digits, "training", {"leap": 4})
+    assert list(Phases(run, config).frontiers()) == [7, 8]
+    assert list(Phases(run, config.model_copy(update={"until": 12})).frontiers()) == [7, 8, 12]
 
 
 # The guard against the error avalanche
