@@ -158,7 +158,9 @@ class RoundConfig(Settings):
     and tried again with other problems, three times at most (`guard.py`). 1 takes nothing back."""
     max_leap: Count = 1
     """How many digits further the next round may be. As long as the model agrees with itself there by
-    `target_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""
+    `leap_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""
+    leap_agreement: Share = 0.92
+    """Agreement at a length that makes it the next frontier, where that is more than one digit away."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
     trainer: TrainerConfig = TrainerConfig(

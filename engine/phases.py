@@ -314,7 +314,7 @@ class Phases:
         leap, furthest = 1, min(settings.max_leap, self._config.until - digits)
         while leap < furthest:
             further = min(2 * leap, furthest)
-            if self._agreement(sampler, digits + further) < settings.target_agreement:
+            if self._agreement(sampler, digits + further) < settings.leap_agreement:
                 break
             leap = further
         return leap

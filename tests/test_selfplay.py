@@ -154,6 +154,7 @@ LEAPING = {
     "max_leap": 4,
     "target_agreement": 0.0,
     "target_trained": 0.0,
+    "leap_agreement": 0.0,
     "max_fall": 1.0,
 }
 
@@ -196,7 +197,7 @@ def test_how_far_a_leap_is(
 
     def agreement(digits: int) -> float:
         asked.append(digits)
-        return config.round.target_agreement if digits <= agrees_to else 0.0
+        return config.round.leap_agreement if digits <= agrees_to else 0.0
 
     monkeypatch.setattr(phases, "_agreement", lambda _sampler, digits: agreement(digits))
     assert phases._leap(phases._engine(RunDir(supervised_run).load_checkpoint(6)), 8) == leap

@@ -83,6 +83,13 @@ def _assert_native(sampler: VllmSampler, model: SectorForCausalLM, digits: int) 
     assert [output.tolist() for output in outputs] == [output.tolist() for output in expected]
 
 
+@pytest.mark.usefixtures("engine")
+def test_vllm_tells_nobody_that_it_was_started() -> None:
+    from vllm.usage.usage_lib import is_usage_stats_enabled
+
+    assert not is_usage_stats_enabled()
+
+
 @pytest.mark.parametrize("digits", [1, 2, 17, 40], ids="digits{}".format)
 def test_greedy_is_native(sampler: VllmSampler, model: SectorForCausalLM, digits: int) -> None:
     _assert_native(sampler, model, digits)
