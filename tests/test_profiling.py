@@ -120,10 +120,10 @@ def test_the_trace_names_no_host_and_nothing_half_written_is_left(generating: di
 
 
 def test_for_people(model: Path, tmp_path: Path) -> None:
-    result = profile("generate", "--model", model, "--digits", 2, "--count", 2, "--steps", 1, "--out", tmp_path)
+    # So many problems that matrix products stand far up in the table; of two it is noise what does.
+    result = profile("generate", "--model", model, "--digits", 8, "--count", 64, "--steps", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    # Which operations lead the table is the machine's to say; that operations lead it is ours.
-    for text in ("aten::", "self ms", "first look", "operations", "idle"):
+    for text in ("aten::mm", "self ms", "first look", "operations", "idle"):
         assert text in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert f"trace: {tmp_path / 'generate-trace.json'};" in result.stderr
