@@ -250,7 +250,8 @@ class Phases:
                     "tokens_per_s": state.tokens / (time.perf_counter() - start),
                 }
             trained = time.perf_counter() - start
-            reached = goal(self._engine(model))
+            sampler = self._engine(model)
+            reached = goal(sampler)
             yield {"event": "goal", "digits": digits, "cycle": cycle + 1, **asdict(reached)}
             if reached.met or cycle + 1 == len(cycles):
                 break
@@ -266,7 +267,7 @@ class Phases:
                 "seconds": trained,
                 "agreement": reached.agreement,
                 "trained_agreement": reached.trained,
-                "leap": self._leap(self._engine(model), digits or self._first) if reached.met else 1,
+                "leap": self._leap(sampler, digits or self._first) if reached.met else 1,
             },
         )
         return reached
