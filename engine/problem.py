@@ -163,8 +163,9 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     Uniform digits almost never carry far, and people type more than uniform digits, so a share `hard_share` of the rows
     is drawn from two other families (no labels are needed for either), `CHAINS` of it from the first:
 
-    - carry chains: each column is forced to digits that add up to nine with a probability that is uniform per row, so
-      that a carry-in runs through long stretches;
+    - carry chains, through which a carry runs as far as there is one: in half of them columns add up to nine with a
+      probability that is uniform per row, in the other half one run of columns does, of any length and anywhere, since
+      long runs are nearly never drawn column by column, and what is never drawn is never learned;
     - short operands: one operand starts with a uniform number of zeros, as `12345+00067`.
 
     The carry-in is 0 or 1 with equal probability everywhere.
@@ -178,12 +179,17 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     chained = torch.rand(shape, generator=generator) < chain_rate
     zeros = torch.randint(0, digits, (count, 1), generator=generator)
     first_is_short = torch.rand(count, 1, generator=generator) < 0.5
+    length = torch.randint(1, digits + 1, (count, 1), generator=generator)
+    start = (torch.rand(count, 1, generator=generator) * (digits - length + 1)).long()
+    is_one_run = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.arange(digits)
+    chained = torch.where(is_one_run, (start <= columns) & (columns < start + length), chained)
 
     chain_share = hard_share * CHAINS
     is_chain = (family < chain_share).unsqueeze(1)
     b = torch.where(is_chain & chained, 9 - a, b)
     is_short = ((family >= chain_share) & (family < hard_share)).unsqueeze(1)
-    blank = is_short & (torch.arange(digits) < zeros)
+    blank = is_short & (columns < zeros)
     a = a.masked_fill(blank & first_is_short, 0)
     b = b.masked_fill(blank & ~first_is_short, 0)
     return Problems(a, b, carry)
