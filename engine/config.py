@@ -45,6 +45,8 @@ class FilterConfig(Settings):
     """Must the fast answer to the nines' complement of the problem be the complement of the vote?"""
     k: Count = 5
     """Simplifications, and so guesses, a look."""
+    through: bool = True
+    """Where a look fails, simplify to the end, the problem and its other one, and believe what these agree on?"""
     think: bool = True
     """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
     in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
@@ -57,6 +59,8 @@ class FilterConfig(Settings):
             return self
         if self.second_look != "off":
             raise ValueError("without think the guesses take both operand orders themselves; set second_look to off")
+        if self.through:
+            raise ValueError("without think there is no chain of thought to think through; set through to false")
         if self.k > MAX_FAST_GUESSES and not self.temperature:
             raise ValueError(f"without think and temperature there are {MAX_FAST_GUESSES} different guesses; lower k")
         return self

@@ -60,7 +60,12 @@ def generate_block(sampler: Sampler, start: int, assignment: Assignment) -> tupl
 def filter_of(settings: FilterConfig) -> Filter:
     """The filter that the settings name."""
     return Filter(
-        Vote(settings.vote), SecondLook(settings.second_look), settings.direct, settings.complement, settings.think
+        Vote(settings.vote),
+        SecondLook(settings.second_look),
+        settings.direct,
+        settings.complement,
+        settings.think,
+        settings.through,
     )
 
 

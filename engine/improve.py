@@ -2,7 +2,8 @@
 
 Chain of thought as a policy improvement operator: simplify a problem K times; after each simplification guess the rest
 fast; each guess joined to the digits found so far is one vote. An answer is accepted when the looks that the filter
-asks for agree. Nothing true is known here, and none is needed.
+asks for agree. Where they do not, the problem may be thought through: simplified to its end, where nothing is left to
+guess. Nothing true is known here, and none is needed.
 
 In the shape descriptions B is the batch, N the digits of a problem, W those of its answer (of sums N+1), K the number
 of simplifications.
@@ -26,7 +27,8 @@ from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
 _STAGES_PER_LOOK = 2 * (tokens.MAX_DIGITS + 1)
-STAGES = 3 * _STAGES_PER_LOOK
+# First look, complement, second look, and two chains to the end.
+STAGES = 5 * _STAGES_PER_LOOK
 
 
 class Vote(StrEnum):
@@ -46,7 +48,10 @@ class SecondLook(StrEnum):
 
 
 class Verdict(IntEnum):
-    """What became of a candidate; the first look that fails names the reason."""
+    """What became of a candidate; the first look that fails names the reason.
+
+    THOUGHT_THROUGH is accepted too, by chains of thought to the end after a look had failed.
+    """
 
     ACCEPTED = 0
     UNPARSABLE = 1
@@ -54,6 +59,12 @@ class Verdict(IntEnum):
     NOT_DIRECT = 3
     NOT_COMMUTATIVE = 4
     NOT_COMPLEMENT = 5
+    THOUGHT_THROUGH = 6
+
+    @property
+    def accepts(self) -> bool:
+        """Is the answer believed?"""
+        return self in (Verdict.ACCEPTED, Verdict.THOUGHT_THROUGH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,9 @@ class Filter:
     complement: and the fast answer to the nines' complement be the complement of the vote, where the task has one? All
         other looks read the same carries and miss the same ones; in the complement every carry is the other one.
     think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`_guess_at_once`).
+    through: where a look fails, simplify to the end, the problem and the one whose answer follows, and accept what these
+        agree on? All looks guess most of an answer, so that what cannot be guessed is what they reject; and what is
+        always rejected is never learned. A chain to the end guesses nothing.
     """
 
     vote: Vote
@@ -73,12 +87,13 @@ class Filter:
     direct: bool
     complement: bool
     think: bool = True
+    through: bool = False
 
 
 FILTERS = {
     "none": Filter(Vote.OFF, SecondLook.OFF, direct=False, complement=False),
     "paper": Filter(Vote.MAJORITY, SecondLook.SWAPPED, direct=False, complement=False),
-    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True),
+    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True, through=True),
 }
 
 
@@ -127,16 +142,21 @@ class Improved:
 
     @property
     def accepted(self) -> Tensor:
-        return self.verdict == Verdict.ACCEPTED
+        return (self.verdict == Verdict.ACCEPTED) | (self.verdict == Verdict.THOUGHT_THROUGH)
 
     @property
     def agreement(self) -> float:
-        """Share of the candidates that were accepted: what the loop knows of its own quality."""
-        return self.accepted.double().mean().item()
+        """Share of the candidates on which all looks agreed: what the loop knows of its own quality."""
+        return (self.verdict == Verdict.ACCEPTED).double().mean().item()
+
+    @property
+    def num_thought_through(self) -> int:
+        """Candidates that were accepted after a look had failed."""
+        return int((self.verdict == Verdict.THOUGHT_THROUGH).sum())
 
     def rejected(self) -> dict[str, int]:
         """Rejected candidates by reason."""
-        reasons = [reason for reason in Verdict if reason is not Verdict.ACCEPTED]
+        reasons = [reason for reason in Verdict if not reason.accepts]
         return {reason.name.lower(): int((self.verdict == reason).sum()) for reason in reasons}
 
     def examples(self) -> Examples:
@@ -242,6 +262,15 @@ def improve(
         second[rows[counts]], agrees[rows[counts]] = again.answers[counts], same[counts]
         _reject(verdict, rows[~same], Verdict.NOT_COMMUTATIVE)
         total += again.tokens
+    if settings.through and task.at_once is None and problems.digits > 1:
+        rows = (verdict != Verdict.ACCEPTED).nonzero().squeeze(1)
+        with named("think through"):
+            mine, others, same, spent = _think_through(sampler, problems, settings, first, rows, layout, sampling)
+        sound = rows[same]
+        first.answers[sound], second[sound], agrees[sound] = mine[same], others[same], True
+        votes = first.valid[sound] & (first.guesses[sound] == first.answers[sound].unsqueeze(1)).all(dim=2)
+        first.votes[sound], verdict[sound] = votes.sum(dim=1), Verdict.THOUGHT_THROUGH
+        total += spent
     return Improved(tried, _home(first), second.cpu(), agrees.cpu(), complement.cpu(), verdict.cpu(), int(total))
 
 
@@ -419,6 +448,51 @@ def _simplify_then_guess(
                 chain.guess(answers, parsed)
         if not last:
             chain.simplify(layout.parse_simplifications(outputs[0], current.size))
+    return chain
+
+
+def _think_through(
+    sampler: Sampler, problems: Batch, settings: Filter, first: Look, rows: Tensor, layout: Layout, sampling: Sampling
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Chains of thought to the end, for R rows of a look and for the problems whose answers follow from theirs.
+
+    Returns answers `[R, W]`, those to the other problems `[R, W]`, which of them agree `[R]`, and the tokens it took.
+    """
+    begun = Simplifications(first.rest[rows], first.digit[rows], first.valid[rows, 0])
+    mine = _to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
+    other, expected = task_of(problems).second_look(problems[rows], mine.guesses[0])
+    variant = _second_variant(settings.second_look, sampling.rows[rows], layout)
+    again = _to_the_end(sampler, other, layout.shifted(variant), _at_look(sampling, rows, 4), expected)
+    same = mine.valid[0] & again.valid[0] & (again.guesses[0] == expected).all(dim=1)
+    return mine.guesses[0], again.guesses[0], same, torch.as_tensor(mine.tokens + again.tokens)
+
+
+def _to_the_end(
+    sampler: Sampler,
+    problems: Batch,
+    layout: Layout,
+    sampling: Sampling,
+    draft: Tensor,
+    begun: Simplifications | None = None,
+) -> _Chain:
+    """Simplify until one digit is left, and answer that one: a chain with one guess, at next to nothing.
+
+    begun: the first simplification, where it is there already. draft: `[B, W]` an answer it is likely to come to.
+    """
+    chain = _Chain.begun(problems)
+    if begun is not None:
+        chain.simplify(begun)
+    beginning = Beginning(layout.beginning_length(chain.current.size))
+    while chain.current.digits > 1:
+        at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))
+        branch = _think_branch(chain.current, layout, draft)
+        (ids,) = sampler.sample(layout.prefix_ids(chain.current), [branch], at_stage, beginning)
+        chain.tokens += layout.count_tokens(ids, chain.alive)
+        chain.simplify(layout.parse_simplifications(ids, chain.current.size))
+    at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))
+    answers, parsed, spent = _answer(sampler, chain.current, layout, at_stage, draft)
+    chain.guess(answers, parsed)
+    chain.tokens += spent
     return chain
 
 

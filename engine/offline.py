@@ -99,6 +99,7 @@ def generate_file(
         "digits": digits,
         "tried": tried,
         "accepted": accepted,
+        "thought_through": improved.num_thought_through,
         "rejected": improved.rejected(),
         "agreement": improved.agreement,
         "tokens": improved.tokens,

@@ -144,6 +144,7 @@ class Phases:
             {
                 "tried": len(improved.problems),
                 "accepted": int(improved.accepted.sum()),
+                "thought_through": improved.num_thought_through,
                 "rejected": improved.rejected(),
                 "agreement": improved.agreement,
                 "tokens": improved.tokens,
@@ -305,6 +306,7 @@ class Phases:
             complement=complement,
             k=2,
             think=think,
+            through=False,
         )
         lengths = range(1, digits + 1) if count else ()
         return min((self._agreement_of(sampler, length, count, quick) for length in lengths), default=None)
@@ -322,7 +324,9 @@ class Phases:
 
     def _agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement by the run's own filter, on problems of a length not trained yet."""
-        return self._agreement_of(sampler, digits, self._config.round.probe, self._config.filter)
+        # Agreement is of the looks; what they reject need not be thought through to know it.
+        looks = self._config.filter.model_copy(update={"through": False})
+        return self._agreement_of(sampler, digits, self._config.round.probe, looks)
 
     def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: FilterConfig) -> float:
         """Share of probe problems that the improved policy accepts."""
@@ -362,6 +366,7 @@ class Phases:
             "digits": reached,
             "tried": generation["tried"],
             "accepted": generation["accepted"],
+            "thought_through": generation.get("thought_through", 0),
             "rejected": generation["rejected"],
             **errors,
             "agreement": generation["agreement"],

@@ -143,7 +143,7 @@ class Mind:
         answers = plain_decimals(result.first.answers)
         thoughts = self._thoughts(problems, result) if show else [None] * len(problems)
         return [
-            (answer if verdict is Verdict.ACCEPTED else None, _REASONS.get(verdict), thought)
+            (None if verdict in _REASONS else answer, _REASONS.get(verdict), thought)
             for answer, verdict, thought in zip(answers, verdicts, thoughts, strict=True)
         ]
 
