@@ -116,11 +116,13 @@ def _print(solution: "Solution", output: Output) -> None:
 
 def _thinking(thought: "Thought", width: int) -> RenderableType:
     """A chain of thought: what remains after each step, the digits found, and the vote that follows from it."""
-    # The slow policy guesses only once nothing but one digit remains.
-    skipped = len(thought.steps) - len(thought.guesses)
-    votes = [Text("")] * max(0, skipped)
-    for guess, step in zip(thought.guesses, thought.steps[max(0, skipped) :], strict=False):
-        votes.append(Text("does not parse") if guess is None else _joined(guess, step.found))
+    silent = max(0, len(thought.steps) - len(thought.guesses))
+    # The slow policy guesses only once nothing but one digit remains; a chain that goes on to its end needs no guess.
+    guesses = [*thought.guesses, *[""] * silent] if thought.through else [*[""] * silent, *thought.guesses]
+    votes = [
+        Text("does not parse") if guess is None else _joined(guess, step.found)
+        for guess, step in zip(guesses, thought.steps, strict=False)
+    ]
     steps = [
         (str(index), step.rest, Text(step.found, style="cyan"), vote)
         for index, (step, vote) in enumerate(zip(thought.steps, votes, strict=True), start=1)
@@ -163,7 +165,8 @@ def _facts(thought: "Thought") -> Table:
     facts.add_column(overflow="fold")
     facts.add_column(no_wrap=True)
     if thought.vote is not None:
-        facts.add_row("vote", thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
+        name = "thought through" if thought.through else "vote"
+        facts.add_row(name, thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
     looks = {
         "direct answer": thought.direct,
         "nines' complement": thought.complement,

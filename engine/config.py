@@ -59,10 +59,10 @@ class FilterConfig(Settings):
             return self
         if self.second_look != "off":
             raise ValueError("without think the guesses take both operand orders themselves; set second_look to off")
-        if self.through:
-            raise ValueError("without think there is no chain of thought to think through; set through to false")
         if self.k > MAX_FAST_GUESSES and not self.temperature:
             raise ValueError(f"without think and temperature there are {MAX_FAST_GUESSES} different guesses; lower k")
+        if self.through:
+            raise ValueError("without think there is no chain of thought to go on to its end; set through to false")
         return self
 
 

@@ -10,7 +10,7 @@ of simplifications.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from sector.engine import tokens
+from sector.engine.chain import answer, guess_at_once, simplify_then_guess, think_branch, to_the_end
 from sector.engine.examples import Examples
 from sector.engine.ranges import named
-from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling
-from sector.engine.task import Batch, Layout, Mode, Simplifications
+from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.task import Batch, Layout, Simplifications
 from sector.engine.tasks import task_of
 from sector.kernels.consistency import majority
 
@@ -76,10 +77,10 @@ class Filter:
     direct: must the fast answer to the whole problem equal the vote too?
     complement: and the fast answer to the nines' complement be the complement of the vote, where the task has one? All
         other looks read the same carries and miss the same ones; in the complement every carry is the other one.
-    think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`_guess_at_once`).
-    through: where a look fails, simplify to the end, the problem and the one whose answer follows, and accept what these
-        agree on? All looks guess most of an answer, so that what cannot be guessed is what they reject; and what is
-        always rejected is never learned. A chain to the end guesses nothing.
+    think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`guess_at_once`).
+    through: where a look fails, simplify to the end, the problem and the one whose answer follows, and accept what
+        these agree on? All looks guess most of an answer, so that what cannot be guessed is what they reject; and what
+        is always rejected is never learned. A chain to the end guesses nothing.
     """
 
     vote: Vote
@@ -184,9 +185,9 @@ def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sam
     """
     problems, sampling = problems.to(sampler.device), _on(sampling, sampler.device)
     if task_of(problems).answers_at_once(problems):
-        answers, parsed, spent = _answer(sampler, problems, layout, sampling, draft=None)
+        answers, parsed, spent = answer(sampler, problems, layout, sampling, draft=None)
     else:
-        chain = _simplify_then_guess(sampler, problems, 1, layout, sampling, draft=None)
+        chain = simplify_then_guess(sampler, problems, 1, layout, sampling, draft=None)
         answers, parsed, spent = chain.guesses[0], chain.valid[0], torch.as_tensor(chain.tokens)
     return answers.cpu(), parsed.cpu(), int(spent)
 
@@ -194,7 +195,7 @@ def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sam
 def simplify(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Simplifications, int]:
     """The slow policy, once: what it wrote and the tokens it took. N must be at least 2."""
     problems = problems.to(sampler.device)
-    branch = _think_branch(problems, layout, draft=None)
+    branch = think_branch(problems, layout, draft=None)
     with named("think"):
         (ids,) = sampler.sample(layout.prefix_ids(problems), [branch], _on(sampling, sampler.device))
     said = layout.parse_simplifications(ids, problems.size)
@@ -237,7 +238,7 @@ def improve(
         rows = _to_look_at(verdict, drop_decided)
         expected = task.complement_answers(first.answers[rows])
         with named("complement"):
-            answers, parsed, spent = _answer(
+            answers, parsed, spent = answer(
                 sampler, task.complement(problems[rows]), layout, _at_look(sampling, rows, 1), draft=expected
             )
         complement[rows] = torch.where(parsed.unsqueeze(1), task.complement_answers(answers), -1)
@@ -305,16 +306,6 @@ def _cat_steps(parts: Sequence[Simplifications]) -> Simplifications:
     )
 
 
-def _answer(
-    sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The fast policy, with a draft `[B, W]` of what it is likely to say."""
-    branch = _answer_branch(problems, layout, draft)
-    with named("answer"):
-        (ids,) = sampler.sample(layout.prefix_ids(problems), [branch], sampling)
-    return *layout.parse_answers(ids, problems.size), layout.count_tokens(ids)
-
-
 def _to_look_at(verdict: Tensor, drop_decided: bool) -> Tensor:
     """Indices of the rows that take the next look: all, or those that no look has rejected so far."""
     return ((verdict == Verdict.ACCEPTED) | (not drop_decided)).nonzero().squeeze(1)
@@ -344,43 +335,6 @@ def _at_look(sampling: Sampling, rows: Tensor, look: int) -> Sampling:
     return Sampling(sampling.temperature, sampling.seed, sampling.rows[rows], sampling.stage + look * _STAGES_PER_LOOK)
 
 
-@dataclass(slots=True)
-class _Chain:
-    """A chain of thought under way: the problem as far as it is simplified, and what was found so far.
-
-    current: the remaining problems. found: `[B, j]` digits split off by j simplifications. alive: `[B]` rows of which
-    every simplification parsed. steps: the simplifications. guesses, valid, direct, tokens: as in `Look`.
-    """
-
-    current: Any
-    found: Tensor
-    alive: Tensor
-    guesses: list[Tensor] = field(default_factory=list)
-    valid: list[Tensor] = field(default_factory=list)
-    steps: list[Simplifications] = field(default_factory=list)
-    direct: tuple[Tensor, Tensor] | None = None
-    tokens: int | Tensor = 0
-
-    @classmethod
-    def begun(cls, problems: Batch) -> "_Chain":
-        """Before the first simplification."""
-        found = torch.zeros(len(problems), 0, dtype=torch.int64, device=problems.device)
-        return cls(problems, found, torch.ones(len(problems), dtype=torch.bool, device=problems.device))
-
-    def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
-        """Count a guess of the rest, joined to the digits found; returns the full answers."""
-        full = torch.cat([answers, self.found], dim=1)
-        self.guesses.append(full)
-        self.valid.append(parsed & self.alive)
-        return full
-
-    def simplify(self, step: Simplifications) -> None:
-        """Go on with what a simplification left over."""
-        self.current, self.alive = step.rest, self.alive & step.valid
-        self.found = torch.cat([step.digit.unsqueeze(1), self.found], dim=1)
-        self.steps.append(step)
-
-
 def _look(
     sampler: Sampler,
     problems: Batch,
@@ -393,9 +347,9 @@ def _look(
     """Simplify-then-guess and vote. `draft [B, W]` is an answer the guesses are likely to repeat."""
     num_guesses = 1 if settings.vote is Vote.OFF else k
     if settings.think:
-        chain = _simplify_then_guess(sampler, problems, num_guesses, layout, sampling, draft)
+        chain = simplify_then_guess(sampler, problems, num_guesses, layout, sampling, draft)
     else:
-        chain = _guess_at_once(sampler, problems, num_guesses, layout, sampling)
+        chain = guess_at_once(sampler, problems, num_guesses, layout, sampling)
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
     with named("vote"):
         answers, votes = majority(guesses, valid)
@@ -413,44 +367,6 @@ def _look(
     return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps)
 
 
-def _simplify_then_guess(
-    sampler: Sampler,
-    problems: Batch,
-    num_guesses: int,
-    layout: Layout,
-    sampling: Sampling,
-    draft: Tensor | None,
-) -> _Chain:
-    """Stage j holds the problem after j simplifications; its prefix is read once, for a guess and the next of them.
-
-    Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
-    """
-    task = task_of(problems)
-    num_simplifications = task.num_simplifications(problems, num_guesses)
-    beginning = Beginning(layout.beginning_length(problems.size))
-    chain = _Chain.begun(problems)
-    for stage in range(num_simplifications + 1):
-        last = stage == num_simplifications
-        current = chain.current
-        branches = [] if last else [_think_branch(current, layout, draft)]
-        if asks := (stage > 0 or draft is None or last) and task.answers_at_once(current):
-            branches.append(_answer_branch(current, layout, draft))
-        at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
-        with named(" + ".join(["think"] * (not last) + ["answer"] * asks)):
-            outputs = sampler.sample(layout.prefix_ids(current), branches, at_stage, beginning)
-        chain.tokens += sum(layout.count_tokens(ids, chain.alive) for ids in outputs)
-        if asks:
-            answers, parsed = layout.parse_answers(outputs[-1], current.size)
-            if stage == 0:
-                chain.direct = answers, parsed
-                draft = answers if draft is None else draft
-            if stage > 0 or last:
-                chain.guess(answers, parsed)
-        if not last:
-            chain.simplify(layout.parse_simplifications(outputs[0], current.size))
-    return chain
-
-
 def _think_through(
     sampler: Sampler, problems: Batch, settings: Filter, first: Look, rows: Tensor, layout: Layout, sampling: Sampling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -459,74 +375,12 @@ def _think_through(
     Returns answers `[R, W]`, those to the other problems `[R, W]`, which of them agree `[R]`, and the tokens it took.
     """
     begun = Simplifications(first.rest[rows], first.digit[rows], first.valid[rows, 0])
-    mine = _to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
+    mine = to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
     other, expected = task_of(problems).second_look(problems[rows], mine.guesses[0])
     variant = _second_variant(settings.second_look, sampling.rows[rows], layout)
-    again = _to_the_end(sampler, other, layout.shifted(variant), _at_look(sampling, rows, 4), expected)
+    again = to_the_end(sampler, other, layout.shifted(variant), _at_look(sampling, rows, 4), expected)
     same = mine.valid[0] & again.valid[0] & (again.guesses[0] == expected).all(dim=1)
     return mine.guesses[0], again.guesses[0], same, torch.as_tensor(mine.tokens + again.tokens)
-
-
-def _to_the_end(
-    sampler: Sampler,
-    problems: Batch,
-    layout: Layout,
-    sampling: Sampling,
-    draft: Tensor,
-    begun: Simplifications | None = None,
-) -> _Chain:
-    """Simplify until one digit is left, and answer that one: a chain with one guess, at next to nothing.
-
-    begun: the first simplification, where it is there already. draft: `[B, W]` an answer it is likely to come to.
-    """
-    chain = _Chain.begun(problems)
-    if begun is not None:
-        chain.simplify(begun)
-    beginning = Beginning(layout.beginning_length(chain.current.size))
-    while chain.current.digits > 1:
-        at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))
-        branch = _think_branch(chain.current, layout, draft)
-        (ids,) = sampler.sample(layout.prefix_ids(chain.current), [branch], at_stage, beginning)
-        chain.tokens += layout.count_tokens(ids, chain.alive)
-        chain.simplify(layout.parse_simplifications(ids, chain.current.size))
-    at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))
-    answers, parsed, spent = _answer(sampler, chain.current, layout, at_stage, draft)
-    chain.guess(answers, parsed)
-    chain.tokens += spent
-    return chain
-
-
-def _guess_at_once(sampler: Sampler, problems: Batch, num_guesses: int, layout: Layout, sampling: Sampling) -> _Chain:
-    """Fast answers alone, as a baseline: greedy, the same prompt has one answer only, so every guess reads another.
-
-    Places and operand order change from guess to guess, six prompts in turn; the first is the plain one, and so the
-    direct answer. At a temperature each guess is a sample of its own besides.
-    """
-    chain = _Chain.begun(problems)
-    task = task_of(problems)
-    for turn in range(num_guesses):
-        asked = task.swapped(problems) if turn % 2 else problems
-        at_turn = replace(sampling, stage=sampling.stage + turn)
-        draft = chain.direct[0] if chain.direct else None
-        answers, parsed, spent = _answer(sampler, asked, layout.shifted(turn % layout.num_variants), at_turn, draft)
-        chain.direct = chain.direct or (answers, parsed)
-        chain.guess(answers, parsed)
-        chain.tokens += spent
-    return chain
-
-
-def _answer_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
-    """Ask for the fast answer; a draft of the full answer serves its remaining leading digits."""
-    ids = None if draft is None else layout.answer_ids(draft[:, : problems.answer_width])
-    mark = layout.mark_ids(Mode.ANSWER, len(problems), problems.device)
-    return Branch(mark, layout.answer_length(problems.size), ids)
-
-
-def _think_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
-    """Ask for a simplification, with what the task foretells of it (`draft` as for `_answer_branch`)."""
-    mark = layout.mark_ids(Mode.THINK, len(problems), problems.device)
-    ids = task_of(problems).draft(problems, draft, layout)
-    return Branch(mark, layout.simplification_length(problems.size), ids)
 
 
 def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> int | Tensor:

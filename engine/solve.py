@@ -45,7 +45,8 @@ class Thought:
     """How an answer came about.
 
     steps: the chain of thought. guesses: the full answer that each step votes for, None where it did not parse; the
-        slow policy guesses after its last step only. vote: the answer with most votes. votes: how many it got.
+        slow policy guesses after its last step only. vote: the answer with most votes, or that of the whole chain, if it
+        was thought through. votes: how many guesses gave it.
     direct: the fast answer to the whole problem. swapped: the answer in the other order, None if not asked.
         complement: what the answer to the nines' complement of the problem makes of it, None if not asked.
     """
@@ -57,6 +58,7 @@ class Thought:
     direct: str | None = None
     swapped: str | None = None
     complement: str | None = None
+    through: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,10 @@ class Mind:
         Greedy decoding gives the same steps.
         """
         look = result.first
-        steps = self._think(problems, min(look.guesses.shape[1], problems.digits - 1)).steps()
+        through = (result.verdict == Verdict.THOUGHT_THROUGH).tolist()
+        guessed = min(look.guesses.shape[1], problems.digits - 1)
+        chains = self._think(problems, problems.digits - 1 if any(through) else guessed).steps()
+        steps = [chain if whole else chain[:guessed] for chain, whole in zip(chains, through, strict=True)]
         guesses = [
             _where(plain_decimals(row), valid) for row, valid in zip(look.guesses, look.valid.tolist(), strict=True)
         ]
@@ -161,11 +166,12 @@ class Mind:
         columns = (
             steps,
             guesses,
-            _where(plain_decimals(look.answers), (look.votes > 0).tolist()),
+            _where(plain_decimals(look.answers), (result.accepted | (look.votes > 0)).tolist()),
             look.votes.tolist(),
             _where(plain_decimals(look.direct), look.direct_valid.tolist()),
             _where(plain_decimals(result.second), took_second.tolist()),
             _where(plain_decimals(result.complement), (result.complement >= 0).all(dim=1).tolist()),
+            through,
         )
         return [Thought(*values) for values in zip(*columns, strict=True)]
 

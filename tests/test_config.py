@@ -36,6 +36,7 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
         ({"hard_share": 1.5}, "hard_share"),
         ({"filter": {"think": False}}, "second_look"),
         ({"filter": {"think": False, "second_look": "off", "k": 7}}, "lower k"),
+        ({"filter": {"think": False, "second_look": "off"}}, "set through to false"),
         ({"supervised": {"trainer": {"shard_rows": 0}}}, "supervised.trainer.shard_rows"),
         ({"round": 3}, "round"),
     ],

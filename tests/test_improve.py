@@ -16,6 +16,8 @@ from sector.engine.samplers.protocol import Sampling
 from sector.engine.supervised import label
 
 K = 5
+# All looks of the filter `strict`, and what they reject is rejected.
+LOOKS = replace(FILTERS["strict"], through=False)
 
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
@@ -49,13 +51,13 @@ def test_each_look_names_its_own_reason(problems: Problems) -> None:
     wrong_direct, wrong_swapped = texts[2], problems[3:4].swapped()
     swapped_guess = label(wrong_swapped).rest.texts()[0]
     sampler = Scripted({after_two: 1, wrong_direct: 1, swapped_guess: 1, in_complement: 1}, {texts[4]})
-    verdict = ask(sampler, problems, FILTERS["strict"]).verdict
+    verdict = ask(sampler, problems, LOOKS).verdict
     expected = torch.zeros(len(problems), dtype=torch.int64)
     expected[1], expected[2] = Verdict.OUTVOTED, Verdict.NOT_DIRECT
     expected[3], expected[4] = Verdict.NOT_COMMUTATIVE, Verdict.UNPARSABLE
     expected[5] = Verdict.NOT_COMPLEMENT
     assert torch.equal(verdict, expected)
-    rejected = ask(sampler, problems, FILTERS["strict"]).rejected()
+    rejected = ask(sampler, problems, LOOKS).rejected()
     assert rejected == dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 1)
 
 
@@ -69,7 +71,7 @@ def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
 
 def test_rows_whose_fate_is_sealed_take_no_second_look(problems: Problems) -> None:
     sampler = Scripted({problems.texts()[0]: 1})
-    ask(sampler, problems, FILTERS["strict"])
+    ask(sampler, problems, LOOKS)
     assert label(problems[:1].swapped()).rest.texts()[0] not in sampler.asked
     assert label(problems[1:2].swapped()).rest.texts()[0] in sampler.asked
 
@@ -81,7 +83,7 @@ def test_same_mistake_in_both_orders_passes_but_for_the_direct_look(problems: Pr
             each = label(each).rest
             wrong[each.texts()[0]] = 1
     paper = ask(Scripted(wrong), problems, FILTERS["paper"])
-    strict = ask(Scripted(wrong), problems, FILTERS["strict"])
+    strict = ask(Scripted(wrong), problems, LOOKS)
     assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdict[0] == Verdict.NOT_DIRECT
 
 
@@ -92,13 +94,58 @@ def test_only_the_complement_sees_a_carry_that_every_other_look_misses(problems:
         for _ in range(K + 1):
             wrong[each.texts()[0]] = 1
             each = label(each).rest
-    blind = replace(FILTERS["strict"], complement=False)
+    blind = replace(LOOKS, complement=False)
     assert ask(Scripted(wrong), problems, blind).verdict[0] == Verdict.ACCEPTED
-    assert ask(Scripted(wrong), problems, FILTERS["strict"]).verdict[0] == Verdict.NOT_COMPLEMENT
+    assert ask(Scripted(wrong), problems, LOOKS).verdict[0] == Verdict.NOT_COMPLEMENT
+
+
+def misled(problems: Problems) -> Scripted:
+    """An engine that errs once in one look at each of the rows 1 to 4.
+
+    It does not think about row 5, and of row 6 the direct answer and the end of the chain are wrong.
+    """
+    texts = problems.texts()
+    after_two = label(label(problems[1:2]).rest).rest.texts()[0]
+    swapped_guess = label(problems[3:4].swapped()).rest.texts()[0]
+    last = problems[6:7]
+    while last.digits > 1:
+        last = label(last).rest
+    wrong = {after_two: 1, texts[2]: 1, swapped_guess: 1, problems[4:5].complement().texts()[0]: 1, texts[6]: 1}
+    return Scripted({**wrong, last.texts()[0]: 1}, {texts[5]})
+
+
+def test_what_looks_reject_is_thought_through(problems: Problems) -> None:
+    """Guesses err, simplifications do not: chains to the end give the right answer, and both orders say so."""
+    sampler = misled(problems)
+    rejected, improved = (ask(sampler, problems, settings) for settings in (LOOKS, FILTERS["strict"]))
+    through = improved.verdict == Verdict.THOUGHT_THROUGH
+    assert through.nonzero().squeeze(1).tolist() == [1, 2, 3, 4] and improved.num_thought_through == 4
+    assert improved.verdict[5] == Verdict.UNPARSABLE and improved.verdict[6] == Verdict.NOT_DIRECT
+    assert sum(improved.rejected().values()) == 2 and improved.agreement == rejected.agreement == 10 / 16
+    truth, examples = label(problems), improved.examples()
+    assert torch.equal(examples.answers, truth.answers[improved.accepted])
+    assert examples.rest.texts() == truth.rest[improved.accepted].texts()
+    assert torch.equal(examples.digit, truth.digit[improved.accepted])
+    assert torch.equal(improved.second[through], truth.answers[through]) and improved.agrees[through].all()
+    # Of five guesses one was wrong; what only another look had rejected has all five.
+    assert improved.first.votes[through].tolist() == [K - 1, K, K, K]
+    assert improved.tokens > rejected.tokens
+
+
+def test_what_all_looks_agree_on_is_not_thought_through(problems: Problems) -> None:
+    sampler = Scripted()
+    assert not ask(sampler, problems, FILTERS["strict"]).num_thought_through
+    # The looks leave off at three digits of eight.
+    assert min(len(text.split("+")[0]) for text in sampler.asked) == problems.digits - K
+
+
+def test_problems_of_one_digit_cannot_be_thought_through() -> None:
+    problems = draw_problems(1, 16, torch.Generator().manual_seed(3))
+    assert ask(Scripted({problems.swapped().texts()[0]: 1}), problems, FILTERS["strict"]).num_thought_through == 0
 
 
 def test_looks_draw_from_random_streams_of_their_own(problems: Problems) -> None:
-    sampler = Scripted()
+    sampler = misled(problems)
     ask(sampler, problems, FILTERS["strict"], k=problems.digits - 1)
     assert len(set(sampler.stages)) == len(sampler.stages)
     assert max(sampler.stages) < STAGES

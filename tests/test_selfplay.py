@@ -103,6 +103,7 @@ def test_one_shot_distillation_asks_the_supervised_weights_in_every_round(fresh_
 
 def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) -> None:
     settings = {"think": False, "vote": "majority", "second_look": "off", "direct": False, "complement": False, "k": 3}
+    settings["through"] = False
     run, config = start(fresh_run, until=7, filter=settings, round={**SMALL["round"], "max_cycles": 1})
     for _ in self_play(run, config):
         pass

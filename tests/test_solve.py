@@ -1,6 +1,7 @@
 """Typed problems: every policy, any lengths, in order, and the thoughts people read."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from scripted import Scripted
@@ -11,8 +12,9 @@ from sector.engine.solve import Mind, check_problem, read_problems
 from sector.engine.tasks.addition import TASK as ADDITION
 
 
-def mind(sampler: Scripted | None = None, name: str = "strict") -> Mind:
-    return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), FILTERS[name], k=5)
+def mind(sampler: Scripted | None = None, name: str = "strict", k: int = 5, through: bool = True) -> Mind:
+    settings = replace(FILTERS[name], through=through)
+    return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), settings, k)
 
 
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
@@ -71,10 +73,18 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
     ],
 )
 def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reason: str) -> None:
-    (solution,) = mind(Scripted({wrong: 1})).solve(["456+789"], "improved", show=True)
+    (solution,) = mind(Scripted({wrong: 1}), through=False).solve(["456+789"], "improved", show=True)
     assert solution.answer is None
     assert str(solution.error).startswith("the looks disagree") and reason in str(solution.error)
     assert solution.thought is not None and solution.thought.guesses[-1] == "1245"
+
+
+def test_what_was_thought_through_shows_the_whole_chain() -> None:
+    first, second = mind(Scripted({"456+789": 1}), k=1).solve(["456+789", "111+222"], "improved", show=True)
+    assert first.answer == "1245" and first.thought is not None and first.thought.through
+    assert [step.rest for step in first.thought.steps] == ["45+78+1", "4+7+1"] and first.thought.guesses == ["1245"]
+    assert (first.thought.vote, first.thought.direct, first.thought.swapped) == ("1245", "2245", "1245")
+    assert second.thought is not None and len(second.thought.steps) == 1 and not second.thought.through
 
 
 def test_one_digit_and_no_second_look() -> None:
