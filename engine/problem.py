@@ -165,7 +165,8 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
 
     - carry chains, through which a carry runs as far as there is one: in half of them columns add up to nine with a
       probability that is uniform per row, in the other half one run of columns does, of any length and anywhere, since
-      long runs are nearly never drawn column by column, and what is never drawn is never learned;
+      long runs are nearly never drawn column by column, and what is never drawn is never learned. Half of these runs
+      repeat one pair of digits, as people's do: 9999+1, 4444+5556;
     - short operands: one operand starts with a uniform number of zeros, as `12345+00067`.
 
     The carry-in is 0 or 1 with equal probability everywhere.
@@ -183,10 +184,13 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     start = (torch.rand(count, 1, generator=generator) * (digits - length + 1)).long()
     is_one_run = torch.rand(count, 1, generator=generator) < 0.5
     columns = torch.arange(digits)
-    chained = torch.where(is_one_run, (start <= columns) & (columns < start + length), chained)
+    run = is_one_run & (start <= columns) & (columns < start + length)
+    chained = torch.where(is_one_run, run, chained)
+    repeated = torch.randint(0, 20, (count, 1), generator=generator)
 
     chain_share = hard_share * CHAINS
     is_chain = (family < chain_share).unsqueeze(1)
+    a = torch.where(is_chain & run & (repeated < 10), repeated, a)
     b = torch.where(is_chain & chained, 9 - a, b)
     is_short = ((family >= chain_share) & (family < hard_share)).unsqueeze(1)
     blank = is_short & (columns < zeros)
