@@ -130,10 +130,11 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     try:
         table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
         texts, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
-        accepted = [Verdict[verdict.upper()].accepts for verdict in verdicts]
+        believed = {verdict.name.lower() for verdict in Verdict if verdict.accepts}
+        accepted = [verdict in believed for verdict in verdicts]
         problems = _task_in(table).parse(texts, digits)
         read = problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} holds no candidates of {digits} digits ({str(error).splitlines()[0]})") from error
     return read
 

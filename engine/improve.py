@@ -265,13 +265,14 @@ def improve(
         total += again.tokens
     if settings.through and task.at_once is None and problems.digits > 1:
         rows = (verdict != Verdict.ACCEPTED).nonzero().squeeze(1)
-        with named("think through"):
-            mine, others, same, spent = _think_through(sampler, problems, settings, first, rows, layout, sampling)
-        sound = rows[same]
-        first.answers[sound], second[sound], agrees[sound] = mine[same], others[same], True
-        votes = first.valid[sound] & (first.guesses[sound] == first.answers[sound].unsqueeze(1)).all(dim=2)
-        first.votes[sound], verdict[sound] = votes.sum(dim=1), Verdict.THOUGHT_THROUGH
-        total += spent
+        if len(rows):
+            with named("think through"):
+                mine, others, same, spent = _think_through(sampler, problems, settings, first, rows, layout, sampling)
+            sound = rows[same]
+            first.answers[sound], second[sound], agrees[sound] = mine[same], others[same], True
+            votes = first.valid[sound] & (first.guesses[sound] == first.answers[sound].unsqueeze(1)).all(dim=2)
+            first.votes[sound], verdict[sound] = votes.sum(dim=1), Verdict.THOUGHT_THROUGH
+            total += spent
     return Improved(tried, _home(first), second.cpu(), agrees.cpu(), complement.cpu(), verdict.cpu(), int(total))
 
 

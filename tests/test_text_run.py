@@ -90,7 +90,10 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
     [
         ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
         ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
-        ({"filter": {"think": False, "through": False, "second_look": "off"}}, "two different guesses, one an order; lower k"),
+        (
+            {"filter": {"think": False, "through": False, "second_look": "off"}},
+            "two different guesses, one an order; lower k",
+        ),
     ],
     ids=["native", "lsd", "guesses"],
 )
