@@ -45,8 +45,8 @@ class Thought:
     """How an answer came about.
 
     steps: the chain of thought. guesses: the full answer that each step votes for, None where it did not parse; the
-        slow policy guesses after its last step only. vote: the answer with most votes, or that of the whole chain, if it
-        was thought through. votes: how many guesses gave it.
+        slow policy guesses after its last step only. vote: the answer with most votes, or where it was thought through,
+        that of the whole chain. votes: how many guesses gave it.
     direct: the fast answer to the whole problem. swapped: the answer in the other order, None if not asked.
         complement: what the answer to the nines' complement of the problem makes of it, None if not asked.
     """
