@@ -118,19 +118,19 @@ def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
 
 def _rounds(rounds: list[dict[str, Any]], count: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("round", "accepted", "label error", "fast error", "next agrees", "cycles", "generate", "train"):
+    for name in ("round", "accepted", "thought", "label error", "fast error", "next agrees", "cycles", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in rounds[-count:]:
         is_round = line["phase"] == "round"
         table.add_row(
             str(line["digits"]),
-            percent(line["agreement"]),
+            percent(line["accepted"] / line["tried"] if is_round else None),
+            percent(line.get("thought_through", 0) / line["tried"] if is_round else None),
             percent(line["label_error"], 2),
             percent(line["fast_label_error"]),
             percent(line["next_agreement"]),
             str(line["cycles"]),
-            f"{line['seconds_generate']:.0f} s" if is_round else "-",
-            f"{line['seconds_train']:.0f} s",
+            f"{sum(line[f'seconds_{what}'] for what in ('generate', 'train', 'audit')):.0f}",
         )
     return table
 

@@ -55,7 +55,10 @@ def _view(report: dict[str, Any]) -> Table:
     table.add_column(justify="right")
     table.add_column(justify="right", style="dim")
     table.add_row("tried", f"{report['tried']:,}", "")
-    table.add_row("accepted", f"{report['accepted']:,}", percent(report["agreement"]))
+    table.add_row("accepted", f"{report['accepted']:,}", percent(report["accepted"] / report["tried"]))
+    if report["thought_through"]:
+        through = report["thought_through"]
+        table.add_row("  thought through", f"{through:,}", percent(through / report["tried"]))
     for reason, rejected in report["rejected"].items():
         table.add_row("  " + reason.replace("_", " "), f"{rejected:,}", percent(rejected / report["tried"]))
     table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")

@@ -45,6 +45,10 @@ class Chain:
         self.valid.append(parsed & self.alive)
         return full
 
+    def agrees(self, expected: Tensor) -> Tensor:
+        """`[B]` is the last guess `expected [B, W]`?"""
+        return self.valid[-1] & (self.guesses[-1] == expected).all(dim=1)
+
     def simplify(self, step: Simplifications) -> None:
         """Go on with what a simplification left over."""
         self.current, self.alive = step.rest, self.alive & step.valid

@@ -46,7 +46,7 @@ class FilterConfig(Settings):
     k: Count = 5
     """Simplifications, and so guesses, a look."""
     through: bool = True
-    """Where a look fails, simplify to the end, the problem and its other one, and believe what these agree on?"""
+    """Where a look fails, simplify to the end, the problem and its other ones, and believe what these agree on?"""
     think: bool = True
     """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
     in the other operand order than the one before: a vote without any chain of thought, as a baseline."""

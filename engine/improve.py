@@ -28,8 +28,8 @@ from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
 _STAGES_PER_LOOK = 2 * (tokens.MAX_DIGITS + 1)
-# First look, complement, second look, and two chains to the end.
-STAGES = 5 * _STAGES_PER_LOOK
+# First look, complement, second look, and three chains to the end.
+STAGES = 6 * _STAGES_PER_LOOK
 
 
 class Vote(StrEnum):
@@ -78,9 +78,9 @@ class Filter:
     complement: and the fast answer to the nines' complement be the complement of the vote, where the task has one? All
         other looks read the same carries and miss the same ones; in the complement every carry is the other one.
     think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`guess_at_once`).
-    through: where a look fails, simplify to the end, the problem and the one whose answer follows, and accept what
-        these agree on? All looks guess most of an answer, so that what cannot be guessed is what they reject; and what
-        is always rejected is never learned. A chain to the end guesses nothing.
+    through: where a look fails, simplify to the end, the problem, its complement if that is asked for, and the one
+        whose answer follows, and accept what these agree on? All looks guess most of an answer, so that what cannot be
+        guessed is what they reject; and what is always rejected is never learned. A chain to the end guesses nothing.
     """
 
     vote: Vote
@@ -267,12 +267,14 @@ def improve(
         rows = (verdict != Verdict.ACCEPTED).nonzero().squeeze(1)
         if len(rows):
             with named("think through"):
-                mine, others, same, spent = _think_through(sampler, problems, settings, first, rows, layout, sampling)
-            sound = rows[same]
-            first.answers[sound], second[sound], agrees[sound] = mine[same], others[same], True
-            votes = first.valid[sound] & (first.guesses[sound] == first.answers[sound].unsqueeze(1)).all(dim=2)
+                through = _think_through(sampler, problems, settings, first, rows, layout, sampling)
+            sound = through.rows
+            first.answers[sound], second[sound], agrees[sound] = through.answers, through.second, True
+            if settings.complement and task.has_complement:
+                complement[sound] = through.answers
+            votes = first.valid[sound] & (first.guesses[sound] == through.answers.unsqueeze(1)).all(dim=2)
             first.votes[sound], verdict[sound] = votes.sum(dim=1), Verdict.THOUGHT_THROUGH
-            total += spent
+            total += through.tokens
     return Improved(tried, _home(first), second.cpu(), agrees.cpu(), complement.cpu(), verdict.cpu(), int(total))
 
 
@@ -368,20 +370,44 @@ def _look(
     return Look(guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps)
 
 
+@dataclass(frozen=True, slots=True)
+class _Through:
+    """Problems on which chains of thought to the end agree.
+
+    rows: `[R]` which. answers: `[R, W]` to them, second: `[R, W]` to the other problems. tokens: of all chains, also
+    those that disagree.
+    """
+
+    rows: Tensor
+    answers: Tensor
+    second: Tensor
+    tokens: int | Tensor
+
+
 def _think_through(
     sampler: Sampler, problems: Batch, settings: Filter, first: Look, rows: Tensor, layout: Layout, sampling: Sampling
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Chains of thought to the end, for R rows of a look and for the problems whose answers follow from theirs.
+) -> _Through:
+    """Chains of thought to the end: some rows of a look, their complements if the filter asks for them, and `b+a`.
 
-    Returns answers `[R, W]`, those to the other problems `[R, W]`, which of them agree `[R]`, and the tokens it took.
+    Both orders alone are not enough. A column of two digits alike is the same column in `b+a`, so that one which the
+    slow policy adds up wrongly, say 0+0 with a carry, goes wrong in both. A complement has no column of its problem.
     """
+    task = task_of(problems)
     begun = Simplifications(first.rest[rows], first.digit[rows], first.valid[rows, 0])
     mine = to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
-    other, expected = task_of(problems).second_look(problems[rows], mine.guesses[0])
-    variant = _second_variant(settings.second_look, sampling.rows[rows], layout)
-    again = to_the_end(sampler, other, layout.shifted(variant), _at_look(sampling, rows, 4), expected)
-    same = mine.valid[0] & again.valid[0] & (again.guesses[0] == expected).all(dim=1)
-    return mine.guesses[0], again.guesses[0], same, torch.as_tensor(mine.tokens + again.tokens)
+    answers, tokens = mine.guesses[0], mine.tokens
+    agree = mine.valid[0].nonzero().squeeze(1)
+    if settings.complement and task.has_complement:
+        expected = task.complement_answers(answers[agree])
+        at_look = _at_look(sampling, rows[agree], 4)
+        again = to_the_end(sampler, task.complement(problems[rows[agree]]), layout, at_look, expected)
+        agree, tokens = agree[again.agrees(expected)], tokens + again.tokens
+    left = rows[agree]
+    other, expected = task.second_look(problems[left], answers[agree])
+    shifted = layout.shifted(_second_variant(settings.second_look, sampling.rows[left], layout))
+    again = to_the_end(sampler, other, shifted, _at_look(sampling, left, 5), expected)
+    same = again.agrees(expected)
+    return _Through(left[same], answers[agree[same]], again.guesses[0][same], tokens + again.tokens)
 
 
 def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> int | Tensor:

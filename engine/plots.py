@@ -46,6 +46,7 @@ STYLE: dict[str, Any] = {
 COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5")
 _REASON_COLORS = {
     "accepted": "#2f9e44",
+    "thought_through": "#94d82d",
     "unparsable": "#495057",
     "outvoted": "#f08c00",
     "not_direct": "#1f6feb",
@@ -163,7 +164,7 @@ def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     lengths = [line["digits"] for line in rounds]
     bottom = np.zeros(len(rounds))
     for reason, color in _REASON_COLORS.items():
-        counts = [line["accepted"] if reason == "accepted" else line["rejected"].get(reason, 0) for line in rounds]
+        counts = [_fates(line).get(reason, 0) for line in rounds]
         shares = np.array(counts) / np.array([line["tried"] for line in rounds])
         if reason == "accepted" or shares.any():
             axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))
@@ -173,6 +174,12 @@ def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     axes.set_title("What became of the candidates")
     axes.set_ylabel("share of tried")
     axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=5)
+
+
+def _fates(line: dict[str, Any]) -> dict[str, int]:
+    """Candidates of a round by what became of them: accepted at once, thought through, or the look that failed."""
+    through = line.get("thought_through", 0)
+    return {"accepted": line["accepted"] - through, "thought_through": through, **line["rejected"]}
 
 
 def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:

@@ -17,9 +17,16 @@ class Scripted:
     device = torch.device("cpu")
     weights_sha256 = ""
 
-    def __init__(self, wrong_answers: dict[str, int] | None = None, broken_thoughts: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        wrong_answers: dict[str, int] | None = None,
+        broken_thoughts: set[str] | None = None,
+        wrong_column: tuple[int, int, int] | None = None,
+    ) -> None:
         self.wrong_answers = wrong_answers or {}
         self.broken_thoughts = broken_thoughts or set()
+        # Two digits and a carry that it always adds up wrongly when it thinks.
+        self.wrong_column = wrong_column
         self.asked: list[str] = []
         self.stages: list[int] = []
 
@@ -49,7 +56,11 @@ class Scripted:
                     answers[row, 0] = (answers[row, 0] + self.wrong_answers.get(text, 0)) % 10
                 outputs.append(layout.answer_ids(answers))
             else:
-                ids = layout.simplification_ids(truth.rest, truth.digit)
+                columns = zip(
+                    problems.a[:, -1].tolist(), problems.b[:, -1].tolist(), problems.carry.tolist(), strict=True
+                )
+                off = torch.tensor([column == self.wrong_column for column in columns]).long()
+                ids = layout.simplification_ids(truth.rest, (truth.digit + off) % 10)
                 broken = torch.tensor([text in self.broken_thoughts for text in texts])
                 outputs.append(ids.masked_fill(broken.unsqueeze(1), PAD_ID))
         return outputs

@@ -132,6 +132,15 @@ def test_what_looks_reject_is_thought_through(problems: Problems) -> None:
     assert improved.tokens > rejected.tokens
 
 
+def test_a_column_that_is_always_added_up_wrongly_does_not_agree_with_its_complement() -> None:
+    """0+0 with a carry goes wrong in both orders, at whatever place; 9+9 without one does not."""
+    problems = Problems.parse(["12038+45067", "12345+54321"], 5)
+    sampler = Scripted(wrong_column=(0, 0, 1))
+    orders_only = replace(FILTERS["strict"], complement=False)
+    assert ask(sampler, problems, orders_only).verdict.tolist() == [Verdict.THOUGHT_THROUGH, Verdict.ACCEPTED]
+    assert ask(sampler, problems, FILTERS["strict"]).verdict.tolist() == [Verdict.OUTVOTED, Verdict.ACCEPTED]
+
+
 def test_what_all_looks_agree_on_is_not_thought_through(problems: Problems) -> None:
     sampler = Scripted()
     assert not ask(sampler, problems, FILTERS["strict"]).num_thought_through

@@ -15,7 +15,10 @@ def _metrics(digits: int) -> dict[str, Any]:
     return {
         "phase": "round" if digits > 6 else "sft",
         "digits": digits,
-        "agreement": 0.99,
+        "tried": 600 if digits > 6 else 0,
+        "accepted": 594 if digits > 6 else 0,
+        "thought_through": 12 if digits > 6 else 0,
+        "agreement": 0.97,
         "label_error": 0.001,
         "fast_label_error": 0.3,
         "next_agreement": 0.95,
@@ -23,6 +26,7 @@ def _metrics(digits: int) -> dict[str, Any]:
         "accuracy": {str(length): 0.99 for length in range(1, digits + 2)},
         "seconds_generate": 10.0,
         "seconds_train": 10.0,
+        "seconds_audit": 2.0,
         "seconds_total": 30.0 * digits,
     }
 
@@ -38,6 +42,9 @@ def test_a_frame_fits_the_terminal(reached: int) -> None:
     lines = console.export_text().splitlines()
     assert len(lines) < 24 and max(map(len, lines)) <= 80
     assert ("left" in lines[0]) == (reached > 6)
+    if reached > 6:
+        row = next(line.split() for line in lines if line.split()[:1] == [str(reached)])
+        assert row[1:5] == ["99.0", "%", "2.0", "%"] and row[-2:] == ["2", "22"]
 
 
 def test_the_time_left_counts_down_and_never_below_nothing() -> None:

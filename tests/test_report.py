@@ -44,6 +44,7 @@ def line(digits: int, accuracy: float) -> dict[str, Any]:
         "digits": digits,
         "tried": 40 if is_round else 0,
         "accepted": 36 if is_round else 0,
+        "thought_through": 4 if is_round else 0,
         "rejected": {"unparsable": 1, "outvoted": 1, "not_direct": 1, "not_complement": 1, "not_commutative": 0},
         "label_error": 0.0 if is_round else None,
         "fast_label_error": 0.1 if is_round else None,

@@ -40,13 +40,15 @@ class Verdict:
 class Thought:
     """A problem as the model solved it; all text as it stands on disk.
 
-    verdict: accepted, or the look that failed. right: is the voted answer the true sum? first: the first
-    simplification, '' if it is not on record. guesses: the part that was guessed and the digits found by simplifying.
+    verdict: accepted, thought through, or the look that failed. accepted: either of the first two. right: is the answer
+    the true sum? first: the first simplification, '' if it is not on record. guesses: the part that was guessed and the
+    digits found by simplifying.
     """
 
     digits: int
     problem: str
     verdict: str
+    accepted: bool
     right: bool
     answer: str
     direct: str
@@ -235,17 +237,17 @@ def _thoughts(run: RunDir, rounds: list[int]) -> Iterator[Thought]:
     """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
         candidates = pq.read_table(run.candidates(digits)).to_pylist()
-        problems, answers, _, _ = read_votes(run.candidates(digits), digits)
+        problems, answers, _, accepted = read_votes(run.candidates(digits), digits)
         right = audit.answers_correct(problems, answers).tolist()
-        accepted = {row["problem"]: row for row in pq.read_table(run.examples(digits)).to_pylist()}
+        examples = {row["problem"]: row for row in pq.read_table(run.examples(digits)).to_pylist()}
         seen: set[str] = set()
-        for row, is_right in zip(candidates, right, strict=True):
+        for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:
                 seen.add(row["verdict"])
-                yield _thought(digits, row, is_right, accepted.get(row["problem"], {}))
+                yield _thought(digits, row, believed, is_right, examples.get(row["problem"], {}))
 
 
-def _thought(digits: int, row: dict[str, Any], right: bool, example: dict[str, Any]) -> Thought:
+def _thought(digits: int, row: dict[str, Any], accepted: bool, right: bool, example: dict[str, Any]) -> Thought:
     guesses = [str(guess) for guess in example.get("guesses") or []]
     thinks = bool(example.get("simplification"))
     # The guess after j simplifications ends in the j digits that they split off.
@@ -257,6 +259,7 @@ def _thought(digits: int, row: dict[str, Any], right: bool, example: dict[str, A
         digits=digits,
         problem=str(row["problem"]),
         verdict=str(row["verdict"]).replace("_", " "),
+        accepted=accepted,
         right=right,
         answer=str(row["answer"]),
         direct=str(row.get("direct", "")),
