@@ -79,7 +79,10 @@ def matrix_rate(model: SectorForCausalLM) -> float:
 
 
 def improved_work(digits: int, k: int, settings: Filter, order: DigitOrder) -> Work:
-    """What the improved policy costs an accepted candidate, if drafts hold and what prompts share is read once."""
+    """What the looks cost a candidate that they accept, if drafts hold and what prompts share is read once.
+
+    What they reject is thought through besides; how much that is depends on the model, and is not counted here.
+    """
     num_simplifications = min(1 if settings.vote is Vote.OFF else k, digits - 1)
     work = _look(digits, num_simplifications, order, answers_first=True)
     if settings.complement:
@@ -125,7 +128,7 @@ def card(
 
 
 def _look(digits: int, num_simplifications: int, order: DigitOrder, answers_first: bool) -> Work:
-    """One solution by simplify-then-guess; see `improve._simplify_then_guess`."""
+    """One solution by simplify-then-guess; see `chain.simplify_then_guess`."""
     work = Work(0, 0, 0)
     for stage in range(num_simplifications + 1):
         thinks = stage < num_simplifications

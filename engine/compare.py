@@ -112,7 +112,7 @@ def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[dict[str, An
         return "reached"
     if last["phase"] == "round" and last["next_agreement"] < config.round.min_agreement:
         return f"no agreement at {last['digits'] + 1} digits"
-    following = last["digits"] + last.get("leap", 1)
+    following = run.following(last["digits"], last.get("leap", 1))
     generation = run.read_json(following, "generation")
     return f"nothing accepted at {following} digits" if generation and not generation["accepted"] else None
 

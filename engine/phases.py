@@ -108,9 +108,8 @@ class Phases:
         """Digits of the rounds up to `until`, one when the one before is over: those that have begun, then by leaps."""
         digits = self._first
         while digits < self._config.until:
-            begun = next((each for each in self._run.rounds() if each > digits), None)
             leap = self._record(0 if digits == self._first else digits, "training").get("leap", 1)
-            digits = begun or digits + leap
+            digits = self._run.following(digits, leap)
             if digits <= self._config.until:
                 yield digits
 

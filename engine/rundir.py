@@ -84,6 +84,10 @@ class RunDir:
         """Digits of the rounds that have begun, shortest first."""
         return sorted(int(path.name) for path in self.root.glob("rounds/*") if path.name.isdigit())
 
+    def following(self, digits: int, leap: int) -> int:
+        """Digits of the round after the one at `digits`: that which has begun, else as far as it leaps."""
+        return next((begun for begun in self.rounds() if begun > digits), digits + leap)
+
     def round_dir(self, digits: int) -> Path:
         """The round at `digits` digits; 0 is the supervised phase."""
         return self.root / "rounds" / (f"{digits:02d}" if digits else "supervised")
