@@ -173,7 +173,7 @@ def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     axes.set_yticks(np.linspace(0, 1, 6), [f"{20 * step} %" for step in range(6)])
     axes.set_title("What became of the candidates")
     axes.set_ylabel("share of tried")
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=5)
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=4)
 
 
 def _fates(line: dict[str, Any]) -> dict[str, int]:
