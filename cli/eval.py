@@ -19,7 +19,7 @@ def evaluate(
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Problems a length.")] = 1000,
     policy: options.PolicyOption = "fast",
-    suite: Annotated[bool, typer.Option(help="Also carry chains, unequal lengths and leading zeros.")] = True,
+    suite: Annotated[bool, typer.Option(help="Also long carries, unequal lengths and leading zeros.")] = True,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where picture and JSON go.", show_default="the run's plots/, if it has one"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import safetensors
 
-from sector.engine.compare import EVALUATION, Outcome, label_errors_of, means_of, outcome_of
+from sector.engine.compare import Outcome, label_errors_of, means_of, outcome_of, read_evaluation
 from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, NoAgreement
 from sector.engine.evaluate import evaluate_model
@@ -57,7 +57,7 @@ def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress) -> Iterator[Step]
     for index, (cell, seed) in enumerate(grid.runs()):
         root = run_root(out, cell, seed)
         with open_run(root, cell.of_seed(seed), f"cell {cell.name}") as (run, config):
-            if _is_over(run):
+            if _is_over(run, grid):
                 continue
             _borrow(out, run, config)
             try:
@@ -100,16 +100,24 @@ def run_root(out: Path, cell: Cell, seed: int) -> Path:
     return out / "cells" / cell.name / f"seed{seed}"
 
 
-def _is_over(run: RunDir) -> bool:
-    outcome = outcome_of(run)
-    return outcome is not None and bool(outcome.stopped_because) and (run.plots() / EVALUATION).exists()
+def _is_over(run: RunDir, grid: Grid) -> bool:
+    """Has it stopped, and been evaluated as this grid asks for? Someone may have looked at fewer lengths since."""
+    outcome, evaluation = outcome_of(run), read_evaluation(run.root)
+    if outcome is None or not outcome.stopped_because or evaluation is None:
+        return False
+    lengths = [each["digits"] for each in evaluation["lengths"]]
+    return evaluation["samples"] == grid.samples and lengths == _lengths(grid)
+
+
+def _lengths(grid: Grid) -> list[int]:
+    return list(range(1, grid.longest + 1))
 
 
 def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgress) -> None:
     """Accuracy at every length up to the grid's longest: what cells of all kinds are compared by."""
     evaluate_model(
         run.root / "checkpoints" / "latest",
-        list(range(1, grid.longest + 1)),
+        _lengths(grid),
         grid.samples,
         policy="fast",
         suite=False,

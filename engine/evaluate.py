@@ -1,4 +1,4 @@
-"""The evaluation: exact-match accuracy by length on uniform problems, and on three families that people do type."""
+"""The evaluation: exact-match accuracy by length, on uniform problems and on kinds that uniform digits hardly hold."""
 
 import json
 import time

@@ -43,7 +43,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5")
+COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5", "#0c8599")
 _REASON_COLORS = {
     "accepted": "#2f9e44",
     "thought_through": "#94d82d",

@@ -180,23 +180,28 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     chained = torch.rand(shape, generator=generator) < chain_rate
     zeros = torch.randint(0, digits, (count, 1), generator=generator)
     first_is_short = torch.rand(count, 1, generator=generator) < 0.5
-    length = torch.randint(1, digits + 1, (count, 1), generator=generator)
-    start = (torch.rand(count, 1, generator=generator) * (digits - length + 1)).long()
+    run = run_of_columns(digits, count, generator)
     is_one_run = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.arange(digits)
-    run = is_one_run & (start <= columns) & (columns < start + length)
     chained = torch.where(is_one_run, run, chained)
     repeated = torch.randint(0, 20, (count, 1), generator=generator)
 
     chain_share = hard_share * CHAINS
     is_chain = (family < chain_share).unsqueeze(1)
-    a = torch.where(is_chain & run & (repeated < 10), repeated, a)
+    a = torch.where(is_chain & is_one_run & run & (repeated < 10), repeated, a)
     b = torch.where(is_chain & chained, 9 - a, b)
     is_short = ((family >= chain_share) & (family < hard_share)).unsqueeze(1)
-    blank = is_short & (columns < zeros)
+    blank = is_short & (torch.arange(digits) < zeros)
     a = a.masked_fill(blank & first_is_short, 0)
     b = b.masked_fill(blank & ~first_is_short, 0)
     return Problems(a, b, carry)
+
+
+def run_of_columns(digits: int, count: int, generator: torch.Generator) -> Tensor:
+    """`[B, N]` bool: one run of columns a row, of any length from 1 to N and anywhere."""
+    length = torch.randint(1, digits + 1, (count, 1), generator=generator)
+    start = (torch.rand(count, 1, generator=generator) * (digits - length + 1)).long()
+    columns = torch.arange(digits)
+    return (start <= columns) & (columns < start + length)
 
 
 def batches(problems: AnyBatch, size: int) -> Iterator[AnyBatch]:

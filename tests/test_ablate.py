@@ -107,6 +107,19 @@ def test_done_runs_are_skipped_and_half_done_ones_go_on(tmp_path: Path) -> None:
     assert {step.seed for step in steps(wider, tmp_path) if step.event} == {1}
 
 
+def test_a_run_that_someone_evaluated_otherwise_is_evaluated_again(done: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "out", symlinks=True))
+    evaluation = out / "cells" / "alone" / "seed1" / "plots" / "eval-fast.json"
+    whole = json.loads(evaluation.read_text())
+    evaluation.write_text(json.dumps({**whole, "lengths": whole["lengths"][:1]}))
+    again = steps(GRID, out)
+    assert [(step.cell.name, step.seed) for step in again if step.event is None] == [("alone", 1)]
+    assert not any(step.event and step.event["event"] == "train" for step in again)
+    assert json.loads(evaluation.read_text())["lengths"] == whole["lengths"]
+    more = Grid(GRID.title, GRID.seeds, GRID.cells, samples=6, longest=3)
+    assert sum(step.event is None for step in steps(more, out)) == 4
+
+
 @pytest.fixture
 def grid_file(tmp_path: Path) -> Path:
     path = tmp_path / "grid.toml"

@@ -22,7 +22,7 @@ from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
 from sector.engine.supervised import label
 from sector.engine.tasks.addition import TASK as ADDITION
-from sector.engine.tasks.addition import carry_chains, short_operands
+from sector.engine.tasks.addition import carry_chains, carry_runs, short_operands
 
 
 def test_label_error_is_the_share_of_wrong_answers() -> None:
@@ -62,6 +62,17 @@ def test_carry_chains_run_through_the_whole_number() -> None:
     rest = problems[~nines]
     assert (rest.a + rest.b == 9).all() and (rest.carry == 1).all()
     assert (label(problems).answers[:, 0] == 1).all()
+
+
+def test_carry_runs_are_of_any_length_and_anywhere() -> None:
+    problems = carry_runs(12, 400, seed=3)
+    nines = (problems.a + problems.b == 9).long()
+    longest = torch.tensor([max(map(len, "".join(map(str, row)).split("0"))) for row in nines.tolist()])
+    # All lengths alike: a sixth has eleven columns or twelve. By chance columns add up to nine too, so fewer are short.
+    assert 40 < int((longest >= 11).sum()) < 100 and int((longest <= 3).sum()) > 60
+    assert 0 < int(problems.carry.sum()) < 400 and nines[:, 0].any() and nines[:, -1].any()
+    # A carry comes out of a run of uniform digits or it does not.
+    assert 100 < int(label(problems).answers[:, 0].sum()) < 300
 
 
 def test_short_operands_have_leading_zeros_on_either_side() -> None:

@@ -298,7 +298,12 @@ def test_eval(run: Path, policy: str) -> None:
         {"digits", "correct", "samples", "accuracy", "low", "high"} == score.keys() for score in report["lengths"]
     )
     assert all(score["accuracy"] == 1 and score["low"] < 0.8 and score["high"] == 1 for score in report["lengths"])
-    assert {score["family"] for score in report["suite"]} == {"carry chains", "unequal lengths", "leading zeros"}
+    assert {score["family"] for score in report["suite"]} == {
+        "carry chains",
+        "carry runs",
+        "unequal lengths",
+        "leading zeros",
+    }
     assert json.loads((run / "plots" / f"eval-{policy}.json").read_text()) == report
     assert (run / "plots" / f"eval-{policy}.png").exists()
 

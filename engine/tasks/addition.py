@@ -7,7 +7,7 @@ from sector.engine import problem
 from sector.engine.mistakes import Mistake, by_index, in_columns, index_of
 from sector.engine.oracle import Truth
 from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems
+from sector.engine.problem import Problems, draw_problems, run_of_columns
 from sector.engine.seeding import generator
 from sector.engine.task import Family, Layout, Simplifications, Task
 from sector.engine.text.alphabet import Alphabet
@@ -117,8 +117,13 @@ class Addition(Task):
         return layout.simplification_ids(Problems(a, b, carry), digit)
 
     def families(self) -> dict[str, Family]:
-        """Carries through every digit, operands of unequal lengths, and leading zeros."""
-        return {"carry chains": carry_chains, "unequal lengths": short_operands, "leading zeros": leading_zeros}
+        """Carries through every digit, or through a run of digits; operands of unequal lengths; leading zeros."""
+        return {
+            "carry chains": carry_chains,
+            "carry runs": carry_runs,
+            "unequal lengths": short_operands,
+            "leading zeros": leading_zeros,
+        }
 
 
 def carry_chains(digits: int, samples: int, seed: int) -> Problems:
@@ -130,6 +135,14 @@ def carry_chains(digits: int, samples: int, seed: int) -> Problems:
     small = torch.zeros_like(problems.b)
     small[:, -1] = torch.randint(1, 10, (samples,), generator=draws)
     return Problems(a, torch.where(nines[:, None], small, 9 - problems.a), torch.where(nines, problems.carry, 1))
+
+
+def carry_runs(digits: int, samples: int, seed: int) -> Problems:
+    """Uniform digits, but for one run of columns that add up to nine: is there a carry at its head, or not?"""
+    draws = generator(seed, "eval-runs", digits)
+    problems = draw_problems(digits, samples, draws)
+    run = run_of_columns(digits, samples, draws)
+    return Problems(problems.a, torch.where(run, 9 - problems.a, problems.b), problems.carry)
 
 
 def short_operands(digits: int, samples: int, seed: int) -> Problems:
