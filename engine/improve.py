@@ -397,12 +397,14 @@ def _think_through(
     mine = to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
     answers, tokens = mine.guesses[0], mine.tokens
     agree = mine.valid[0].nonzero().squeeze(1)
-    if settings.complement and task.has_complement:
+    if settings.complement and task.has_complement and len(agree):
         expected = task.complement_answers(answers[agree])
         at_look = _at_look(sampling, rows[agree], 4)
         again = to_the_end(sampler, task.complement(problems[rows[agree]]), layout, at_look, expected)
         agree, tokens = agree[again.agrees(expected)], tokens + again.tokens
     left = rows[agree]
+    if not len(left):
+        return _Through(left, answers[agree], answers[agree], tokens)
     other, expected = task.second_look(problems[left], answers[agree])
     shifted = layout.shifted(_second_variant(settings.second_look, sampling.rows[left], layout))
     again = to_the_end(sampler, other, shifted, _at_look(sampling, left, 5), expected)
