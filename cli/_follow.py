@@ -64,19 +64,21 @@ def default_out(given: dict[str, Any]) -> Path:
 def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
     """Go through the events of a run and show them; however that ends, machines get a last word.
 
-    Asked to stop, it ends after the event at hand, which is saved by then, with exit code 0.
+    Asked to stop, it ends after the next event, which is saved by then, with exit code 0.
     """
     from sector.engine.stopping import Terminated
 
     tally = Tally(config, run.metrics())
-    stopped_because = "interrupted"
+    stopped_because, asked = "interrupted", False
     try:
         with _view(run, tally, output) as view:
             for event in events:
                 tally.take(event)
                 view.show(event)
-                if stopping.asked:
+                # Asked between the step's end and here it was not saved: only the next one sees that it must be.
+                if asked:
                     raise Terminated
+                asked = stopping.asked
         stopped_because = "reached"
     except Terminated as error:
         stopped_because = "terminated"

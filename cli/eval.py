@@ -59,15 +59,16 @@ def _view(report: "Report") -> Table:
     families = [name for name in dict.fromkeys(score.name for score in report.scores) if name != "uniform"]
     at = {(score.name, score.digits): score for score in report.scores}
     table = Table(
-        header_style="bold", title=report.title, title_justify="left", title_style="bold", pad_edge=False, box=None
-    )
-    for name in ("digits", "accuracy", "Wilson 95 %", *families):
+        header_style="bold", title=f"{report.title}, with Wilson 95 % intervals", title_justify="left",
+        title_style="bold", pad_edge=False, collapse_padding=True, box=None,
+    )  # fmt: skip
+    for name in ("digits", "uniform", "95 %", *families):
         table.add_column(name, justify="right")
     for digits in dict.fromkeys(score.digits for score in report.scores):
         score = at["uniform", digits]
         low, high = (100 * bound for bound in score.interval)
         others = [_colored(at[name, digits].accuracy) for name in families]
-        table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f} - {high:.1f}", *others)
+        table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f}-{high:.1f}", *others)
     return table
 
 

@@ -7,18 +7,23 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from small_run import assert_same
 
 from sector.benchmarks.small_run import SECTOR
+from sector.cli._follow import follow
+from sector.cli._output import Output
 from sector.engine import distill, stopping
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, InputError
+from sector.engine.rundir import RunDir
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
 
@@ -200,6 +205,21 @@ def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
                 asked.asked = True
             if event["event"] == "train" and event["step"] == 3:
                 break
+    again = next(event for event in go_on(fresh_run) if event["event"] == "train")
+    assert again["step"] == 4
+
+
+def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fresh_run: Path) -> None:
+    asked = stopping.Stopping()
+
+    def events(run: RunDir, config: RunConfig) -> Iterator[dict[str, Any]]:
+        for event in self_play(run, config, stopping=asked):
+            asked.asked |= event["event"] == "train" and event["step"] == 2
+            yield event
+
+    with open_run(fresh_run, {}, "test") as (run, config), pytest.raises(typer.Exit):
+        follow(events(run, config), run, config, Output(as_json=True), asked)
+    assert run.snapshot.exists()
     again = next(event for event in go_on(fresh_run) if event["event"] == "train")
     assert again["step"] == 4
 
