@@ -9,7 +9,9 @@ from sector.engine.mistakes import Mistake, tally
 from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.supervised import label
+from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import Sums
+from sector.engine.tasks.multiplication import Products
 
 # 1 + 9 carries into the tens, where 4 + 5 hands it on; nothing carries out of 2 + 3.
 TEXT, SUM = "241+359", "0600"
@@ -92,6 +94,28 @@ def test_a_carry_that_is_not_there_is_invented() -> None:
     rest = Problems(truth.rest.a, truth.rest.b, 1 - truth.rest.carry)
     ids = PlaceLayout().simplification_ids(rest, truth.digit)
     assert simplification_mistakes(ids, problems, PlaceLayout()) == [Mistake.CARRY_INVENTED]
+
+
+def test_a_step_of_a_product_is_judged_in_the_order_it_is_worked_out() -> None:
+    task = find_task("multiplication")
+    problems = task.parse(["47*63+88"] * 7)
+    truth = label(problems)
+    assert truth.rest.texts()[0] == "47*6+22~12,21,00,141,10" and truth.digit[0] == 9
+    work, c, a = truth.rest.work.clone(), truth.rest.c.clone(), truth.rest.a.clone()
+    # A digit of the tens, a carry of the first sum, one of the second, a digit of the sum, a copy; and two at once.
+    work[1, 0], work[2, 5], work[3, 9], c[4, 1], a[5, 0] = 2, 1, 0, 3, 5
+    a[6, 0], work[6, 9] = 5, 0
+    layout = task.layout("lsd")
+    ids = layout.simplification_ids(Products(a, truth.rest.b, c, work), truth.digit)
+    assert simplification_mistakes(ids, problems, layout) == [
+        Mistake.RIGHT,
+        Mistake.ADDED,
+        Mistake.CARRY_INVENTED,
+        Mistake.CARRY_MISSED,
+        Mistake.ADDED,
+        Mistake.COPIED,
+        Mistake.CARRY_MISSED,
+    ]
 
 
 def test_a_tally_names_every_kind() -> None:

@@ -1,22 +1,23 @@
 """Multiplication: `a*b+c`, where a has W digits, b has M, and c, what is carried along, W again.
 
-A simplification takes the last digit d off the multiplier: it works out c + a*d column by column, whose last digit is
-the answer's, and whose others are the next c. After M of them b is used up, and c is what is left of the answer. A step
-knows W + 1 columns and one digit of b, however long b is: every token of it needs what stands at its own place and the
-one before, if the last digits come first (`digit_order = "lsd"`).
+A simplification takes the last digit d off the multiplier: it works out c + a*d, whose last digit is the answer's, and
+whose others are the next c. After M of them b is used up, and c is what is left of the answer. A step knows W + 1
+columns and one digit of b, however long b is.
 
     prompt          < a ) + 0b ) + c ) >
-    simplification  carries ) & c + a*d ) & 0b' ) & a E
+    simplification  tens ) & units ) & carries ) & a*d ) & carries ) & c + a*d ) & 0b' ) & a E
 
-The carries out of the columns are written first, as on paper, and so each token of the chain follows from four digits.
-`digits` means M; a problem of N digits as drawn is one of N times N, with c nothing but zeros. Fast answers to whole
+It is worked out as on paper: the tens and units of each digit of a times d, their sum one column to the left, and
+that and c. The carries out of the columns of a sum are written before it. So every token follows from three digits at
+most, two to be added and a carry, or two to be multiplied, at its own place and the one before, if the last digits come
+first (`digit_order = "lsd"`). Written at once c + a*d depends on four, and was not learned (RESULTS.md). `digits` means M; a problem of N digits as drawn is one of N times N, with c nothing but zeros. Fast answers to whole
 products are not taught (RESULTS.md, Multiplication): the direct answer is taught where no multiplier is left, and the
 policies think down to there. The check is commutativity: `b*a+c` goes other ways to the same answer.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -31,7 +32,10 @@ from sector.engine.problem import digit_strings, digit_tensor
 from sector.engine.task import Layout, Simplifications, Task
 
 _TYPED = re.compile(r"\s*(\d+)\s*\*\s*(\d+)\s*=?\s*", re.ASCII)
-_WRITTEN = re.compile(r"(\d+)\*(\d*)\+(\d+)(?:~(\d+))?", re.ASCII)
+_WRITTEN = re.compile(r"(\d+)\*(\d*)\+(\d+)(?:~(\d+(?:,\d+){4}))?", re.ASCII)
+
+# Of the rows of a step: tens, units, carries, a*d, carries, and c + a*d.
+_IS_CARRY = (False, False, True, False, True, False)
 
 
 class Size(NamedTuple):
@@ -46,7 +50,8 @@ class Products:
     """Problems `a*b+c`.
 
     a: `[B, W]` digits, most significant first. b: `[B, M]`. c: `[B, W]`.
-    work: `[B, W]` the carries out of the columns of the step that led here, as they were written; zeros before any.
+    work: `[B, 5W+1]` what the step that led here wrote before c: tens and units `[B, W]` each, carries `[B, W]`, a*d
+        `[B, W+1]`, carries `[B, W]`, as they were written; zeros before any.
     """
 
     task: ClassVar[str] = "multiplication"
@@ -90,15 +95,14 @@ class Products:
         """Is there no problem at all, because nothing was simplified?"""
         return self.a.shape[1] == 0
 
-    def without_digits(self) -> Self:
+    def without_digits(self) -> "Products":
         """As many problems of no digits."""
-        empty = self.a[:, :0]
-        return type(self)(empty, empty, empty, empty)
+        return _begun(self.a[:, :0], self.b[:, :0])
 
     def texts(self) -> list[str]:
-        """`12*34+00`, and `~01` behind it where a step led here: its carries."""
-        rows = zip(*(digit_strings(getattr(self, each.name)) for each in fields(self)), strict=True)
-        return [f"{a}*{b}+{c}" + (f"~{work}" if work.strip("0") else "") for a, b, c, work in rows]
+        """`12*34+00`, and `~00,48,00,048,00` behind it where a step led here: its work."""
+        rows = zip(*(digit_strings(each) for each in (self.a, self.b, self.c, *_rows(self.work))), strict=True)
+        return [f"{a}*{b}+{c}" + (f"~{','.join(work)}" if "".join(work).strip("0") else "") for a, b, c, *work in rows]
 
     @classmethod
     def cat(cls, parts: "Iterable[Self]") -> Self:
@@ -110,15 +114,15 @@ class Products:
 class ProductLayout(PlaceLayout):
     """Products as place-coupled ids; see the module's docstring. Sizes are `Size`."""
 
-    simplification_shape: ClassVar[re.Pattern[str]] = re.compile(r"d+(\)&d+){3}E?_*")
+    simplification_shape: ClassVar[re.Pattern[str]] = re.compile(r"d+(\)&d+){7}E?_*")
 
     def answer_length(self, size: Any, /) -> int:
         """Digits of the answer, and the end."""
         return sum(size) + 1
 
     def simplification_length(self, size: Any, /) -> int:
-        """Carries, sums, the multiplier with its zero, the multiplicand, their ends and the marks between them."""
-        return 3 * size.width + size.digits + 8
+        """Five rows of work, sums, the multiplier with its zero, the multiplicand, their ends and marks between them."""
+        return 7 * size.width + size.digits + 17
 
     def beginning_length(self, size: Any, /) -> int:
         """`< a ) +`, which no simplification changes."""
@@ -132,12 +136,12 @@ class ProductLayout(PlaceLayout):
         return torch.cat([start, a, plus, self._multiplier_ids(problems.b), plus, c], dim=1)
 
     def simplification_ids(self, rest: Products, digit: Tensor) -> Tensor:
-        """`[B, 3W+M+8]` ids of `carries ) & c + a*d ) & 0b' ) & a E`."""
+        """`[B, 7W+M+17]` ids of `work ) & c + a*d ) & 0b' ) & a E`, five numbers of work."""
         join = self._marks(tokens.JOIN, len(rest), digit.device)
         sums = torch.cat([rest.c, digit.unsqueeze(1)], dim=1)
-        work, sums = (self._number_ids(each, tokens.END) for each in (rest.work, sums))
-        a = self._number_ids(rest.a, tokens.EOS)
-        return torch.cat([work, join, sums, join, self._multiplier_ids(rest.b), join, a], dim=1)
+        numbers = [self._number_ids(each, tokens.END) for each in (*_rows(rest.work), sums)]
+        numbers += [self._multiplier_ids(rest.b), self._number_ids(rest.a, tokens.EOS)]
+        return torch.cat([part for number in numbers for part in (number, join)][:-1], dim=1)
 
     def _multiplier_ids(self, b: Tensor) -> Tensor:
         """`[B, M+2]` ids of `0b )`, the first digit first whatever the order: the one taken off is the last then, and
@@ -154,11 +158,11 @@ class ProductLayout(PlaceLayout):
         width, digits = size
         ids = ids[:, : self.simplification_length(size)]
         parts, start = [], 0
-        for length in (width, width + 1, digits, width):
+        for length in (*_widths(width), width + 1, digits, width):
             parts.append(self._ordered(digit_classes(ids[:, start : start + length])))
             start += length + 2
-        work, sums, padded, a = parts
-        rest, digit = Products(a, self._ordered(padded)[:, 1:], sums[:, :-1], work), sums[:, -1]
+        *work, sums, padded, a = parts
+        rest, digit = Products(a, self._ordered(padded)[:, 1:], sums[:, :-1], torch.cat(work, dim=1)), sums[:, -1]
         valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
         keep = valid.long().unsqueeze(1)
         kept = Products(*(getattr(rest, each.name) * keep for each in fields(rest)))
@@ -190,20 +194,19 @@ class Multiples(Truth):
         return in_columns(answers, truth, torch.full_like(truth, -1))
 
     def simplification_mistakes(self, problems: Products, said: Simplifications) -> list[Mistake]:
-        """The first mistake of each, as it is written: a carry, a digit of the sums (`added`), a copy.
-
-        A carry below the true one is missed, one above it invented.
+        """The first mistake of each, as it is worked out: a carry below the true one is missed, one above it invented;
+        any other digit of tens, units and sums is `added`; then copies.
         """
         truth = self.simplifications(problems)
         kinds = torch.full_like(said.digit, index_of(Mistake.RIGHT))
         copied = (said.rest.a == truth.rest.a).all(dim=1) & (said.rest.b == truth.rest.b).all(dim=1)
         kinds[~copied] = index_of(Mistake.COPIED)
-        added = (said.rest.c == truth.rest.c).all(dim=1) & (said.digit == truth.digit)
-        kinds[~added] = index_of(Mistake.ADDED)
-        off = (said.rest.work - truth.rest.work).flip(1)
-        first = off.gather(1, (off != 0).long().argmax(dim=1, keepdim=True)).squeeze(1)
-        kinds[first < 0] = index_of(Mistake.CARRY_MISSED)
-        kinds[first > 0] = index_of(Mistake.CARRY_INVENTED)
+        rows = zip(_worked_out(said), _worked_out(truth), strict=True)
+        for is_carry, (mine, true) in reversed(list(zip(_IS_CARRY, rows, strict=True))):
+            off = (mine - true).flip(1)
+            first = off.gather(1, (off != 0).long().argmax(dim=1, keepdim=True)).squeeze(1)
+            kinds[first < 0] = index_of(Mistake.CARRY_MISSED if is_carry else Mistake.ADDED)
+            kinds[first > 0] = index_of(Mistake.CARRY_INVENTED if is_carry else Mistake.ADDED)
         return by_index(kinds)
 
 
@@ -238,7 +241,7 @@ class Multiplication(Task):
         drawn = self.draw(digits, count, draws, hard_share)
         c = torch.randint(0, 10, drawn.a.shape, generator=draws)
         blank = torch.rand(count, 1, generator=draws) < 0.1
-        return Products(drawn.a, drawn.b[:, digits - lesson :], c.masked_fill(blank, 0), torch.zeros_like(c))
+        return replace(drawn, b=drawn.b[:, digits - lesson :], c=c.masked_fill(blank, 0))
 
     def parse(self, texts: list[str], digits: int | None = None) -> Products:
         """Typed `12*345` is made square; `12*345+67`, as the chain writes it, is read as it stands."""
@@ -277,23 +280,47 @@ class Multiplication(Task):
 
 
 def _step(problems: Products) -> Simplifications:
-    """c + a*d, column by column from the last, d the multiplier's last digit."""
-    factor, carry = problems.b[:, -1], torch.zeros_like(problems.b[:, -1])
+    """c + a*d as on paper, d the multiplier's last digit."""
+    products = problems.a * problems.b[:, -1:]
+    tens, units = products // 10, products % 10
+    carries, multiple = _add(_padded(units), torch.nn.functional.pad(tens, (0, 1)))
+    more_carries, sums = _add(_padded(problems.c), multiple)
+    work = torch.cat([tens, units, carries, multiple, more_carries], dim=1)
+    digit = sums[:, -1]
+    rest = Products(problems.a, problems.b[:, :-1], sums[:, :-1], work)
+    return Simplifications(rest, digit, torch.ones_like(digit, dtype=torch.bool))
+
+
+def _add(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers `[B, W+1]` whose sum is no longer -> the carries into the first W columns `[B, W]`, and the sum."""
+    carry = torch.zeros_like(one[:, -1])
     carries, sums = [], []
-    for column in reversed(range(problems.size.width)):
-        total = problems.c[:, column] + problems.a[:, column] * factor + carry
+    for column in reversed(range(one.shape[1])):
+        total = one[:, column] + other[:, column] + carry
         carry = total // 10
         carries.append(carry)
         sums.append(total % 10)
-    written = torch.stack([carry, *sums[::-1]], dim=1)
-    work = torch.stack(carries[::-1], dim=1)
-    rest = Products(problems.a, problems.b[:, :-1], written[:, :-1], work)
-    return Simplifications(rest, written[:, -1], torch.ones_like(carry, dtype=torch.bool))
+    return torch.stack(carries[-2::-1], dim=1), torch.stack(sums[::-1], dim=1)
+
+
+def _widths(width: int) -> tuple[int, ...]:
+    """Digits of the rows of work: tens, units, carries, a*d, carries."""
+    return width, width, width, width + 1, width
+
+
+def _worked_out(step: Simplifications) -> tuple[Tensor, ...]:
+    """All rows of a step: work, and c with its last digit."""
+    return *_rows(step.rest.work), torch.cat([step.rest.c, step.digit.unsqueeze(1)], dim=1)
+
+
+def _rows(work: Tensor) -> tuple[Tensor, ...]:
+    """The rows of work `[B, 5W+1]`."""
+    return work.split(_widths(work.shape[1] // 5), dim=1)
 
 
 def _begun(a: Tensor, b: Tensor) -> Products:
-    zeros = torch.zeros_like(a)
-    return Products(a, b, zeros, zeros)
+    """Nothing carried along, nothing worked out."""
+    return Products(a, b, torch.zeros_like(a), a.new_zeros(len(a), sum(_widths(a.shape[1]))))
 
 
 def _padded(b: Tensor) -> Tensor:
@@ -310,11 +337,14 @@ def _operands(text: str) -> tuple[str, str]:
 
 def _as_written(rows: list[re.Match[str]]) -> Products:
     width, digits = len(rows[0][1]), len(rows[0][2])
-    numbers = [(row[1], row[2], row[3], row[4] or "0") for row in rows]
-    if any(len(row[0]) != width or len(row[1]) != digits or len(row[2]) != width for row in numbers):
-        raise InputError("products of different sizes do not make a batch")
-    widths = (width, digits, width, width)
-    return Products(*(digit_tensor([row[index] for row in numbers], each) for index, each in enumerate(widths)))
+    widths, wanted = (width, digits, width), _widths(width)
+    numbers = [row.groups()[:3] for row in rows]
+    works = [row[4].split(",") if row[4] else ["0" * each for each in wanted] for row in rows]
+    for number, work in zip(numbers, works, strict=True):
+        if tuple(map(len, number)) != widths or tuple(map(len, work)) != wanted:
+            raise InputError("products of different sizes do not make a batch")
+    columns = [digit_tensor(list(column), each) for column, each in zip(zip(*numbers, strict=True), widths, strict=True)]
+    return Products(*columns, digit_tensor(["".join(work) for work in works], sum(wanted)))
 
 
 TASK = Multiplication()
