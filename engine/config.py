@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sector.engine.errors import InputError
-from sector.engine.tasks import DEFAULT, task_names
+from sector.engine.tasks import DEFAULT, find_task, task_names
 
 MAX_DIGITS = 256
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
@@ -95,6 +95,24 @@ class TrainerConfig(Settings):
     """Problems a shard."""
 
 
+class RoundTrainerConfig(TrainerConfig):
+    """The same for a round, which is short and must not undo what was learned: gentler, and of more lengths at once.
+
+    A kind of its own, so that whoever sets one of them keeps the others.
+    """
+
+    learning_rate: Positive = 2e-3
+    """Peak of a cycle for embeddings, head and norms (AdamW)."""
+    muon_learning_rate: Positive = 0.01
+    """Peak of a cycle for the matrices of the blocks (Muon)."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps of linear warm-up at the start of a cycle."""
+    num_shards: Count = 4
+    """Shards a step; each holds problems of one length and is worked on by one core."""
+    shard_rows: Count = 16
+    """Problems a shard."""
+
+
 class VllmConfig(Settings):
     """The engine `vllm` (`vllm/start.py` says what vLLM calls these)."""
 
@@ -167,9 +185,7 @@ class RoundConfig(Settings):
     """Agreement at a length that makes it the next frontier, where that is more than one digit away."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
-    trainer: TrainerConfig = TrainerConfig(
-        learning_rate=2e-3, muon_learning_rate=0.01, warmup_steps=10, num_shards=4, shard_rows=16
-    )
+    trainer: RoundTrainerConfig = RoundTrainerConfig()
     """Optimizer settings of this phase."""
 
 
@@ -191,7 +207,7 @@ class RunConfig(Settings):
     preset: Literal["tiny", "base"] = "tiny"
     """Size of the model (`model.py`)."""
     task: str = DEFAULT
-    """What is learned; a module of `engine/tasks/`."""
+    """What is learned; a module of `engine/tasks/`, which may have other defaults (`Task.settings`)."""
     digit_order: Literal["msd", "lsd"] = "msd"
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
@@ -215,9 +231,14 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _pretrained_defaults(cls, values: Any) -> Any:
-        given = isinstance(values, dict) and isinstance(values.get("pretrained"), str) and values["pretrained"]
-        return merged(PRETRAINED, values) if given else values
+    def _other_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
+        # The default task has the defaults above, and its module need not be read for them.
+        if task != DEFAULT and task in task_names():
+            values = merged(find_task(task).settings, values)
+        return merged(PRETRAINED, values) if pretrained and isinstance(pretrained, str) else values
 
     @model_validator(mode="after")
     def _check_pretrained(self) -> Self:

@@ -165,6 +165,7 @@ class Task(ABC):
     has_complement: is there a `complement` look?
     at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
         are that short, by every policy, and what is distilled of them is each step of the chain.
+    settings: where its defaults differ from those of `config.RunConfig`, as nested dicts.
     """
 
     name: ClassVar[str]
@@ -172,6 +173,7 @@ class Task(ABC):
     truth: ClassVar[Truth]
     has_complement: ClassVar[bool] = False
     at_once: ClassVar[int | None] = None
+    settings: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def layout(self, order: str) -> Layout:

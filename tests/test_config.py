@@ -23,6 +23,21 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
     assert run_config(read_config(tmp_path / "config.toml")) == config
 
 
+def test_one_setting_of_a_rounds_trainer_leaves_the_others_as_they_are() -> None:
+    default = run_config({}).round.trainer
+    changed = run_config({"round": {"trainer": {"learning_rate": 1e-3}}}).round.trainer
+    assert changed.model_dump() == {**default.model_dump(), "learning_rate": 1e-3}
+    assert default.warmup_steps < run_config({}).supervised.trainer.warmup_steps
+
+
+def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
+    task = run_config({"task": "multiplication", "round": {"trainer": {"learning_rate": 1e-3}}})
+    assert (task.digit_order, task.supervised.max_digits) == ("lsd", 3)
+    assert (task.round.trainer.learning_rate, task.round.trainer.muon_learning_rate) == (1e-3, 2e-3)
+    assert run_config({"task": "multiplication", "digit_order": "msd"}).digit_order == "msd"
+    assert run_config({"task": "addition"}) == run_config({})
+
+
 @pytest.mark.parametrize(
     ("values", "key"),
     [

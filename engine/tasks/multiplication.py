@@ -10,9 +10,11 @@ columns and one digit of b, however long b is.
 It is worked out as on paper: the tens and units of each digit of a times d, their sum one column to the left, and
 that and c. The carries out of the columns of a sum are written before it. So every token follows from three digits at
 most, two to be added and a carry, or two to be multiplied, at its own place and the one before, if the last digits come
-first (`digit_order = "lsd"`). Written at once c + a*d depends on four, and was not learned (RESULTS.md). `digits` means M; a problem of N digits as drawn is one of N times N, with c nothing but zeros. Fast answers to whole
-products are not taught (RESULTS.md, Multiplication): the direct answer is taught where no multiplier is left, and the
-policies think down to there. The check is commutativity: `b*a+c` goes other ways to the same answer.
+first (`digit_order = "lsd"`). Written at once c + a*d depends on four, and was not learned (RESULTS.md).
+
+`digits` means M; a problem of N digits as drawn is one of N times N, with c nothing but zeros. Fast answers to whole
+products are not taught: the direct answer is taught where no multiplier is left, and the policies think down to there.
+The check is commutativity: `b*a+c` goes other ways to the same answer.
 """
 
 import re
@@ -121,7 +123,7 @@ class ProductLayout(PlaceLayout):
         return sum(size) + 1
 
     def simplification_length(self, size: Any, /) -> int:
-        """Five rows of work, sums, the multiplier with its zero, the multiplicand, their ends and marks between them."""
+        """Five rows of work, sums, the multiplier with its zero, the multiplicand, ends and marks between them."""
         return 7 * size.width + size.digits + 17
 
     def beginning_length(self, size: Any, /) -> int:
@@ -217,6 +219,26 @@ class Multiplication(Task):
     summary = "a*b"
     truth = Multiples()
     at_once = 0
+    # A row has three times the tokens of one of a sum, and a chain has N of them. Rounds at the rates of addition
+    # forget more than they learn.
+    settings: ClassVar[dict[str, Any]] = {
+        "digit_order": "lsd",
+        "until": 12,
+        "hard_share": 0.2,
+        "supervised": {
+            "max_digits": 3,
+            "examples": 400,
+            "target_agreement": 0.8,
+            "trainer": {"shard_rows": 64},
+        },
+        "round": {
+            "candidates": 300,
+            "cycle_steps": 120,
+            "probe": 100,
+            "probe_trained": 20,
+            "trainer": {"learning_rate": 5e-4, "muon_learning_rate": 2e-3},
+        },
+    }
 
     def layout(self, order: str) -> ProductLayout:
         """See `ProductLayout`."""
@@ -343,8 +365,8 @@ def _as_written(rows: list[re.Match[str]]) -> Products:
     for number, work in zip(numbers, works, strict=True):
         if tuple(map(len, number)) != widths or tuple(map(len, work)) != wanted:
             raise InputError("products of different sizes do not make a batch")
-    columns = [digit_tensor(list(column), each) for column, each in zip(zip(*numbers, strict=True), widths, strict=True)]
-    return Products(*columns, digit_tensor(["".join(work) for work in works], sum(wanted)))
+    a, b, c = (digit_tensor([row[index] for row in numbers], each) for index, each in enumerate(widths))
+    return Products(a, b, c, digit_tensor(["".join(work) for work in works], sum(wanted)))
 
 
 TASK = Multiplication()
