@@ -127,18 +127,21 @@ def _thinking(thought: "Thought", width: int) -> RenderableType:
         (str(index), step.rest, Text(step.found, style="cyan"), vote)
         for index, (step, vote) in enumerate(zip(thought.steps, votes, strict=True), start=1)
     ]
-    needed = sum(max((len(row[column]) for row in steps), default=0) for column in range(4))
-    table = _in_columns(steps) if needed + len("digits found") < width else _one_below_another(steps)
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *steps, strict=True)]
+    fits = _INDENT + sum(widths) + _GAP * (len(widths) - 1) <= width
+    table = _in_columns(steps) if fits else _one_below_another(steps)
     facts = _facts(thought)
-    return Padding(Group(*(part for part in (table, facts) if part.row_count)), (1, 0, 1, 2))
+    return Padding(Group(*(part for part in (table, facts) if part.row_count)), (1, 0, 1, _INDENT))
 
 
 _StepRow = tuple[str, str, Text, Text]
+_COLUMNS = ("step", "what remains", "digits found", "so the answer is")
+_INDENT, _GAP = 2, 3
 
 
 def _in_columns(steps: list[_StepRow]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for name in ("step", "what remains", "digits found", "so the answer is"):
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in steps:
         table.add_row(*row)
@@ -147,7 +150,7 @@ def _in_columns(steps: list[_StepRow]) -> Table:
 
 def _one_below_another(steps: list[_StepRow]) -> Table:
     """For numbers that are too long to stand side by side."""
-    table = Table.grid(padding=(0, 3, 0, 0))
+    table = Table.grid(padding=(0, _GAP, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for step, rest, found, vote in steps:
@@ -160,7 +163,7 @@ def _one_below_another(steps: list[_StepRow]) -> Table:
 
 def _facts(thought: "Thought") -> Table:
     """What the looks say: the vote, the direct answer, the nines' complement, the swapped operands."""
-    facts = Table.grid(padding=(0, 3, 0, 0))
+    facts = Table.grid(padding=(0, _GAP, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_column(no_wrap=True)

@@ -156,7 +156,7 @@ class Mind:
         """
         look = result.first
         through = (result.verdict == Verdict.THOUGHT_THROUGH).tolist()
-        guessed = min(look.guesses.shape[1], problems.digits - 1)
+        guessed = self.task.num_simplifications(problems, look.guesses.shape[1])
         chains = self._think(problems, problems.digits - 1 if any(through) else guessed).steps()
         steps = [chain if whole else chain[:guessed] for chain, whole in zip(chains, through, strict=True)]
         guesses = [

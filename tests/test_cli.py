@@ -342,13 +342,13 @@ def test_solve_from_stdin_and_by_the_newest_run(run: Path, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("true_engine")
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
-@pytest.mark.parametrize("problem", ["456+789", "1" * 60 + "+2"], ids=["short", "long"])
+@pytest.mark.parametrize("problem", ["456+789", "1" * 19 + "+2", "1" * 60 + "+2"], ids=["short", "between", "long"])
 def test_solve_shows_its_thinking(run: Path, policy: str, problem: str) -> None:
     first, second = problem.split("+")
     result = sector("solve", problem, "--model", run, "--policy", policy, "--show")
     answer = str(int(first) + int(second))
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == f"{problem} = {answer}"
-    assert max(len(line) for line in result.stdout.splitlines()[:-1]) <= 80
+    assert max(len(line) for line in result.stdout.splitlines()[:-1]) <= 80 and "…" not in result.stdout
     for word in {
         "fast": ["direct answer"],
         "slow": ["what remains"],

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 from scripted import Scripted
+from scripted_task import Knowing
 
 from sector.engine.errors import InputError
 from sector.engine.improve import FILTERS
 from sector.engine.solve import Mind, check_problem, read_problems
+from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import TASK as ADDITION
 
 
@@ -85,6 +87,16 @@ def test_what_was_thought_through_shows_the_whole_chain() -> None:
     assert [step.rest for step in first.thought.steps] == ["45+78+1", "4+7+1"] and first.thought.guesses == ["1245"]
     assert (first.thought.vote, first.thought.direct, first.thought.swapped) == ("1245", "2245", "1245")
     assert second.thought is not None and len(second.thought.steps) == 1 and not second.thought.through
+
+
+def test_a_chain_that_guesses_only_at_its_end_is_shown_to_there() -> None:
+    task = find_task("multiplication")
+    engine = Knowing(task)
+    (solution,) = Mind(engine, task, engine.layout("lsd"), FILTERS["strict"], 5).solve(["47*63"], "improved", show=True)
+    thought = solution.thought
+    assert solution.answer == "2961" and thought is not None
+    assert [(step.rest.partition("~")[0], step.found) for step in thought.steps] == [("47*6+14", "1"), ("47*+29", "61")]
+    assert (thought.guesses, thought.vote, thought.swapped) == (["2961"], "2961", "2961")
 
 
 def test_one_digit_and_no_second_look() -> None:
