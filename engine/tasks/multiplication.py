@@ -227,6 +227,8 @@ class Multiplication(Task):
         "hard_share": 0.2,
         "supervised": {
             "max_digits": 3,
+            "cycle_steps": 2400,
+            "more_steps": 1200,
             "examples": 400,
             "target_agreement": 0.8,
             "trainer": {"shard_rows": 64},
