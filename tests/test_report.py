@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scripted import Scripted
+from scripted_task import Knowing
 from typer.testing import CliRunner
 
 from sector.cli.app import app
@@ -28,8 +29,10 @@ from sector.engine.problem import draw_problems
 from sector.engine.report import write_report
 from sector.engine.report.facts import read_run
 from sector.engine.rundir import RunDir
-from sector.engine.samplers.protocol import Sampling
+from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
+from sector.engine.task import Batch, Layout
+from sector.engine.tasks import find_task
 
 POISON = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,14 +74,19 @@ def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: 
         problems = draw_problems(digits, 40, generator(config.seed, "report", digits), hard_share=0.5)
         texts, complement = problems.texts(), problems[2:3].complement().texts()[0]
         sampler = Scripted({texts[1]: 1, complement: 1}, {texts[3]})
-        rows = torch.arange(40)
-        improved = improve(sampler, problems, FILTERS["strict"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
-        write_table(run.candidates(digits), candidates_table(improved))
-        provenance = Provenance(digits, config.seed, "scripted", "")
-        write_examples(run.examples(digits), improved_table(improved, rows, PlaceLayout(), provenance))
+        write_round(run, digits, sampler, problems, PlaceLayout())
         lines.append(line(digits, accuracy))
     (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     return root
+
+
+def write_round(run: RunDir, digits: int, sampler: Sampler, problems: Batch, layout: Layout) -> None:
+    """What the improved policy makes of the problems, on disk."""
+    rows = torch.arange(len(problems))
+    improved = improve(sampler, problems, FILTERS["strict"], 5, layout, Sampling(0.0, 0, rows, 0))
+    write_table(run.candidates(digits), candidates_table(improved))
+    provenance = Provenance(digits, 0, "scripted", "")
+    write_examples(run.examples(digits), improved_table(improved, rows, layout, provenance))
 
 
 class Page(HTMLParser):
@@ -188,6 +196,18 @@ def test_thoughts_can_be_followed(run: Path, page: Page) -> None:
     assert joined.count(row["answer"]) >= len(row["guesses"])
     for reason in ("unparsable", "not complement", "not direct"):
         assert reason in page.text
+
+
+def test_a_chain_that_guesses_at_its_end_says_after_how_many_steps(tmp_path: Path) -> None:
+    task = find_task("multiplication")
+    engine, run = Knowing(task), RunDir(tmp_path / "products")
+    run.write_config(run_config({"task": task.name, "until": 7, "supervised": {"max_digits": 6}}))
+    write_round(run, 7, engine, task.draw(7, 10, generator(0, "report")), engine.layout("lsd"))
+    (run.root / "metrics.jsonl").write_text("".join(json.dumps(line(digits, 1.0)) + "\n" for digits in (6, 7)))
+    text = Page(write_report([run.root], None).page).text
+    assert "after 7 simplifications guesses" in text and "after 1 simplification " not in text
+    changed = text[text.index("Settings that are not the default") :]
+    assert "task multiplication" in changed and "max_digits 6" in changed and "digit_order" not in changed
 
 
 def test_an_old_run_without_frontier_mistakes_has_a_report_too(tmp_path: Path) -> None:

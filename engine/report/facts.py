@@ -17,10 +17,11 @@ from scipy.stats import spearmanr
 from sector.engine import audit
 from sector.engine.audit import Gate
 from sector.engine.compare import Outcome, outcome_of, read_evaluation
-from sector.engine.config import RunConfig, flat
+from sector.engine.config import RunConfig, flat, run_config
 from sector.engine.dataset import read_examples, read_votes
 from sector.engine.errors import InputError
 from sector.engine.rundir import RunDir
+from sector.engine.tasks import find_task
 
 # At least this much at every trained length, by the last audit, and the run is said to have worked.
 WORKED = 0.95
@@ -41,8 +42,8 @@ class Thought:
     """A problem as the model solved it; all text as it stands on disk.
 
     verdict: accepted, thought through, or the look that failed. accepted: either of the first two. right: is the answer
-    the true sum? first: the first simplification, '' if it is not on record. guesses: the part that was guessed and the
-    digits found by simplifying.
+    the true sum? first: the first simplification, '' if it is not on record. guesses: after how many simplifications,
+    the part that was guessed, and the digits found before.
     """
 
     digits: int
@@ -54,7 +55,7 @@ class Thought:
     direct: str
     votes: int
     first: str
-    guesses: list[tuple[str, str]]
+    guesses: list[tuple[int, str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def read_run(root: Path) -> RunFacts | None:
         label_mistakes=_label_mistakes(run, rounds),
         seconds=_seconds(metrics, outcome),
         evaluation={int(digits): accuracy for digits, accuracy in scores},
-        thoughts=list(_thoughts(run, rounds)),
+        thoughts=list(_thoughts(run, rounds, find_task(config.task).at_once)),
     )
 
 
@@ -189,8 +190,9 @@ def _verdict(config: RunConfig, metrics: list[dict[str, Any]], outcome: Outcome)
 
 
 def _changed(config: RunConfig) -> dict[str, Any]:
-    """Dotted settings that are not the default."""
-    default = dict(flat(RunConfig().model_dump()))
+    """Dotted settings that are not the default: the task and the start, and what is not as these have it."""
+    start = {"task": config.task, "pretrained": config.pretrained}
+    default = dict(flat({**run_config(start).model_dump(), **RunConfig().model_dump(include=set(start))}))
     return {key: value for key, value in flat(config.model_dump()) if value != default[key]}
 
 
@@ -233,7 +235,7 @@ def round_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
     return rows
 
 
-def _thoughts(run: RunDir, rounds: list[int]) -> Iterator[Thought]:
+def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
         candidates = pq.read_table(run.candidates(digits)).to_pylist()
@@ -244,16 +246,20 @@ def _thoughts(run: RunDir, rounds: list[int]) -> Iterator[Thought]:
         for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:
                 seen.add(row["verdict"])
-                yield _thought(digits, row, believed, is_right, examples.get(row["problem"], {}))
+                yield _thought(digits, row, believed, is_right, examples.get(row["problem"], {}), at_once)
 
 
-def _thought(digits: int, row: dict[str, Any], accepted: bool, right: bool, example: dict[str, Any]) -> Thought:
+def _thought(
+    digits: int, row: dict[str, Any], accepted: bool, right: bool, example: dict[str, Any], at_once: int | None
+) -> Thought:
+    """at_once: the longest problems that the task answers at once, if not all (`Task.at_once`)."""
     guesses = [str(guess) for guess in example.get("guesses") or []]
-    thinks = bool(example.get("simplification"))
-    # The guess after j simplifications ends in the j digits that they split off.
+    thinks = bool(example.get("simplification")) and digits > 1
+    # The guess after j simplifications ends in the j digits that they split off; the first comes where a task answers.
+    first = digits - at_once if at_once is not None else 1
     split = [
-        (guess[: len(guess) - turn], guess[len(guess) - turn :]) if thinks and digits > 1 else (guess, "")
-        for turn, guess in enumerate(guesses, start=1)
+        (turn, guess[: len(guess) - turn], guess[len(guess) - turn :]) if thinks else (0, guess, "")
+        for turn, guess in enumerate(guesses, start=first)
     ]
     return Thought(
         digits=digits,
