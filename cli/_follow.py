@@ -100,12 +100,15 @@ def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: 
 
 def next_steps(run: "RunDir", output: Output) -> None:
     """Where things are, and what one may do with them."""
+    from sector.engine.tasks import find_task
+
     if output.as_json:
         return
+    example = find_task(run.read_config().task).example
     frontier = max((line["digits"] for line in run.metrics()), default=0)
     output.text(f"\nDone: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:\n")
     output.text(f"  sector eval --model {run.root} --digits 1-{frontier}")
-    output.text(f'  sector solve --model {run.root} "123456+654321" --policy improved --show')
+    output.text(f'  sector solve --model {run.root} "{example}" --policy improved --show')
 
 
 class Tally:

@@ -160,7 +160,7 @@ class Layout(Protocol):
 class Task(ABC):
     """One thing to learn. An instance named TASK in a module of `engine/tasks/` is all it takes to add one.
 
-    name: as in the config, and in every checkpoint. summary: in a few words.
+    name: as in the config, and in every checkpoint. example: a problem as people type it.
     truth: what only the supervised phase and the audit may ask.
     has_complement: is there a `complement` look?
     at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
@@ -169,7 +169,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
+    example: ClassVar[str]
     truth: ClassVar[Truth]
     has_complement: ClassVar[bool] = False
     at_once: ClassVar[int | None] = None

@@ -66,6 +66,12 @@ def test_a_true_simplification_is_one_digit_less_and_joins_to_the_answer(task: T
 
 
 @TASKS
+def test_the_example_can_be_typed(task: Task) -> None:
+    problems = task.parse([task.example], task.digits_of(task.example))
+    assert len(problems) == 1 and problems.digits == task.digits_of(task.example)
+
+
+@TASKS
 def test_sealed_the_truth_is_out_of_reach_by_every_way(task: Task) -> None:
     problems = drawn(task, 3)
     examples = label(problems)

@@ -63,7 +63,7 @@ class Addition(Task):
     """`a+b` and `a+b+1` of N digits each."""
 
     name = "addition"
-    summary = "a+b"
+    example = "123456+654321"
     truth = Sums()
     has_complement = True
 

@@ -216,7 +216,7 @@ class Multiplication(Task):
     """`a*b`, N digits each."""
 
     name = "multiplication"
-    summary = "a*b"
+    example = "1234*5678"
     truth = Multiples()
     at_once = 0
     # A row has three times the tokens of one of a sum, and a chain has N of them. Rounds at the rates of addition

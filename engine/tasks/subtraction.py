@@ -66,7 +66,7 @@ class Subtraction(Task):
     """`a-b` and `a-b-1` of N digits each."""
 
     name = "subtraction"
-    summary = "a-b"
+    example = "654321-123456"
     truth = Remainders()
 
     def layout(self, order: str) -> PlaceLayout:
