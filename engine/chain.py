@@ -45,10 +45,6 @@ class Chain:
         self.valid.append(parsed & self.alive)
         return full
 
-    def agrees(self, expected: Tensor) -> Tensor:
-        """`[B]` is the last guess `expected [B, W]`?"""
-        return self.valid[-1] & (self.guesses[-1] == expected).all(dim=1)
-
     def simplify(self, step: Simplifications) -> None:
         """Go on with what a simplification left over."""
         self.current, self.alive = step.rest, self.alive & step.valid
@@ -94,21 +90,12 @@ def simplify_then_guess(
     return chain
 
 
-def to_the_end(
-    sampler: Sampler,
-    problems: Batch,
-    layout: Layout,
-    sampling: Sampling,
-    draft: Tensor,
-    begun: Simplifications | None = None,
-) -> Chain:
+def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor) -> Chain:
     """Simplify until one digit is left, and answer that one: a chain with one guess, at next to nothing.
 
-    begun: the first simplification, where it is there already. draft: `[B, W]` an answer it is likely to come to.
+    draft: `[B, W]` an answer it is likely to come to.
     """
     chain = Chain.begun(problems)
-    if begun is not None:
-        chain.simplify(begun)
     beginning = Beginning(layout.beginning_length(chain.current.size))
     while chain.current.digits > 1:
         at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))

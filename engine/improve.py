@@ -28,8 +28,10 @@ from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
 _STAGES_PER_LOOK = 2 * (tokens.MAX_DIGITS + 1)
-# First look, complement, second look, and three chains to the end.
-STAGES = 6 * _STAGES_PER_LOOK
+# First look, complement, second look, chains to the end, and one that waits for their answer.
+STAGES = 5 * _STAGES_PER_LOOK
+# Of the counter of a row; what lies above tells apart chains that share a batch.
+_BITS_OF_A_ROW = 40
 
 
 class Vote(StrEnum):
@@ -391,25 +393,52 @@ def _think_through(
 
     Both orders alone are not enough. A column of two digits alike is the same column in `b+a`, so that one which the
     slow policy adds up wrongly, say 0+0 with a carry, goes wrong in both. A complement has no column of its problem.
+
+    The chains are few and have a pass a column, so they go together, as one batch; but for a second look that is not
+    known before the answer is.
     """
-    task = task_of(problems)
-    begun = Simplifications(first.rest[rows], first.digit[rows], first.valid[rows, 0])
-    mine = to_the_end(sampler, problems[rows], layout, _at_look(sampling, rows, 3), first.answers[rows], begun)
-    answers, tokens = mine.guesses[0], mine.tokens
-    agree = mine.valid[0].nonzero().squeeze(1)
-    if settings.complement and task.has_complement and len(agree):
-        expected = task.complement_answers(answers[agree])
-        at_look = _at_look(sampling, rows[agree], 4)
-        again = to_the_end(sampler, task.complement(problems[rows[agree]]), layout, at_look, expected)
-        agree, tokens = agree[again.agrees(expected)], tokens + again.tokens
-    left = rows[agree]
-    if not len(left):
-        return _Through(left, answers[agree], answers[agree], tokens)
-    other, expected = task.second_look(problems[left], answers[agree])
-    shifted = layout.shifted(_second_variant(settings.second_look, sampling.rows[left], layout))
-    again = to_the_end(sampler, other, shifted, _at_look(sampling, left, 5), expected)
-    same = again.agrees(expected)
-    return _Through(left[same], answers[agree[same]], again.guesses[0][same], tokens + again.tokens)
+    task, asked, draft = task_of(problems), problems[rows], first.answers[rows]
+    variant = torch.as_tensor(_second_variant(settings.second_look, sampling.rows[rows], layout), device=rows.device)
+    variant, plain = variant.expand(len(rows)), torch.zeros_like(rows)
+    chains = [(asked, draft, plain)]
+    if complement := settings.complement and task.has_complement:
+        chains.append((task.complement(asked), task.complement_answers(draft), plain))
+    if together := not task.second_look_needs_answers:
+        chains.append((*task.second_look(asked, draft), variant))
+    batches, drafts, variants = zip(*chains, strict=True)
+    ran = to_the_end(
+        sampler,
+        type(asked).cat(batches),
+        layout.shifted(torch.cat(variants)),
+        _side_by_side(_at_look(sampling, rows, 3), len(chains)),
+        torch.cat(drafts),
+    )
+    mine, *others = zip(ran.guesses[0].split(len(rows)), ran.valid[0].split(len(rows)), strict=True)
+    answers, agree = mine
+    # What is distilled is the first look's simplification, so the chain must have begun with that one.
+    begun, step = ran.steps[0].rest[: len(rows)], ran.steps[0].digit[: len(rows)]
+    kept = layout.simplification_ids(first.rest[rows], first.digit[rows])
+    agree = agree & (layout.simplification_ids(begun, step) == kept).all(dim=1)
+    if complement:
+        theirs, parsed = others[0]
+        agree = agree & parsed & (task.complement_answers(theirs) == answers).all(dim=1)
+    left, tokens = agree.nonzero().squeeze(1), ran.tokens
+    if together:
+        (again, parsed), (_, expected) = others[-1], task.second_look(asked, answers)
+        again, parsed, expected = again[left], parsed[left], expected[left]
+    else:
+        other, expected = task.second_look(asked[left], answers[left])
+        shifted = layout.shifted(variant[left])
+        last = to_the_end(sampler, other, shifted, _at_look(sampling, rows[left], 4), expected)
+        again, parsed, tokens = last.guesses[0], last.valid[0], tokens + last.tokens
+    same = parsed & (again == expected).all(dim=1)
+    return _Through(rows[left[same]], answers[left[same]], again[same], tokens)
+
+
+def _side_by_side(sampling: Sampling, count: int) -> Sampling:
+    """The random streams of so many chains of each row in one batch, a chain after another."""
+    chains = torch.arange(count, device=sampling.rows.device) << _BITS_OF_A_ROW
+    return replace(sampling, rows=(chains.unsqueeze(1) + sampling.rows).flatten())
 
 
 def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> int | Tensor:

@@ -163,6 +163,7 @@ class Task(ABC):
     name: as in the config, and in every checkpoint. example: a problem as people type it.
     truth: what only the supervised phase and the audit may ask.
     has_complement: is there a `complement` look?
+    second_look_needs_answers: is the problem of `second_look` another one for another answer?
     at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
         are that short, by every policy, and what is distilled of them is each step of the chain.
     settings: where its defaults differ from those of `config.RunConfig`, as nested dicts.
@@ -172,6 +173,7 @@ class Task(ABC):
     example: ClassVar[str]
     truth: ClassVar[Truth]
     has_complement: ClassVar[bool] = False
+    second_look_needs_answers: ClassVar[bool] = False
     at_once: ClassVar[int | None] = None
     settings: ClassVar[dict[str, Any]] = {}
 

@@ -29,7 +29,7 @@ class Overheard:
 
 
 class Knowing:
-    """Answers truly, but for problems that it lies about: their last digit is one more.
+    """Answers truly, but for problems that it lies about: their last digit is one more; some only if not thinking.
 
     It hears the problems as they are laid out: reading prompts is what real models are tested for.
     """
@@ -38,9 +38,9 @@ class Knowing:
     device = torch.device("cpu")
     weights_sha256 = ""
 
-    def __init__(self, task: Task, lies_about: set[str] | None = None) -> None:
+    def __init__(self, task: Task, lies_about: set[str] | None = None, misjudges: set[str] | None = None) -> None:
         # Taken now: a test may put `layout` itself in its place.
-        self._layout, self._lies = task.layout, lies_about or set()
+        self._layout, self._lies, self._misjudged = task.layout, lies_about or set(), misjudges or set()
         self._heard: list[tuple[Layout, Batch]] = []
 
     def layout(self, order: str) -> Overheard:
@@ -57,12 +57,14 @@ class Knowing:
         seals, oracle._seals = oracle._seals, 0
         truth = label(problems)
         oracle._seals = seals
+        assert len(set(sampling.rows.tolist())) == len(prefix)
         lies = torch.tensor([text in self._lies for text in problems.texts()], dtype=torch.bool)
+        misjudged = torch.tensor([text in self._misjudged for text in problems.texts()], dtype=torch.bool)
         outputs = []
         for branch in branches:
             if torch.equal(branch.mark, layout.mark_ids(Mode.ANSWER, len(problems))):
                 answers = truth.answers.clone()
-                answers[:, -1] = (answers[:, -1] + lies) % 10
+                answers[:, -1] = (answers[:, -1] + (lies | misjudged)) % 10
                 outputs.append(layout.answer_ids(answers))
             else:
                 outputs.append(layout.simplification_ids(truth.rest, (truth.digit + lies) % 10))

@@ -141,6 +141,22 @@ def test_what_is_damaged_does_not_parse(task: Task, order: str) -> None:
         assert int(layout.count_tokens(ids)) == ids.numel() - ROWS
 
 
+@pytest.mark.parametrize("task", [each for each in map(find_task, task_names()) if each.at_once is None], ids=lambda task: task.name)
+def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
+    """Unless a step on the way is wrong too, in the problem itself or in the other one."""
+    problems = drawn(task, 5)
+    truth = label(problems)
+    other, _ = task.second_look(problems, truth.answers)
+    texts = problems.texts()
+    lies = {truth.rest.texts()[1], label(other).rest.texts()[2]}
+    engine = Knowing(task, lies, set(texts[:4]))
+    improved = improve(engine, problems, FILTERS["strict"], 1, engine.layout("msd"), greedy())
+    verdicts = [Verdict(value) for value in improved.verdict[:5].tolist()]
+    through, rejected = Verdict.THOUGHT_THROUGH, Verdict.NOT_DIRECT
+    assert verdicts == [through, rejected, rejected, through, Verdict.ACCEPTED]
+    assert torch.equal(improved.first.answers[improved.accepted], truth.answers[improved.accepted])
+
+
 @TASKS
 @DIGITS
 def test_the_second_look_follows_from_right_answers_and_from_no_wrong_one(task: Task, digits: int) -> None:

@@ -67,6 +67,7 @@ class Subtraction(Task):
 
     name = "subtraction"
     example = "654321-123456"
+    second_look_needs_answers = True
     truth = Remainders()
 
     def layout(self, order: str) -> PlaceLayout:
