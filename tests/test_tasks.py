@@ -141,7 +141,9 @@ def test_what_is_damaged_does_not_parse(task: Task, order: str) -> None:
         assert int(layout.count_tokens(ids)) == ids.numel() - ROWS
 
 
-@pytest.mark.parametrize("task", [each for each in map(find_task, task_names()) if each.at_once is None], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [each for each in map(find_task, task_names()) if each.at_once is None], ids=lambda task: task.name
+)
 def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
     """Unless a step on the way is wrong too, in the problem itself or in the other one."""
     problems = drawn(task, 5)
