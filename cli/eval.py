@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
@@ -55,13 +57,10 @@ def evaluate(
     output.say(f"picture: {report.picture}" if report.picture else "no picture: name a directory with --out")
 
 
-def _view(report: "Report") -> Table:
+def _view(report: "Report") -> Group:
     families = [name for name in dict.fromkeys(score.name for score in report.scores) if name != "uniform"]
     at = {(score.name, score.digits): score for score in report.scores}
-    table = Table(
-        header_style="bold", title=f"{report.title}, with Wilson 95 % intervals", title_justify="left",
-        title_style="bold", pad_edge=False, collapse_padding=True, box=None,
-    )  # fmt: skip
+    table = Table(header_style="bold", pad_edge=False, collapse_padding=True, box=None)
     for name in ("digits", "uniform", "95 %", *families):
         table.add_column(name, justify="right")
     for digits in dict.fromkeys(score.digits for score in report.scores):
@@ -69,7 +68,8 @@ def _view(report: "Report") -> Table:
         low, high = (100 * bound for bound in score.interval)
         others = [_colored(at[name, digits].accuracy) for name in families]
         table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f}-{high:.1f}", *others)
-    return table
+    # As a title of the table it would be folded to the table's width.
+    return Group(Text(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
 
 
 def _colored(accuracy: float) -> str:
