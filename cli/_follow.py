@@ -98,13 +98,13 @@ def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: 
             output.line({"event": "done", **done})
 
 
-def next_steps(run: "RunDir", output: Output) -> None:
+def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     """Where things are, and what one may do with them."""
     from sector.engine.tasks import find_task
 
     if output.as_json:
         return
-    example = find_task(run.read_config().task).example
+    example = find_task(config.task).example
     frontier = max((line["digits"] for line in run.metrics()), default=0)
     output.text(f"\nDone: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:\n")
     output.text(f"  sector eval --model {run.root} --digits 1-{frontier}")

@@ -75,4 +75,4 @@ def run(
     ):
         events = tracked(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
-    next_steps(run_dir, output)
+    next_steps(run_dir, settled, output)

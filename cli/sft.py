@@ -50,4 +50,4 @@ def sft(
         phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
         events = tracked(phases.supervise(), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
-    next_steps(run_dir, output)
+    next_steps(run_dir, settled, output)

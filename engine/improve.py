@@ -398,12 +398,11 @@ def _think_through(
     known before the answer is.
     """
     task, asked, draft = task_of(problems), problems[rows], first.answers[rows]
-    variant = torch.as_tensor(_second_variant(settings.second_look, sampling.rows[rows], layout), device=rows.device)
-    variant, plain = variant.expand(len(rows)), torch.zeros_like(rows)
-    chains = [(asked, draft, plain)]
+    variant = _second_variant(settings.second_look, sampling.rows[rows], layout)
+    chains = [(asked, draft, torch.zeros_like(variant))]
     if complement := settings.complement and task.has_complement:
-        chains.append((task.complement(asked), task.complement_answers(draft), plain))
-    if together := not task.second_look_needs_answers:
+        chains.append((task.complement(asked), task.complement_answers(draft), torch.zeros_like(variant)))
+    if not task.second_look_needs_answers:
         chains.append((*task.second_look(asked, draft), variant))
     batches, drafts, variants = zip(*chains, strict=True)
     ran = to_the_end(
@@ -413,24 +412,25 @@ def _think_through(
         _side_by_side(_at_look(sampling, rows, 3), len(chains)),
         torch.cat(drafts),
     )
-    mine, *others = zip(ran.guesses[0].split(len(rows)), ran.valid[0].split(len(rows)), strict=True)
-    answers, agree = mine
+    said = list(zip(ran.guesses[0].split(len(rows)), ran.valid[0].split(len(rows)), strict=True))
+    answers, agree = said[0]
     # What is distilled is the first look's simplification, so the chain must have begun with that one.
     begun, step = ran.steps[0].rest[: len(rows)], ran.steps[0].digit[: len(rows)]
     kept = layout.simplification_ids(first.rest[rows], first.digit[rows])
     agree = agree & (layout.simplification_ids(begun, step) == kept).all(dim=1)
     if complement:
-        theirs, parsed = others[0]
+        theirs, parsed = said[1]
         agree = agree & parsed & (task.complement_answers(theirs) == answers).all(dim=1)
     left, tokens = agree.nonzero().squeeze(1), ran.tokens
-    if together:
-        (again, parsed), (_, expected) = others[-1], task.second_look(asked, answers)
-        again, parsed, expected = again[left], parsed[left], expected[left]
-    else:
-        other, expected = task.second_look(asked[left], answers[left])
+    if not len(left):
+        return _Through(rows[left], answers[left], answers[left], tokens)
+    other, expected = task.second_look(asked[left], answers[left])
+    if task.second_look_needs_answers:
         shifted = layout.shifted(variant[left])
         last = to_the_end(sampler, other, shifted, _at_look(sampling, rows[left], 4), expected)
         again, parsed, tokens = last.guesses[0], last.valid[0], tokens + last.tokens
+    else:
+        again, parsed = (each[left] for each in said[-1])
     same = parsed & (again == expected).all(dim=1)
     return _Through(rows[left[same]], answers[left[same]], again[same], tokens)
 
@@ -441,8 +441,8 @@ def _side_by_side(sampling: Sampling, count: int) -> Sampling:
     return replace(sampling, rows=(chains.unsqueeze(1) + sampling.rows).flatten())
 
 
-def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> int | Tensor:
-    """Start marks of the second look: plain, or a shifted variant that depends on nothing but the row's counter."""
+def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> Tensor:
+    """`[B]` start marks of the second look: plain, or a shifted variant that depends on nothing but the row's counter."""
     if second_look is SecondLook.SWAPPED or layout.num_variants == 1:
-        return 0
+        return torch.zeros_like(rows)
     return 1 + rows % (layout.num_variants - 1)
