@@ -10,7 +10,6 @@ In the shape descriptions B is the rows of a shard, N the digits, T the tokens o
 
 import ctypes
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,14 +26,15 @@ from sector.engine.errors import Diverged
 from sector.engine.examples import Examples
 from sector.engine.learned import learned
 from sector.engine.model import MAX_GAP, SectorForCausalLM
+from sector.engine.muon import Muon
 from sector.engine.ranges import named
-from sector.engine.ranks import Ranks
+from sector.engine.ranks import Gradient, Ranks
 from sector.engine.seeding import generator
 from sector.engine.task import Mode
 from sector.engine.tasks import task_of
 from sector.engine.text import rows as text_rows
 from sector.engine.text.model import TextModel
-from sector.engine.threads import one_thread
+from sector.engine.threads import num_cores, one_thread
 from sector.engine.train_model import branch_states
 
 _IGNORE = -100
@@ -110,13 +110,13 @@ class Rows:
 class TrainState:
     """Everything a cycle needs to go on: the model, its optimizers, the step, and the tokens seen so far.
 
-    muon: for the matrices of the blocks (torch's own; about a third fewer steps than AdamW, LOG.md). None for a model
-        of text, which AdamW has trained so far.
+    muon: for the matrices of the blocks (about a third fewer steps than AdamW, LOG.md). None for a model of text, which
+        AdamW has trained so far.
     adamw: for embeddings, head and norms; for all of a model of text.
     """
 
     model: Model
-    muon: torch.optim.Muon | None
+    muon: Muon | None
     adamw: torch.optim.AdamW
     step: int = 0
     tokens: int = 0
@@ -139,7 +139,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     else:
         inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
         outer = [model.embed.weight, model.head.weight]
-        muon = torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+        muon = Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -189,39 +189,58 @@ def train_cycle(
     them. Raises Diverged when the loss or the gradient is not finite, before the weights take that step.
     """
     parameters = list(state.model.parameters())
-    exchange = ranks.exchange(parameters, config.num_shards) if ranks else None
+    gradient = _one_gradient(parameters)
+    exchange = ranks.exchange(gradient, config.num_shards) if ranks else None
     state.model.train()
+
+    def work_on(shard: Shard) -> Gradient:
+        return _gradient_of(state.model, parameters, shard, config.fast_weight)
+
     with _pool() as pool, one_thread():
+        shards = _lay_out_step(state.model, batches, state.step, config, seed) if state.step < num_steps else []
         while state.step < num_steps:
+            step = state.step
             with named("distill step"):
-                _set_rates(state, config, schedule(state.step, num_steps, config))
-                with named("lay out"):
-                    draws = generator(seed, "augment", state.step)
-                    laid_out = [_laid_out(state.model, examples, config, draws) for examples in batches(state.step)]
-                    shared = exchange.share(laid_out) if exchange else laid_out
-                    shards = [rows.to(state.model.device) for rows in shared]
-                results = list(
-                    pool.map(lambda rows: _gradients(state.model, parameters, rows, config.fast_weight), shards)
-                )
-                if exchange:
-                    results = exchange.gather(results)
-                loss = sum(result[0] for result in results) / len(results)
-                if not math.isfinite(loss):
-                    raise Diverged(f"loss is {loss} at step {state.step}")
-                with named("update"):
-                    for index, parameter in enumerate(parameters):
-                        parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
-                    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
-                    if not math.isfinite(norm):
-                        raise Diverged(f"the gradient's norm is {norm} at step {state.step}")
+                _set_rates(state, config, schedule(step, num_steps, config))
+                num_tokens = sum(shard.num_tokens for shard in shards)
+                working = pool.map(work_on, exchange.share(shards) if exchange else shards)
+                # The next step is laid out while cores work on this one.
+                if step + 1 < num_steps:
+                    shards = _lay_out_step(state.model, batches, step + 1, config, seed)
+                results = list(working)
+                with named("exchange"):
+                    if exchange:
+                        results = exchange.gather(results)
+                    loss = sum(each.loss for each in results) / len(results)
+                    torch.mean(torch.stack([each.flat for each in results]), dim=0, out=gradient)
+                    norm = _clip(gradient, config.clip_norm)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
+                with named("optimizer"):
                     for optimizer in state.optimizers:
                         optimizer.step()
-                state.step += 1
-                state.tokens += sum(rows.num_tokens for rows in laid_out)
+                state.step, state.tokens = step + 1, state.tokens + num_tokens
             yield state.step, loss
     state.model.eval()
     if exchange:
         exchange.close(weights_sha256(state.model))
+
+
+def _one_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+    """A vector `[P]` for the gradient of all parameters, and every parameter's `.grad` a view of it."""
+    gradient = torch.cat([torch.zeros_like(parameter).flatten() for parameter in parameters])
+    parts = gradient.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    return gradient
+
+
+def _clip(gradient: Tensor, most: float) -> float:
+    """Scale a gradient down, in place, to a norm of `most` if it is larger; returns the norm that it had."""
+    norm = gradient.norm().item()
+    if norm > most:
+        gradient.mul_(most / norm)
+    return norm
 
 
 def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:
@@ -238,7 +257,14 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def _laid_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
+def _lay_out_step(model: Model, batches: Batches, step: int, config: TrainerConfig, seed: int) -> list[Shard]:
+    """The shards of a step, where the model lies."""
+    with named("lay out"):
+        draws = generator(seed, "augment", step)
+        return [_lay_out(model, examples, config, draws).to(model.device) for examples in batches(step)]
+
+
+def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
     """A shard as that kind of model reads it."""
     if isinstance(model, TextModel):
         return text_rows.lay_out(examples, learned(model)[1])
@@ -305,16 +331,15 @@ def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
     return places + gap * ((places > column) & (places > 0))
 
 
-def _gradients(
-    model: Model, parameters: list[torch.nn.Parameter], rows: Shard, fast_weight: float
-) -> tuple[float, tuple[Tensor, ...]]:
-    """Mean loss of a shard and its gradients, apart from `.grad`, so that shards can run side by side."""
+def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:
+    """Mean loss of a shard and its gradient, apart from `.grad`, so that shards can run side by side."""
     with named("forward"):
-        loss = rows.loss(model, fast_weight)
+        loss = shard.loss(model, fast_weight)
     with named("backward"):
-        return loss.item(), torch.autograd.grad(loss, parameters)
+        parts = torch.autograd.grad(loss, parameters)
+        return Gradient(loss.item(), torch.cat([part.flatten() for part in parts]))
 
 
 def _pool() -> ThreadPoolExecutor:
     """One thread a core, each running its operations alone: small matrices do not gain from two cores at once."""
-    return ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,))

@@ -12,6 +12,7 @@ NCCL on GPUs, gloo elsewhere.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,11 +23,17 @@ from torch import Tensor
 from sector.engine.errors import InputError, WorkersDied
 
 T = TypeVar("T")
-# The loss of a shard and its gradients, a tensor a parameter.
-Gradients = tuple[float, tuple[Tensor, ...]]
 
 # Others wait for a message while the first process generates: as long as it takes. Its death ends the wait.
 _PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What a shard says of a step. loss: in nats a token. flat: `[P]`, the gradients of all parameters in a row."""
+
+    loss: float
+    flat: Tensor
 
 
 class FirstLeft(WorkersDied):
@@ -41,8 +48,8 @@ class Ranks:
         self._talk = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._open: Exchange | None = None
 
-    def exchange(self, like: Sequence[Tensor], num_shards: int) -> "Exchange":
-        """How gradients go round in a training cycle that everyone begins now; `like` are the parameters."""
+    def exchange(self, like: Tensor, num_shards: int) -> "Exchange":
+        """How gradients go round in a training cycle that everyone begins now; they are like that one, `[P]`."""
         self._open = Exchange(self, like, num_shards)
         return self._open
 
@@ -83,30 +90,25 @@ class Exchange:
     first process leaving, the loss, the gradients.
     """
 
-    def __init__(self, ranks: Ranks, like: Sequence[Tensor], num_shards: int) -> None:
-        self._ranks, self._like, self._num_shards = ranks, like, num_shards
-        self._sizes = [parameter.numel() for parameter in like]
-        self._own = like[0].new_zeros(-(-num_shards // ranks.size), 2 + sum(self._sizes))
+    def __init__(self, ranks: Ranks, like: Tensor, num_shards: int) -> None:
+        self._ranks, self._num_shards = ranks, num_shards
+        self._own = like.new_zeros(-(-num_shards // ranks.size), 2 + len(like))
         self._everyone = [torch.zeros_like(self._own) for _ in range(ranks.size)]
 
     def share(self, shards: Sequence[T]) -> Sequence[T]:
         """The shards that this process works on; none, if there are more processes than shards."""
         return shards[self._ranks.rank :: self._ranks.size]
 
-    def gather(self, mine: Sequence[Gradients]) -> list[Gradients]:
+    def gather(self, mine: Sequence[Gradient]) -> list[Gradient]:
         """Everyone's results in the order of the shards. They are views: the next message overwrites them."""
         # Who has a shard less than others sends an old one, which nobody reads.
-        for row, (loss, gradients) in zip(self._own, mine, strict=False):
-            row[1] = loss
-            torch.cat([gradient.flatten() for gradient in gradients], out=row[2:])
+        for row, result in zip(self._own, mine, strict=False):
+            row[1], row[2:] = result.loss, result.flat
         self._send()
-        gathered = []
-        for shard in range(self._num_shards):
-            row = self._everyone[shard % self._ranks.size][shard // self._ranks.size]
-            parts = row[2:].split(self._sizes)
-            gradients = tuple(part.view_as(like) for part, like in zip(parts, self._like, strict=True))
-            gathered.append((row[1].item(), gradients))
-        return gathered
+        rows = [
+            self._everyone[shard % self._ranks.size][shard // self._ranks.size] for shard in range(self._num_shards)
+        ]
+        return [Gradient(row[1].item(), row[2:]) for row in rows]
 
     def close(self, digest: str) -> None:
         """The cycle is done. RuntimeError unless everyone has the weights of that sha256."""

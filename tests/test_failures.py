@@ -23,6 +23,7 @@ from sector.engine import distill, stopping
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, InputError
+from sector.engine.ranks import Gradient
 from sector.engine.rundir import RunDir
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
@@ -150,13 +151,14 @@ def test_a_loss_that_is_no_number_is_never_saved(
 def test_a_gradient_that_is_no_number_stops_before_the_weights_change(
     fresh_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_gradients = distill._gradients
+    true_gradient = distill._gradient_of
 
-    def infinite(*args: Any) -> tuple[float, tuple[torch.Tensor, ...]]:
-        loss, gradients = true_gradients(*args)
-        return loss, (gradients[0] * float("inf"), *gradients[1:])
+    def infinite(*args: Any) -> Gradient:
+        gradient = true_gradient(*args)
+        gradient.flat[0] = float("inf")
+        return gradient
 
-    monkeypatch.setattr(distill, "_gradients", infinite)
+    monkeypatch.setattr(distill, "_gradient_of", infinite)
     with pytest.raises(Diverged, match="gradient"):
         go_on(fresh_run)
     assert not (fresh_run / "checkpoints" / "07").exists() and not (fresh_run / "training.safetensors").exists()
