@@ -45,8 +45,9 @@ class FilterConfig(Settings):
     """Must the fast answer to the nines' complement of the problem be the complement of the vote?"""
     k: Count = 5
     """Simplifications, and so guesses, a look."""
-    through: bool = True
-    """Where a look fails, simplify to the end, the problem and its other ones, and believe what these agree on?"""
+    through: Literal["off", "rejected", "all"] = "rejected"
+    """Which candidates are simplified to the end: those that a look rejects, which are believed if the chains of the
+    problem and of its other ones agree; or also those that all looks accept, whose own chain must give the same."""
     think: bool = True
     """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
     in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
@@ -61,9 +62,15 @@ class FilterConfig(Settings):
             raise ValueError("without think the guesses take both operand orders themselves; set second_look to off")
         if self.k > MAX_FAST_GUESSES and not self.temperature:
             raise ValueError(f"without think and temperature there are {MAX_FAST_GUESSES} different guesses; lower k")
-        if self.through:
-            raise ValueError("without think there is no chain of thought to go on to its end; set through to false")
+        if self.through != "off":
+            raise ValueError("without think there is no chain of thought to go on to its end; set through to off")
         return self
+
+    @field_validator("through", mode="before")
+    @classmethod
+    def _read_bool(cls, through: object) -> object:
+        """Read what configs of earlier releases say: true or false."""
+        return {True: "rejected", False: "off"}[through] if isinstance(through, bool) else through
 
 
 class TrainerConfig(Settings):
@@ -172,7 +179,10 @@ class RoundConfig(Settings):
     target_agreement: Share = 0.85
     """Agreement at the next frontier that ends a round's training."""
     probe_trained: Annotated[int, Field(ge=0)] = 40
-    """Problems of every trained length on which agreement is measured after each cycle; 0 measures none."""
+    """Problems of a trained length on which agreement is measured after each cycle; 0 measures none."""
+    probe_lengths: Annotated[int, Field(ge=0)] = 6
+    """Trained lengths that are measured so, drawn anew for each cycle; all of them are where one of those is in doubt.
+    0 always measures all."""
     target_trained: Share = 0.8
     """Lowest agreement at any trained length that ends a round's training."""
     max_fall: Share = 0.25
@@ -189,9 +199,16 @@ class RoundConfig(Settings):
     """Optimizer settings of this phase."""
 
 
+# What other defaults are under a schedule: the paper's is a digit a round, and so many short rounds.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "leaps": {"filter": {"through": "all"}},
+    "paper": {"round": {"max_leap": 1, "candidates": 600, "cycle_steps": 60, "probe_lengths": 0}},
+}
+
 # What other defaults are for a model that has learned something already, and is larger: AdamW alone, at lower rates.
 PRETRAINED: dict[str, Any] = {
     "engine": "hf",
+    "schedule": "paper",
     "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
     "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
 }
@@ -212,6 +229,9 @@ class RunConfig(Settings):
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
     """Digits at which the run is done; supervised.max_digits for the supervised phase alone."""
+    schedule: Literal["leaps", "paper"] = "leaps"
+    """How far rounds go: as far as the model agrees with itself, or, as in the paper, a digit each. Some defaults are
+    others then (`SCHEDULES`)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it."""
     engine: Literal["native", "hf", "vllm"] = "native"
@@ -238,7 +258,10 @@ class RunConfig(Settings):
         # The default task has the defaults above, and its module need not be read for them.
         if task != DEFAULT and task in task_names():
             values = merged(find_task(task).settings, values)
-        return merged(PRETRAINED, values) if pretrained and isinstance(pretrained, str) else values
+        if pretrained and isinstance(pretrained, str):
+            values = merged(PRETRAINED, values)
+        schedule = values.get("schedule")
+        return merged(SCHEDULES[schedule], values) if isinstance(schedule, str) and schedule in SCHEDULES else values
 
     @model_validator(mode="after")
     def _check_pretrained(self) -> Self:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.config import FilterConfig
-from sector.engine.improve import FILTERS, Filter, Improved, SecondLook, Vote, improve
+from sector.engine.improve import FILTERS, Filter, Improved, SecondLook, Through, Vote, improve
 from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
@@ -65,7 +65,7 @@ def filter_of(settings: FilterConfig) -> Filter:
         settings.direct,
         settings.complement,
         settings.think,
-        settings.through,
+        Through(settings.through),
     )
 
 

@@ -28,8 +28,8 @@ from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
 _STAGES_PER_LOOK = 2 * (tokens.MAX_DIGITS + 1)
-# First look, complement, second look, chains to the end, and one that waits for their answer.
-STAGES = 5 * _STAGES_PER_LOOK
+# First look, complement, second look, chains to the end, one that waits for their answer, and one that confirms.
+STAGES = 6 * _STAGES_PER_LOOK
 # Of the counter of a row; what lies above tells apart chains that share a batch.
 _BITS_OF_A_ROW = 40
 
@@ -50,10 +50,19 @@ class SecondLook(StrEnum):
     SHIFTED = "shifted"
 
 
+class Through(StrEnum):
+    """Which candidates are thought through: none, those that a look rejected, or also those that all looks accept."""
+
+    OFF = "off"
+    REJECTED = "rejected"
+    ALL = "all"
+
+
 class Verdict(IntEnum):
     """What became of a candidate; the first look that fails names the reason.
 
-    THOUGHT_THROUGH is accepted too, by chains of thought to the end after a look had failed.
+    THOUGHT_THROUGH is accepted too, by chains of thought to the end after a look had failed. NOT_THROUGH: a chain of
+    thought to the end gives another answer than the looks.
     """
 
     ACCEPTED = 0
@@ -63,6 +72,7 @@ class Verdict(IntEnum):
     NOT_COMMUTATIVE = 4
     NOT_COMPLEMENT = 5
     THOUGHT_THROUGH = 6
+    NOT_THROUGH = 7
 
     @property
     def accepts(self) -> bool:
@@ -80,9 +90,11 @@ class Filter:
     complement: and the fast answer to the nines' complement be the complement of the vote, where the task has one? All
         other looks read the same carries and miss the same ones; in the complement every carry is the other one.
     think: simplify before guessing? If not, the guesses are fast answers to the whole problem (`guess_at_once`).
-    through: where a look fails, simplify to the end, the problem, its complement if that is asked for, and the one
-        whose answer follows, and accept what these agree on? All looks guess most of an answer, so that what cannot be
-        guessed is what they reject; and what is always rejected is never learned. A chain to the end guesses nothing.
+    through: which candidates are simplified to the end. Where a look fails: the problem, its complement if that is
+        asked for, and the one whose answer follows, and what these agree on is accepted. All looks guess most of an
+        answer, so that what cannot be guessed is what they reject; and what is always rejected is never learned. A
+        chain to the end guesses nothing. Where all looks agree: the problem alone, and another answer is a look that
+        failed. For all looks may guess alike, and wrong, at a length far beyond those that were trained.
     """
 
     vote: Vote
@@ -90,13 +102,14 @@ class Filter:
     direct: bool
     complement: bool
     think: bool = True
-    through: bool = False
+    through: Through = Through.OFF
 
 
 FILTERS = {
     "none": Filter(Vote.OFF, SecondLook.OFF, direct=False, complement=False),
     "paper": Filter(Vote.MAJORITY, SecondLook.SWAPPED, direct=False, complement=False),
-    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True, through=True),
+    "strict": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True, through=Through.REJECTED),
+    "thorough": Filter(Vote.UNANIMOUS, SecondLook.SHIFTED, direct=True, complement=True, through=Through.ALL),
 }
 
 
@@ -265,7 +278,15 @@ def improve(
         second[rows[counts]], agrees[rows[counts]] = again.answers[counts], same[counts]
         _reject(verdict, rows[~same], Verdict.NOT_COMMUTATIVE)
         total += again.tokens
-    if settings.through and task.at_once is None and problems.digits > 1:
+    if settings.through is not Through.OFF and task.at_once is None and problems.digits > 1:
+        if settings.through is Through.ALL:
+            rows = (verdict == Verdict.ACCEPTED).nonzero().squeeze(1)
+            with named("confirm"):
+                same, spent = _confirm(
+                    sampler, problems[rows], first.answers[rows], layout, _at_look(sampling, rows, 5)
+                )
+            _reject(verdict, rows[~same], Verdict.NOT_THROUGH)
+            total += spent
         rows = (verdict != Verdict.ACCEPTED).nonzero().squeeze(1)
         if len(rows):
             with named("think through"):
@@ -433,6 +454,16 @@ def _think_through(
         again, parsed = (each[left] for each in said[-1])
     same = parsed & (again == expected).all(dim=1)
     return _Through(rows[left[same]], answers[left[same]], again[same], tokens)
+
+
+def _confirm(
+    sampler: Sampler, problems: Batch, answers: Tensor, layout: Layout, sampling: Sampling
+) -> tuple[Tensor, int | Tensor]:
+    """`[B]` which answers `[B, W]` a chain of thought to the end gives too, and the tokens it took."""
+    if not len(problems):
+        return torch.ones(0, dtype=torch.bool, device=answers.device), 0
+    chain = to_the_end(sampler, problems, layout, sampling, answers)
+    return chain.valid[0] & (chain.guesses[0] == answers).all(dim=1), chain.tokens
 
 
 def _side_by_side(sampling: Sampling, count: int) -> Sampling:

@@ -40,13 +40,13 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._update(parameters, group)
+            with_gradient = [(each, each.grad) for each in group["params"] if each.grad is not None]
+            if with_gradient:
+                parameters, gradients = (list(tensors) for tensors in zip(*with_gradient, strict=True))
+                self._update(parameters, gradients, group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         momenta = [self._momentum(parameter) for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = orthogonalize(torch._foreach_lerp(gradients, momenta, group["momentum"]))

@@ -224,7 +224,7 @@ class Phases:
         self,
         model: Model,
         lesson: Lesson,
-        goal: Callable[[Sampler], Goal],
+        goal: Callable[[Sampler, int], Goal],
     ) -> Generator[Event, None, Goal]:
         """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
         digits, cycles = lesson.digits, lesson.cycles
@@ -251,7 +251,7 @@ class Phases:
                 }
             trained = time.perf_counter() - start
             sampler = self._engine(model)
-            reached = goal(sampler)
+            reached = goal(sampler, cycle)
             yield {"event": "goal", "digits": digits, "cycle": cycle + 1, **asdict(reached)}
             if reached.met or cycle + 1 == len(cycles):
                 break
@@ -272,7 +272,7 @@ class Phases:
         )
         return reached
 
-    def _supervised_goal(self, sampler: Sampler) -> Goal:
+    def _supervised_goal(self, sampler: Sampler, cycle: int) -> Goal:
         """Short problems right, fast and slow (here the truth is allowed), and agreement one digit further."""
         settings = self._config.supervised
         lowest = min(
@@ -284,19 +284,34 @@ class Phases:
         )
         agreement = self._agreement(sampler, self._first + 1)
         met = lowest >= settings.target_accuracy and agreement >= settings.target_agreement
-        return Goal(met, agreement, lowest, self._trained_agreement(sampler, self._first))
+        return Goal(met, agreement, lowest, self._trained_agreement(sampler, self._first, cycle))
 
-    def _frontier_goal(self, digits: int, sampler: Sampler) -> Goal:
+    def _frontier_goal(self, digits: int, sampler: Sampler, cycle: int) -> Goal:
         """Agreement one digit past the round, and at every length up to it: nothing forgotten. Nothing true."""
         settings = self._config.round
-        agreement, trained = self._agreement(sampler, digits + 1), self._trained_agreement(sampler, digits)
+        agreement, trained = self._agreement(sampler, digits + 1), self._trained_agreement(sampler, digits, cycle)
         met = agreement >= settings.target_agreement and (trained is None or trained >= settings.target_trained)
         return Goal(met, agreement, trained=trained)
 
-    def _trained_agreement(self, sampler: Sampler, digits: int) -> float | None:
-        """Lowest agreement at a length up to `digits`; None if the settings do not ask for it."""
-        count = self._config.round.probe_trained
-        # One simplification, the direct answer, and the complement if the run has it: enough to see forgetting.
+    def _trained_agreement(self, sampler: Sampler, digits: int, cycle: int) -> float | None:
+        """Lowest agreement at a length up to `digits`; None if the settings do not ask for it.
+
+        Some lengths stand for all, unless one of them is in doubt: nearer to the target than to certainty.
+        """
+        settings = self._config.round
+        if not settings.probe_trained:
+            return None
+        count = settings.probe_lengths or digits
+        draws = generator(self._config.seed, "probed lengths", digits, cycle)
+        order = (torch.randperm(digits, generator=draws) + 1).tolist()
+        lowest = min(self._quick_agreement(sampler, length) for length in order[:count])
+        if lowest >= (1 + settings.target_trained) / 2:
+            return lowest
+        return min([lowest, *(self._quick_agreement(sampler, length) for length in order[count:])])
+
+    def _quick_agreement(self, sampler: Sampler, digits: int) -> float:
+        """Agreement at a trained length by the cheapest looks that show forgetting: one step, and other problems."""
+        # One simplification, the direct answer, and the complement if the run has it.
         think, complement = self._config.filter.think, self._config.filter.complement
         quick = FilterConfig(
             vote="off" if think else "unanimous",
@@ -305,10 +320,9 @@ class Phases:
             complement=complement,
             k=2,
             think=think,
-            through=False,
+            through="off",
         )
-        lengths = range(1, digits + 1) if count else ()
-        return min((self._agreement_of(sampler, length, count, quick) for length in lengths), default=None)
+        return self._agreement_of(sampler, digits, self._config.round.probe_trained, quick)
 
     def _leap(self, sampler: Sampler, digits: int) -> int:
         """How many digits further the next round is: as far as the model agrees with itself. Sees nothing true."""
@@ -324,7 +338,7 @@ class Phases:
     def _agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement by the run's own filter, on problems of a length not trained yet."""
         # Agreement is of the looks; what they reject need not be thought through to know it.
-        looks = self._config.filter.model_copy(update={"through": False})
+        looks = self._config.filter.model_copy(update={"through": "off"})
         return self._agreement_of(sampler, digits, self._config.round.probe, looks)
 
     def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: FilterConfig) -> float:

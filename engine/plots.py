@@ -52,6 +52,7 @@ _REASON_COLORS = {
     "not_direct": "#1f6feb",
     "not_complement": "#9c36b5",
     "not_commutative": "#c92a2a",
+    "not_through": "#f06595",
 }
 
 # The scale of accuracies is logarithmic in the error down to this one, so that 98 and 99.5 % look different.

@@ -29,6 +29,7 @@ _REASONS = {
     Verdict.NOT_DIRECT: f"{_DISAGREE}: the direct answer is not what the guesses say",
     Verdict.NOT_COMMUTATIVE: f"{_DISAGREE}: the swapped operands give another answer",
     Verdict.NOT_COMPLEMENT: f"{_DISAGREE}: the nines' complement of the problem gives another answer",
+    Verdict.NOT_THROUGH: f"{_DISAGREE}: a chain of thought to the end gives another answer",
 }
 
 

@@ -92,7 +92,9 @@ def trained(run: Path) -> Path:
         directory.examples(3), labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", ""))
     )
     write_table(directory.candidates(3), pa.table({"problem": problems.texts(), "direct": ["0"] * 8}))
-    rejected = dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 0)
+    rejected = dict.fromkeys(
+        ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement", "not_through"), 0
+    )
     generation = {"tried": 8, "accepted": 8, "rejected": rejected, "agreement": 1.0, "tokens": 100, "seconds": 1.0}
     directory.write_json(3, "generation", generation)
     directory.write_json(3, "training", {"cycles": 1, "tokens": 100, "seconds": 1.0, "agreement": 1.0})
@@ -247,7 +249,7 @@ def test_generate(run: Path, tmp_path: Path) -> None:
     (report,) = json_lines(result)
     assert report["tried"] == report["accepted"] == 12 and report["engine"] == "native"
     assert report["rejected"] == dict.fromkeys(
-        ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 0
+        ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement", "not_through"), 0
     )
     assert {"tokens", "seconds", "tokens_per_s", "accepted_per_s", "weights_sha256"} <= report.keys()
     rows = pq.read_table(out).to_pylist()

@@ -51,7 +51,7 @@ def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
         ({"hard_share": 1.5}, "hard_share"),
         ({"filter": {"think": False}}, "second_look"),
         ({"filter": {"think": False, "second_look": "off", "k": 7}}, "lower k"),
-        ({"filter": {"think": False, "second_look": "off"}}, "set through to false"),
+        ({"filter": {"think": False, "second_look": "off"}}, "set through to off"),
         ({"supervised": {"trainer": {"shard_rows": 0}}}, "supervised.trainer.shard_rows"),
         ({"round": 3}, "round"),
     ],

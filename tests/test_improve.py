@@ -8,7 +8,7 @@ import torch
 from scripted import Scripted
 
 from sector.engine import oracle, policy
-from sector.engine.improve import FILTERS, STAGES, Filter, SecondLook, Verdict, Vote, cat_improved, improve
+from sector.engine.improve import FILTERS, STAGES, Filter, SecondLook, Through, Verdict, Vote, cat_improved, improve
 from sector.engine.model import new_model
 from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
@@ -17,7 +17,7 @@ from sector.engine.supervised import label
 
 K = 5
 # All looks of the filter `strict`, and what they reject is rejected.
-LOOKS = replace(FILTERS["strict"], through=False)
+LOOKS = replace(FILTERS["strict"], through=Through.OFF)
 
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
@@ -58,7 +58,8 @@ def test_each_look_names_its_own_reason(problems: Problems) -> None:
     expected[5] = Verdict.NOT_COMPLEMENT
     assert torch.equal(verdict, expected)
     rejected = ask(sampler, problems, LOOKS).rejected()
-    assert rejected == dict.fromkeys(("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement"), 1)
+    reasons = ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement")
+    assert rejected == {**dict.fromkeys(reasons, 1), "not_through": 0}
 
 
 def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
@@ -139,6 +140,37 @@ def test_a_column_that_is_always_added_up_wrongly_does_not_agree_with_its_comple
     orders_only = replace(FILTERS["strict"], complement=False)
     assert ask(sampler, problems, orders_only).verdict.tolist() == [Verdict.THOUGHT_THROUGH, Verdict.ACCEPTED]
     assert ask(sampler, problems, FILTERS["strict"]).verdict.tolist() == [Verdict.OUTVOTED, Verdict.ACCEPTED]
+
+
+def wrong_guesses(row: Problems) -> dict[str, int]:
+    """Faults by which the direct answer and all guesses of both operand orders are wrong alike."""
+    wrong = {}
+    for each in (row, row.swapped()):
+        for _ in range(K + 1):
+            wrong[each.texts()[0]] = 1
+            each = label(each).rest
+    return wrong
+
+
+def test_a_chain_to_the_end_finds_that_all_looks_guess_wrong_alike(problems: Problems) -> None:
+    """What `strict` believes `thorough` thinks through, and finds the right answer."""
+    sampler = Scripted(wrong_guesses(problems[:1]))
+    strict, thorough = (
+        ask(sampler, problems, replace(FILTERS[name], complement=False)) for name in ("strict", "thorough")
+    )
+    truth = oracle.true_answers(problems)
+    assert strict.verdict[0] == Verdict.ACCEPTED and not torch.equal(strict.first.answers[0], truth[0])
+    assert thorough.verdict[0] == Verdict.THOUGHT_THROUGH and torch.equal(thorough.first.answers, truth)
+    assert thorough.agreement == 15 / 16 and thorough.tokens > strict.tokens
+
+
+def test_a_chain_that_only_one_problem_bears_out_is_not_believed(problems: Problems) -> None:
+    """The chain contradicts all looks, and that of the other operand order does not parse."""
+    sampler = Scripted(wrong_guesses(problems[:1]), {problems[:1].swapped().texts()[0]})
+    settings = replace(FILTERS["thorough"], complement=False, second_look=SecondLook.OFF)
+    improved = ask(sampler, problems, settings)
+    assert improved.verdict[0] == Verdict.NOT_THROUGH and improved.rejected()["not_through"] == 1
+    assert improved.accepted[1:].all()
 
 
 def test_what_all_looks_agree_on_is_not_thought_through(problems: Problems) -> None:

@@ -8,13 +8,15 @@ from scripted import Scripted
 from scripted_task import Knowing
 
 from sector.engine.errors import InputError
-from sector.engine.improve import FILTERS
+from sector.engine.improve import FILTERS, Through
 from sector.engine.solve import Mind, check_problem, read_problems
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import TASK as ADDITION
 
 
-def mind(sampler: Scripted | None = None, name: str = "strict", k: int = 5, through: bool = True) -> Mind:
+def mind(
+    sampler: Scripted | None = None, name: str = "strict", k: int = 5, through: Through = Through.REJECTED
+) -> Mind:
     settings = replace(FILTERS[name], through=through)
     return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), settings, k)
 
@@ -75,7 +77,7 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
     ],
 )
 def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reason: str) -> None:
-    (solution,) = mind(Scripted({wrong: 1}), through=False).solve(["456+789"], "improved", show=True)
+    (solution,) = mind(Scripted({wrong: 1}), through=Through.OFF).solve(["456+789"], "improved", show=True)
     assert solution.answer is None
     assert str(solution.error).startswith("the looks disagree") and reason in str(solution.error)
     assert solution.thought is not None and solution.thought.guesses[-1] == "1245"

@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
         "complement": False,
         "k": 1,
         "think": False,
-        "through": False,
+        "through": "off",
         "temperature": 1.0,
     },
 }
@@ -91,7 +91,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
         ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
         ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
         (
-            {"filter": {"think": False, "through": False, "second_look": "off"}},
+            {"filter": {"think": False, "through": "off", "second_look": "off"}},
             "two different guesses, one an order; lower k",
         ),
     ],

@@ -223,6 +223,7 @@ class Multiplication(Task):
     # forget more than they learn.
     settings: ClassVar[dict[str, Any]] = {
         "digit_order": "lsd",
+        "schedule": "paper",
         "until": 12,
         "hard_share": 0.2,
         "supervised": {
