@@ -11,7 +11,7 @@ from sector.engine.errors import InputError
 from sector.engine.tasks import task_names
 
 Engine = Literal["native", "hf", "vllm"]
-FilterName = Literal["paper", "strict", "none"]
+FilterName = Literal["paper", "strict", "thorough", "none"]
 Policy = Literal["fast", "slow", "improved"]
 Preset = Literal["tiny", "base"]
 
@@ -82,7 +82,7 @@ MaybeTask = Annotated[
 MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What generates.", show_default=DEFAULTS.engine)]
 MaybeFilter = Annotated[
     FilterName | None,
-    typer.Option("--filter", help="What must agree before an answer is believed.", show_default=DEFAULT_FILTER),
+    typer.Option("--filter", help="What must agree before an answer is believed.", show_default="thorough"),
 ]
 Track = Annotated[
     list[Tracker] | None,

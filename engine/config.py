@@ -260,7 +260,7 @@ class RunConfig(Settings):
             values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
             values = merged(PRETRAINED, values)
-        schedule = values.get("schedule")
+        schedule = values.get("schedule", "leaps")
         return merged(SCHEDULES[schedule], values) if isinstance(schedule, str) and schedule in SCHEDULES else values
 
     @model_validator(mode="after")
