@@ -15,6 +15,8 @@ from sector.engine.errors import InputError
 from sector.engine.tasks import DEFAULT, find_task, task_names
 
 MAX_DIGITS = 256
+# Raised whenever the same settings lead to other weights; 1 is what a config says that names none.
+RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
 
@@ -221,6 +223,8 @@ class RunConfig(Settings):
     """Start from this model instead of a fresh one of ours: a directory in Hugging Face form, or a GGUF file. It is
     read once, into checkpoints/00. Some defaults are others then (`PRETRAINED`); preset, muon_learning_rate and
     gap_share mean nothing to it, and the second look `shifted` is the swapped one."""
+    recipe: Annotated[int, Field(ge=1, le=RECIPE)] = RECIPE
+    """Which release's trainer and loop these are settings of; no run is gone on with by those of another."""
     preset: Literal["tiny", "base"] = "tiny"
     """Size of the model (`model.py`)."""
     task: str = DEFAULT

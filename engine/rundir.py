@@ -75,7 +75,7 @@ class RunDir:
 
     def read_config(self) -> RunConfig:
         path = self.root / CONFIG
-        return configuration.run_config(configuration.read_config(path), str(path))
+        return configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path))
 
     def write_config(self, config: RunConfig) -> None:
         write_text(self.root / CONFIG, configuration.dump_config(config))

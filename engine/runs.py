@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import RunConfig, flat, merged, run_config
+from sector.engine.config import RECIPE, RunConfig, flat, merged, run_config
 from sector.engine.errors import InputError
 from sector.engine.mend import remove_damaged
 from sector.engine.rundir import CONFIG, RunDir
@@ -22,7 +22,7 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
     it leads out of it.
     """
     run = RunDir(root)
-    _settle(run, given, source)
+    _check_recipe(root, _settle(run, given, source))
     _check_links(root)
     with run.lock():
         # Again: another process may have started this run in between.
@@ -49,6 +49,15 @@ def _check_links(root: Path) -> None:
             raise InputError(
                 f"{path} is a link that leads out of the run directory; nothing is written or removed there"
             )
+
+
+def _check_recipe(root: Path, config: RunConfig) -> None:
+    """InputError if this release would make other weights of the settings than the one that they come from."""
+    if config.recipe != RECIPE:
+        raise InputError(
+            f"{root}: recipe {config.recipe} is of an earlier release, which trains otherwise; this one evaluates and "
+            f"reports such a run, but to go on with it would end in other weights; choose another --out"
+        )
 
 
 def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
