@@ -176,6 +176,8 @@ class RoundConfig(Settings):
     """Cycles before the round stops trying."""
     replay_share: Share = 0.5
     """Share of the shards drawn from earlier rounds and the supervised phase."""
+    missed_turns: bool = True
+    """Do examples that the fast policy missed, by the vote, take turns with all examples of their round?"""
     probe: Count = 150
     """Problems of one digit more on which agreement is measured after each cycle."""
     target_agreement: Share = 0.85
@@ -204,7 +206,9 @@ class RoundConfig(Settings):
 # What other defaults are under a schedule: the paper's is a digit a round, and so many short rounds.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "leaps": {"filter": {"through": "all"}},
-    "paper": {"round": {"max_leap": 1, "candidates": 600, "cycle_steps": 60, "probe_lengths": 0}},
+    "paper": {
+        "round": {"max_leap": 1, "candidates": 600, "cycle_steps": 60, "probe_lengths": 0, "missed_turns": False}
+    },
 }
 
 # What other defaults are for a model that has learned something already, and is larger: AdamW alone, at lower rates.

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("answer_ids", pa.list_(pa.int32())),
         ("simplification", pa.string()),
+        ("direct", pa.string()),
         ("guesses", pa.list_(pa.string())),
         ("votes", pa.int32()),
         ("commutes", pa.bool_()),
@@ -66,7 +67,7 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
     first = improved.first
     k = first.guesses.shape[1]
     tables = []
-    for lesson in improved.lessons():
+    for step, lesson in enumerate(improved.lessons()):
         # A guess at the whole is, without the digits found on the way, one at what remained.
         guesses = first.guesses[keep][:, :, : lesson.problems.answer_width]
         flat = plain_decimals(guesses.flatten(0, 1))
@@ -75,6 +76,8 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
                 lesson,
                 layout,
                 provenance,
+                # The fast policy was asked the whole problem, not what remained of it.
+                direct=[None] * len(guesses) if step else plain_decimals(first.direct[keep]),
                 guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
                 votes=first.votes[keep].tolist(),
                 commutes=improved.agrees[keep].tolist(),
@@ -91,6 +94,7 @@ def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -
         examples,
         layout,
         provenance,
+        direct=[None] * count,
         guesses=[[] for _ in range(count)],
         votes=[0] * count,
         commutes=[False] * count,
@@ -153,15 +157,19 @@ def write_examples(path: Path, table: pa.Table) -> None:
     write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
 
 
-def read_examples(path: Path) -> dict[Any, Examples]:
+def read_examples(path: Path, missed: bool = False) -> dict[Any, Examples]:
     """Examples of a file by length, and by size where a length has several.
 
+    missed: only those to which the fast policy said something else when it was asked directly.
     InputError if it is no parquet of ours or a row does not fit its own length.
     """
     by_size: dict[Any, list[tuple[str, str, str]]] = {}
-    task, columns = _read_columns(path, ("problem", "answer", "simplification", "digits"))
+    columns_read = ("problem", "answer", "simplification", "digits", *["direct"] * missed)
+    task, columns = _read_columns(path, columns_read)
     try:
-        for problem, answer, simplification, digits in zip(*columns, strict=True):
+        for problem, answer, simplification, digits, *direct in zip(*columns, strict=True):
+            if missed and direct[0] in (None, answer):
+                continue
             by_size.setdefault((digits, task.size_of(problem, digits)), []).append((problem, answer, simplification))
         sizes = sorted(by_size)
         # Of several sizes of one length the last is the largest; it is the one that goes by the length alone.

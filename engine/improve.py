@@ -458,12 +458,10 @@ def _think_through(
 
 def _confirm(
     sampler: Sampler, problems: Batch, answers: Tensor, layout: Layout, sampling: Sampling
-) -> tuple[Tensor, int | Tensor]:
+) -> tuple[Tensor, Tensor]:
     """`[B]` which answers `[B, W]` a chain of thought to the end gives too, and the tokens it took."""
-    if not len(problems):
-        return torch.ones(0, dtype=torch.bool, device=answers.device), 0
     chain = to_the_end(sampler, problems, layout, sampling, answers)
-    return chain.valid[0] & (chain.guesses[0] == answers).all(dim=1), chain.tokens
+    return chain.valid[0] & (chain.guesses[0] == answers).all(dim=1), torch.as_tensor(chain.tokens)
 
 
 def _side_by_side(sampling: Sampling, count: int) -> Sampling:

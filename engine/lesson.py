@@ -50,12 +50,22 @@ def untrained(run: RunDir, config: RunConfig) -> Model:
     return model.to(best_device())  # type: ignore[arg-type]
 
 
-def replayed(run: RunDir, digits: int) -> list[Examples]:
-    """What a round keeps in mind, one set a length: the supervised examples, then every round before it."""
+def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+    """List the sets that a round replays: one a length of the supervised examples, then those of earlier rounds."""
     sets = list(read_examples(run.examples(0)).values())
     for earlier in run.rounds():
         if earlier < digits:
-            sets += read_examples(run.examples(earlier)).values()
+            sets += examples_of(run, config, earlier)
+    return sets
+
+
+def examples_of(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+    """List the sets of a round's examples that take turns: all, and those that the fast policy missed."""
+    sets, settings = list(read_examples(run.examples(digits)).values()), config.round
+    if settings.missed_turns:
+        # Fewer than a shard would be the same few over and over.
+        missed = read_examples(run.examples(digits), missed=True).values()
+        sets += [examples for examples in missed if len(examples) >= settings.trainer.shard_rows]
     return sets
 
 
@@ -68,10 +78,10 @@ def _supervised(config: RunConfig, seed: int) -> Lesson:
 def _round(run: RunDir, config: RunConfig, digits: int, seed: int) -> Lesson:
     settings = config.round
     trainer = settings.trainer
-    new = list(read_examples(run.examples(digits)).values())
+    new = examples_of(run, config, digits)
     if not new:
         raise NoAgreement(f"no candidate of {digits} digits was accepted")
-    replay = replayed(run, digits)
+    replay = replayed(run, config, digits)
 
     def batches(cycle: int) -> Batches:
         draws = stream_seed(seed, "distill", digits, cycle)

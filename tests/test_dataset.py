@@ -87,6 +87,24 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     assert torch.equal(votes, improved.first.votes) and torch.equal(accepted, improved.accepted)
 
 
+def test_what_the_fast_policy_missed_can_be_read_alone(tmp_path: Path) -> None:
+    """An untrained engine, told what to answer: it says so directly to every other problem."""
+    sampler, rows = make_sampler("native", new_model("tiny", 0)), torch.arange(12)
+    problems = draw_problems(3, 12, torch.Generator().manual_seed(0))
+    improved = improve(sampler, problems, FILTERS["none"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
+    improved.verdict[:] = 0
+    truth = label(problems)
+    improved.first.answers[:], improved.first.direct[:] = truth.answers, truth.answers
+    improved.first.rest.a[:], improved.first.rest.b[:] = truth.rest.a, truth.rest.b
+    improved.first.rest.carry[:], improved.first.digit[:] = truth.rest.carry, truth.digit
+    improved.first.direct[::2, -1] = (truth.answers[::2, -1] + 1) % 10
+    write_examples(tmp_path / "some.parquet", improved_table(improved, rows, PlaceLayout(), OURS))
+    assert same(read_examples(tmp_path / "some.parquet")[3], truth)
+    assert same(read_examples(tmp_path / "some.parquet", missed=True)[3], truth[torch.arange(0, 12, 2)])
+    write_examples(tmp_path / "labelled.parquet", labelled_table(truth, PlaceLayout(), OURS))
+    assert read_examples(tmp_path / "labelled.parquet", missed=True) == {}
+
+
 @pytest.mark.parametrize(
     "columns",
     [

@@ -66,7 +66,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(replayed(run, 7)[0].problems)
+            oracle.true_answers(replayed(run, run.read_config(), 7)[0].problems)
         for _ in phases.generate(7):
             pass
         for _ in phases.distill(7):
@@ -174,7 +174,7 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
     assert os.readlink(run.root / "checkpoints" / "best") == "12" and run.rounds() == [7, 11, 12]
     teacher = json.loads((run.round_dir(11) / "generation.json").read_text())["weights_sha256"]
     assert teacher == weights_sha256(run.load_checkpoint(7))
-    assert sorted({each.digits for each in replayed(run, 12)}) == [1, 2, 3, 4, 5, 6, 7, 11]
+    assert sorted({each.digits for each in replayed(run, run.read_config(), 12)}) == [1, 2, 3, 4, 5, 6, 7, 11]
 
 
 @pytest.mark.parametrize(
