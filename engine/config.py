@@ -176,6 +176,9 @@ class RoundConfig(Settings):
     """Cycles before the round stops trying."""
     replay_share: Share = 0.5
     """Share of the shards drawn from earlier rounds and the supervised phase."""
+    restated: bool = True
+    """Learn accepted examples also as the other problems that looks ask (`Task.restated`), of sums `b+a` and the nines'
+    complements?"""
     missed_turns: bool = True
     """Do examples that the fast policy missed, by the vote, take turns with all examples of their round?"""
     probe: Count = 150
@@ -205,9 +208,16 @@ class RoundConfig(Settings):
 
 # What other defaults are under a schedule: the paper's is a digit a round, and so many short rounds.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "leaps": {"filter": {"through": "all"}},
+    "leaps": {"filter": {"through": "all"}, "supervised": {"target_agreement": 0.8}},
     "paper": {
-        "round": {"max_leap": 1, "candidates": 600, "cycle_steps": 60, "probe_lengths": 0, "missed_turns": False}
+        "round": {
+            "max_leap": 1,
+            "candidates": 600,
+            "cycle_steps": 60,
+            "probe_lengths": 0,
+            "missed_turns": False,
+            "restated": False,
+        }
     },
 }
 

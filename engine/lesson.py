@@ -16,6 +16,7 @@ from sector.engine.examples import Examples, mixed_batches
 from sector.engine.model import best_device, new_model
 from sector.engine.rundir import RunDir
 from sector.engine.seeding import stream_seed
+from sector.engine.tasks import find_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def examples_of(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
         # Fewer than a shard would be the same few over and over.
         missed = read_examples(run.examples(digits), missed=True).values()
         sets += [examples for examples in missed if len(examples) >= settings.trainer.shard_rows]
-    return sets
+    task = find_task(config.task)
+    return [Examples.cat([examples, *task.restated(examples)]) for examples in sets] if settings.restated else sets
 
 
 def _supervised(config: RunConfig, seed: int) -> Lesson:

@@ -241,6 +241,13 @@ class Task(ABC):
         """Answers `[B, W]` -> the answers to the complements; its own inverse."""
         raise NotImplementedError(f"{self.name} has no complement")
 
+    def restated(self, examples: Any) -> list[Any]:
+        """The examples as other problems that the looks ask, with what agreement there says of them; as many each.
+
+        None, if the steps of those problems do not follow.
+        """
+        return []
+
     @abstractmethod
     def draft(self, problems: Any, answers: Tensor | None, layout: Layout) -> Tensor | None:
         """What a simplification of these is likely to begin with, as ids; None if nothing is known.

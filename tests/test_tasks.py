@@ -186,6 +186,18 @@ def test_complement_and_swap_keep_what_they_promise(task: Task) -> None:
 
 
 @TASKS
+@pytest.mark.parametrize("digits", [1, 2, 5], ids="digits{}".format)
+def test_right_examples_restated_are_right(task: Task, digits: int) -> None:
+    """Other problems, each with its own true answer and step."""
+    examples = label(drawn(task, digits))
+    for restated in task.restated(examples):
+        truth = label(restated.problems)
+        assert restated.problems.texts() != examples.problems.texts()
+        assert torch.equal(restated.answers, truth.answers) and torch.equal(restated.digit, truth.digit)
+        assert restated.rest.texts() == truth.rest.texts()
+
+
+@TASKS
 @ORDERS
 def test_drafts_of_a_true_answer_are_the_true_steps(task: Task, order: str) -> None:
     problems = drawn(task, 4)

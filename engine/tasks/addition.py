@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sector.engine import problem
+from sector.engine.examples import Examples
 from sector.engine.mistakes import Mistake, by_index, in_columns, index_of
 from sector.engine.oracle import Truth
 from sector.engine.policy import DigitOrder, PlaceLayout
@@ -102,6 +103,23 @@ class Addition(Task):
     def complement_answers(self, answers: Tensor) -> Tensor:
         """See `problem.complement_answers`."""
         return problem.complement_answers(answers)
+
+    def restated(self, examples: Examples) -> list[Examples]:
+        """`b+a`, and the nines' complements of both: digits and carries of a step follow as those of an answer do."""
+        orders = [
+            examples,
+            Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit),
+        ]
+        complements = [
+            Examples(
+                each.problems.complement(),
+                problem.complement_answers(each.answers),
+                each.rest if each.rest.is_nothing else each.rest.complement(),
+                9 - each.digit,
+            )
+            for each in orders
+        ]
+        return [*orders[1:], *complements]
 
     def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
         """The prompt's own digits, up to where thinking begins.
