@@ -165,12 +165,15 @@ class SupervisedConfig(Settings):
 class RoundConfig(Settings):
     """One round of self-training: generate, filter, distill, advance."""
 
-    candidates: Count = 600
+    candidates: Count = 750
     """Problems tried a round."""
+    pool: Count = 8
+    """Problems drawn for each candidate. The fast policy answers them and their complements, and those on which it
+    contradicts itself are tried first, up to half of the candidates. 1 tries problems as they are drawn."""
     teacher: Literal["last", "supervised"] = "last"
     """Whose answers a round learns: those of the round before, or always of the supervised phase (one-shot
     distillation, as a baseline)."""
-    cycle_steps: Count = 60
+    cycle_steps: Count = 300
     """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
     max_cycles: Count = 5
     """Cycles before the round stops trying."""
@@ -195,10 +198,10 @@ class RoundConfig(Settings):
     max_fall: Share = 0.25
     """How far agreement at trained lengths may fall below the highest it was; a round that falls further is taken back
     and tried again with other problems, three times at most (`guard.py`). 1 takes nothing back."""
-    max_leap: Count = 1
+    max_leap: Count = 5
     """How many digits further the next round may be. As long as the model agrees with itself there by
     `leap_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""
-    leap_agreement: Share = 0.92
+    leap_agreement: Share = 0.7
     """Agreement at a length that makes it the next frontier, where that is more than one digit away."""
     min_agreement: Share = 0.3
     """Agreement at the next frontier below which the loop stops (exit code 3)."""
@@ -211,10 +214,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "leaps": {"filter": {"through": "all"}, "supervised": {"target_agreement": 0.8}},
     "paper": {
         "round": {
-            "max_leap": 1,
             "candidates": 600,
+            "pool": 1,
             "cycle_steps": 60,
             "probe_lengths": 0,
+            "max_leap": 1,
+            "leap_agreement": 0.92,
             "missed_turns": False,
             "restated": False,
         }

@@ -123,7 +123,9 @@ class Phases:
         provenance = Provenance(digits, seed, config.engine, sampler.weights_sha256)
         solve = with_weights(self._workers, model, sampler)
         start, parts, rows = time.perf_counter(), [], []
-        for block_rows, block in solve(self._assignment(digits, config.round.candidates, config.filter, seed)):
+        for block_rows, block in solve(
+            self._assignment(digits, config.round.candidates, config.filter, seed, config.round.pool)
+        ):
             parts.append(block)
             rows.append(block_rows)
             yield {
@@ -407,8 +409,8 @@ class Phases:
         ]
         write_examples(path, pa.concat_tables(tables))
 
-    def _assignment(self, digits: int, count: int, settings: FilterConfig, seed: int) -> Assignment:
-        return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share)
+    def _assignment(self, digits: int, count: int, settings: FilterConfig, seed: int, pool: int = 1) -> Assignment:
+        return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share, pool)
 
     def _engine(self, model: Model) -> Sampler:
         """The one engine of the run, with these weights."""
