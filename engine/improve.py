@@ -442,7 +442,7 @@ def _side_by_side(sampling: Sampling, count: int) -> Sampling:
 
 
 def _second_variant(second_look: SecondLook, rows: Tensor, layout: Layout) -> Tensor:
-    """`[B]` start marks of the second look: plain, or a shifted variant that depends on nothing but the row's counter."""
+    """`[B]` start marks of the second look: plain, or a shifted variant that depends on the row's counter alone."""
     if second_look is SecondLook.SWAPPED or layout.num_variants == 1:
         return torch.zeros_like(rows)
     return 1 + rows % (layout.num_variants - 1)
