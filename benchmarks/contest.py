@@ -153,10 +153,11 @@ def variants(model: SectorForCausalLM) -> list[Contender]:
         "no shared prefix": replace(full, shared_prefix=False),
         "no shared beginning": replace(full, shared_beginning=False),
         "keep finished": replace(full, drop_finished=False),
+        "not compiled": replace(full, compiled=False),
     }
     contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in named.items()]
     contenders.append(Contender("keep decided", NativeSampler(model), drop_decided=False))
-    none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
+    none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False, compiled=False)
     plain = NativeSampler(model, savings=none)
     return [*contenders, Contender("plain", plain, drop_decided=False)]
 

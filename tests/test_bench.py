@@ -106,6 +106,7 @@ def test_engines_and_savings_give_the_same_examples(name: str, temperature: floa
         "no shared prefix",
         "no shared beginning",
         "keep finished",
+        "not compiled",
         "keep decided",
         "plain",
     ]

@@ -17,11 +17,13 @@ from sector.engine.samplers import make_sampler, native
 from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
+from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling, Savings
 
 DIGITS = 5
 ROWS = 9
-ENGINES = pytest.mark.parametrize("engine", ["native", "hf"])
+ENGINES = pytest.mark.parametrize("engine", ["native", "torch", "hf"])
+IN_TORCH = Savings(compiled=False)
+WAYS = pytest.mark.parametrize("savings", [Savings(), IN_TORCH], ids=["compiled", "torch"])
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.7], ids="temperature{}".format)
 
 
@@ -50,6 +52,11 @@ def branches(layout: PlaceLayout) -> list[Branch]:
         Branch(think, policy.PlaceLayout().simplification_length(DIGITS)),
         Branch(answer, 3),
     ]
+
+
+def _sampler(engine: str, model: SectorForCausalLM) -> Sampler:
+    """An engine by its name; `torch` is the native one where no compiler is."""
+    return NativeSampler(model, savings=IN_TORCH) if engine == "torch" else make_sampler(engine, model)
 
 
 def _sampling(temperature: float, rows: Tensor | None = None, seed: int = 5, stage: int = 2) -> Sampling:
@@ -83,6 +90,7 @@ def test_the_reference_says_something_worth_comparing(expected: dict[float, list
     assert not torch.equal(expected[0.0][0], expected[0.7][0])
 
 
+@WAYS
 @TEMPERATURES
 @pytest.mark.parametrize("num_threads", [1, 2], ids="threads{}".format)
 def test_native_is_the_reference(
@@ -92,8 +100,9 @@ def test_native_is_the_reference(
     expected: dict[float, list[Tensor]],
     temperature: float,
     num_threads: int,
+    savings: Savings,
 ) -> None:
-    sampler = NativeSampler(model, num_threads=num_threads)
+    sampler = NativeSampler(model, num_threads=num_threads, savings=savings)
     _assert_same(sampler.sample(prefix, branches, _sampling(temperature)), expected[temperature])
 
 
@@ -113,7 +122,7 @@ def test_tiles_do_not_show(
     monkeypatch.setattr(native, "TILE_TOKENS", tile_tokens)
     some = [Branch(branch.mark[:count], branch.length) for branch in branches]
     sampling = _sampling(temperature)[slice(0, count)]
-    outputs = NativeSampler(model, num_threads=1).sample(prefix[:count], some, sampling)
+    outputs = NativeSampler(model, num_threads=1, savings=IN_TORCH).sample(prefix[:count], some, sampling)
     _assert_same(outputs, [output[:count] for output in expected[temperature]])
 
 
@@ -144,6 +153,7 @@ DRAFTS = pytest.mark.parametrize(
 )
 
 
+@WAYS
 @TEMPERATURES
 @DRAFTS
 def test_drafts_change_no_token(
@@ -153,12 +163,16 @@ def test_drafts_change_no_token(
     expected: dict[float, list[Tensor]],
     temperature: float,
     kind: str,
+    savings: Savings,
 ) -> None:
     drafts = [_draft(kind, right) for right in expected[temperature]]
-    outputs = NativeSampler(model).sample(prefix, _with_drafts(branches, drafts), _sampling(temperature))
+    outputs = NativeSampler(model, savings=savings).sample(
+        prefix, _with_drafts(branches, drafts), _sampling(temperature)
+    )
     _assert_same(outputs, expected[temperature])
 
 
+@WAYS
 @pytest.mark.parametrize("kind", ["right", "wrong", "right_to_a_point"])
 @pytest.mark.parametrize("length", range(DIGITS * 2 + 5), ids="length{}".format)
 def test_drafts_of_every_length_change_no_token(
@@ -168,24 +182,30 @@ def test_drafts_of_every_length_change_no_token(
     expected: dict[float, list[Tensor]],
     length: int,
     kind: str,
+    savings: Savings,
 ) -> None:
     drafts = [_draft(kind, right)[:, :length] for right in expected[0.0]]
-    outputs = NativeSampler(model).sample(prefix, _with_drafts(branches, drafts), _sampling(0.0))
+    outputs = NativeSampler(model, savings=savings).sample(prefix, _with_drafts(branches, drafts), _sampling(0.0))
     _assert_same(outputs, expected[0.0])
 
 
+@WAYS
 def test_some_branches_may_have_drafts(
-    model: SectorForCausalLM, prefix: Tensor, branches: list[Branch], expected: dict[float, list[Tensor]]
+    model: SectorForCausalLM,
+    prefix: Tensor,
+    branches: list[Branch],
+    expected: dict[float, list[Tensor]],
+    savings: Savings,
 ) -> None:
     answers, simplifications, _ = expected[0.0]
     drafts = [None, _draft("one_wrong", simplifications), _draft("right", answers)[:, :2]]
-    outputs = NativeSampler(model).sample(prefix, _with_drafts(branches, drafts), _sampling(0.0))
+    outputs = NativeSampler(model, savings=savings).sample(prefix, _with_drafts(branches, drafts), _sampling(0.0))
     _assert_same(outputs, expected[0.0])
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of a row in every pass through the model, as they come."""
+    """Tokens of a row in every pass through the model in torch, as they come."""
     lengths: list[int] = []
     forward = CpuModel.forward
 
@@ -204,7 +224,7 @@ def test_a_right_draft_costs_one_pass(
     expected: dict[float, list[Tensor]],
     passes: list[int],
 ) -> None:
-    sampler = NativeSampler(model, num_threads=1)
+    sampler = NativeSampler(model, num_threads=1, savings=IN_TORCH)
     one = [Branch(branch.mark[:1], branch.length) for branch in branches]
     sampler.sample(prefix[:1], one, _sampling(0.0)[slice(0, 1)])
     undrafted = len(passes)
@@ -245,7 +265,7 @@ def test_a_shared_beginning_changes_no_token(
     tile_tokens: int,
 ) -> None:
     monkeypatch.setattr(native, "TILE_TOKENS", tile_tokens)
-    sampler, beginning = make_sampler(engine, model), Beginning(layout.beginning_length(DIGITS))
+    sampler, beginning = _sampler(engine, model), Beginning(layout.beginning_length(DIGITS))
     for stage, (prefix, branches) in enumerate(_chain(layout, DIGITS)):
         sampling = _sampling(temperature, stage=2 * stage)
         drafts = sampler.sample(prefix, branches, sampling)
@@ -265,10 +285,10 @@ def test_a_shared_beginning_is_read_once(model: SectorForCausalLM, layout: Place
         return lengths
 
     whole = [2 * DIGITS + 5 + 2, 2 * DIGITS + 3 + 1, 2 * DIGITS + 1 + 2]
-    assert first_passes(Savings(shared_beginning=False), slice(0, 2)) == whole
-    assert first_passes(Savings(), slice(0, 2)) == [whole[0], whole[1] - DIGITS, whole[2] - DIGITS + 1]
+    assert first_passes(Savings(shared_beginning=False, compiled=False), slice(0, 2)) == whole
+    assert first_passes(IN_TORCH, slice(0, 2)) == [whole[0], whole[1] - DIGITS, whole[2] - DIGITS + 1]
     # A row that begins otherwise: what is left to share is the start mark.
-    assert first_passes(Savings(), slice(2, 3)) == [whole[0], whole[1] - 1, whole[2] - 1]
+    assert first_passes(IN_TORCH, slice(2, 3)) == [whole[0], whole[1] - 1, whole[2] - 1]
 
 
 @ENGINES
@@ -282,7 +302,7 @@ def test_rows_do_not_depend_on_their_batch(
     temperature: float,
 ) -> None:
     """Another order and another batch size; a row's random numbers go with its counter."""
-    sampler, sampling = make_sampler(engine, model), _sampling(temperature)
+    sampler, sampling = _sampler(engine, model), _sampling(temperature)
     for rows in (torch.tensor([7, 2, 4]), torch.arange(ROWS).flip(0), torch.tensor([5])):
         some = [Branch(branch.mark[rows], branch.length) for branch in branches]
         outputs = sampler.sample(prefix[rows], some, sampling[rows])
@@ -293,7 +313,7 @@ def test_rows_do_not_depend_on_their_batch(
 def test_seed_stage_and_row_choose_the_sample(
     model: SectorForCausalLM, prefix: Tensor, branches: list[Branch], engine: str
 ) -> None:
-    sampler, first = make_sampler(engine, model), branches[:1]
+    sampler, first = _sampler(engine, model), branches[:1]
     base = sampler.sample(prefix, first, _sampling(0.7))[0]
     assert torch.equal(sampler.sample(prefix, first, _sampling(0.7))[0], base)
     others = [_sampling(0.7, seed=6), _sampling(0.7, stage=3), _sampling(0.7, rows=torch.arange(ROWS))]
@@ -331,7 +351,7 @@ def test_padding_follows_the_end_and_nothing_else_does(
     model: SectorForCausalLM, prefix: Tensor, branches: list[Branch], engine: str, temperature: float
 ) -> None:
     for output, branch in zip(
-        make_sampler(engine, model).sample(prefix, branches, _sampling(temperature)), branches, strict=True
+        _sampler(engine, model).sample(prefix, branches, _sampling(temperature)), branches, strict=True
     ):
         assert output.shape == (ROWS, branch.length)
         ended = tokens.is_eos(output).cumsum(dim=1) - tokens.is_eos(output).long() > 0
@@ -340,9 +360,7 @@ def test_padding_follows_the_end_and_nothing_else_does(
 
 @ENGINES
 def test_outputs_are_legal(model: SectorForCausalLM, prefix: Tensor, branches: list[Branch], engine: str) -> None:
-    for output, branch in zip(
-        make_sampler(engine, model).sample(prefix, branches, _sampling(0.7)), branches, strict=True
-    ):
+    for output, branch in zip(_sampler(engine, model).sample(prefix, branches, _sampling(0.7)), branches, strict=True):
         ids = torch.cat([branch.mark, output], dim=1)
         legal = tokens.legal_table()[tokens.class_of(ids[:, :-1]), tokens.class_of(ids[:, 1:])]
         assert bool(legal.all())
@@ -352,7 +370,7 @@ def test_outputs_are_legal(model: SectorForCausalLM, prefix: Tensor, branches: l
 @ENGINES
 def test_no_rows_give_no_rows(model: SectorForCausalLM, prefix: Tensor, branches: list[Branch], engine: str) -> None:
     none = [Branch(branch.mark[:0], branch.length) for branch in branches]
-    outputs = make_sampler(engine, model).sample(prefix[:0], none, _sampling(0.0)[slice(0, 0)])
+    outputs = _sampler(engine, model).sample(prefix[:0], none, _sampling(0.0)[slice(0, 0)])
     assert [output.shape for output in outputs] == [(0, branch.length) for branch in branches]
 
 
@@ -360,7 +378,7 @@ def test_no_rows_give_no_rows(model: SectorForCausalLM, prefix: Tensor, branches
 def test_engines_keep_their_own_copy_of_the_weights(prefix: Tensor, branches: list[Branch], engine: str) -> None:
     """Training goes on while an engine generates from the weights it was given."""
     model = new_model("tiny", seed=1, initializer_range=0.3)
-    sampler = make_sampler(engine, model)
+    sampler = _sampler(engine, model)
     before = sampler.sample(prefix, branches, _sampling(0.0))
     fingerprint = weights_sha256(model)
     with torch.no_grad():

@@ -10,7 +10,7 @@ Legend: B rows, T tokens of a pass, N of all rows, D hidden size, H heads, K hea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from sector.engine.samplers.attention import BITS
 
 # Tokens whose inner activations stay in the cache of a core from one matrix to the next.
 _MLP_TOKENS = 1024
+
+# The most that the keys and values of a job take.
+_JOB_BYTES = 1 << 26
 
 # What a layer does with queries `[H, B, T - skip, K]`, and keys and values `[H, B, T, 2K]`: remember these, and attend
 # -> `[B * (T - skip), D]`.
@@ -39,6 +42,26 @@ class _Layer:
     out: Tensor
     up: Tensor
     down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Keys and values of ids `[B, L]`: read before, or to be filled in now. rows_dim: the dimension of kv that is B."""
+
+    ids: Tensor
+    kv: Tensor
+    rows_dim: int
+    is_read: bool = False
+
+    def __getitem__(self, rows: slice) -> "Kept":
+        return replace(self, ids=self.ids[rows], kv=self.kv[(slice(None),) * self.rows_dim + (rows,)])
+
+    def shared(self, prefix: Tensor) -> int:
+        """How many of the kept tokens all of these prefixes `[B, P]` begin with."""
+        # The last token of a prefix is always read: there is nothing to attend from otherwise.
+        length = min(self.ids.shape[1], prefix.shape[1] - 1) if self.is_read else 0
+        alike = (self.ids[:, :length] == prefix[:, :length]).all(dim=0)
+        return int(alike.long().cumprod(dim=0).sum())
 
 
 class CpuModel:
@@ -61,10 +84,14 @@ class CpuModel:
     def num_layers(self) -> int:
         return len(self._layers)
 
-    @property
-    def slot_bytes(self) -> int:
-        """Keys and values of one token."""
-        return 2 * self.num_layers * self.heads * self.head_dim * self._embed.element_size()
+    def job_rows(self, slots: int) -> int:
+        """The most rows of a job, if each takes so many slots of the cache."""
+        slot_bytes = 2 * self.num_layers * self.heads * self.head_dim * self._embed.element_size()
+        return _JOB_BYTES // (slots * slot_bytes)
+
+    def keep(self, ids: Tensor) -> Kept:
+        """Room for keys and values `[layers, H, B, L, 2K]` of ids `[B, L]`."""
+        return Kept(ids, self._embed.new_empty(self.num_layers, self.heads, *ids.shape, 2 * self.head_dim), 2)
 
     def forward(self, ids: Tensor, attend: Attend, skip: int = 0) -> Tensor:
         """Ids `[B, T]` -> `[B, T - skip, D]` before the final norm.
@@ -119,8 +146,8 @@ class CpuModel:
 def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
     assert isinstance(block, Block)
     q, k, v = (block.attention.qkv.weight * block.attention_norm.weight).chunk(3)
-    q = _interleaved(q, head_dim) * (head_dim**-0.5 / BITS)
-    heads_first = [part.unflatten(0, (-1, head_dim)) for part in (q, _interleaved(k, head_dim), v)]
+    q = interleaved(q, head_dim) * (head_dim**-0.5 / BITS)
+    heads_first = [part.unflatten(0, (-1, head_dim)) for part in (q, interleaved(k, head_dim), v)]
     return _Layer(
         torch.cat(heads_first, dim=1).transpose(1, 2).contiguous(),
         block.attention.out.weight.clone(),
@@ -129,7 +156,7 @@ def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
     )
 
 
-def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
     """Rows of queries or keys `[H * K, D]` with the two components of each rotated pair side by side.
 
     Then a pair is one complex number, which rotates in a fifth of the time; scores do not depend on the order of K.

@@ -1,10 +1,13 @@
-"""The native engine: batched, cached decoding in plain torch, made for short contexts and small models.
+"""The native engine: batched, cached decoding on a CPU, made for short contexts and small models.
 
 One forward pass reads a prefix once for all its branches: the branches follow one another in the same row, and each
 attends to the prefix and to itself (a token's position is its place, so it does not matter where in the row it stands).
 What the prefixes of a chain of calls begin with is read in the first of them.
 Drafts ride along in that pass; the first token that differs from the model's own choice is replaced by that choice,
 and decoding goes on from there token by token, so that the output is the one of plain decoding (lossless).
+
+Where there is a C compiler, all of that is done by a library (`compiled.py`, `native.c`), in a third to half of the
+time; else in plain torch, by what follows here.
 
 The batch is cut into jobs, one a core: for matrices this small, that is faster than two cores sharing one operation. A
 job reads tile by tile, which stay in the cache of the core, and then decodes all its rows together.
@@ -25,14 +28,13 @@ from sector.engine.checkpoint import weights_sha256
 from sector.engine.model import SectorForCausalLM
 from sector.engine.ranges import named
 from sector.engine.samplers.attention import Seen, attend, attend_from_one
-from sector.engine.samplers.cpu_model import CpuModel
+from sector.engine.samplers.compiled import CompiledModel, load_library
+from sector.engine.samplers.cpu_model import CpuModel, Kept
 from sector.engine.samplers.drafts import accept
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 
 # Tokens of a tile: what a core reads at a time.
 TILE_TOKENS = 6144
-# The most that the keys and values of a job take.
-JOB_BYTES = 1 << 26
 DEFAULT_SAVINGS = Savings()
 
 
@@ -52,7 +54,8 @@ class NativeSampler:
 
     def load(self, model: SectorForCausalLM) -> None:
         """Take a copy of the model's weights."""
-        self._model = CpuModel(model)
+        library = load_library() if self._savings.compiled and model.dtype == torch.float32 else None
+        self._model = CpuModel(model) if library is None else CompiledModel(model, library)
         self.weights_sha256 = weights_sha256(model)
 
     def sample(
@@ -80,44 +83,27 @@ class NativeSampler:
     ) -> list[Tensor]:
         """Complete all branches of a prefix together, job by job."""
         kept = None if beginning is None else self._remember(prefix, beginning)
-        slots = prefix.shape[1] + sum(1 + branch.length for branch in branches)
-        slot_bytes = self._model.slot_bytes
+        model, savings = self._model, self._savings
 
         def run(rows: slice) -> list[Tensor]:
-            some = None if kept is None else kept[rows]
-            return _Job(self._model, self._savings, prefix[rows], _rows_of(branches, rows), sampling[rows], some).run()
+            asked = prefix[rows], _rows_of(branches, rows), sampling[rows], None if kept is None else kept[rows]
+            if isinstance(model, CompiledModel):
+                with named("compiled"):
+                    return model.complete(*asked, drop_finished=savings.drop_finished)[0]
+            return _Job(model, savings, *asked).run()
 
-        parts = list(self._pool.map(run, _cut(len(prefix), JOB_BYTES // (slots * slot_bytes), self._threads)))
+        slots = prefix.shape[1] + sum(1 + branch.length for branch in branches)
+        parts = list(self._pool.map(run, _cut(len(prefix), model.job_rows(slots), self._threads)))
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
-    def _remember(self, prefix: Tensor, beginning: Beginning) -> "_Kept | None":
+    def _remember(self, prefix: Tensor, beginning: Beginning) -> Kept:
         """What was kept of the prefixes' beginning, or room for it at the first call of a chain."""
         if beginning.kept is None:
-            ids = prefix[:, : beginning.length]
-            kv = torch.empty(self._model.num_layers, self._model.heads, *ids.shape, 2 * self._model.head_dim)
-            beginning.kept = _Kept(ids, kv, is_read=True)
-            return _Kept(ids, kv, is_read=False)
-        assert isinstance(beginning.kept, _Kept)
+            kept = self._model.keep(prefix[:, : beginning.length])
+            beginning.kept = replace(kept, is_read=True)
+            return kept
+        assert isinstance(beginning.kept, Kept)
         return beginning.kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Keys and values `[layers, H, B, L, 2K]` of ids `[B, L]`: read before, or to be filled in now."""
-
-    ids: Tensor
-    kv: Tensor
-    is_read: bool
-
-    def __getitem__(self, rows: slice) -> "_Kept":
-        return _Kept(self.ids[rows], self.kv[:, :, rows], self.is_read)
-
-    def shared(self, prefix: Tensor) -> int:
-        """How many of the kept tokens all of these prefixes `[B, P]` begin with."""
-        # The last token of a prefix is always read: there is nothing to attend from otherwise.
-        length = min(self.ids.shape[1], prefix.shape[1] - 1) if self.is_read else 0
-        alike = (self.ids[:, :length] == prefix[:, :length]).all(dim=0)
-        return int(alike.long().cumprod(dim=0).sum())
 
 
 class _Job:
@@ -130,7 +116,7 @@ class _Job:
         prefix: Tensor,
         branches: list[Branch],
         sampling: Sampling,
-        kept: _Kept | None,
+        kept: Kept | None,
     ) -> None:
         self._model, self._savings, self._prefix, self._branches = model, savings, prefix, branches
         self._sampling, self._kept = sampling, kept
@@ -143,7 +129,7 @@ class _Job:
     def run(self) -> list[Tensor]:
         """The completions `[B, length]`, one a branch."""
         known = self._kept.shared(self._prefix) if self._kept else 0
-        width = self._prefix.shape[1] - known + sum(1 + _drafted(branch) for branch in self._branches)
+        width = self._prefix.shape[1] - known + sum(1 + branch.drafted for branch in self._branches)
         with named("prefix"):
             for rows in _cut(len(self._prefix), TILE_TOKENS // width):
                 self._read(rows)
@@ -319,19 +305,14 @@ def _rows_of(branches: Sequence[Branch], rows: slice) -> list[Branch]:
     ]
 
 
-def _drafted(branch: Branch) -> int:
-    """Drafted tokens that are read; what follows the last of a branch is nobody's business."""
-    return 0 if branch.draft is None else min(branch.draft.shape[1], branch.length - 1)
-
-
 def _first_pass(prefix: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, list[slice]]:
     """Ids `[B, T]` of prefix, marks and drafts, and where the prefix and each branch stand among them."""
     parts, spans = [prefix], [slice(0, prefix.shape[1])]
     for branch in branches:
         parts.append(branch.mark)
         if branch.draft is not None:
-            parts.append(branch.draft[:, : _drafted(branch)])
-        spans.append(slice(spans[-1].stop, spans[-1].stop + 1 + _drafted(branch)))
+            parts.append(branch.draft[:, : branch.drafted])
+        spans.append(slice(spans[-1].stop, spans[-1].stop + 1 + branch.drafted))
     return torch.cat(parts, dim=1), spans
 
 

@@ -27,6 +27,11 @@ class Branch:
     length: int
     draft: Tensor | None = None
 
+    @property
+    def drafted(self) -> int:
+        """Drafted tokens that are worth reading: nothing is chosen behind the last of a completion."""
+        return 0 if self.draft is None else min(self.draft.shape[1], self.length - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -68,19 +73,21 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """Work that the native engine does not do; each can be switched off, and what comes out stays the same.
+    """How the native engine saves time; each can be switched off, and what comes out stays the same.
 
     shared_prefix: the branches of a prompt read its prefix together, not each for itself.
     shared_beginning: what the prefixes of a chain of calls begin with is read in the first of them only.
     drafts: a draft is checked in the pass that reads the prompt, not written again token by token (in the manner of
         speculative decoding; the choice at every token is the model's own, also at temperature > 0).
     drop_finished: a row that has ended leaves the batch, instead of waiting for the others.
+    compiled: passes run in a library made from `native.c`, where a C compiler is; in plain torch otherwise.
     """
 
     shared_prefix: bool = True
     shared_beginning: bool = True
     drafts: bool = True
     drop_finished: bool = True
+    compiled: bool = True
 
 
 class Sampler(Protocol):
