@@ -36,6 +36,10 @@ class Examples:
     def digits(self) -> int:
         return int(self.problems.digits)
 
+    def answers_only(self) -> "Examples":
+        """The same problems and answers, and no simplifications."""
+        return Examples(self.problems, self.answers, self.problems.without_digits(), self.answers[:, -1])
+
     @staticmethod
     def cat(parts: "Iterable[Examples]") -> "Examples":
         parts = list(parts)

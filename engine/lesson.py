@@ -64,9 +64,9 @@ def examples_of(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
     """List the sets of a round's examples that take turns: all, and those that the fast policy missed."""
     sets, settings = list(read_examples(run.examples(digits)).values()), config.round
     if settings.missed_turns:
-        # Fewer than a shard would be the same few over and over.
+        # Fewer than a shard would be the same few over and over. What was missed is the answer, not the step.
         missed = read_examples(run.examples(digits), missed=True).values()
-        sets += [examples for examples in missed if len(examples) >= settings.trainer.shard_rows]
+        sets += [examples.answers_only() for examples in missed if len(examples) >= settings.trainer.shard_rows]
     task = find_task(config.task)
     return [Examples.cat([examples, *task.restated(examples)]) for examples in sets] if settings.restated else sets
 
