@@ -15,6 +15,7 @@ from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
+Isa = Literal["native", "avx2"]
 
 
 def bench(
@@ -37,6 +38,9 @@ def bench(
     ] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also the kernels one by one.")] = False,
     training: Annotated[bool, typer.Option("--training", help="Also the trainer beside plain eager torch.")] = False,
+    isa: Annotated[
+        Isa, typer.Option(help="The processor's instructions: all that it has, or none beyond AVX2.")
+    ] = "native",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Where the record goes.", show_default=False)
     ] = None,
@@ -55,6 +59,10 @@ def bench(
       sector bench --model runs/first --engine native --savings --training --kernels
       sector bench --model runs/first --digits 8,16,29,64 --batch 100,1000 --out bench.json --json
     """
+    from sector.benchmarks.instruction_set import hold_to
+
+    # Before torch is imported.
+    hold_to(isa)
     from sector.benchmarks.contest import Workload
     from sector.benchmarks.record import bench as measure
     from sector.engine.files import check_writable, write_text
@@ -148,8 +156,8 @@ def _kernels(lines: list[dict[str, Any]]) -> Table:
 
 
 def _training(each: dict[str, Any]) -> str:
-    rates = each["tokens_per_s"]
+    phases = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in each["shares"].items())
     return (
-        f"training at {each['digits']} digits: {rates['sector']:,.0f} tokens/s, plain eager torch "
-        f"{rates['plain']:,.0f}: {each['ratio']:.2f}x"
+        f"training at {each['digits']} digits: {each['tokens_per_s']:,.0f} tokens/s, plain eager torch "
+        f"{each['plain_tokens_per_s']:,.0f}: {each['ratio_to_eager']:.2f}x; of a step: {phases}"
     )

@@ -208,12 +208,13 @@ def train_cycle(
                 loss = sum(result[0] for result in results) / len(results)
                 if not math.isfinite(loss):
                     raise Diverged(f"loss is {loss} at step {state.step}")
-                with named("update"):
+                with named("exchange"):
                     for index, parameter in enumerate(parameters):
                         parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(dim=0)
                     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
                     if not math.isfinite(norm):
                         raise Diverged(f"the gradient's norm is {norm} at step {state.step}")
+                with named("optimizer"):
                     for optimizer in state.optimizers:
                         optimizer.step()
                 state.step += 1

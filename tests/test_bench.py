@@ -162,7 +162,9 @@ def test_every_kernel_case_runs(model: SectorForCausalLM) -> None:
 
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
 def test_both_training_steps_train(plain: bool, checkpoint: Path) -> None:
-    assert training.measure(checkpoint, digits=3, steps=1, plain=plain) > 0
+    figures = training.measure(checkpoint, digits=3, steps=2, plain=plain)
+    assert figures["tokens_per_s"] > 0
+    assert ("shares" in figures) is not plain
 
 
 def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
