@@ -1,23 +1,28 @@
 """What `sector bench` measures: contests, the roofline's count of work, memory, kernels, the trainer."""
 
+import io
 import json
 import mmap
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
-from sector.benchmarks import contest, fresh, kernel_times, memory, roofline, training
+from sector.benchmarks import contest, fresh, kernel_times, memory, peers, roofline, training
+from sector.benchmarks import record as recording
 from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
+from sector.cli.bench import view
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
 from sector.engine.model import SectorForCausalLM, new_model
@@ -199,6 +204,98 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(2, 4), (2, 6), (3, 4), (3, 6)}
     assert len(record["cells"]) == 4 * 8 and record["differing"] == 0
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
+
+
+@pytest.fixture(scope="module")
+def beside_peers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the console script, which holds itself to AVX2."""
+    options = ["--engine", "native", "--digits", "2", "--count", "6", "--repeats", "1", "--k", "1", "--isa", "avx2"]
+    command = [Path(sys.executable).with_name("sector"), "bench", "--model", checkpoint, *options, "--peers", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def test_peers_keep_the_contract(beside_peers: dict[str, Any]) -> None:
+    figures, shape = beside_peers["peers"], beside_peers["equal_shape"]
+    assert list(figures) == ["ctranslate2", "onnxruntime-genai", "native"]
+    rows, new = 6, PlaceLayout().simplification_length(2)
+    assert (shape["rows"], shape["prompt_tokens"], shape["new_tokens"]) == (rows, 2 * 2 + 6, new)
+    for name, own in figures.items():
+        if "why" in own:
+            assert find_spec(peers._MODULES[name][0]) is None and own["tokens_per_s"] is None
+            continue
+        assert 0 < own["low"] <= own["tokens_per_s"] <= own["high"]
+        # The plain ones never end before they must.
+        assert own["tokens"] == rows * new or name == "native"
+    assert figures["native"]["accepted_per_s"] == beside_peers["engines"]["native"]["accepted_per_s"]
+
+
+def test_training_keeps_the_contract(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "TRAINING_STEPS", 2)
+    monkeypatch.setattr(training, "_in_fresh_process", training.measure)
+    options = ["--engine", "native", "--digits", 2, "--count", 2, "--repeats", 1, "--k", 1, "--training"]
+    result = sector("bench", "--model", checkpoint, *options, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout.splitlines()[-1])
+    (each,) = record["training"]
+    assert each["digits"] == 2 and each["tokens_per_s"] > 0
+    assert each["ratio_to_eager"] == pytest.approx(each["tokens_per_s"] / each["plain_tokens_per_s"])
+    assert each["shares"].keys() == {"lay_out", "forward", "backward", "exchange", "optimizer"}
+    assert sum(each["shares"].values()) == pytest.approx(1) and min(each["shares"].values()) >= 0
+    assert 0 < each["in_phases"] <= 1
+    assert "of a step: lay out" in _shown(record)
+
+
+def test_a_narrower_instruction_set_is_what_torch_uses(beside_peers: dict[str, Any]) -> None:
+    assert beside_peers["hardware"]["instruction_set"] in ("AVX2", "DEFAULT")
+
+
+def test_an_instruction_set_that_comes_too_late(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    result = sector("bench", "--model", checkpoint, "--isa", "avx2")
+    assert result.exit_code == 2 and result.stderr.startswith("sector: --isa avx2 comes too late")
+    assert "ATEN_CPU_CAPABILITY" not in os.environ
+
+
+def test_a_peer_that_is_not_installed_is_null(
+    checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(peers._MODULES, "ctranslate2", ("no_such_module",))
+    monkeypatch.setitem(peers._MODULES, "onnxruntime-genai", ("no_such_module",))
+    beside = peers.compare(checkpoint, model, 2, 3, 1, 0, lambda *_: None)
+    missing = {"tokens_per_s": None, "low": None, "high": None, "why": "not installed; pip install 'sector-lm[peers]'"}
+    assert beside["peers"]["ctranslate2"] == beside["peers"]["onnxruntime-genai"] == missing
+    record = peers.with_additions(beside, [], 10)["peers"]
+    assert record["ctranslate2"]["additions_per_s_at_most"] is None
+    assert record["native"]["additions_per_s_at_most"] == record["native"]["tokens_per_s"] / 10
+    assert record["native"]["accepted_per_s"] is None
+
+
+def test_a_peer_that_writes_something_else_is_none(
+    checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is our own engine that is held to what another model wrote."""
+    other = new_model("tiny", seed=2, initializer_range=0.25)
+    monkeypatch.setattr(peers, "_MODULES", {"native": ()})
+    written = peers._Shape.written_natively
+    monkeypatch.setattr(peers._Shape, "written_natively", lambda shape, _: written(shape, other))
+    (figures,) = peers.compare(checkpoint, model, 2, 3, 1, 0, lambda *_: None)["peers"].values()
+    assert figures["why"] == "it writes other tokens than transformers"
+
+
+def test_the_record_of_peers_as_tables(beside_peers: dict[str, Any]) -> None:
+    shown = _shown(beside_peers)
+    for text in ("equal shape", "ctranslate2", "onnxruntime-genai", "rotates by place", "generated tokens"):
+        assert text in shown
+
+
+def _shown(record: dict[str, Any]) -> str:
+    """The record as people see it, on a wide screen."""
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(view(record))
+    return console.export_text()
 
 
 def test_the_command_shows_tables(checkpoint: Path) -> None:
