@@ -259,30 +259,37 @@ def test_an_instruction_set_that_comes_too_late(checkpoint: Path, monkeypatch: p
     assert "ATEN_CPU_CAPABILITY" not in os.environ
 
 
-def test_a_peer_that_is_not_installed_is_null(
+def test_what_is_no_peer_is_null_and_says_why(
     checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two are not installed, and our own engine is held to what another model wrote."""
     monkeypatch.setitem(peers._MODULES, "ctranslate2", ("no_such_module",))
     monkeypatch.setitem(peers._MODULES, "onnxruntime-genai", ("no_such_module",))
+    other, written = new_model("tiny", seed=2, initializer_range=0.25), peers._Shape.written_natively
+    monkeypatch.setattr(peers._Shape, "written_natively", lambda shape, _: written(shape, other))
     beside = peers.compare(checkpoint, model, 2, 3, 1, 0, lambda *_: None)
     missing = {"tokens_per_s": None, "low": None, "high": None, "why": "not installed; pip install 'sector-lm[peers]'"}
-    assert beside["peers"]["ctranslate2"] == beside["peers"]["onnxruntime-genai"] == missing
-    record = peers.with_additions(beside, [], 10)["peers"]
-    assert record["ctranslate2"]["additions_per_s_at_most"] is None
-    assert record["native"]["additions_per_s_at_most"] == record["native"]["tokens_per_s"] / 10
-    assert record["native"]["accepted_per_s"] is None
+    different = {**missing, "why": "it writes other tokens than transformers"}
+    assert beside["peers"] == {"ctranslate2": missing, "onnxruntime-genai": missing, "native": different}
+    json.dumps(peers.with_additions(beside, [], 10))
 
 
-def test_a_peer_that_writes_something_else_is_none(
-    checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here it is our own engine that is held to what another model wrote."""
-    other = new_model("tiny", seed=2, initializer_range=0.25)
-    monkeypatch.setattr(peers, "_MODULES", {"native": ()})
-    written = peers._Shape.written_natively
-    monkeypatch.setattr(peers._Shape, "written_natively", lambda shape, _: written(shape, other))
-    (figures,) = peers.compare(checkpoint, model, 2, 3, 1, 0, lambda *_: None)["peers"].values()
-    assert figures["why"] == "it writes other tokens than transformers"
+def test_what_tokens_make_in_additions() -> None:
+    rates: dict[str, Any] = {"ctranslate2": None, "native": 50.0}
+    beside = {
+        "peers": {name: {"tokens_per_s": rate} for name, rate in rates.items()},
+        "equal_shape": {"digits": 20},
+    }
+    cells = [
+        {"engine": "native", "digits": 8, "accepted_per_s": 1.0},
+        {"engine": "hf", "digits": 20, "accepted_per_s": 2.0},
+        {"engine": "native", "digits": 20, "accepted_per_s": 3.0},
+    ]
+    record = peers.with_additions(beside, cells, tokens_an_addition=10)
+    assert record["peers"]["ctranslate2"]["additions_per_s_at_most"] is None
+    assert record["peers"]["native"]["additions_per_s_at_most"] == 5
+    assert record["peers"]["native"]["accepted_per_s"] == 3
+    assert peers.with_additions(beside, cells[:2], 10)["peers"]["native"]["accepted_per_s"] is None
 
 
 def test_the_record_of_peers_as_tables(beside_peers: dict[str, Any]) -> None:
