@@ -43,7 +43,7 @@ def phases(
         ("probes", _sum(lines, "seconds_probe"), _sum(lines, "tokens_probed"), 2),
         ("audits", _sum(lines, "seconds_audit"), audited, 2),
     ]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "phase": name,
             "seconds": seconds,
