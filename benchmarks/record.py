@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sector.benchmarks import contest, kernel_times, roofline, training
+from sector.benchmarks import contest, kernel_times, peers, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload
 from sector.engine.checkpoint import load_sector, weights_sha256
 from sector.engine.config import FilterConfig
@@ -35,6 +35,7 @@ def bench(
     savings: bool,
     kernels: bool,
     trains: bool,
+    with_peers: bool = False,
     on_progress: OnProgress,
     given: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +59,9 @@ def bench(
     # Before the engines: a fresh process has the machine to itself then.
     lengths = list(dict.fromkeys(each.digits for each in workloads))
     trained = [training.compare(model, each, TRAINING_STEPS, repeats, on_progress) for each in lengths if trains]
+    beside = (
+        peers.compare(model, weights, lengths[0], workloads[0].count, repeats, seed, on_progress) if with_peers else {}
+    )
     contenders = contest.engines(engines, weights, vllm_settings(model, given))
     if savings:
         contenders += contest.variants(weights)
@@ -98,6 +102,8 @@ def bench(
         record["kernels"] = rows
     if trains:
         record["training"] = trained
+    if with_peers:
+        record |= peers.with_additions(beside, record["cells"], cards[0]["generated_a_candidate"])
     return record
 
 

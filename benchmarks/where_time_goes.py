@@ -1,66 +1,98 @@
 """Where the time of a run went: seconds, tokens/s and share of the machine's matrix-product rate, by phase.
 
-    .venv/bin/python -m sector.benchmarks.where_time_goes runs/first
+    python -m sector.benchmarks.where_time_goes runs/first
 
 The rate is measured here and now: the best of several float32 products of the sizes that training uses (8,192 tokens
 against each matrix of a block), one thread a core side by side, as the engine runs them. Operations are those of the
 matrix products alone (2 a parameter and token forward, 6 trained), as if no layer left anything out; attention is not
-counted. Of generation only the tokens that came out count, not the prompts read for them.
+counted. Of generation only the tokens that came out count, not the prompts read for them; of the audit, those that were
+asked for.
 """
 
+import argparse
 import json
-import sys
 from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from sector.benchmarks.roofline import matrix_rate
 from sector.engine.checkpoint import load_sector
+from sector.engine.learned import learned
+from sector.engine.machine import describe, one_line
 from sector.engine.rundir import RunDir
+from sector.engine.task import Layout
 
 
-def phases(lines: list[dict[str, Any]], matrices: int, rate: float) -> list[dict[str, Any]]:
-    """One row a phase, summed over the run."""
+def phases(
+    lines: list[dict[str, Any]], matrices: int, rate: float, layout: Layout, audit_samples: int
+) -> list[dict[str, Any]]:
+    """One row a phase, summed over the run; rounds may leap any number of digits.
+
+    lines: of metrics.jsonl. matrices: parameters in them; rate: operations a second.
+    """
     rounds = [line for line in lines if line["phase"] == "round"]
     supervised = [line for line in lines if line["phase"] == "sft"]
-    rows = []
-    for name, some, kind, operations in (
-        ("supervise", supervised, "train", 6),
-        ("generate", rounds, "generate", 2),
-        ("distill", rounds, "train", 6),
-    ):
-        seconds = sum(line[f"seconds_{kind}"] for line in some)
-        tokens = sum(line["tokens_trained" if kind == "train" else "tokens_generated"] for line in some)
-        per_second = tokens / seconds
-        share = operations * matrices * per_second / rate
-        rows.append(
-            {"phase": name, "seconds": seconds, "tokens": tokens, "tokens_per_s": per_second, "share_of_rate": share}
-        )
-    counted = sum(row["seconds"] for row in rows)
-    rest = {"phase": "probe, audit, files", "seconds": lines[-1]["seconds_total"] - counted}
-    return [*rows, rest]
+    audited = sum(_tokens_audited(line, layout, audit_samples) for line in lines)
+    parts: list[tuple[str, float, float, int]] = [
+        ("supervise", _sum(supervised, "seconds_train"), _sum(supervised, "tokens_trained"), 6),
+        ("generate", _sum(rounds, "seconds_generate"), _sum(rounds, "tokens_generated"), 2),
+        ("distill", _sum(rounds, "seconds_train"), _sum(rounds, "tokens_trained"), 6),
+        ("probes", _sum(lines, "seconds_probe"), _sum(lines, "tokens_probed"), 2),
+        ("audits", _sum(lines, "seconds_audit"), audited, 2),
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            "phase": name,
+            "seconds": seconds,
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "share_of_rate": operations * matrices * tokens / seconds / rate,
+        }
+        for name, seconds, tokens, operations in parts
+        if seconds
+    ]
+    rest = lines[-1]["seconds_total"] - sum(row["seconds"] for row in rows)
+    # Older runs did not tell their probes from their files.
+    name = "files" if any("seconds_probe" in line for line in lines) else "probes and files"
+    return [*rows, {"phase": name, "seconds": max(0.0, rest)}]
+
+
+def _sum(lines: list[dict[str, Any]], key: str) -> float:
+    return sum(line.get(key, 0) for line in lines)
+
+
+def _tokens_audited(line: dict[str, Any], layout: Layout, samples: int) -> int:
+    """An answer for every problem at every length, and at the frontier an answer and a simplification."""
+    lengths = [int(digits) for digits in line["accuracy"]]
+    answers = sum(layout.answer_length(digits) for digits in lengths)
+    frontier = max(lengths)
+    return samples * (answers + layout.answer_length(frontier) + layout.simplification_length(frontier))
 
 
 def main() -> None:
-    root = Path(sys.argv[1])
-    model = load_sector(root)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    run = RunDir(parser.parse_args().run)
+    model = load_sector(run.root)
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
-    rate = matrix_rate(model)
-    rows = phases(RunDir(root).metrics(), matrices, rate)
-    table = Table(title=f"{root}: matrix products at {rate / 1e9:.0f} GFLOP/s on {cpu_count()} cores")
-    for column in ("phase", "seconds", "tokens", "tokens/s", "share of rate"):
+    rate, machine = matrix_rate(model), describe()
+    rows = phases(run.metrics(), matrices, rate, learned(model)[1], run.read_config().audit_samples)
+    table = Table(title=f"{run.root}: matrix products at {rate / 1e9:.0f} GFLOP/s on {cpu_count()} cores")
+    for column in ("phase", "seconds", "of the run", "tokens", "tokens/s", "of the rate"):
         table.add_column(column, justify="left" if column == "phase" else "right")
+    whole = sum(row["seconds"] for row in rows)
     for row in rows:
         figures = ["", "", ""]
         if "tokens" in row:
             figures = [f"{row['tokens']:,}", f"{row['tokens_per_s']:,.0f}", f"{row['share_of_rate']:.0%}"]
-        table.add_row(row["phase"], f"{row['seconds']:.0f}", *figures)
-    Console(stderr=True).print(table)
-    print(json.dumps({"run": root.name, "gflops": rate / 1e9, "torch": torch.__version__, "phases": rows}))
+        table.add_row(row["phase"], f"{row['seconds']:.0f}", f"{row['seconds'] / whole:.0%}", *figures)
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(one_line(machine))
+    print(json.dumps({"run": run.root.name, "gflops": rate / 1e9, "seconds": whole, "phases": rows, **machine}))
 
 
 if __name__ == "__main__":

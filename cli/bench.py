@@ -15,6 +15,7 @@ from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
+Isa = Literal["native", "avx2"]
 
 
 def bench(
@@ -37,6 +38,15 @@ def bench(
     ] = False,
     kernels: Annotated[bool, typer.Option("--kernels", help="Also the kernels one by one.")] = False,
     training: Annotated[bool, typer.Option("--training", help="Also the trainer beside plain eager torch.")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Also CTranslate2 and onnxruntime-genai at equal shape, at the first of the lengths."
+        ),
+    ] = False,
+    isa: Annotated[
+        Isa, typer.Option(help="The processor's instructions: all that it has, or none beyond AVX2.")
+    ] = "native",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Where the record goes.", show_default=False)
     ] = None,
@@ -53,8 +63,13 @@ def bench(
 
       sector bench --model runs/first
       sector bench --model runs/first --engine native --savings --training --kernels
+      sector bench --model runs/first --peers --isa avx2
       sector bench --model runs/first --digits 8,16,29,64 --batch 100,1000 --out bench.json --json
     """
+    from sector.benchmarks.instruction_set import hold_to
+
+    # Before torch is imported.
+    hold_to(isa)
     from sector.benchmarks.contest import Workload
     from sector.benchmarks.record import bench as measure
     from sector.engine.files import check_writable, write_text
@@ -68,7 +83,7 @@ def bench(
         record = measure(
             model, names, workloads, repeats=repeats, settings=options.filter_config(filter_name, k, temperature),
             hard_share=hard_share, seed=seed, dtype=dtype, savings=savings, kernels=kernels, trains=training,
-            on_progress=bar.at, given=parse_settings(settings or ()),
+            with_peers=peers, on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
@@ -95,6 +110,8 @@ def view(record: dict[str, Any]) -> RenderableType:
     if "kernels" in record:
         shown.append(_kernels(record["kernels"]))
     shown += [_training(each) for each in record.get("training", [])]
+    if "peers" in record:
+        shown += _peers(record)
     shown.append(one_line(record))
     return Group(*shown)
 
@@ -148,8 +165,34 @@ def _kernels(lines: list[dict[str, Any]]) -> Table:
 
 
 def _training(each: dict[str, Any]) -> str:
-    rates = each["tokens_per_s"]
+    phases = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in each["shares"].items())
     return (
-        f"training at {each['digits']} digits: {rates['sector']:,.0f} tokens/s, plain eager torch "
-        f"{rates['plain']:,.0f}: {each['ratio']:.2f}x"
+        f"training at {each['digits']} digits: {each['tokens_per_s']:,.0f} tokens/s, plain eager torch "
+        f"{each['plain_tokens_per_s']:,.0f}: {each['ratio_to_eager']:.2f}x; of a step: {phases}"
     )
+
+
+def _peers(record: dict[str, Any]) -> list[RenderableType]:
+    """What a plain token costs everywhere, and what the native engine makes of its tokens."""
+    shape, native = record["equal_shape"], record["peers"]["native"]
+    title = f"Plain greedy decoding at equal shape, medians of {record['repeats']}"
+    table = Table(title=title, box=SIMPLE, padding=0, show_edge=False)
+    for name in ("engine", "batch", "tokens/s", "spread", "additions/s at most"):
+        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
+    for name, own in record["peers"].items():
+        rate = own["tokens_per_s"]
+        if rate is None:
+            table.add_row(name, "-", own["why"], "", "")
+            continue
+        spread = percent((own["high"] - own["low"]) / rate, 0)
+        table.add_row(name, str(own["batch"]), f"{rate:,.0f}", spread, f"{own['additions_per_s_at_most']:,.1f}")
+    sizes, accepted = shape["parameters"], native["accepted_per_s"]
+    asked = f"{shape['rows']:,} rows of {shape['prompt_tokens']} + {shape['new_tokens']} tokens"
+    llama = f"they decode a plain Llama ({sizes['llama']:,} parameters, native {sizes['native']:,})"
+    cost = f"an addition of {shape['digits']} digits is {shape['tokens_an_addition']:,} generated tokens"
+    rate = f"{accepted:,.1f} a second" if accepted else "- (no native in --engine)"
+    return [
+        table,
+        f"{asked}; {shape['cannot_run']}: {llama}",
+        f"{cost}; native with all its savings accepts {rate}",
+    ]

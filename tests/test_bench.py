@@ -1,23 +1,28 @@
 """What `sector bench` measures: contests, the roofline's count of work, memory, kernels, the trainer."""
 
+import io
 import json
 import mmap
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
-from sector.benchmarks import contest, fresh, kernel_times, memory, roofline, training
+from sector.benchmarks import contest, fresh, kernel_times, memory, peers, roofline, training
+from sector.benchmarks import record as recording
 from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
+from sector.cli.bench import view
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
 from sector.engine.model import SectorForCausalLM, new_model
@@ -163,7 +168,9 @@ def test_every_kernel_case_runs(model: SectorForCausalLM) -> None:
 
 @pytest.mark.parametrize("plain", [False, True], ids=["ours", "plain"])
 def test_both_training_steps_train(plain: bool, checkpoint: Path) -> None:
-    assert training.measure(checkpoint, digits=3, steps=1, plain=plain) > 0
+    figures = training.measure(checkpoint, digits=3, steps=2, plain=plain)
+    assert figures["tokens_per_s"] > 0
+    assert ("shares" in figures) is not plain
 
 
 def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
@@ -198,6 +205,105 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(2, 4), (2, 6), (3, 4), (3, 6)}
     assert len(record["cells"]) == 4 * 8 and record["differing"] == 0
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
+
+
+@pytest.fixture(scope="module")
+def beside_peers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the console script, which holds itself to AVX2."""
+    options = ["--engine", "native", "--digits", "2", "--count", "6", "--repeats", "1", "--k", "1", "--isa", "avx2"]
+    command = [Path(sys.executable).with_name("sector"), "bench", "--model", checkpoint, *options, "--peers", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def test_peers_keep_the_contract(beside_peers: dict[str, Any]) -> None:
+    figures, shape = beside_peers["peers"], beside_peers["equal_shape"]
+    assert list(figures) == ["ctranslate2", "onnxruntime-genai", "native"]
+    rows, new = 6, PlaceLayout().simplification_length(2)
+    assert (shape["rows"], shape["prompt_tokens"], shape["new_tokens"]) == (rows, 2 * 2 + 6, new)
+    for name, own in figures.items():
+        if "why" in own:
+            assert find_spec(peers._MODULES[name][0]) is None and own["tokens_per_s"] is None
+            continue
+        assert 0 < own["low"] <= own["tokens_per_s"] <= own["high"]
+        # The plain ones never end before they must.
+        assert own["tokens"] == rows * new or name == "native"
+    assert figures["native"]["accepted_per_s"] == beside_peers["engines"]["native"]["accepted_per_s"]
+
+
+def test_training_keeps_the_contract(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "TRAINING_STEPS", 2)
+    monkeypatch.setattr(training, "_in_fresh_process", training.measure)
+    options = ["--engine", "native", "--digits", 2, "--count", 2, "--repeats", 1, "--k", 1, "--training"]
+    result = sector("bench", "--model", checkpoint, *options, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout.splitlines()[-1])
+    (each,) = record["training"]
+    assert each["digits"] == 2 and each["tokens_per_s"] > 0
+    assert each["ratio_to_eager"] == pytest.approx(each["tokens_per_s"] / each["plain_tokens_per_s"])
+    assert each["shares"].keys() == {"lay_out", "forward", "backward", "exchange", "optimizer"}
+    assert sum(each["shares"].values()) == pytest.approx(1) and min(each["shares"].values()) >= 0
+    assert 0 < each["in_phases"] <= 1
+    assert "of a step: lay out" in _shown(record)
+
+
+def test_a_narrower_instruction_set_is_what_torch_uses(beside_peers: dict[str, Any]) -> None:
+    assert beside_peers["hardware"]["instruction_set"] in ("AVX2", "DEFAULT")
+
+
+def test_an_instruction_set_that_comes_too_late(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    result = sector("bench", "--model", checkpoint, "--isa", "avx2")
+    assert result.exit_code == 2 and result.stderr.startswith("sector: --isa avx2 comes too late")
+    assert "ATEN_CPU_CAPABILITY" not in os.environ
+
+
+def test_what_is_no_peer_is_null_and_says_why(
+    checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are not installed, and our own engine is held to what another model wrote."""
+    monkeypatch.setitem(peers._MODULES, "ctranslate2", ("no_such_module",))
+    monkeypatch.setitem(peers._MODULES, "onnxruntime-genai", ("no_such_module",))
+    other, written = new_model("tiny", seed=2, initializer_range=0.25), peers._Shape.written_natively
+    monkeypatch.setattr(peers._Shape, "written_natively", lambda shape, _: written(shape, other))
+    beside = peers.compare(checkpoint, model, 2, 3, 1, 0, lambda *_: None)
+    missing = {"tokens_per_s": None, "low": None, "high": None, "why": "not installed; pip install 'sector-lm[peers]'"}
+    different = {**missing, "why": "it writes other tokens than transformers"}
+    assert beside["peers"] == {"ctranslate2": missing, "onnxruntime-genai": missing, "native": different}
+    json.dumps(peers.with_additions(beside, [], 10))
+
+
+def test_what_tokens_make_in_additions() -> None:
+    rates: dict[str, Any] = {"ctranslate2": None, "native": 50.0}
+    beside = {
+        "peers": {name: {"tokens_per_s": rate} for name, rate in rates.items()},
+        "equal_shape": {"digits": 20},
+    }
+    cells = [
+        {"engine": "native", "digits": 8, "accepted_per_s": 1.0},
+        {"engine": "hf", "digits": 20, "accepted_per_s": 2.0},
+        {"engine": "native", "digits": 20, "accepted_per_s": 3.0},
+    ]
+    record = peers.with_additions(beside, cells, tokens_an_addition=10)
+    assert record["peers"]["ctranslate2"]["additions_per_s_at_most"] is None
+    assert record["peers"]["native"]["additions_per_s_at_most"] == 5
+    assert record["peers"]["native"]["accepted_per_s"] == 3
+    assert peers.with_additions(beside, cells[:2], 10)["peers"]["native"]["accepted_per_s"] is None
+
+
+def test_the_record_of_peers_as_tables(beside_peers: dict[str, Any]) -> None:
+    shown = _shown(beside_peers)
+    for text in ("equal shape", "ctranslate2", "onnxruntime-genai", "rotates by place", "generated tokens"):
+        assert text in shown
+
+
+def _shown(record: dict[str, Any]) -> str:
+    """The record as people see it, on a wide screen."""
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(view(record))
+    return console.export_text()
 
 
 def test_the_command_shows_tables(checkpoint: Path) -> None:

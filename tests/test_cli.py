@@ -310,6 +310,16 @@ def test_eval(run: Path, policy: str) -> None:
     assert (run / "plots" / f"eval-{policy}.png").exists()
 
 
+@pytest.mark.usefixtures("true_engine")
+def test_the_families_of_an_eval_hold_as_many_samples(run: Path, tmp_path: Path) -> None:
+    result = sector("eval", "--model", run, "--digits", "1,7", "--samples", 1001, "--out", tmp_path, "--json")
+    (report,) = json_lines(result)
+    families = ("carry chains", "carry runs", "unequal lengths", "leading zeros")
+    cells = [(digits, family) for digits in (1, 7) for family in families]
+    assert [(score["digits"], score["family"]) for score in report["suite"]] == cells
+    assert all((score["samples"], score["correct"], score["accuracy"]) == (1001, 1001, 1) for score in report["suite"])
+
+
 def test_eval_as_a_table(run: Path, tmp_path: Path) -> None:
     model = run / "checkpoints" / "02"
     result = sector("eval", "--model", model, "--digits", "1-3", "--samples", 5, "--no-suite")

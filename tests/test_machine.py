@@ -38,6 +38,7 @@ def test_it_says_what_this_machine_is() -> None:
     assert description.keys() == {"hardware", "versions", "commit"}
     hardware, versions = description["hardware"], description["versions"]
     assert hardware["cpu"] and hardware["cores"] == os.cpu_count()
+    assert hardware["instruction_set"] == torch.backends.cpu.get_cpu_capability()
     # At least what this process could not do without, at most a petabyte: a wrong unit falls out.
     assert 1 << 28 < hardware["memory_bytes"] < 1 << 50
     assert versions["python"] == platform.python_version()
@@ -81,7 +82,14 @@ def test_without_proc_the_architecture_stands_for_the_model(monkeypatch: pytest.
 
 @pytest.mark.parametrize("gpu", [None, "NVIDIA H100 80GB HBM3"], ids=str)
 def test_one_line(gpu: str | None) -> None:
-    hardware = {"cpu": "Some CPU", "cores": 2, "memory_bytes": 8 << 30, "gpu": gpu, "gpu_memory_bytes": 80 << 30}
+    hardware = {
+        "cpu": "Some CPU",
+        "instruction_set": "AVX512",
+        "cores": 2,
+        "memory_bytes": 8 << 30,
+        "gpu": gpu,
+        "gpu_memory_bytes": 80 << 30,
+    }
     line = one_line({"hardware": hardware, "versions": {"torch": "2.13.0"}, "commit": "0123456789ab"})
     card = "NVIDIA H100 80GB HBM3, 80 GiB; " if gpu else ""
-    assert line == f"2 cores of Some CPU, 8 GiB; {card}torch 2.13.0; commit 0123456789ab"
+    assert line == f"2 cores of Some CPU (AVX512), 8 GiB; {card}torch 2.13.0; commit 0123456789ab"

@@ -88,7 +88,7 @@ def test_a_trace_of_generating_holds_the_ranges_of_the_loop(generating: dict[str
 def test_a_trace_of_distilling_holds_its_ranges_from_every_thread(distilling: dict[str, Any]) -> None:
     events = json.loads(Path(distilling["trace"]).read_text())["traceEvents"]
     ranges = ranges_in(Path(distilling["trace"]))
-    assert ranges.count("distill step") == ranges.count("update") == distilling["steps"] == 3
+    assert ranges.count("distill step") == ranges.count("optimizer") == distilling["steps"] == 3
     # Four shards a step.
     assert ranges.count("forward") == ranges.count("backward") == 12
     main = {event["tid"] for event in events if event["name"] == "distill step"}

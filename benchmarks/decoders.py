@@ -1,0 +1,167 @@
+"""Plain greedy decoding by one engine, in a process of its own, which does as it is told line by line.
+
+    python -P decoders.py ENGINE MODEL PROMPTS.npy NEW_TOKENS INDEX PROCESSES
+
+It loads the model, takes every PROCESSES-th prompt from INDEX on, and says `{}` when it is ready. A line
+`{"rows": 500, "batch": 32, "show": 0}` then has it decode so many of its prompts; it answers with the tokens that came
+out, and the ids of the first `show` rows.
+
+A peer's process imports nothing of ours and no torch, so that only its own threads are there.
+"""
+
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+class Decoder(ABC):
+    """One engine with its prompts `[B, P]`, each of which it continues by `new_tokens`."""
+
+    def __init__(self, model: Path, prompts: Ids, new_tokens: int) -> None:
+        self._prompts, self._new_tokens = prompts, new_tokens
+        self._load(model)
+
+    @abstractmethod
+    def _load(self, model: Path) -> None: ...
+
+    @abstractmethod
+    def decode(self, rows: int, batch: int) -> Ids:
+        """Continue the first `rows` prompts, at most `batch` at a time; the new ids `[rows, new_tokens]`."""
+
+    def count(self, ids: Ids) -> int:
+        """Tokens in what `decode` gave."""
+        return ids.size
+
+    def _parts(self, rows: int, batch: int) -> list[slice]:
+        """Slices of about equal size."""
+        cuts = np.linspace(0, rows, -(-rows // batch) + 1).round().astype(int)
+        return [slice(start, stop) for start, stop in pairwise(cuts.tolist())]
+
+
+class Ctranslate2(Decoder):
+    """One thread a batch, so many batches side by side as there are cores; nothing ends a row."""
+
+    def _load(self, model: Path) -> None:
+        from ctranslate2 import Generator
+
+        cores = os.cpu_count() or 1
+        self._generator = Generator(
+            str(model), device="cpu", compute_type="float32", inter_threads=cores, intra_threads=1
+        )
+        self._words = [[f"t{index}" for index in row] for row in self._prompts.tolist()]
+
+    def decode(self, rows: int, batch: int) -> Ids:
+        """See `Decoder`."""
+        results = self._generator.generate_batch(
+            self._words[:rows],
+            max_batch_size=batch,
+            max_length=self._new_tokens,
+            min_length=self._new_tokens,
+            beam_size=1,
+            sampling_topk=1,
+            end_token=[],
+            include_prompt_in_result=False,
+        )
+        return np.array([result.sequences_ids[0] for result in results])
+
+
+class OnnxruntimeGenai(Decoder):
+    """One thread a process, which the model's files say; takes 32 rows at most (0.18)."""
+
+    def _load(self, model: Path) -> None:
+        import onnxruntime_genai
+
+        self._genai = onnxruntime_genai
+        self._model = onnxruntime_genai.Model(str(model))
+        self._prompts32 = self._prompts.astype(np.int32)
+
+    def decode(self, rows: int, batch: int) -> Ids:
+        """See `Decoder`."""
+        return np.concatenate([self._continued(self._prompts32[part]) for part in self._parts(rows, batch)])
+
+    def _continued(self, prompts: NDArray[np.int32]) -> Ids:
+        rows, length = prompts.shape
+        wanted = self._genai.GeneratorParams(self._model)
+        wanted.set_search_options(batch_size=rows, max_length=length + self._new_tokens, do_sample=False)
+        generator = self._genai.Generator(self._model, wanted)
+        generator.append_tokens(prompts)
+        while not generator.is_done():
+            generator.generate_next_token()
+        return np.stack([generator.get_sequence(row)[length:] for row in range(rows)]).astype(np.int64)
+
+
+class Native(Decoder):
+    """Our engine without any of its savings; the last token of a prompt is its mark."""
+
+    def _load(self, model: Path) -> None:
+        import torch
+
+        from sector.engine.checkpoint import load_sector
+        from sector.engine.distill import tune_allocator
+        from sector.engine.learned import learned
+        from sector.engine.samplers.native import NativeSampler
+        from sector.engine.samplers.protocol import Savings
+
+        tune_allocator()
+        weights = load_sector(model)
+        none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
+        self._sampler, self._layout = NativeSampler(weights, savings=none), learned(weights)[1]
+        self._ids = torch.from_numpy(self._prompts)
+
+    def decode(self, rows: int, batch: int) -> Ids:
+        """See `Decoder`; rows that end sooner are padded."""
+        import torch
+
+        from sector.engine.samplers.protocol import Branch, Sampling
+
+        parts = []
+        for part in self._parts(rows, batch):
+            prefix, mark = self._ids[part].split([self._ids.shape[1] - 1, 1], dim=1)
+            sampling = Sampling(0.0, 0, torch.arange(len(prefix)), stage=0)
+            parts += self._sampler.sample(prefix, [Branch(mark, self._new_tokens)], sampling)
+        ids: Ids = torch.cat(parts).numpy()
+        return ids
+
+    def count(self, ids: Ids) -> int:
+        """See `Decoder`; padding is none."""
+        import torch
+
+        return int(self._layout.count_tokens(torch.from_numpy(ids)))
+
+
+DECODERS: dict[str, type[Decoder]] = {
+    "ctranslate2": Ctranslate2,
+    "onnxruntime-genai": OnnxruntimeGenai,
+    "native": Native,
+}
+
+
+def main() -> None:
+    name, model, prompts, *numbers = sys.argv[1:]
+    new_tokens, index, processes = map(int, numbers)
+    # What a library prints goes elsewhere.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(values: dict[str, Any]) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    decoder = DECODERS[name](Path(model), np.load(prompts)[index::processes], new_tokens)
+    answer({})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        ids = decoder.decode(asked["rows"], asked["batch"])
+        answer({"tokens": decoder.count(ids), "ids": ids[: asked["show"]].tolist()})
+
+
+if __name__ == "__main__":
+    main()
