@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
     "round": {
         "candidates": 300,
+        "pool": 2,
         "cycle_steps": 8,
         "max_cycles": 2,
         "probe": 40,

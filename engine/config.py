@@ -165,7 +165,7 @@ class SupervisedConfig(Settings):
 class RoundConfig(Settings):
     """One round of self-training: generate, filter, distill, advance."""
 
-    candidates: Count = 750
+    candidates: Count = 1000
     """Problems tried a round."""
     pool: Count = 8
     """Problems drawn for each candidate. The fast policy answers them and their complements, and those on which it
@@ -173,7 +173,7 @@ class RoundConfig(Settings):
     teacher: Literal["last", "supervised"] = "last"
     """Whose answers a round learns: those of the round before, or always of the supervised phase (one-shot
     distillation, as a baseline)."""
-    cycle_steps: Count = 300
+    cycle_steps: Count = 400
     """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
     max_cycles: Count = 5
     """Cycles before the round stops trying."""
