@@ -242,7 +242,7 @@ class Task(ABC):
         raise NotImplementedError(f"{self.name} has no complement")
 
     def restated(self, examples: Any) -> list[Any]:
-        """The examples as other problems that the looks ask, with what agreement there says of them; as many each.
+        """The examples as other problems that the looks ask, with what agreement there says of them.
 
         None, if the steps of those problems do not follow.
         """

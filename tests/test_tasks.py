@@ -197,6 +197,15 @@ def test_right_examples_restated_are_right(task: Task, digits: int) -> None:
         assert restated.rest.texts() == truth.rest.texts()
 
 
+def test_an_answer_that_is_no_sum_has_no_complement_to_learn() -> None:
+    task = find_task("addition")
+    examples = label(drawn(task, 4))
+    examples.answers[3, 0] = 7
+    swapped, *complements = task.restated(examples)
+    assert len(swapped) == ROWS and [len(each) for each in complements] == [ROWS - 1, ROWS - 1]
+    assert all(each.answers.min() >= 0 for each in complements)
+
+
 @TASKS
 @ORDERS
 def test_drafts_of_a_true_answer_are_the_true_steps(task: Task, order: str) -> None:

@@ -106,20 +106,8 @@ class Addition(Task):
 
     def restated(self, examples: Examples) -> list[Examples]:
         """`b+a`, and the nines' complements of both: digits and carries of a step follow as those of an answer do."""
-        orders = [
-            examples,
-            Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit),
-        ]
-        complements = [
-            Examples(
-                each.problems.complement(),
-                problem.complement_answers(each.answers),
-                each.rest if each.rest.is_nothing else each.rest.complement(),
-                9 - each.digit,
-            )
-            for each in orders
-        ]
-        return [*orders[1:], *complements]
+        swapped = Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit)
+        return [swapped, *(_complemented(each) for each in (examples, swapped))]
 
     def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
         """The prompt's own digits, up to where thinking begins.
@@ -142,6 +130,13 @@ class Addition(Task):
             "unequal lengths": short_operands,
             "leading zeros": leading_zeros,
         }
+
+
+def _complemented(examples: Examples) -> Examples:
+    """The nines' complements of examples, but for those whose answers cannot be sums and so have no complement."""
+    kept = examples[examples.answers[:, 0] <= 1]
+    rest = kept.rest if kept.rest.is_nothing else kept.rest.complement()
+    return Examples(kept.problems.complement(), problem.complement_answers(kept.answers), rest, 9 - kept.digit)
 
 
 def carry_chains(digits: int, samples: int, seed: int) -> Problems:
