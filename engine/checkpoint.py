@@ -45,6 +45,8 @@ def save_checkpoint(model: Model, path: Path) -> None:
         # What `save_pretrained` writes, without its progress bar.
         (aside / WEIGHTS).write_bytes(weights_bytes(model))
         model.config.save_pretrained(aside)
+        if isinstance(model, SectorForCausalLM):
+            model.generation_config.save_pretrained(aside)
         _tokenizer(model).save_pretrained(aside)
         replace_directory(aside, path)
     except OSError as error:
@@ -103,7 +105,9 @@ def _is_sector(path: Path) -> bool:
 
 
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    return model.tokenizer if isinstance(model, TextModel) else SectorTokenizer(digit_order=model.config.digit_order)
+    if isinstance(model, TextModel):
+        return model.tokenizer
+    return SectorTokenizer(digit_order=model.config.digit_order, task=model.config.task)
 
 
 def weights_bytes(model: Model) -> bytes:

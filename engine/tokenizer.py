@@ -10,6 +10,8 @@ which the model reads them.
 
 Decoding is faithful, digit by digit: leading zeros stay, so text -> ids -> text -> ids is stable. Marks that only the
 model needs (start, end of a number, no carry-in, end of a sequence, padding) are not shown.
+
+In a chat the last message is the prompt, and what came before it is not read.
 """
 
 import re
@@ -17,14 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizer
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
 
 from sector.engine import tokens
 from sector.engine.errors import InputError
+from sector.engine.loss import IGNORED
 from sector.engine.model import SectorConfig
 from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import Problems
 from sector.engine.task import Mode
+from sector.engine.tasks import DEFAULT
 
 _TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
 _PROBLEM = re.compile(r"(?P<shift>~*)\s*(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?", re.ASCII)
@@ -54,21 +58,28 @@ def _token_name(index: int) -> str:
 _NAMES = tuple(_token_name(index) for index in range(tokens.VOCAB_SIZE))
 _IDS = {name: index for index, name in enumerate(_NAMES)}
 
+_CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
+
 
 class SectorTokenizer(PreTrainedTokenizer):
-    """Text <-> ids; the vocabulary follows from `tokens.py`, so there is no vocabulary file."""
+    """Text <-> ids; the vocabulary follows from `tokens.py`, so there is no vocabulary file.
+
+    task: what the model has learned. Only sums can be written as text yet: InputError on texts for another task.
+    """
 
     model_input_names = ["input_ids", "attention_mask"]
     vocab_files_names: dict[str, str] = {}
 
-    def __init__(self, digit_order: str = "msd", **kwargs: Any) -> None:
+    def __init__(self, digit_order: str = "msd", task: str = DEFAULT, **kwargs: Any) -> None:
         self.digit_order = DigitOrder(digit_order)
+        self.task = task
         kwargs["pad_token"] = _PAD_NAME
         # Batches of prompts are made to be completed, and what follows padding on the right would complete the padding.
         kwargs.setdefault("padding_side", "left")
         # No part of a text stands for a token by name.
         kwargs["split_special_tokens"] = True
-        super().__init__(digit_order=str(digit_order), **kwargs)
+        kwargs.setdefault("chat_template", _CHAT_TEMPLATE)
+        super().__init__(digit_order=str(digit_order), task=task, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -81,12 +92,37 @@ class SectorTokenizer(PreTrainedTokenizer):
         """There is nothing to save beside tokenizer_config.json."""
         return ()
 
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return the ids of a text as they are. InputError on a pair of texts: the second would not be read alone."""
+        if token_ids_1:
+            raise InputError("a prompt stands alone; write 123+456= or 123+456=579 as one text, not as a pair")
+        return token_ids_0
+
+    def truncate_sequences(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        *options: Any,
+        **more: Any,
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids if they are short enough, else raise InputError: a part of a problem is another problem."""
+        if num_tokens_to_remove > 0:
+            raise InputError(
+                f"a text of {len(ids)} tokens cannot be cut; raise max_length by {num_tokens_to_remove}, "
+                "or write a shorter problem"
+            )
+        return ids, pair_ids or [], []
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Token names -> the text people see."""
+        """Token names -> the text people see. InputError on a name of no token."""
         shown: list[str] = []
         number: list[str] = []
         previous = ""
-        for name in tokens:
+        for name in filter(None, tokens):
+            self._convert_token_to_id(name)
             kind = name.partition("@")[0]
             if kind.isdigit():
                 # In a simplification the carry-in is followed by the digit split off.
@@ -102,15 +138,29 @@ class SectorTokenizer(PreTrainedTokenizer):
         return "".join(shown)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
+        if self.task != DEFAULT:
+            raise InputError(f"problems of {self.task} cannot be written as text yet; ask the model by `sector solve`")
         return [_NAMES[index] for index in _encode(text, self.digit_order).tolist()]
 
     def _convert_token_to_id(self, token: str) -> int:
+        if token not in _IDS:
+            raise InputError(f"{_quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
         return _IDS[token]
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < tokens.VOCAB_SIZE:
-            raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}")
+            mend = f"; put {tokens.PAD_ID}, the id of padding, where labels say {IGNORED}" if index == IGNORED else ""
+            raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}{mend}")
         return _NAMES[index]
+
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        for token in map(str, new_tokens):
+            if token and token not in _IDS:
+                raise InputError(
+                    f"{_quoted(token)} cannot be added: the vocabulary is every token class at every place; "
+                    "leave the tokenizer as it is"
+                )
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _ordered(self, number: list[str]) -> list[str]:
         return number[::-1] if self.digit_order is DigitOrder.LSD else number

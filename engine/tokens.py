@@ -27,6 +27,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sector.engine.constant import Constant
 from sector.kernels.token_table import TokenTable, pack_legal
 
 NUM_CLASSES = 32
@@ -73,30 +74,18 @@ def place_of(ids: Tensor) -> Tensor:
 
 def next_ids(ids: Tensor, next_classes: Tensor) -> Tensor:
     """Ids of the tokens of class `next_classes` that follow `ids`; shapes broadcast."""
-    base = torch.where(ids < NUM_LOCAL, _mark_base(ids.device)[ids.clamp(max=NUM_LOCAL - 1)], place_of(ids))
+    base = torch.where(ids < NUM_LOCAL, _MARK_BASE.on(ids.device)[ids.clamp(max=NUM_LOCAL - 1)], place_of(ids))
     places = (base + (next_classes < NUM_DIGITS)).clamp(max=MAX_PLACE)
     local = next_classes + NUM_LOCAL * places
     return torch.where(next_classes < NUM_LOCAL, local, next_classes - NUM_LOCAL)
 
 
-@cache
-@torch.inference_mode(False)
 def legal_table(device: torch.device | str = "cpu") -> Tensor:
     """`[32, 32]` bool: may class j follow class i in what a model generates? Every row allows something.
 
-    Made once a device, since every forward pass asks for it: not to be written to.
+    One a device, since every forward pass asks for it: not to be written to.
     """
-    legal = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.bool)
-    digits = slice(0, NUM_DIGITS)
-    legal[START:PAD, digits] = True
-    legal[digits, digits] = True
-    legal[digits, [END, EOS]] = True
-    legal[END, JOIN : JOIN + NUM_SHIFTS] = True
-    legal[END, [CARRY_0, CARRY_1]] = True
-    legal[[CARRY_0, CARRY_1], digits] = True
-    # A finished sequence yields padding, and so does anything that no sequence contains.
-    legal[~legal.any(dim=1), PAD] = True
-    return legal.to(device)
+    return _LEGAL.on(device)
 
 
 def is_eos(ids: Tensor) -> Tensor:
@@ -128,16 +117,32 @@ def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
         join=JOIN,
         pad=PAD,
         legal=pack_legal(legal_table()).to(device),
-        mark_base=_mark_base(torch.device(device)).int(),
+        mark_base=_MARK_BASE.on(device).int(),
     )
 
 
-@cache
-@torch.inference_mode(False)
-def _mark_base(device: torch.device) -> Tensor:
+def _legal() -> Tensor:
+    """`[32, 32]`; see `legal_table`."""
+    legal = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.bool)
+    digits = slice(0, NUM_DIGITS)
+    legal[START:PAD, digits] = True
+    legal[digits, digits] = True
+    legal[digits, [END, EOS]] = True
+    legal[END, JOIN : JOIN + NUM_SHIFTS] = True
+    legal[END, [CARRY_0, CARRY_1]] = True
+    legal[[CARRY_0, CARRY_1], digits] = True
+    # A finished sequence yields padding, and so does anything that no sequence contains.
+    legal[~legal.any(dim=1), PAD] = True
+    return legal
+
+
+def _mark_base() -> Tensor:
     """`[16]` place before the first digit after each mark, by id."""
     base = torch.zeros(NUM_LOCAL, dtype=torch.int64)
     for kind in (START, ANSWER, THINK, PLUS, JOIN):
         for variant, shift in enumerate(SHIFTS):
             base[kind + variant - NUM_LOCAL] = shift
-    return base.to(device)
+    return base
+
+
+_LEGAL, _MARK_BASE = Constant(_legal), Constant(_mark_base)

@@ -100,6 +100,40 @@ def test_saving_replaces_and_leaves_nothing_else(checkpoint: Path) -> None:
     assert weights_sha256(load_checkpoint(checkpoint)) == weights_sha256(other)
 
 
+def test_older_checkpoints_load_as_they_were(model: SectorForCausalLM, checkpoint: Path) -> None:
+    """They hold weights, config and tokenizer, and nothing about generation or chats."""
+    kept = {"config.json", "model.safetensors", "tokenizer_config.json"}
+    others = {path.name for path in checkpoint.iterdir()} - kept
+    assert others == {"generation_config.json", "chat_template.jinja"}
+    for name in others:
+        (checkpoint / name).unlink()
+    tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    del tokenizer["task"]
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert weights_sha256(load_checkpoint(checkpoint)) == weights_sha256(model)
+    assert AutoTokenizer.from_pretrained(checkpoint).encode("12+34=", return_tensors="pt").shape == (1, 10)
+    settings = AutoModelForCausalLM.from_pretrained(checkpoint).generation_config
+    for name in ("max_length", "max_new_tokens", "do_sample", "eos_token_id", "pad_token_id"):
+        assert getattr(settings, name) == getattr(model.generation_config, name)
+
+
+def test_a_checkpoint_remembers_its_task(tmp_path: Path) -> None:
+    save_checkpoint(new_model("tiny", seed=3, task="subtraction"), tmp_path / "model")
+    with pytest.raises(InputError, match="subtraction"):
+        AutoTokenizer.from_pretrained(tmp_path / "model")("12+34=")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_half_precision_are_read_as_float32(
+    model: SectorForCausalLM, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    rounded = {name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()}
+    model.to(dtype).save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.dtype == torch.float32
+    assert all(torch.equal(tensor, rounded[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_a_run_directory_means_its_best(model: SectorForCausalLM, tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path / "run" / "checkpoints" / "best")
     assert resolve_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "best"

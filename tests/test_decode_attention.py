@@ -216,7 +216,7 @@ def test_decoding_token_by_token_is_the_model(kernel_device: torch.device) -> No
     model = new_model("tiny", 5).to(kernel_device)
     attention, rope = model.blocks[0].attention, rope_table(model.config).to(kernel_device)
     taken: list[Tensor] = []
-    attention.register_forward_hook(lambda module, inputs, output: taken.extend((inputs[0], output)))
+    attention.register_forward_hook(lambda module, inputs, output: taken.extend((inputs[0], output[0])))
     ids = torch.randint(0, VOCAB_SIZE, (6, 24), generator=torch.Generator().manual_seed(4)).to(kernel_device)
     model.hidden_states(ids)
     x, expected = taken

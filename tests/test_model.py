@@ -1,11 +1,13 @@
 """The model in Hugging Face form: what its logits allow, what they depend on, and that it saves and loads."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import sector  # noqa: F401 (registers)
 from sector.engine import supervised, tokens
@@ -133,9 +135,194 @@ def test_left_padding_changes_nothing(model: SectorForCausalLM, draws: torch.Gen
 
 
 @torch.no_grad()
-def test_logits_to_keep(model: SectorForCausalLM, draws: torch.Generator) -> None:
+@pytest.mark.parametrize("kept", [2, torch.tensor([3, 20]), torch.tensor([-1])], ids=["last", "some", "one"])
+def test_logits_to_keep(model: SectorForCausalLM, kept: int | Tensor, draws: torch.Generator) -> None:
     ids = _sequences(draws)
-    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:], rtol=1e-4, atol=1e-4)
+    expected = model(ids).logits[:, -kept:] if isinstance(kept, int) else model(ids).logits[:, kept]
+    torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_output_is_a_tuple_if_asked_for(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    loss, logits = model(ids, labels=ids, return_dict=False)
+    assert torch.equal(logits, model(ids).logits) and loss.ndim == 0
+    model.config.return_dict = False
+    assert isinstance(model(ids), tuple)
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_between_the_blocks(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    plain = model(ids)
+    assert plain.hidden_states is None and plain.attentions is None
+    shown = model(ids, output_hidden_states=True)
+    assert torch.equal(shown.logits, plain.logits)
+    assert torch.equal(shown.hidden_states[0], model.embed(tokens.class_of(ids)))
+    assert torch.equal(shown.hidden_states[-1], model.hidden_states(ids))
+    assert len(shown.hidden_states) == 4
+    model.config.output_hidden_states = True
+    assert len(model(ids).hidden_states) == 4
+
+
+@torch.no_grad()
+def test_attentions_are_what_values_are_added_up_by(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    mask = torch.ones_like(ids)
+    mask[:, :3] = 0
+    read: list[Tensor] = []
+    model.blocks[1].attention.qkv.register_forward_hook(lambda module, inputs, output: read.append(output))
+    model.blocks[1].attention.out.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+    for padding in (None, mask):
+        read.clear()
+        output = model(ids, attention_mask=padding, output_attentions=True)
+        weights = output.attentions[1]
+        assert torch.equal(output.logits, model(ids, attention_mask=padding).logits)
+        assert len(output.attentions) == 3 and weights.shape == (6, 4, *2 * ids.shape[1:])
+        values = read[0].unflatten(2, (3, 4, 16))[:, :, 2].transpose(1, 2)
+        added = (weights @ values).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(added, read[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bool", "int", "float"])
+def test_a_mask_of_ones_own(model: SectorForCausalLM, kind: str, draws: torch.Generator) -> None:
+    """Four-dimensional, as those who pack rows or read both ways make it."""
+    ids = _sequences(draws)
+    padding = torch.ones_like(ids)
+    padding[:, :4] = 0
+    seen = torch.ones(2 * ids.shape[1:], dtype=torch.bool).tril() & padding[:, None, None, :].bool()
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = {"bool": seen, "int": seen.long(), "float": added}[kind]
+    logits = model(ids, attention_mask=mask).logits
+    assert not bool(logits.isnan().any())
+    expected = model(ids, attention_mask=padding).logits
+    torch.testing.assert_close(logits[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-4)
+    half = model.to(torch.bfloat16)(ids, attention_mask=mask).logits
+    assert not bool(half.isnan().any())
+
+
+@torch.no_grad()
+def test_packed_rows_do_not_see_each_other(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    packed, places = ids[:4].reshape(2, -1), torch.arange(ids.shape[1]).repeat(2)[None]
+    logits = model(packed, position_ids=places).logits
+    torch.testing.assert_close(logits.view(4, ids.shape[1], -1), model(ids[:4]).logits)
+    # Positions that go on by one say nothing.
+    assert torch.equal(model(ids, position_ids=torch.arange(ids.shape[1])[None]).logits, model(ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_a_static_cache_changes_nothing(model: SectorForCausalLM, padded: bool, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    mask = torch.ones_like(ids)
+    mask[:, : 3 * padded] = 0
+    whole = model(ids, attention_mask=mask).logits
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    parts = []
+    for start, stop in ((0, 9), (9, 15), (15, 16)):
+        some = mask[:, :stop] if padded else None
+        parts.append(model(ids[:, start:stop], attention_mask=some, past_key_values=cache).logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole[:, :16], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (0, 0)], ids=str)
+def test_a_batch_of_nothing(model: SectorForCausalLM, shape: tuple[int, int]) -> None:
+    nothing = torch.zeros(shape, dtype=torch.int64)
+    for mask in (None, torch.ones_like(nothing)):
+        output = model(nothing, attention_mask=mask, labels=nothing, use_cache=True)
+        assert output.logits.shape == (*shape, tokens.VOCAB_SIZE)
+        assert output.loss.item() == 0
+
+
+ONE_ID = torch.tensor([[0]])
+MISUSES = [
+    pytest.param({}, "input_ids", id="no_ids"),
+    pytest.param({"inputs_embeds": torch.zeros(1, 1, 64)}, "inputs_embeds", id="embeddings"),
+    pytest.param({"input_ids": ONE_ID, "cache_position": torch.zeros(1)}, "cache_position", id="cache_position"),
+    pytest.param({"input_ids": ONE_ID, "token_type_ids": ONE_ID}, "token_type_ids", id="token_type_ids"),
+    pytest.param({"input_ids": ONE_ID[0]}, r"\[B, T\]", id="one_dimension"),
+    pytest.param({"input_ids": ONE_ID.float()}, "integers", id="ids_of_floats"),
+    pytest.param({"input_ids": ONE_ID + tokens.VOCAB_SIZE}, str(tokens.VOCAB_SIZE), id="id_too_large"),
+    pytest.param({"input_ids": ONE_ID - 100}, "-100", id="negative_id"),
+    pytest.param({"input_ids": ONE_ID, "attention_mask": torch.ones(1, 2)}, "attention_mask", id="wide_mask"),
+    pytest.param({"input_ids": ONE_ID, "attention_mask": torch.ones(2, 1)}, "attention_mask", id="high_mask"),
+    pytest.param({"input_ids": ONE_ID, "attention_mask": torch.ones(1, 1, 2, 1)}, "attention_mask", id="long_mask"),
+    pytest.param({"input_ids": ONE_ID, "labels": torch.zeros(1, 2).long()}, "labels", id="long_labels"),
+    pytest.param(
+        {"input_ids": ONE_ID.repeat(1, 3), "labels": ONE_ID.repeat(1, 3), "logits_to_keep": 1},
+        "logits_to_keep",
+        id="labels_of_kept_logits",
+    ),
+    pytest.param(
+        {"input_ids": ONE_ID.repeat(1, 3), "labels": ONE_ID.repeat(1, 3) + 5000}, "5000", id="label_too_large"
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISUSES)
+def test_misuse_is_one_clear_line(model: SectorForCausalLM, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises((ValueError, TypeError, IndexError), match=named) as caught:
+        model(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_are_those_of_the_classes(model: SectorForCausalLM) -> None:
+    assert model.get_input_embeddings() is model.embed and model.get_output_embeddings() is model.head
+    other, head = nn.Embedding(tokens.NUM_CLASSES, 64), nn.Linear(64, tokens.NUM_CLASSES, bias=False)
+    model.set_input_embeddings(other)
+    model.set_output_embeddings(head)
+    assert model.embed is other and model.head is head
+    with pytest.raises(ValueError, match="4368"):
+        model.set_input_embeddings(nn.Embedding(tokens.VOCAB_SIZE, 64))
+    with pytest.raises(ValueError, match="4368"):
+        model.set_output_embeddings(nn.Linear(64, tokens.VOCAB_SIZE, bias=False))
+
+
+def test_the_vocabulary_keeps_its_size(model: SectorForCausalLM) -> None:
+    for sizes in ((), (tokens.VOCAB_SIZE,), (None, 16)):
+        assert model.resize_token_embeddings(*sizes) is model.embed
+    for sizes in ((tokens.VOCAB_SIZE + 1,), (None, 64), (32,)):
+        with pytest.raises(ValueError, match="cannot be resized"):
+            model.resize_token_embeddings(*sizes)
+    assert model.config.vocab_size == tokens.VOCAB_SIZE
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpoints_change_no_gradient(
+    model: SectorForCausalLM, reentrant: bool, draws: torch.Generator
+) -> None:
+    ids = _sequences(draws)
+    model.train()
+    gradients = []
+    for checkpoints in (False, True):
+        if checkpoints:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)
+def test_half_precision_is_near(
+    model: SectorForCausalLM, dtype: torch.dtype, step: float, draws: torch.Generator
+) -> None:
+    """Some thirty roundings of up to half a `step` follow each other in three layers."""
+    ids = _sequences(draws)
+    rounded = {name: parameter.to(dtype).float() for name, parameter in model.state_dict().items()}
+    model.load_state_dict(rounded)
+    exact, loss = model.hidden_states(ids), model(ids, labels=ids).loss
+    near = model.to(dtype)(ids, labels=ids, output_hidden_states=True)
+    error = (near.hidden_states[-1].float() - exact).norm() / exact.norm()
+    assert 0 < error < 15 * step
+    assert near.loss.dtype == torch.float32
+    torch.testing.assert_close(near.loss, loss, rtol=15 * step, atol=0)
+    assert model.rope().dtype == torch.float32
 
 
 def test_loss_is_the_mean_over_labelled_tokens(model: SectorForCausalLM, draws: torch.Generator) -> None:
@@ -149,6 +336,47 @@ def test_loss_is_the_mean_over_labelled_tokens(model: SectorForCausalLM, draws: 
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_loss_is_plain_cross_entropy_to_the_bit(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < 16, -100)
+    output = model(ids, labels=labels)
+    assert torch.equal(output.loss, F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()))
+
+
+def test_what_can_never_follow_carries_no_loss(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    output = model(ids, labels=ids)
+    chances = output.logits[:, :-1].log_softmax(dim=-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    possible = chances.isfinite()
+    # Digits in prompts may follow, marks and ends of prompts may not, and all of a completion may.
+    assert bool(possible[:, 15:].all()) and bool((~possible[:, :15]).any(dim=1).all())
+    torch.testing.assert_close(output.loss, -chances[possible].mean())
+    output.loss.backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+def test_loss_of_nothing_is_zero(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    loss = model(ids, labels=torch.full_like(ids, -100)).loss
+    loss.backward()
+    assert loss.item() == 0
+
+
+@torch.no_grad()
+def test_loss_is_divided_by_the_items_of_all_batches(model: SectorForCausalLM, draws: torch.Generator) -> None:
+    ids = _sequences(draws)
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < 16, -100)
+    count = (labels[:, 1:] != -100).sum()
+    whole = model(ids, labels=labels).loss
+    for items in (count, int(count)):
+        parts = [
+            model(ids[rows], labels=labels[rows], num_items_in_batch=items).loss for rows in ([0, 1], [2, 3, 4, 5])
+        ]
+        torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    torch.testing.assert_close(model(ids, shift_labels=shifted).loss, whole)
 
 
 def test_auto_classes_load_what_was_saved(model: SectorForCausalLM, tmp_path: Path, draws: torch.Generator) -> None:

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
+from small_model import model_that_knows
 
-from sector.engine import tokens
 from sector.engine.checkpoint import save_checkpoint
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import Problems
-from sector.engine.supervised import label
 from sector.engine.tokenizer import SectorTokenizer
 from sector.engine.vllm.served import ServedTokenizer
 
@@ -71,29 +66,11 @@ def test_last_digit_first_cannot_be_streamed() -> None:
         ServedTokenizer(digit_order="lsd")
 
 
-def _model_that_knows(problems: list[str]) -> SectorForCausalLM:
-    """These sums, and nothing else."""
-    model = new_model("tiny", seed=0)
-    rows = []
-    for text in problems:
-        examples = label(Problems.parse([text], max(len(operand) for operand in text.split("+")[:2])))
-        prompt = PlaceLayout().prompt_ids(examples.problems, tokens.ANSWER)
-        rows.append((prompt, PlaceLayout().answer_ids(examples.answers)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        for prompt, answer in rows:
-            labels = torch.cat([torch.full_like(prompt, -100), answer], dim=1)
-            model(torch.cat([prompt, answer], dim=1), labels=labels).loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """Of a real server on a loopback port, with a checkpoint directory of ours as it is."""
     folder = tmp_path_factory.mktemp("served")
-    save_checkpoint(_model_that_knows(list(SUMS)), folder / "model")
+    save_checkpoint(model_that_knows(list(SUMS)), folder / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -133,6 +133,66 @@ def test_unknown_ids_are_named() -> None:
         SectorTokenizer().decode([tokens.VOCAB_SIZE])
 
 
+def test_labels_without_loss_do_not_decode() -> None:
+    with pytest.raises(InputError, match=f"put {tokens.PAD_ID}, the id of padding"):
+        SectorTokenizer().decode([0, -100])
+
+
+@pytest.mark.parametrize("name", ["7", "zz", "<unk>", "7@9999", "~"])
+def test_names_of_no_token_are_refused(name: str) -> None:
+    for read in (
+        SectorTokenizer().convert_tokens_to_ids,
+        lambda name: SectorTokenizer().convert_tokens_to_string([name]),
+    ):
+        with pytest.raises(InputError, match="is no token") as caught:
+            read(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_says_nothing_is_not_shown() -> None:
+    assert SectorTokenizer().convert_tokens_to_string(["1@1", "", "<pad>"]) == "1"
+
+
+def test_the_vocabulary_takes_no_more_tokens() -> None:
+    tokenizer = SectorTokenizer()
+    for add in (
+        lambda: tokenizer.add_tokens(["hello"]),
+        lambda: tokenizer.add_special_tokens({"bos_token": "<s>"}),
+        lambda: SectorTokenizer(additional_special_tokens=["<s>"]),
+    ):
+        with pytest.raises(InputError, match="cannot be added"):
+            add()
+    assert tokenizer.add_tokens(["<pad>", "7@3"]) == 0
+    assert len(tokenizer) == tokens.VOCAB_SIZE
+
+
+def test_a_problem_is_not_cut() -> None:
+    tokenizer = SectorTokenizer()
+    with pytest.raises(InputError, match="raise max_length by 4"):
+        tokenizer("123+456=", truncation=True, max_length=8)
+    assert tokenizer("123+456=", truncation=True, max_length=12) == tokenizer("123+456=")
+
+
+def test_a_prompt_stands_alone() -> None:
+    with pytest.raises(InputError, match="not as a pair"):
+        SectorTokenizer()("1+2=", "3+4=")
+
+
+def test_the_last_message_of_a_chat_is_the_prompt(tmp_path: Path) -> None:
+    SectorTokenizer().save_pretrained(tmp_path)
+    chat = [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
+    for tokenizer in (SectorTokenizer(), SectorTokenizer.from_pretrained(tmp_path)):
+        ids = tokenizer.apply_chat_template([*chat, {"role": "user", "content": "12+34="}])["input_ids"]
+        assert ids == tokenizer("12+34=")["input_ids"]
+
+
+def test_texts_for_another_task_are_refused(tmp_path: Path) -> None:
+    SectorTokenizer(task="subtraction").save_pretrained(tmp_path)
+    SectorConfig(task="subtraction").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="subtraction cannot be written as text"):
+        AutoTokenizer.from_pretrained(tmp_path)("12+34=")
+
+
 def test_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="middle"):
         SectorTokenizer("middle")

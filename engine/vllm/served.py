@@ -14,7 +14,7 @@ from sector.engine.tokens import VOCAB_SIZE
 
 
 class ServedTokenizer(SectorTokenizer):
-    """`SectorTokenizer`, but decoding leaves out zeros that lead an answer. In a chat the last message is the prompt.
+    """`SectorTokenizer`, but decoding leaves out zeros that lead an answer.
 
     InputError on a digit order in which the first digit of an answer is written last.
     """
@@ -22,7 +22,6 @@ class ServedTokenizer(SectorTokenizer):
     def __init__(self, digit_order: str = "msd", **kwargs: Any) -> None:
         if DigitOrder(digit_order) is DigitOrder.LSD:
             raise InputError("a model that writes the last digit first has no text to send; use `sector solve`")
-        kwargs.setdefault("chat_template", "{{ messages[-1]['content'] }}")
         super().__init__(digit_order=digit_order, **kwargs)
 
     @property
