@@ -17,9 +17,10 @@ from typing import IO, Any
 
 from sector.cli import app
 
-_FORKS = multiprocessing.get_context("forkserver")
+# Processes, pipes and the server that forks.
+FORKS = multiprocessing.get_context("forkserver")
 # What a run imports on its way.
-_FORKS.set_forkserver_preload(
+FORKS.set_forkserver_preload(
     [
         "sector.cli.run",
         "sector.cli._follow",
@@ -65,10 +66,10 @@ def forked(
 
     environment: variables over those of this process. limits: of resources, by their number in `resource`.
     """
-    pipes = [_FORKS.Pipe(duplex=False) for _ in range(2)]
+    pipes = [FORKS.Pipe(duplex=False) for _ in range(2)]
     ends = [end for _, end in pipes]
     arguments = ([str(word) for word in words], {**os.environ, **(environment or {})}, dict(limits or {}), *ends)
-    process = _FORKS.Process(target=_command, args=arguments)
+    process = FORKS.Process(target=_command, args=arguments)
     process.start()
     for end in ends:
         end.close()
@@ -96,7 +97,6 @@ def _command(
     for end, stream in ((out, 1), (err, 2)):
         os.dup2(end.fileno(), stream)
         end.close()
-    sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
     sys.argv = ["sector", *words]
     # The server of forks ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -239,9 +239,8 @@ def test_what_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_run_is_refused_and_names_the_holder(fresh_run: Path) -> None:
-    with open_run(fresh_run, {}, "test"):
-        with forked("run", "--out", fresh_run) as process:
-            said = process.stderr.read()
+    with open_run(fresh_run, {}, "test"), forked("run", "--out", fresh_run) as process:
+        said = process.stderr.read()
     assert process.returncode == 2 and said.count("\n") == 1
     for what in ("in use", f"process {os.getpid()}", socket.gethostname(), "since 20"):
         assert what in said

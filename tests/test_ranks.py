@@ -1,85 +1,33 @@
 """Training in several processes: the loss curve and the weights of one, to the bit."""
 
 import json
-import os
-import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import Forked, forked
 from small_run import assert_same, start
+from two_ranks import command_of_two, curve, curves_of_two, labelled
 from typer.testing import CliRunner
 
 from sector.benchmarks.small_run import SECTOR
 from sector.cli.app import app
 from sector.engine.checkpoint import save_checkpoint
-from sector.engine.config import TrainerConfig
 from sector.engine.dataset import Provenance, labelled_table, write_examples
-from sector.engine.distill import start_training, train_cycle
 from sector.engine.errors import InputError
-from sector.engine.examples import mixed_batches
 from sector.engine.model import new_model
 from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
 from sector.engine.ranks import check_useful
-from sector.engine.seeding import generator
 from sector.engine.selfplay import self_play
-from sector.engine.supervised import label
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
-def labelled(digits: int):
-    return label(draw_problems(digits, 60, generator(0, "ranks", digits)))
-
-
-def curve(num_shards: int, ranks: Any = None) -> list[float]:
-    """Losses of twelve steps; the last says everything about the weights before."""
-    config = TrainerConfig(num_shards=num_shards, shard_rows=8, warmup_steps=2)
-    batches = mixed_batches([labelled(5)], [labelled(3)], num_shards, 8, 0.5, seed=5)
-    state = start_training(new_model("tiny", 0), config)
-    return [loss for _, loss in train_cycle(state, batches, config, 12, 7, ranks)]
-
-
-@contextmanager
-def ranks_of_two(*words: object) -> Iterator[list[Forked]]:
-    """`sector WORDS` in two processes that know of each other as torchrun tells them, without a torchrun above them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    with ExitStack() as stack:
-        ranks = [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-        yield [stack.enter_context(forked(*words, environment=each)) for each in ranks]
-
-
-def under_torchrun(*command: str) -> str:
-    """Two processes of one thread each; what they print."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    launch = [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", *command]
-    return subprocess.run(launch, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
-
-
-def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_curve_of_one() -> None:
     """Tolerance: none. With three shards one process has two of them and the other one."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import json\n"
-        "from sector.engine.ranks import joined\n"
-        "from test_ranks import curve\n"
-        "with joined() as ranks:\n"
-        "    losses = [curve(num_shards, ranks) for num_shards in (2, 3)]\n"
-        "    print(json.dumps([ranks.rank, losses]) + '\\n', end='', flush=True)\n"
-    )
-    said = [json.loads(line) for line in under_torchrun(str(program)).splitlines()]
-    assert sorted(rank for rank, _ in said) == [0, 1]
-    assert [losses for _, losses in said] == [[curve(2), curve(3)]] * 2
+    assert curves_of_two([2, 3]) == [[curve(2), curve(3)]] * 2
 
 
 def test_distill_in_two_processes_writes_the_same_checkpoint_once(tmp_path: Path) -> None:
@@ -90,7 +38,7 @@ def test_distill_in_two_processes_writes_the_same_checkpoint_once(tmp_path: Path
     command = ["distill", "--model", str(tmp_path / "model"), "--steps", "3", "--json"]
     command += ["--data", str(tmp_path / "5.parquet"), "--replay", str(tmp_path / "3.parquet"), "--out"]
     alone = json.loads(CliRunner().invoke(app, [*command, str(tmp_path / "one")], catch_exceptions=False).stdout)
-    with ranks_of_two(*command, tmp_path / "two") as (first, second):
+    with command_of_two(*command, tmp_path / "two") as (first, second):
         together, silent = json.loads(first.stdout.read()), second.stdout.read()
     assert (first.returncode, second.returncode, silent) == (0, 0, "")
     for key in ("loss", "tokens", "weights_sha256"):
@@ -108,15 +56,10 @@ def test_more_processes_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch)
 # A whole run
 
 
-def launch(*command: str) -> list[str]:
-    """`sector` in two processes."""
-    return [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", "--no-python", str(SECTOR), *command]
-
-
 def strike(root: Path, at: str, digits: int, victim: int) -> tuple[dict[str, Any], list[int | None]]:
     """Run in two processes and kill -9 one at the first event of a kind; the last event, and how the two ended."""
     struck, last = False, {}
-    with ranks_of_two("run", "--out", root, "--json") as both:
+    with command_of_two("run", "--out", root, "--json") as both:
         for line in both[0].stdout:
             last = json.loads(line)
             if not struck and last["event"] == at and last["digits"] == digits:
@@ -128,12 +71,14 @@ def strike(root: Path, at: str, digits: int, victim: int) -> tuple[dict[str, Any
 
 def test_a_supervised_phase_in_two_processes_is_that_of_one_asked_to_end_or_not(tmp_path: Path) -> None:
     """From an empty start under torchrun, which passes SIGTERM on; the step at hand is saved, and the rest the same."""
-    phase = {"cycle_steps": 200, "max_cycles": 1, "examples": 4, "max_digits": 2, "trainer": {"shard_rows": 2}}
+    phase = {"cycle_steps": 100, "max_cycles": 1, "examples": 4, "max_digits": 2, "trainer": {"shard_rows": 2}}
     (alone, config), (run, _) = (start(tmp_path / name, until=2, supervised=phase) for name in ("alone", "run"))
     for _ in self_play(alone, config):
         pass
-    command, last = launch("run", "--out", str(run.root), "--json"), {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python", SECTOR, "run", "--out", run.root]
+    last: dict[str, Any] = {}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--json"], **pipes) as process:
         for line in process.stdout:
             if not last:
                 process.send_signal(signal.SIGTERM)
@@ -141,7 +86,7 @@ def test_a_supervised_phase_in_two_processes_is_that_of_one_asked_to_end_or_not(
         said = process.stderr.read()
     assert last["event"] == "done" and last["stopped_because"] == "terminated"
     assert process.returncode != 0 and "SIGTERM" in said and run.snapshot.exists()
-    with ranks_of_two("run", "--out", run.root):
+    with command_of_two("run", "--out", run.root):
         pass
     assert_same(run.root, alone.root)
 
@@ -154,19 +99,20 @@ def test_a_run_in_two_processes_is_the_run_of_one_however_it_is_struck(fresh_run
     for at in ("generate", "train"):
         _, codes = strike(fresh_run, at, 8, victim=0)
         assert codes == [-signal.SIGKILL, 1]
-    with ranks_of_two("run", "--out", fresh_run, "--workers", 2) as both:
+    with command_of_two("run", "--out", fresh_run, "--workers", 2) as both:
         pass
     assert [each.returncode for each in both] == [0, 0]
     assert_same(fresh_run, finished_run)
 
 
-def test_what_ends_the_first_process_ends_the_others_quietly(fresh_run: Path) -> None:
+def test_what_ends_the_first_process_ends_the_other_quietly(fresh_run: Path) -> None:
     """A disk that is full in the middle of a cycle: one line, of the first process alone."""
     (fresh_run / ".training.safetensors.partial").symlink_to("/dev/full")
-    done = subprocess.run(launch("run", "--out", str(fresh_run)), capture_output=True, text=True, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sector")]
-    assert len(lines) == 1 and "process 1 of 2" in lines[0] and "No space left on device" in lines[0]
-    assert done.returncode != 0 and re.search(r"exitcode *: 2", done.stderr) and "Traceback" not in lines[0]
+    with command_of_two("run", "--out", fresh_run) as (first, second):
+        said = [each.stderr.read().splitlines() for each in (first, second)]
+    (line,) = said[0]
+    assert line.startswith("sector (process 1 of 2)") and "No space left on device" in line and not said[1]
+    assert (first.returncode, second.returncode) == (2, 0)
 
 
 @pytest.mark.parametrize("command", [["eval", "--model", "x"], ["generate", "--digits", "3"], ["report", "x"]], ids=str)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from forked import forked
-from small_run import SMALL, assert_same, final_weights, give_weights, kill_when, start
+from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
 from sector.engine import oracle

@@ -169,7 +169,7 @@ def test_what_ray_says_of_a_dead_worker_is_not_data(supervised_run: Path, tmp_pa
     asked = ["--model", supervised_run, "--digits", 7, "--count", 1000, "--out", tmp_path / "f.parquet"]
     with forked("generate", *asked, "--workers", 2, "--json") as process:
         while not (workers := workers_of(process.pid)):
-            assert process.returncode is None
+            assert process.returncode is None, process.stderr.read()
             time.sleep(0.05)
         time.sleep(1)
         os.kill(workers[0], signal.SIGKILL)
