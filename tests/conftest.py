@@ -26,22 +26,22 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 _KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else pytest.param("cpu")
 
 
-# Files that share what takes long to start: vLLM's import; a run to its end. Among two workers of pytest, each of these
-# groups goes to one; so does any other file, for its fixtures. The longest come first, so that both end together.
+# Files that share what takes long: vLLM's import; a run to its end, Ray, the server of forks. With several workers of
+# pytest each group goes to one, and first, so that what is left fills the gaps.
 _TOGETHER = {
     "vllm": ["test_vllm", "test_text_samplers", "test_text_run", "test_vllm_workers", "test_served"],
     "runs": ["test_ranks", "test_selfplay", "test_failures", "test_workers"],
 }
 _GROUPS = {file: group for group, files in _TOGETHER.items() for file in files}
+_ORDER = {file: place for place, file in enumerate(_GROUPS)}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Groups in front, their files in the order above.
-    order = {file: place for place, file in enumerate(_GROUPS)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(key=lambda item: _ORDER.get(item.path.stem, len(_ORDER)))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_GROUPS.get(item.path.stem, item.path.stem)))
+        if item.path.stem in _GROUPS:
+            item.add_marker(pytest.mark.xdist_group(_GROUPS[item.path.stem]))
 
 
 @pytest.fixture
