@@ -1,5 +1,5 @@
 # make run     set up, then teach a model to add: 6 to 29 digits, live on screen
-# make test    set up with vLLM, then run all tests
+# make test    set up with vLLM, then run all tests in two processes, and name the ten slowest
 # make check   set up, then formatting, lint and types
 # make format  set up, then format in place
 # make vllm    set up the engine vllm: the build for GPUs where torch sees one, else the build for CPUs
@@ -25,7 +25,7 @@ run: $(INSTALLED)
 
 # The script, not `python -m pytest`: that would put this folder, and with it `kernels` and `cli`, on the path.
 test: $(VLLM)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 10
 
 check: $(INSTALLED) types
 	@$(BIN)/ruff format --check --quiet

@@ -4,6 +4,8 @@ import os
 
 # Before transformers is imported, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# In processes that tests start, too: there are as many workers of pytest as cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil
 from pathlib import Path
@@ -24,6 +26,24 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 _KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else pytest.param("cpu")
 
 
+# Files that share what takes long: vLLM's import; a run to its end, Ray, the server of forks. With several workers of
+# pytest each group goes to one, and first, so that what is left fills the gaps.
+_TOGETHER = {
+    "vllm": ["test_vllm", "test_text_samplers", "test_text_run", "test_vllm_workers", "test_served"],
+    "runs": ["test_ranks", "test_selfplay", "test_failures", "test_workers"],
+}
+_GROUPS = {file: group for group, files in _TOGETHER.items() for file in files}
+_ORDER = {file: place for place, file in enumerate(_GROUPS)}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _ORDER.get(item.path.stem, len(_ORDER)))
+    for item in items:
+        if item.path.stem in _GROUPS:
+            item.add_marker(pytest.mark.xdist_group(_GROUPS[item.path.stem]))
+
+
 @pytest.fixture
 def draws() -> torch.Generator:
     return torch.Generator().manual_seed(20230917)
@@ -39,11 +59,12 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
 def supervised_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has just left the supervised phase."""
     # Imported here, and not before it is settled where kernels run.
-    from small_run import start
+    from small_run import give_weights, start
 
     from sector.engine.phases import Phases
 
     run, config = start(tmp_path_factory.mktemp("runs") / "supervised")
+    give_weights(run)
     for _ in Phases(run, config).supervise():
         pass
     return run.root

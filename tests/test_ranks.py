@@ -1,75 +1,36 @@
 """Training in several processes: the loss curve and the weights of one, to the bit."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_run import assert_same, start
+from two_ranks import command_of_two, curve, curves_of_two, labelled
 from typer.testing import CliRunner
 
-from sector.benchmarks.small_run import SECTOR, ranks_of
+from sector.benchmarks.small_run import SECTOR
 from sector.cli.app import app
 from sector.engine.checkpoint import save_checkpoint
-from sector.engine.config import TrainerConfig
 from sector.engine.dataset import Provenance, labelled_table, write_examples
-from sector.engine.distill import start_training, train_cycle
 from sector.engine.errors import InputError
-from sector.engine.examples import mixed_batches
 from sector.engine.model import new_model
 from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
 from sector.engine.ranks import check_useful
-from sector.engine.seeding import generator
-from sector.engine.supervised import label
+from sector.engine.selfplay import self_play
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
-def labelled(digits: int):
-    return label(draw_problems(digits, 60, generator(0, "ranks", digits)))
-
-
-def curve(num_shards: int, ranks: Any = None) -> list[float]:
-    """Losses of twelve steps; the last says everything about the weights before."""
-    config = TrainerConfig(num_shards=num_shards, shard_rows=8, warmup_steps=2)
-    batches = mixed_batches([labelled(5)], [labelled(3)], num_shards, 8, 0.5, seed=5)
-    state = start_training(new_model("tiny", 0), config)
-    return [loss for _, loss in train_cycle(state, batches, config, 12, 7, ranks)]
-
-
-def under_torchrun(*command: str) -> str:
-    """Two processes of one thread each; what they print."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    launch = [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", *command]
-    return subprocess.run(launch, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
-
-
-@pytest.mark.parametrize("num_shards", [2, 3], ids=["even", "odd"])
-def test_two_processes_have_the_loss_curve_of_one(num_shards: int, tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_curve_of_one() -> None:
     """Tolerance: none. With three shards one process has two of them and the other one."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import json\n"
-        "from sector.engine.ranks import joined\n"
-        "from test_ranks import curve\n"
-        "with joined() as ranks:\n"
-        f"    losses = curve({num_shards}, ranks)\n"
-        "    print(json.dumps([ranks.rank, losses]) + '\\n', end='', flush=True)\n"
-    )
-    said = [json.loads(line) for line in under_torchrun(str(program)).splitlines()]
-    assert sorted(rank for rank, _ in said) == [0, 1]
-    assert [losses for _, losses in said] == [curve(num_shards)] * 2
+    assert curves_of_two([2, 3]) == [[curve(2), curve(3)]] * 2
 
 
-def test_distill_under_torchrun_writes_the_same_checkpoint_once(tmp_path: Path) -> None:
+def test_distill_in_two_processes_writes_the_same_checkpoint_once(tmp_path: Path) -> None:
     save_checkpoint(new_model("tiny", 0), tmp_path / "model")
     for digits in (3, 5):
         table = labelled_table(labelled(digits), PlaceLayout(), Provenance(digits, 0, "oracle", ""))
@@ -77,10 +38,9 @@ def test_distill_under_torchrun_writes_the_same_checkpoint_once(tmp_path: Path) 
     command = ["distill", "--model", str(tmp_path / "model"), "--steps", "3", "--json"]
     command += ["--data", str(tmp_path / "5.parquet"), "--replay", str(tmp_path / "3.parquet"), "--out"]
     alone = json.loads(CliRunner().invoke(app, [*command, str(tmp_path / "one")], catch_exceptions=False).stdout)
-    (line,) = under_torchrun(
-        "--no-python", str(TORCHRUN.with_name("sector")), *command, str(tmp_path / "two")
-    ).splitlines()
-    together = json.loads(line)
+    with command_of_two(*command, tmp_path / "two") as (first, second):
+        together, silent = json.loads(first.stdout.read()), second.stdout.read()
+    assert (first.returncode, second.returncode, silent) == (0, 0, "")
     for key in ("loss", "tokens", "weights_sha256"):
         assert together[key] == alone[key]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
@@ -96,53 +56,63 @@ def test_more_processes_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch)
 # A whole run
 
 
-def launch(*command: str) -> list[str]:
-    """`sector` in two processes."""
-    return [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", "--no-python", str(SECTOR), *command]
-
-
-def shared_run(
-    root: Path, at: str, digits: int, step: int, strike: Callable[[subprocess.Popen[str]], None]
-) -> tuple[dict[str, Any], int, str]:
-    """Run in two processes, strike once at a step of training or a block; its last event, and how torchrun ended."""
-    command, struck, last = launch("run", "--out", str(root), "--json"), False, {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
+def strike(root: Path, at: str, digits: int, victim: int) -> tuple[dict[str, Any], list[int | None]]:
+    """Run in two processes and kill -9 one at the first event of a kind; the last event, and how the two ended."""
+    struck, last = False, {}
+    with command_of_two("run", "--out", root, "--json") as both:
+        for line in both[0].stdout:
             last = json.loads(line)
-            there = last["event"] == at and last["digits"] == digits and last.get("step", step) >= step
-            if there and not struck:
+            if not struck and last["event"] == at and last["digits"] == digits:
+                both[victim].kill()
                 struck = True
-                strike(process)
-        said = process.stderr.read()
     assert struck
-    return last, process.returncode, said
+    return last, [each.returncode for each in both]
 
 
-def test_a_run_in_two_processes_is_the_run_of_one_however_it_is_struck(finished_run: Path, tmp_path: Path) -> None:
-    """From an empty start: asked to end, a process killed, the first one killed; then to the end, with two workers."""
-    run, _ = start(tmp_path / "run")
-    begun = time.perf_counter()
-    last, code, said = shared_run(run.root, "train", 0, 20, lambda each: each.send_signal(signal.SIGTERM))
-    assert last["event"] == "done" and last["stopped_because"] == "terminated" and time.perf_counter() - begun < 60
-    assert code != 0 and "SIGTERM" in said and run.snapshot.exists()
+def test_a_supervised_phase_in_two_processes_is_that_of_one_asked_to_end_or_not(tmp_path: Path) -> None:
+    """From an empty start under torchrun, which passes SIGTERM on; the step at hand is saved, and the rest the same."""
+    phase = {"cycle_steps": 100, "max_cycles": 1, "examples": 4, "max_digits": 2, "trainer": {"shard_rows": 2}}
+    (alone, config), (run, _) = (start(tmp_path / name, until=2, supervised=phase) for name in ("alone", "run"))
+    for _ in self_play(alone, config):
+        pass
+    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python", SECTOR, "run", "--out", run.root]
+    last: dict[str, Any] = {}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--json"], **pipes) as process:
+        for line in process.stdout:
+            if not last:
+                process.send_signal(signal.SIGTERM)
+            last = json.loads(line)
+        said = process.stderr.read()
+    assert last["event"] == "done" and last["stopped_because"] == "terminated"
+    assert process.returncode != 0 and "SIGTERM" in said and run.snapshot.exists()
+    with command_of_two("run", "--out", run.root):
+        pass
+    assert_same(run.root, alone.root)
 
-    last, code, said = shared_run(run.root, "train", 7, 3, lambda each: os.kill(ranks_of(each.pid)[1], signal.SIGKILL))
-    assert code != 0 and (last["event"] == "done" and last["stopped_because"] != "reached")
 
+def test_a_run_in_two_processes_is_the_run_of_one_however_it_is_struck(fresh_run: Path, finished_run: Path) -> None:
+    """The second process killed, the first one killed in either phase; then to the end, with two workers."""
+    last, codes = strike(fresh_run, "train", 7, victim=1)
+    assert codes == [1, -signal.SIGKILL]
+    assert last["event"] == "done" and last["stopped_because"] != "reached"
     for at in ("generate", "train"):
-        _, code, _ = shared_run(run.root, at, 8, 2, lambda each: os.kill(ranks_of(each.pid)[0], signal.SIGKILL))
-        assert code != 0
-    subprocess.run(launch("run", "--out", str(run.root), "--workers", "2"), check=True, capture_output=True)
-    assert_same(run.root, finished_run)
+        _, codes = strike(fresh_run, at, 8, victim=0)
+        assert codes == [-signal.SIGKILL, 1]
+    with command_of_two("run", "--out", fresh_run, "--workers", 2) as both:
+        pass
+    assert [each.returncode for each in both] == [0, 0]
+    assert_same(fresh_run, finished_run)
 
 
-def test_what_ends_the_first_process_ends_the_others_quietly(fresh_run: Path) -> None:
+def test_what_ends_the_first_process_ends_the_other_quietly(fresh_run: Path) -> None:
     """A disk that is full in the middle of a cycle: one line, of the first process alone."""
     (fresh_run / ".training.safetensors.partial").symlink_to("/dev/full")
-    done = subprocess.run(launch("run", "--out", str(fresh_run)), capture_output=True, text=True, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sector")]
-    assert len(lines) == 1 and "process 1 of 2" in lines[0] and "No space left on device" in lines[0]
-    assert done.returncode != 0 and re.search(r"exitcode *: 2", done.stderr) and "Traceback" not in lines[0]
+    with command_of_two("run", "--out", fresh_run) as (first, second):
+        said = [each.stderr.read().splitlines() for each in (first, second)]
+    (line,) = said[0]
+    assert line.startswith("sector (process 1 of 2)") and "No space left on device" in line and not said[1]
+    assert (first.returncode, second.returncode) == (2, 0)
 
 
 @pytest.mark.parametrize("command", [["eval", "--model", "x"], ["generate", "--digits", "3"], ["report", "x"]], ids=str)

@@ -126,23 +126,31 @@ def test_a_link_where_a_file_is_written_is_not_followed(tmp_path: Path) -> None:
 def test_training_and_generating_ask_no_network(tmp_path: Path) -> None:
     """Every look-up of a name, and every connection by the internet's protocols, raises in this process."""
     program = (
-        "import socket, sys\n"
+        "import json, socket, sys\n"
         "def refuse(event, arguments):\n"
         "    if event == 'socket.getaddrinfo' or event == 'socket.connect' and arguments[0].family != socket.AF_UNIX:\n"
         "        raise SystemExit(f'asked the network: {arguments}')\n"
         "sys.addaudithook(refuse)\n"
-        "from sector.cli.app import main\n"
-        "main()\n"
+        "from sector.cli.app import app\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        app(command)\n"
+        "    except SystemExit as ended:\n"
+        "        if ended.code:\n"
+        "            raise\n"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     save_checkpoint(new_model("tiny", 0), tmp_path / "model")
     config = tmp_path / "small.toml"
     config.write_text(tomli_w.dumps(small(supervised={"cycle_steps": 2})))
-    asked = ["--model", tmp_path / "model", "--digits", "2", "--count", "4", "--out", tmp_path / "2.parquet"]
-    for command in (["sft", "--out", tmp_path / "run", "--config", config], ["generate", *asked]):
-        words = [sys.executable, "-P", "-c", program, *map(str, command)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    asked = ["--model", tmp_path / "model", "--digits", 2, "--count", 4, "--out", tmp_path / "2.parquet"]
+    commands = [["sft", "--out", tmp_path / "run", "--config", config], ["generate", *asked]]
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best").exists() and (tmp_path / "2.parquet").exists()
 
 
 def test_ray_sends_and_measures_nothing() -> None:

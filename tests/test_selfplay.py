@@ -3,17 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from small_run import final_weights, kill_when, start
+from forked import forked
+from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
-from sector.benchmarks.small_run import SECTOR, SMALL
 from sector.engine import oracle
 from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import run_config
@@ -50,7 +49,7 @@ def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
     ]
     promised += ["seconds_generate", "seconds_train", "seconds_total"]
     for line in lines[1:]:
-        assert line["tried"] == 300 == line["accepted"] + sum(line["rejected"].values())
+        assert line["tried"] == SMALL["round"]["candidates"] == line["accepted"] + sum(line["rejected"].values())
         assert not [key for key in promised if line[key] is None]
         assert sum(line["label_mistakes"].values()) == line["accepted"]
         assert line["label_mistakes"]["right"] == round(line["accepted"] * (1 - line["label_error"]))
@@ -125,26 +124,29 @@ def test_killed_in_every_phase_it_ends_with_the_same_weights(fresh_run: Path, fi
     """kill -9, five times over, in one run; then to its end."""
     killed = [name for name, reached in KILLS.items() if kill_when(fresh_run, reached)]
     assert killed == list(KILLS)
-    subprocess.run([str(SECTOR), "run", "--out", str(fresh_run)], check=True, capture_output=True)
-    assert final_weights(fresh_run) == final_weights(finished_run)
+    with forked("run", "--out", fresh_run) as process:
+        pass
+    assert process.returncode == 0
+    assert_same(fresh_run, finished_run)
     rows = [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(fresh_run).metrics()]
     assert rows == [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(finished_run).metrics()]
 
 
 def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
-    supervised_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot holds weights, both optimizers and the step: the rest of the phase is the same to the bit."""
-    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 100)
-    run, config = start(tmp_path / "run")
-    steps = []
+    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 10)
+    phase = {"supervised": {"cycle_steps": 24, "max_cycles": 1, "examples": 4, "trainer": {"shard_rows": 4}}}
+    (finished, config), (run, _) = start(tmp_path / "finished", **phase), start(tmp_path / "run", **phase)
+    for _ in Phases(finished, config).supervise():
+        pass
     for event in Phases(run, config).supervise():
-        if event["event"] == "train" and event["step"] == 130:
+        if event["event"] == "train" and event["step"] == 13:
             break
-    for event in Phases(run, config).supervise():
-        steps += [event["step"]] if event["event"] == "train" else []
-    assert steps[0] == 101 and steps[-1] == 300
-    assert final_weights(run.root) == final_weights(supervised_run)
+    steps = [event["step"] for event in Phases(run, config).supervise() if event["event"] == "train"]
+    assert steps[0] == 11 and steps[-1] == 24
+    assert_same(run.root, finished.root)
 
 
 # Leaps
@@ -218,12 +220,16 @@ def test_a_run_that_may_go_further_keeps_the_rounds_it_has(fresh_run: Path) -> N
 # The guard against the error avalanche
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def guarded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has something to lose, before its first round."""
-    root = tmp_path_factory.mktemp("runs") / "guarded"
-    poison.supervise(root)
-    return root
+    changes = {"candidates": 120, "cycle_steps": 20, "max_cycles": 1, "probe_trained": 40, "trainer": {}}
+    guarded = {"until": 7, "round": {**SMALL["round"], **changes, "max_fall": 0.25}}
+    run, config = start(tmp_path_factory.mktemp("runs") / "guarded", **guarded)
+    give_weights(run)
+    for _ in Phases(run, config).supervise():
+        pass
+    return run.root
 
 
 def play_poisoned(guarded_run: Path, root: Path, attempts: int) -> tuple[RunDir, list[dict[str, Any]]]:
@@ -242,7 +248,7 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
         pq.read_table(path).column("problem").to_pylist()
         for path in (run.root / "failed" / "07-1" / "candidates.parquet", run.candidates(7))
     )
-    assert len(first) == len(second) == 300 and not set(first) & set(second)
+    assert len(first) == len(second) == 120 and not set(first) & set(second)
     (line,) = [event for event in events if event["event"] == "round" and event["digits"] == 7]
     assert line["trained_agreement"] >= rollback["before"] - 0.25 and line["taken_back"] == 1
 

@@ -35,7 +35,7 @@ def test_workers_with_vllm_write_what_one_engine_writes(supervised_run: Path, tm
 
         engine.load(model)
         for temperature in (0.0, 0.5):
-            asked = replace(ASKED, count=350, settings=FilterConfig(**LOOKS, temperature=temperature))
+            asked = replace(ASKED, count=260, settings=FilterConfig(**LOOKS, temperature=temperature))
             shared = in_files(tmp_path / f"shared{temperature}", with_weights(crew, model, engine)(asked))
             assert shared == in_files(tmp_path / f"alone{temperature}", generate(engine, asked))
             if temperature == 0:

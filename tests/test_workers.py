@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from forked import forked
 
-from sector.benchmarks.small_run import SECTOR, workers_of
+from sector.benchmarks.small_run import workers_of
 from sector.engine import workers as module
 from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig
@@ -28,8 +28,8 @@ from sector.engine.samplers.native import NativeSampler
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.workers import Workers, prove, with_weights
 
-# Six blocks, the last one short, at a temperature: rows must keep their own random streams.
-ASKED = Assignment(ADDITION, PlaceLayout(), 7, 1300, FilterConfig(k=3, temperature=0.3), 5, 0.4)
+# Four blocks, the last one short, at a temperature: rows must keep their own random streams.
+ASKED = Assignment(ADDITION, PlaceLayout(), 7, 800, FilterConfig(k=3, temperature=0.3), 5, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +80,15 @@ def test_blocks_land_in_order_however_they_come(monkeypatch: pytest.MonkeyPatch,
         Workers, "_run", lambda self, blocks, asked: ((start, Block(start)) for start in reversed(blocks))
     )
     given = list(Workers(3, "native").generate(ASKED))
-    assert [rows.tolist()[0] for rows, _ in given] == list(range(0, 1300, 250))
-    assert torch.equal(torch.cat([rows for rows, _ in given]), torch.arange(1300))
+    assert [rows.tolist()[0] for rows, _ in given] == list(range(0, 800, 250))
+    assert torch.equal(torch.cat([rows for rows, _ in given]), torch.arange(800))
 
 
 class Block:
     """Stands for a solved block."""
 
     def __init__(self, start: int) -> None:
-        self.problems = range(start, min(start + 250, 1300))
+        self.problems = range(start, min(start + 250, 800))
 
 
 def test_a_worker_killed_mid_batch_changes_no_byte(
@@ -166,16 +166,13 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_ray_says_of_a_dead_worker_is_not_data(supervised_run: Path, tmp_path: Path) -> None:
-    asked = ["--model", supervised_run, "--digits", "7", "--count", "3000", "--out", tmp_path / "f.parquet"]
-    command = [SECTOR, "generate", *asked, "--workers", "2", "--json"]
-    with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    asked = ["--model", supervised_run, "--digits", 7, "--count", 1000, "--out", tmp_path / "f.parquet"]
+    with forked("generate", *asked, "--workers", 2, "--json") as process:
         while not (workers := workers_of(process.pid)):
-            assert process.poll() is None
+            assert process.returncode is None, process.stderr.read()
             time.sleep(0.05)
         time.sleep(1)
         os.kill(workers[0], signal.SIGKILL)
-        out, talk = process.communicate(timeout=120)
+        out, talk = process.stdout.read(), process.stderr.read()
     assert process.returncode == 0, talk
-    assert json.loads(out)["tried"] == 3000
+    assert json.loads(out)["tried"] == 1000

@@ -1,0 +1,69 @@
+"""Two processes that train together, forked, and what they train."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+from forked import FORKS, Forked, forked
+
+from sector.engine.config import TrainerConfig
+from sector.engine.distill import start_training, train_cycle
+from sector.engine.examples import Examples, mixed_batches
+from sector.engine.model import new_model
+from sector.engine.problem import draw_problems
+from sector.engine.ranks import joined
+from sector.engine.seeding import generator
+from sector.engine.supervised import label
+
+
+def labelled(digits: int) -> Examples:
+    return label(draw_problems(digits, 60, generator(0, "ranks", digits)))
+
+
+def curve(num_shards: int, ranks: Any = None) -> list[float]:
+    """Losses of twelve steps; the last says everything about the weights before."""
+    config = TrainerConfig(num_shards=num_shards, shard_rows=8, warmup_steps=2)
+    batches = mixed_batches([labelled(5)], [labelled(3)], num_shards, 8, 0.5, seed=5)
+    state = start_training(new_model("tiny", 0), config)
+    return [loss for _, loss in train_cycle(state, batches, config, 12, 7, ranks)]
+
+
+def curves_of_two(shards: list[int]) -> list[list[list[float]]]:
+    """Of each of two processes, a curve for each number of shards."""
+    pipes = [FORKS.Pipe(duplex=False) for _ in range(2)]
+    processes = [
+        FORKS.Process(target=_curves, args=(environment, shards, end))
+        for environment, (_, end) in zip(_two_ranks(), pipes, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    for _, end in pipes:
+        end.close()
+    curves = [read.recv() for read, _ in pipes]
+    for process in processes:
+        process.join()
+    return curves
+
+
+@contextmanager
+def command_of_two(*words: object) -> Iterator[list[Forked]]:
+    """`sector WORDS` in two processes, under way until the end of the `with`."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(forked(*words, environment=environment)) for environment in _two_ranks()]
+
+
+def _two_ranks() -> list[dict[str, str]]:
+    """What torchrun tells two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+
+
+def _curves(environment: dict[str, str], shards: list[int], end: Connection) -> None:
+    os.environ.update(environment)
+    with joined() as ranks:
+        end.send([curve(num_shards, ranks) for num_shards in shards])
