@@ -82,7 +82,7 @@ def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: 
                     view.show(event)
                 except Unwritable as error:
                     # Of a terminal that is gone, SIGHUP tells too; there is no use in more words then.
-                    unwritable = None if stopping.asked else error
+                    unwritable = unwritable or (None if stopping.asked else error)
                     stopping.asked = True
                 if stopping.ends_after(event):
                     tally.saved(event)
