@@ -1,86 +1,121 @@
 """How a command ends when it does not end well: one line on stderr, and an exit code that says which way.
 
-0 done    1 training diverged, or an engine or its workers failed    2 bad input    3 the model no longer agrees with
-itself    130 interrupted
+0 done    1 training diverged, an engine or its workers failed, or stdout is full    2 bad input
+3 the model no longer agrees with itself    130 interrupted    128 + N ended by signal N
 """
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from sector.cli._signals import Ended, ended_by_signals, hush
+from sector.cli._streams import Unwritable, printable, usable_streams
 from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement, WorkersDied
+from sector.engine.launch import num_processes, rank
 
-FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED = 1, 2, 3, 130
+FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED, SIGNALLED = 1, 2, 3, 130, 128
+
+_LEFT = "no file is half written"
 
 
 class Interrupted(Exception):
     """Ctrl-C, with what that means for the work at hand."""
 
 
+_EXPECTED = (
+    typer.TyperException,
+    Interrupted,
+    Ended,
+    Unwritable,
+    InputError,
+    NoAgreement,
+    Diverged,
+    EngineFailed,
+    WorkersDied,
+    MemoryError,
+)
+
+
 class CommandGroup(TyperGroup):
     """Commands whose expected errors come out as one line. Anything else is a bug and keeps its traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        forget_useless()
         try:
-            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
-        except (
-            typer.TyperException,
-            Interrupted,
-            InputError,
-            NoAgreement,
-            Diverged,
-            EngineFailed,
-            WorkersDied,
-        ) as error:
+            try:
+                with usable_streams(), ended_by_signals():
+                    code = super().main(*args, **{**extra, "standalone_mode": False})
+            except RuntimeError as error:
+                # Of torch, in the middle of a message of several lines.
+                if "can't allocate memory" not in str(error):
+                    raise
+                raise MemoryError from error
+        except _EXPECTED as error:
             code, message = _outcome(error)
             if message:
-                print(f"{_speaker()}: {_plain(message)}", file=sys.stderr)
-            sys.exit(code)
+                # Where stderr cannot be written, the exit code says it alone.
+                with suppress(OSError):
+                    print(f"{_speaker()}: {printable(' '.join(message.split()))}", file=sys.stderr)
+        hush()
+        sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
         # Left alone, Ctrl-C would end without a word.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted("interrupted") from error
+            raise Interrupted(f"interrupted before it was done; {_LEFT}") from error
 
 
-def _outcome(
-    error: typer.TyperException | Interrupted | InputError | NoAgreement | Diverged | EngineFailed | WorkersDied,
-) -> tuple[int, str]:
+def forget_useless() -> None:
+    """Forget variables that would stop a library before it starts, or leave it no room: sizes that are none."""
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        text = os.environ.get(name)
+        if text is not None and not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+            del os.environ[name]
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an expected error."""
-    if isinstance(error, InputError):
-        return BAD_INPUT, str(error)
-    if isinstance(error, NoAgreement):
-        return NO_AGREEMENT, str(error)
-    if isinstance(error, Interrupted):
-        return INTERRUPTED, str(error)
+    if isinstance(error, typer.TyperException):
+        return error.exit_code, _usage(error)
+    if isinstance(error, Ended):
+        return SIGNALLED + error.number, f"ended by {error} before it was done; {_LEFT}"
+    if isinstance(error, MemoryError):
+        return FAILED, "there is not enough memory for this; ask for less at a time"
+    codes = {InputError: BAD_INPUT, NoAgreement: NO_AGREEMENT, Interrupted: INTERRUPTED}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED), _with_mend(error)
+
+
+def _with_mend(error: BaseException) -> str:
+    """What went wrong, and what now."""
     if isinstance(error, Diverged):
-        return FAILED, f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
+        return f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
     if isinstance(error, EngineFailed):
-        return FAILED, f"{error}; no file is half written, and the same command goes on from the last whole one"
+        return f"{error}; {_LEFT}, and the same command goes on from the last whole one"
     if isinstance(error, WorkersDied):
-        return FAILED, f"{error}; what is written stays, and the same command goes on from there"
-    return error.exit_code, _usage(error)
+        return f"{error}; what is written stays, and the same command goes on from there"
+    return str(error)
 
 
 def _speaker() -> str:
     """Who says it; under torchrun all processes share one stderr."""
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    return "sector" if size == "1" else f"sector (process {int(rank) + 1} of {size})"
-
-
-def _plain(message: str) -> str:
-    """One line that a terminal shows as it is: what it quotes may come from a file that someone else wrote."""
-    line = " ".join(message.split())
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    try:
+        return "sector" if num_processes() == 1 else f"sector (process {rank() + 1} of {num_processes()})"
+    except InputError:
+        return "sector"
 
 
 def _usage(error: typer.TyperException) -> str:
     """What is wrong with the command line, and where it says how to mend it."""
     message = error.format_message().replace("Value error, ", "").strip().rstrip(".")
+    kind = getattr(getattr(error, "param", None), "type", None)
+    if (bounds := (getattr(kind, "min", None), getattr(kind, "max", None))) != (None, None):
+        least, most = ("any" if bound is None else bound for bound in bounds)
+        message = f"{message}; it takes {least} to {most}"
     context = getattr(error, "ctx", None)
     return f"{message}; see `{context.command_path} --help`" if message and context else message

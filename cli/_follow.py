@@ -4,18 +4,21 @@ A view is shown every event after the tally has taken it: as JSON lines for mach
 lines elsewhere.
 """
 
+import shlex
+import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import typer
 
 from sector.cli._errors import Interrupted
 from sector.cli._options import DEFAULTS
-from sector.cli._output import Output, clock, percent
+from sector.cli._output import SILENCE_SECONDS, Output, clock, every, percent
+from sector.cli._streams import Unwritable, printable
 from sector.engine.config import RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from sector.engine.rundir import RunDir
     from sector.engine.stopping import Stopping
 
-PLAIN_SECONDS = 10.0
 JSON_SECONDS = 1.0
 # The estimate of the time left looks back on so many rounds.
 _RECENT = 4
@@ -64,31 +66,39 @@ def default_out(given: dict[str, Any]) -> Path:
 def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
     """Go through the events of a run and show them; however that ends, machines get a last word.
 
-    Asked to stop, it ends after the next event, which is saved by then, with exit code 0.
+    Asked to stop, it ends once the step at hand is saved: with exit code 0, or as interrupted where Ctrl-C asked.
+    Where stdout cannot be written it ends so too, and fails.
     """
     from sector.engine.stopping import Terminated
 
-    tally = Tally(config, run.metrics())
-    stopped_because, asked = "interrupted", False
+    tally = Tally(config, run.metrics(), run.frontier)
+    stopped_because = "interrupted"
     try:
         with _view(run, tally, output) as view:
+            unwritable: Unwritable | None = None
             for event in events:
                 tally.take(event)
-                view.show(event)
-                # Asked between the step's end and here it was not saved: only the next one sees that it must be.
-                if asked:
-                    raise Terminated
-                asked = stopping.asked
+                try:
+                    view.show(event)
+                except Unwritable as error:
+                    # Of a terminal that is gone, SIGHUP tells too; there is no use in more words then.
+                    unwritable = unwritable or (None if stopping.asked else error)
+                    stopping.asked = True
+                if stopping.ends_after(event):
+                    tally.saved(event)
+                    raise unwritable or Terminated
         stopped_because = "reached"
-    except Terminated as error:
-        stopped_because = "terminated"
-        output.say(f"sector: stopped as asked; the same command resumes {run.root}")
+    except (Terminated, KeyboardInterrupt) as error:
+        asked = isinstance(error, Terminated) and not stopping.interrupted
+        stopped_because = "terminated" if asked else "interrupted"
+        said = f"{'stopped as asked' if asked else 'interrupted'}; the same command resumes {run.root}{tally.lost}"
+        if not asked:
+            raise Interrupted(said) from error
+        output.say(f"sector: {said}")
         raise typer.Exit from error
     except NoAgreement as error:
         stopped_because = f"no agreement: {error}"
         raise NoAgreement(f"{error}; the last good weights are in {run.root / 'checkpoints' / 'best'}") from error
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted; the same command resumes {run.root}") from error
     except Exception as error:
         stopped_because = f"error: {error}"
         raise
@@ -105,28 +115,32 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     if output.as_json:
         return
     example = find_task(config.task).example
-    frontier = max((line["digits"] for line in run.metrics()), default=0)
-    output.text(f"\nDone: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:\n")
-    output.text(f"  sector eval --model {run.root} --digits 1-{frontier}")
-    output.text(f'  sector solve --model {run.root} "{example}" --policy improved --show')
+    frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
+    output.text("")
+    output.text(f"Done: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:")
+    output.text("")
+    output.text(f"  sector eval --model {root} --digits 1-{frontier}")
+    output.text(f'  sector solve --model {root} "{example}" --policy improved --show')
 
 
 class Tally:
     """Where a run stands, from its events.
 
     rounds: lines of metrics.jsonl. phase: what is going on, in words. done, of: how far it is. note: its details.
-    generated_per_s, trained_per_s: tokens, of the last time.
+    generated_per_s, trained_per_s: tokens, of the last time. lost: what would be done again if it ended now, in words.
     """
 
-    def __init__(self, config: RunConfig, rounds: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, config: RunConfig, rounds: Sequence[dict[str, Any]], frontier: int = 0) -> None:
+        """frontier: digits that the run has reached before."""
         self.first, self.until = config.supervised.max_digits, config.until
         self.rounds = list(rounds)
-        self.frontier = self.first if rounds else 0
+        self.frontier, self.lost = frontier, ""
         self.phase, self.done, self.of, self.note = "Starting", 0, 1, ""
         self.generated_per_s: float | None = None
         self.trained_per_s: float | None = None
         self._start = time.perf_counter()
         self._before = self.rounds[-1]["seconds_total"] if rounds else 0.0
+        self._phase_start = self._last_event = self._start
 
     @property
     def seconds_here(self) -> float:
@@ -152,10 +166,18 @@ class Tally:
         leap = self.rounds[-1].get("leap", 1)
         ahead = [*range(reached + leap, self.until, leap), self.until] if reached < self.until else []
         total = rate * sum(digits**2 for digits in ahead)
-        return max(0.0, total - max(0.0, self.seconds - ends[-1]))
+        return max(self._phase_left(), total - max(0.0, self.seconds - ends[-1]))
+
+    def _phase_left(self) -> float:
+        """Seconds until what is going on is done, by how far it is."""
+        if not self.done:
+            return 0.0
+        return (time.perf_counter() - self._phase_start) * (self.of - self.done) / self.done
 
     def take(self, event: "Event") -> None:
         """Update by one event."""
+        now, before = time.perf_counter(), (self.phase, self.done)
+        self.lost = ""
         {
             "train": self._train,
             "goal": self._goal,
@@ -165,6 +187,15 @@ class Tally:
             "mended": self._mended,
             "frontier": self._frontier,
         }[event["event"]](event)
+        # What is told first of a phase has taken the time since the event before.
+        if self.phase != before[0] or self.done < before[1]:
+            self._phase_start = self._last_event
+        self._last_event = now
+
+    def saved(self, event: "Event") -> None:
+        """This event is known to be saved, if its kind can be."""
+        if event["event"] == "train":
+            self.lost = ""
 
     def _train(self, event: "Event") -> None:
         digits = event["digits"]
@@ -172,6 +203,8 @@ class Tally:
         self.done, self.of = event["step"], event["of"]
         self.note = f"cycle {event['cycle']}  step {self.done}/{self.of}  loss {event['loss']:.4f}"
         self.trained_per_s = event["tokens_per_s"]
+        unsaved = 0 if self.done == self.of else self.done % snapshot_steps()
+        self.lost = f"; {unsaved} steps of training are done again" if unsaved else ""
 
     def _goal(self, event: "Event") -> None:
         self.note = (
@@ -187,6 +220,7 @@ class Tally:
         self.done, self.of = event["tried"], event["of"]
         self.note = f"tried {self.done}/{self.of}  accepted {percent(event['accepted'] / event['tried'])}"
         self.generated_per_s = event["tokens_per_s"]
+        self.lost = f"; {self.done} problems of {event['digits']} digits are tried again"
 
     def _round(self, event: "Event") -> None:
         self.rounds.append(event)
@@ -206,6 +240,14 @@ class Tally:
         self.frontier = event["digits"]
 
 
+def snapshot_steps() -> int:
+    """After so many steps of training one is saved."""
+    # Imported here: torch comes with it.
+    from sector.engine.phases import SNAPSHOT_STEPS
+
+    return SNAPSHOT_STEPS
+
+
 class View(Protocol):
     """Shows a run under way."""
 
@@ -221,7 +263,7 @@ def _view(run: "RunDir", tally: Tally, output: Output) -> AbstractContextManager
         from sector.cli._live import LiveView
 
         return LiveView(output.console, str(run.root), tally)
-    return nullcontext(_PlainView(output, tally))
+    return _PlainView(output, tally)
 
 
 class _JsonView:
@@ -239,10 +281,26 @@ class _JsonView:
 
 
 class _PlainView:
-    """A line a round, and one now and then in between."""
+    """A line a round, and one now and then in between, however long nothing happens."""
 
     def __init__(self, output: Output, tally: Tally) -> None:
         self._output, self._tally, self._last = output, tally, time.perf_counter()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._beat = every(1.0, self._beat_once)
+        self._beat.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._beat.__exit__(None, None, None)
+
+    def _beat_once(self) -> None:
+        """Of what goes on, if nothing has been said for long: its events are the usual occasion."""
+        if time.perf_counter() - self._last > SILENCE_SECONDS + 1:
+            # The next event will meet what is wrong with stdout again, and says so.
+            with suppress(Unwritable):
+                self._say(f"{self._tally.phase}: {self._tally.note or 'no result yet'}")
 
     def show(self, event: "Event") -> None:
         kind, tally = event["event"], self._tally
@@ -252,14 +310,15 @@ class _PlainView:
             self._say(f"{tally.phase}: {tally.note}")
         elif kind in ("rollback", "mended"):
             self._say(tally.note)
-        elif kind in ("train", "generate") and time.perf_counter() - self._last > PLAIN_SECONDS:
+        elif kind in ("train", "generate") and time.perf_counter() - self._last > SILENCE_SECONDS:
             speed = tally.generated_per_s if kind == "generate" else tally.trained_per_s
             self._say(f"{tally.phase}: {tally.note}  {speed:,.0f} tokens/s")
 
     def _say(self, text: str) -> None:
-        left = self._tally.seconds_left()
-        self._output.text(f"[{clock(self._tally.seconds)}] {text}" + (f"  ({clock(left)} left)" if left else ""))
-        self._last = time.perf_counter()
+        with self._lock:
+            left = self._tally.seconds_left()
+            self._output.text(f"[{clock(self._tally.seconds)}] {text}" + (f"  ({clock(left)} left)" if left else ""))
+            self._last = time.perf_counter()
 
 
 def _round_line(line: "Event") -> str:

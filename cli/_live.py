@@ -1,6 +1,7 @@
 """The live view of a run on a terminal: where it stands, accuracy by length, and the last rounds. Fits 80x24."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sector.cli._output import clock, percent
+from sector.cli._output import SILENCE_SECONDS, clock, every, percent
+from sector.cli._streams import Unwritable, printable
 
 if TYPE_CHECKING:
     from sector.cli._follow import Tally
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 # The trainer waits while a frame is drawn, so frames are few.
 FRAME_SECONDS = 1.0
 # Lines of the view besides the rows of the rounds, and the cursor's.
-_OTHER_LINES = 15
+_OTHER_LINES = 18
 # Near the top small differences matter: from this accuracy on a length gets that block and colour.
 _BLOCKS = (
     (0.995, "█", "green"),
@@ -41,21 +43,31 @@ class LiveView:
         self._console, self._title, self._tally = console, title, tally
         self._live = Live(console=console, auto_refresh=False)
         self._last = 0.0
+        self._beat = every(FRAME_SECONDS, self._beat_once)
 
     def __enter__(self) -> Self:
         self._live.start()
         self._draw()
+        self._beat.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._beat.__exit__(None, None, None)
         self._draw()
         self._live.stop()
 
     def show(self, event: "Event") -> None:
         if event["event"] not in ("train", "generate") or time.perf_counter() - self._last > FRAME_SECONDS:
             self._draw()
+
+    def _beat_once(self) -> None:
+        """The clock goes on where nothing happens for long."""
+        if time.perf_counter() - self._last > SILENCE_SECONDS:
+            # The next event will meet what is wrong with the terminal again, and says so.
+            with suppress(Unwritable):
+                self._draw()
 
     def _draw(self) -> None:
         self._live.update(frame(self._title, self._tally, self._console.width, self._console.height), refresh=True)
@@ -64,7 +76,7 @@ class LiveView:
 
 def frame(title: str, tally: "Tally", width: int, height: int) -> RenderableType:
     """One picture of the run."""
-    parts: list[RenderableType] = [_header(title, tally), "", _bars(tally), ""]
+    parts: list[RenderableType] = [_header(title, tally, width - 2), "", _bars(tally), ""]
     if tally.rounds:
         parts += [
             *_accuracies(tally.rounds[-1], width - 2),
@@ -75,17 +87,22 @@ def frame(title: str, tally: "Tally", width: int, height: int) -> RenderableType
     return Padding(Group(*parts, _speeds(tally)), (0, 1))
 
 
-def _header(title: str, tally: "Tally") -> Table:
+def _header(title: str, tally: "Tally", width: int) -> Table:
     left = tally.seconds_left()
+    times = Text(clock(tally.seconds), style="bold")
+    if left:
+        times = Text.assemble(times, ("  about ", "dim"), clock(left), (" left", "dim"))
+    name = Text.assemble(("sector  ", "bold"), printable(title))
+    # A long name gives way to the times.
+    name.truncate(width - len(times) - 1, overflow="ellipsis")
     grid = Table.grid(expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
-    remaining = f"[dim]  about[/] {clock(left)} [dim]left[/]" if left is not None else ""
-    grid.add_row(Text.assemble(("sector  ", "bold"), title), f"[bold]{clock(tally.seconds)}[/]{remaining}")
+    grid.add_row(name, times)
     return grid
 
 
-def _bars(tally: "Tally") -> Table:
+def _bars(tally: "Tally") -> Group:
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(no_wrap=True, min_width=23)
     grid.add_column(ratio=1)
@@ -94,8 +111,9 @@ def _bars(tally: "Tally") -> Table:
     frontier = ProgressBar(steps, max(0, tally.frontier - tally.first), complete_style="green", finished_style="green")
     grid.add_row("Frontier", frontier, f"{tally.frontier or '-'} of {tally.until} digits")
     phase = ProgressBar(tally.of, tally.done, complete_style="cyan", finished_style="cyan")
-    grid.add_row(tally.phase, phase, Text(tally.note))
-    return grid
+    share = f"{100 * tally.done / tally.of:.0f} %"
+    grid.add_row(tally.phase, phase, share)
+    return Group(grid, Text(printable(tally.note), style="dim"))
 
 
 def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
@@ -117,9 +135,10 @@ def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
 
 
 def _rounds(rounds: list[dict[str, Any]], count: int) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for name in ("round", "accepted", "thought", "label error", "fast error", "next agrees", "cycles", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+        # A word a line: all of them fit into 80 columns.
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for line in rounds[-count:]:
         is_round = line["phase"] == "round"
         table.add_row(

@@ -27,12 +27,28 @@ class Tracker(StrEnum):
 DEFAULTS = RunConfig()
 DEFAULT_FILTER: FilterName = "strict"
 
+# Of problems and steps: more than any machine does, and few enough to count and to write down.
+MOST = 1_000_000_000
+# What a seed is written down as.
+_MAX_SEED = 2**63 - 1
+
+# Below it a logit divided by the temperature need not be a number.
+_LEAST_TEMPERATURE = 0.001
+
+
+def _temperature(value: float) -> float:
+    if 0 < value < _LEAST_TEMPERATURE:
+        raise typer.BadParameter(f"{value:g} is no temperature; give 0, or one from {_LEAST_TEMPERATURE:g} to 10")
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="For machines: data on stdout, talk on stderr.")]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Everything random follows from it.")]
+Seed = Annotated[int, typer.Option(min=0, max=_MAX_SEED, metavar="N", help="Everything random follows from it.")]
 Model = Annotated[
     Path,
     typer.Option(metavar="DIR", help="Checkpoint, or run directory (then its best checkpoint).", show_default=False),
 ]
+Digits = Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)]
 EngineOption = Annotated[Engine, typer.Option("--engine", help="What generates.")]
 FilterOption = Annotated[FilterName, typer.Option("--filter", help="What must agree (improved policy).")]
 PolicyOption = Annotated[
@@ -45,10 +61,24 @@ PolicyOption = Annotated[
 K = Annotated[
     int, typer.Option("--k", min=1, max=100, metavar="K", help="Simplifications and guesses (improved policy).")
 ]
-Temperature = Annotated[float, typer.Option(min=0, max=10, metavar="T", help="0 is greedy.")]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=10,
+        callback=_temperature,
+        metavar="T",
+        help=f"0 is greedy, else from {_LEAST_TEMPERATURE:g} on.",
+    ),
+]
 HardShare = Annotated[
     float,
-    typer.Option(min=0, max=1, metavar="X", help="Share of carry chains and short operands among the problems."),
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Share of carry chains and short operands among the problems.",
+    ),
 ]
 
 Workers = Annotated[
@@ -67,7 +97,12 @@ Workers = Annotated[
 MaybeSeed = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, metavar="N", help="Everything random follows from it.", show_default=str(DEFAULTS.seed)
+        "--seed",
+        min=0,
+        max=_MAX_SEED,
+        metavar="N",
+        help="Everything random follows from it.",
+        show_default=str(DEFAULTS.seed),
     ),
 ]
 MaybePreset = Annotated[

@@ -14,6 +14,7 @@ from sector.cli._output import Output, clock, percent
 if TYPE_CHECKING:
     from sector.engine.ablate import Step
     from sector.engine.grid import Grid
+    from sector.engine.stopping import Stopping
 
 # The table shows the label error of so many rounds, the first and the last among them.
 _SHOWN_ROUNDS = 8
@@ -42,27 +43,41 @@ def ablate(
     """
     from sector.engine.ablate import results
     from sector.engine.grid import read_grid
+    from sector.engine.stopping import Terminated, heed_signals
 
     output = Output(as_json)
     grid = read_grid(grid_file)
     if not plan:
-        try:
-            _run(grid, out, output)
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted; the same command resumes {out}") from error
+        with heed_signals() as stopping:
+            try:
+                _run(grid, out, output, stopping)
+            except (Terminated, KeyboardInterrupt) as error:
+                if isinstance(error, KeyboardInterrupt) or stopping.interrupted:
+                    raise Interrupted(f"interrupted; the same command resumes {out}") from error
+                output.say(f"sector: stopped as asked; the same command resumes {out}")
+                raise typer.Exit from error
     found = results(grid, out)
     output.data({"event": "done", **found}, lambda: _view(found))
 
 
-def _run(grid: "Grid", out: Path, output: Output) -> None:
+def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
+    """Run what is not done yet. Terminated once the step at hand is saved, if that is asked for."""
     from sector.engine.ablate import run_grid
+    from sector.engine.stopping import Terminated
+
+    def evaluating(done: int, of: int, note: str) -> None:
+        if stopping.asked:
+            raise Terminated
+        bar.note(f"evaluating: {note}")
 
     total = len(grid.cells) * len(grid.seeds)
     with output.progress(grid.title) as bar:
-        for step in run_grid(grid, out, lambda done, of, note: bar.note(f"evaluating: {note}")):
+        for step in run_grid(grid, out, evaluating, stopping):
             bar.at(step.index, total, f"{step.cell.name} seed {step.seed}: {_doing(step)}")
             if step.event is None:
                 _report(step, total, output)
+            if stopping.ends_after(step.event or {"event": "over"}):
+                raise Terminated
 
 
 def _doing(step: "Step") -> str:
@@ -80,10 +95,15 @@ def _report(step: "Step", total: int, output: Output) -> None:
     elif output.as_json:
         output.line({"event": "run", "cell": step.cell.name, **outcome.as_json()})
     else:
+        rounds = (
+            f"{outcome.rounds_survived} of {outcome.rounds} rounds survived, label error "
+            f"{percent(outcome.mean_label_error, 2)}"
+            if outcome.rounds
+            else "the supervised phase alone"
+        )
         output.say(
             f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed}: {outcome.final_digits} digits "
-            f"({outcome.stopped_because}), {outcome.rounds_survived} of {outcome.rounds} rounds survived, label error "
-            f"{percent(outcome.mean_label_error, 2)}, {clock(outcome.seconds)}"
+            f"({outcome.stopped_because}), {rounds}, {clock(outcome.seconds)}"
         )
 
 

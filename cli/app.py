@@ -1,6 +1,5 @@
 """`sector`: the commands, and nothing else. Each lives in the module of its name."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
 from sector.engine.errors import InputError
+from sector.engine.launch import num_processes
 
 # Commands that torchrun may start several times over.
 _SHARED = ("run", "sft", "distill")
@@ -51,7 +51,7 @@ def sector(
     at once, keeps the answers on which it agrees with itself, learns to give
     them fast, and repeats (SECToR, Zhang and Parkes 2023).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in _SHARED:
+    if num_processes() > 1 and context.invoked_subcommand not in _SHARED:
         shared = ", ".join(_SHARED[:-1])
         raise InputError(
             f"several processes (torchrun) are for {shared} and {_SHARED[-1]}, not for {context.invoked_subcommand}; "

@@ -8,6 +8,7 @@ import typer
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
@@ -24,9 +25,9 @@ def bench(
         str, typer.Option("--engine", metavar="NAMES", help="Engines, with commas; ratios are of the first.")
     ] = "native,hf",
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand: 20, or 8,16,29,64.")] = "20",
-    count: Annotated[int, typer.Option(min=1, metavar="M", help="Problems a length.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems a length.")] = 1000,
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Problems at a time: 250, or 100,1000.")] = "1000",
-    repeats: Annotated[int, typer.Option(min=1, metavar="R", help="Repetitions, taking turns.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, metavar="R", help="Repetitions, taking turns.")] = 3,
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
@@ -56,8 +57,9 @@ def bench(
 ) -> None:
     """Measure the improved policy on several engines: same checkpoint, same problems, taking turns.
 
-    Accepted examples a second is the figure that matters; the ratio is that of the first engine to this one, the
-    spread between slowest and fastest repetition. With several lengths or sizes every combination is measured.
+    Accepted examples a second is the figure that matters. The ratio says how many times as fast the first engine is
+    as this one; the spread, how far its slowest and its fastest repetition are apart. With several lengths or sizes
+    every combination is measured.
 
     Examples:
 
@@ -93,7 +95,7 @@ def bench(
 def _sizes(text: str) -> list[int]:
     """`250` or `100,1000` -> sizes. InputError says what is wrong."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 0 < int(part) <= 1_000_000 for part in parts):
+    if not all(part.isdecimal() and len(part) <= 7 and 0 < int(part) <= 1_000_000 for part in parts):
         raise InputError(f"--batch {text!r} is no list of sizes; write 250 or 100,1000")
     return list(dict.fromkeys(int(part) for part in parts))
 
@@ -104,7 +106,8 @@ def view(record: dict[str, Any]) -> RenderableType:
 
     shown: list[RenderableType] = [_contest(record)]
     if record["differing"]:
-        shown.append(f"[bold red]{record['differing']} problems were not treated alike by all engines[/]")
+        differing = f"{record['differing']} problems were not treated alike by all engines"
+        shown.append(Text(differing, style="bold red"))
     # One a length: batches share it.
     shown += [_card(card) for card in {card["digits"]: card for card in record["roofline"]}.values()]
     if "kernels" in record:

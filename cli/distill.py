@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from sector.cli import _options as options
 from sector.cli._output import Output
+from sector.cli._streams import printable
 
 
 def distill(
@@ -22,7 +22,13 @@ def distill(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Training steps.", show_default="the most that a round of a run takes"),
+        typer.Option(
+            min=1,
+            max=options.MOST,
+            metavar="N",
+            help="Training steps.",
+            show_default="the most that a round of a run takes",
+        ),
     ] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -40,8 +46,8 @@ def distill(
       sector distill --model checkpoints/12 --data 13.parquet --replay 12.parquet --out c13
       torchrun --nproc-per-node 2 --no-python sector distill --model runs/first ...
     """
+    from sector.engine.launch import leads
     from sector.engine.offline import distill_files
-    from sector.engine.ranks import leads
 
     output = Output(as_json)
     with output.progress("distilling") as bar:
@@ -55,5 +61,5 @@ def _view(report: dict[str, Any]) -> str:
         f"{report['digits']} digits: {report['examples']:,} new examples, {report['replay_examples']:,} replayed\n"
         f"{report['steps']} steps in {report['seconds']:.1f} s, {report['tokens_per_s']:,.0f} tokens/s, "
         f"last loss {report['loss']:.4f}\n"
-        f"the new weights are in {escape(report['checkpoint'])}"
+        f"the new weights are in {printable(report['checkpoint'])}"
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent
+from sector.cli._output import Output, percent, unwrapped
 from sector.engine.config import parse_settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def evaluate(
     model: options.Model,
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Problems a length, and of each family.")] = 1000,
+    samples: Annotated[
+        int, typer.Option(min=1, max=options.MOST, metavar="N", help="Problems a length, and of each family.")
+    ] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[bool, typer.Option(help="Also long carries, unequal lengths and leading zeros.")] = True,
     out: Annotated[
@@ -62,16 +64,16 @@ def _view(report: "Report") -> Group:
     at = {(score.name, score.digits): score for score in report.scores}
     table = Table(header_style="bold", pad_edge=False, collapse_padding=True, box=None)
     for name in ("digits", "uniform", "95 %", *families):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for digits in dict.fromkeys(score.digits for score in report.scores):
         score = at["uniform", digits]
         low, high = (100 * bound for bound in score.interval)
         others = [_colored(at[name, digits].accuracy) for name in families]
         table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f}-{high:.1f}", *others)
     # As a title of the table it would be folded to the table's width.
-    return Group(Text(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
+    return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
 
 
-def _colored(accuracy: float) -> str:
+def _colored(accuracy: float) -> Text:
     color = "green" if accuracy >= 0.98 else "yellow" if accuracy >= 0.9 else "red"
-    return f"[{color}]{percent(accuracy)}[/]"
+    return Text(percent(accuracy), style=color)

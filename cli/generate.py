@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent
+from sector.cli._output import Output, percent, unwrapped
 from sector.engine.config import parse_settings
 
 
 def generate(
     model: options.Model,
-    digits: Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, metavar="M", help="Problems to try.", show_default=False)],
+    digits: options.Digits,
+    count: Annotated[
+        int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems to try.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where examples go.", show_default=False)],
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
@@ -49,11 +51,11 @@ def generate(
     output.data(report, lambda: _view(report))
 
 
-def _view(report: dict[str, Any]) -> Table:
+def _view(report: dict[str, Any]) -> Group:
     table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(justify="right", style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_row("tried", f"{report['tried']:,}", "")
     table.add_row("accepted", f"{report['accepted']:,}", percent(report["accepted"] / report["tried"]))
     if report["thought_through"]:
@@ -63,5 +65,4 @@ def _view(report: dict[str, Any]) -> Table:
         table.add_row("  " + reason.replace("_", " "), f"{rejected:,}", percent(rejected / report["tried"]))
     table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
     table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
-    table.add_row("written to", escape(report["file"]), "")
-    return table
+    return Group(table, unwrapped(f"written to {report['file']}"))

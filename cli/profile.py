@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from sector.cli import _options as options
@@ -28,7 +27,7 @@ _ON_CPU = {
     "idle": "it does not work for us",
 }
 
-Skip = Annotated[int, typer.Option(min=1, metavar="N", help="Steps of warm-up.")]
+Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps of warm-up.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps recorded.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the trace goes.", show_default=False)]
 Nsight = Annotated[
@@ -42,9 +41,9 @@ profile = typer.Typer(no_args_is_help=True, help="Where the time goes, by torch.
 def generate(
     context: typer.Context,
     model: options.Model,
-    digits: Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)],
+    digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, metavar="M", help="Candidates a step.")] = 250,
+    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Candidates a step.")] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",
@@ -166,12 +165,13 @@ def _operations(operations: list[dict[str, Any]]) -> Table:
     table = _table("operation", "on", "self ms", "calls", "share")
     for each in operations[:_TOP]:
         milliseconds = f"{1000 * each['self_seconds']:,.1f}"
-        table.add_row(escape(each["name"]), each["on"], milliseconds, f"{each['calls']:,}", percent(each["share"]))
+        table.add_row(each["name"], each["on"], milliseconds, f"{each['calls']:,}", percent(each["share"]))
     return table
 
 
 def _ranges(ranges: list[dict[str, Any]]) -> Table:
-    table = _table("range", "ms", "calls", "of the steps")
+    # Threads side by side add up: of two cores there are two times the steps' time to take.
+    table = _table("range", "ms, all threads", "calls", "of a core")
     for each in ranges:
         table.add_row(each["name"], f"{1000 * each['seconds']:,.1f}", f"{each['calls']:,}", percent(each["share"]))
     return table

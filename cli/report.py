@@ -7,6 +7,7 @@ import typer
 
 from sector.cli import _options as options
 from sector.cli._output import Output
+from sector.cli._streams import printable
 
 
 def report(
@@ -35,8 +36,10 @@ def report(
     from sector.engine.report import write_report
 
     output = Output(as_json)
-    written = write_report(runs, out)
+    with output.progress("writing the report"):
+        written = write_report(runs, out)
     runs_read = [run.as_json() for run in written.runs]
     values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": runs_read}
     lines = [f"{each['run']}: {each['verdict']}" for each in runs_read]
-    output.data(values, lambda: "\n".join([*lines, f"the page is {written.page}, its pictures are beside it"]))
+    lines.append(f"the page is {written.page}, its pictures are beside it")
+    output.data(values, lambda: "\n".join(map(printable, lines)))

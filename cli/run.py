@@ -57,7 +57,7 @@ def run(
     from sector.engine.followers import followed, leading
     from sector.engine.runs import open_run
     from sector.engine.selfplay import self_play
-    from sector.engine.stopping import heed_sigterm
+    from sector.engine.stopping import heed_signals
     from sector.engine.trackers import tracked
     from sector.engine.workers import hired
 
@@ -69,7 +69,7 @@ def run(
     )
     with (
         leading() as ranks,
-        heed_sigterm() as stopping,
+        heed_signals() as stopping,
         open_run(out or default_out(given), given, source) as (run_dir, settled),
         hired(workers, settled.engine, settled.vllm) as crew,
     ):

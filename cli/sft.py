@@ -37,7 +37,7 @@ def sft(
     from sector.engine.followers import followed, leading
     from sector.engine.phases import Phases
     from sector.engine.runs import open_run
-    from sector.engine.stopping import heed_sigterm
+    from sector.engine.stopping import heed_signals
     from sector.engine.trackers import tracked
 
     if followed():
@@ -46,7 +46,7 @@ def sft(
     given, source = asked_for(
         config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
     )
-    with leading() as ranks, heed_sigterm() as stopping, open_run(out, given, source) as (run_dir, settled):
+    with leading() as ranks, heed_signals() as stopping, open_run(out, given, source) as (run_dir, settled):
         phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
         events = tracked(phases.supervise(), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)

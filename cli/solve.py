@@ -15,10 +15,10 @@ from sector.cli import _options as options
 from sector.cli._output import Output
 from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
+from sector.engine.files import decoded, read_text
 
 if TYPE_CHECKING:
     from sector.engine.solve import Solution, Thought
-    from sector.engine.task import Task
 
 
 def solve(
@@ -48,8 +48,10 @@ def solve(
 ) -> None:
     """Answers to problems of any lengths, of the task that the model has learned.
 
-    The improved policy gives no answer where it does not agree with itself.
-    Answers are greedy, so --seed changes nothing.
+    What cannot be read as a problem costs only itself, on the command line as
+    in a file: all others are answered, and the exit code is 2 at the end. The
+    improved policy gives no answer where it does not agree with itself, which
+    is no error. Answers are greedy, so --seed changes nothing.
 
     Examples:
 
@@ -63,45 +65,37 @@ def solve(
     from sector.engine.solve import Mind
 
     output = Output(as_json)
-    typed = _typed(problems or [], file)
-    # What a problem is depends on what the model has learned.
-    sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
-    texts = _checked(task, typed, file)
-    mind = Mind(sampler, task, layout, FILTERS[filter_name], k)
-    for solution in mind.solve(texts, policy, show):
+    texts = _typed(problems or [], file)
+    with output.progress("solving"):
+        # What a problem is depends on what the model has learned.
+        sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
+        solutions = Mind(sampler, task, layout, FILTERS[filter_name], k).solve(texts, policy, show)
+    for solution in solutions:
         _print(solution, output)
+    if unread := [solution for solution in solutions if solution.unread]:
+        many = f"{len(unread)} of {len(texts)} problems cannot be read, the first: " if len(texts) > 1 else ""
+        raise InputError(f"{many}{unread[0].error}")
 
 
-def _typed(problems: list[str], file: Path | None) -> list[str] | str:
-    """The problems of the command line, or the text of the file. InputError if none is given, or both are."""
+def _typed(problems: list[str], file: Path | None) -> list[str]:
+    """The problems to solve, from the command line or a file. InputError if there are none, or both are given."""
+    from sector.engine.solve import read_problems
+
     # Unknown options arrive here too (`app.py`); what begins like a negative number is taken for one.
     if stray := next((text for text in problems if re.match(r"-[^\d]", text)), None):
         raise InputError(f"No such option: {stray}; see `sector solve --help`")
     if bool(problems) == (file is not None):
         raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
-    return problems if file is None else _read(file)
-
-
-def _checked(task: "Task", typed: list[str] | str, file: Path | None) -> list[str]:
-    """The problems to solve. InputError if one on the command line is none, or all of a file are."""
-    from sector.engine.solve import check_problem, read_problems
-
-    if isinstance(typed, str):
-        return read_problems(task, typed, str(file))
-    for text in typed:
-        check_problem(task, text)
-    return [text.strip() for text in typed]
+    return [text.strip() for text in problems] if file is None else read_problems(_read(file), str(file))
 
 
 def _read(file: Path) -> str:
-    if str(file) == "-":
-        return sys.stdin.read()
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a text file; write one problem a line, as 123+456") from error
+    """The text of a file, or of stdin."""
+    if str(file) != "-":
+        return read_text(file)
+    if sys.stdin is None:
+        raise InputError("stdin is closed, and --file - reads problems from it; name a file")
+    return decoded(sys.stdin.buffer.read(), "stdin")
 
 
 def _print(solution: "Solution", output: Output) -> None:

@@ -29,6 +29,7 @@ from sector.engine.phases import Event
 from sector.engine.rundir import RunDir
 from sector.engine.runs import open_run
 from sector.engine.selfplay import self_play
+from sector.engine.stopping import Stopping
 from sector.engine.trackers import tracked
 
 RESULTS = "results.json"
@@ -49,10 +50,11 @@ class Step:
     outcome: Outcome | None = None
 
 
-def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress) -> Iterator[Step]:
+def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress, stopping: Stopping | None = None) -> Iterator[Step]:
     """Run what is not finished yet, and write the results so far after every run. Raises InputError as `open_run`.
 
     A run that stops because it no longer agrees with itself, or diverges, is a result; the grid goes on.
+    stopping: as in `self_play`.
     """
     for index, (cell, seed) in enumerate(grid.runs()):
         root = run_root(out, cell, seed)
@@ -61,7 +63,7 @@ def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress) -> Iterator[Step]
                 continue
             _borrow(out, run, config)
             try:
-                for event in tracked(self_play(run, config), run, config):
+                for event in tracked(self_play(run, config, stopping=stopping), run, config):
                     if event["event"] == "goal" and not event["digits"] and event["cycle"] == 1:
                         _lend(out, run, config)
                     yield Step(index, cell, seed, event)

@@ -1,11 +1,22 @@
-"""Writing so that a kill at any moment leaves the old file or the new one, never half of either."""
+"""Writing so that a kill at any moment leaves the old file or the new one, never half of either; reading any text."""
 
+import codecs
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sector.engine.errors import InputError
+
+# The longest first: the mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,13 +30,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(aside)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        # Where its folder is none, there is nothing to remove.
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """A text file in any of the encodings that `decoded` knows. InputError if it cannot be read, or is no text."""
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def decoded(content: bytes, source: str) -> str:
+    """Text from bytes: UTF-8, or UTF-16 and UTF-32 where a byte order mark or their zeros tell. InputError if neither.
+
+    The mark is no part of the text.
+    """
+    try:
+        return content.decode(_encoding(content))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is no text file in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
 
 
 def check_writable(path: Path) -> None:
@@ -46,3 +78,16 @@ def point_link(link: Path, target: str) -> None:
         aside.symlink_to(target)
 
     write_atomically(link, symlink)
+
+
+def _encoding(content: bytes) -> str:
+    """How a text is encoded, by its first bytes; every second byte is zero in UTF-16 of what we read."""
+    if marked := next((name for mark, name in _MARKS if content.startswith(mark)), None):
+        return marked
+    even, odd = content[::2], content[1::2]
+    if content and len(even) == len(odd):
+        if not any(odd) and all(even):
+            return "utf-16-le"
+        if not any(even) and all(odd):
+            return "utf-16-be"
+    return "utf-8"

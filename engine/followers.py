@@ -16,9 +16,11 @@ import safetensors.torch
 from sector.engine.config import RunConfig
 from sector.engine.distill import TrainState, restore, start_training, state_tensors, train_cycle, tune_allocator
 from sector.engine.errors import WorkersDied
+from sector.engine.launch import leads
 from sector.engine.lesson import Lesson, lesson_of, untrained
-from sector.engine.ranks import FirstLeft, Ranks, joined, leads
+from sector.engine.ranks import FirstLeft, Ranks, joined
 from sector.engine.rundir import RunDir
+from sector.engine.stopping import ENDING
 
 
 def followed() -> bool:
@@ -26,7 +28,7 @@ def followed() -> bool:
     if leads():
         return False
     # Whoever asks all processes to end asks the first one, too, which tells the others when its step is saved.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (*ENDING, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     with joined() as ranks:
         assert ranks is not None, "only a first process may be alone"

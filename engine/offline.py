@@ -20,9 +20,10 @@ from sector.engine.errors import InputError
 from sector.engine.examples import Examples, mixed_batches
 from sector.engine.files import check_writable
 from sector.engine.generate import Assignment
+from sector.engine.launch import leads
 from sector.engine.learned import learned
 from sector.engine.model import best_device
-from sector.engine.ranks import check_useful, joined, leads
+from sector.engine.ranks import check_useful, joined
 from sector.engine.rundir import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler

@@ -199,8 +199,17 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
         )
     scale_accuracy(axes, min(score.accuracy for score in scores))
     scale_lengths(axes, min(score.digits for score in scores), max(score.digits for score in scores))
-    axes.set(title=title, xlabel="digits per operand", ylabel="exact match")
+    axes.set(xlabel="digits per operand", ylabel="exact match")
+    axes.set_title(drawable(title), parse_math=False)
     axes.legend(loc="lower left", ncols=2)
+
+
+def drawable(text: str) -> str:
+    """The text with escapes in the place of characters that the font of pictures lacks: names are of any script."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("sans-serif")).get_charmap()
+    return "".join(each if ord(each) in known else ascii(each)[1:-1] for each in text)
 
 
 def scale_errors(axes: Axes) -> None:

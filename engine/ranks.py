@@ -9,7 +9,6 @@ its weights.
 NCCL on GPUs, gloo elsewhere.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sector.engine.errors import InputError, WorkersDied
+from sector.engine.launch import check_launch, local_rank, num_processes
 
 T = TypeVar("T")
 
@@ -132,16 +132,6 @@ class Exchange:
             raise FirstLeft("the first process has ended the training")
 
 
-def leads() -> bool:
-    """Is this the process that writes and speaks? Also outside of torchrun."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def num_processes() -> int:
-    """How many torchrun started; 1 outside of it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def check_useful(num_shards: int) -> None:
     """InputError if there are more processes than shards in a step."""
     if num_processes() > num_shards:
@@ -157,10 +147,14 @@ def joined() -> Iterator[Ranks | None]:
     if num_processes() == 1:
         yield None
         return
+    check_launch()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local_rank())
     with _death_named():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except ValueError as error:
+            raise InputError(f"the processes cannot find each other ({error}); start them with torchrun") from error
         ranks = Ranks()
     try:
         yield ranks

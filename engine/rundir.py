@@ -121,6 +121,16 @@ class RunDir:
     def load_checkpoint(self, digits: int) -> Model:
         return load_checkpoint(self.checkpoint(digits))
 
+    @property
+    def frontier(self) -> int:
+        """Digits that the run has reached: of its best checkpoint; 0 before the supervised phase is over."""
+        best = self.root / "checkpoints" / "best"
+        name = best.readlink().name if best.is_symlink() else ""
+        if name.isdecimal():
+            return int(name)
+        # Copied without its links.
+        return max((line["digits"] for line in self.metrics()), default=0) if best.is_dir() else 0
+
     def mark_best(self, digits: int) -> None:
         """Point `best` to these weights."""
         self._point_ahead("best", digits)

@@ -80,4 +80,9 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
                 f"{run.root} was started with {key} = {before[key]!r}, not {value!r}; resume it without that setting, "
                 "or choose another --out"
             )
+    if config.until < run.frontier:
+        raise InputError(
+            f"{run.root} has reached {run.frontier} digits, so until = {config.until} cannot be met; leave it out, or "
+            "raise it"
+        )
     return config

@@ -3,6 +3,7 @@
 In the shape descriptions B is the batch, N the digits per operand and S the simplifications of a chain of thought.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,17 +65,22 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A problem as typed, and its answer in plain decimals, or None and why there is none."""
+    """A problem as typed, and its answer in plain decimals, or None and why there is none.
+
+    unread: is the text no problem, so that nothing was asked?
+    """
 
     problem: str
     answer: str | None
     policy: str
     error: str | None = None
     thought: Thought | None = None
+    unread: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """What is there, and `answer` in any case."""
         values = asdict(self)
+        del values["unread"]
         return {key: value for key, value in values.items() if value is not None or key == "answer"}
 
 
@@ -103,7 +109,7 @@ class Mind:
             try:
                 by_length.setdefault(check_problem(self.task, text), []).append(index)
             except InputError as error:
-                solutions[index] = Solution(text, None, policy, str(error))
+                solutions[index] = Solution(text, None, policy, str(error), unread=True)
         ways: dict[str, Callable[[Any, bool], list[_Outcome]]] = {
             "fast": self._fast,
             "slow": self._slow,
@@ -217,20 +223,13 @@ def check_problem(task: Task, text: str) -> int:
     return digits
 
 
-def read_problems(task: Task, text: str, source: str) -> list[str]:
-    """The problems of a file, one a line, blank lines left out. InputError unless at least one line is a problem."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+def read_problems(text: str, source: str) -> list[str]:
+    """The problems of a text, one a line, blank lines left out. InputError if there is none."""
+    # Other characters than these end a line for `splitlines`, in the middle of what someone wrote as one.
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
+    if not any(lines):
         raise InputError(f"{source} is empty; write one problem a line, as 123+456")
-    first_error = None
-    for line in lines:
-        try:
-            check_problem(task, line)
-        except InputError as error:
-            first_error = first_error or error
-        else:
-            return lines
-    raise InputError(f"no line of {source} can be solved: {first_error}")
+    return [line for line in lines if line]
 
 
 def _greedy(problems: Batch) -> Sampling:

@@ -261,9 +261,20 @@ def hired(count: int | None, engine: str, vllm: VllmConfig | None = None) -> Ite
     if count is None:
         yield None
         return
+    check_cores(count)
     # Ray prints what it has to say of workers that died, and stdout is for data.
     with redirect_stdout(sys.stderr), Workers(count, engine, vllm) as workers:
         yield workers
+
+
+def check_cores(count: int) -> None:
+    """InputError if this machine has fewer cores than workers are asked for; a cluster is asked when it is joined."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count > cores and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            f"--workers {count}, but this machine has {cores} cores to give; ask for {cores} at most, or name a Ray "
+            "cluster in RAY_ADDRESS"
+        )
 
 
 def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Generate:

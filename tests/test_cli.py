@@ -108,6 +108,29 @@ def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sector.engine.offline.make_sampler", lambda engine, model, vllm: Scripted())
 
 
+# Numbers at their ends: one too many, each in every command that takes it.
+_GENERATE = ("generate", "--digits", 3, "--count", 4, "--out", "out")
+ENDS = [
+    *((*command, "--seed", 2**63) for command in (_GENERATE, ("eval",), ("bench",), ("solve", "1+2"))),
+    *((*command, "--seed", -1) for command in (_GENERATE, ("eval",))),
+    *((*command, "--k", 101) for command in (_GENERATE, ("eval",), ("bench",), ("solve", "1+2"))),
+    *((*command, "--temperature", value) for command in (_GENERATE, ("bench",)) for value in (11, "nan", "inf", 1e-9)),
+    *((*_GENERATE, "--hard-share", value) for value in (1.5, -0.1, "nan")),
+    *((*_GENERATE, "--count", value) for value in (10**10, 0, -1)),
+    ("eval", "--samples", 10**10),
+    ("eval", "--digits", 257),
+    ("eval", "--digits", "1-99999999"),
+    ("bench", "--count", 10**10),
+    ("bench", "--repeats", 10**10),
+    ("bench", "--batch", "9" * 5000),
+    ("bench", "--digits", 257),
+    ("profile", "generate", "--count", 4, "--out", "out", "--digits", 257),
+    ("profile", "generate", "--digits", 2, "--count", 4, "--out", "out", "--steps", 10**10),
+    ("profile", "generate", "--digits", 2, "--count", 4, "--out", "out", "--skip", 10**10),
+    ("distill", "--data", "x", "--out", "out", "--steps", 10**10),
+]
+CORES = len(os.sched_getaffinity(0))
+
 # Help
 
 
@@ -180,14 +203,10 @@ def _generate(run: Path, *more: object, out: Path | None = None) -> list[object]
             "cannot write",
             id="unwritable file",
         ),
-        pytest.param(lambda run: ["solve", "12+x", "--model", run], "12+x", id="letters"),
-        pytest.param(lambda run: ["solve", "-5+3", "--model", run], "-5+3", id="negative"),
         pytest.param(lambda run: ["solve", "1+2", "--fast"], "--fast", id="unknown option of solve"),
-        pytest.param(lambda run: ["solve", "9" * 257 + "+1", "--model", run], "257 digits", id="too long"),
         pytest.param(lambda run: ["solve"], "--file", id="nothing to solve"),
         pytest.param(lambda run: ["solve", "1+2", "--file", "x"], "--file", id="both"),
         pytest.param(_file(""), "empty", id="empty file"),
-        pytest.param(_file("a\nb\n"), "'a'", id="no problem in the file"),
         pytest.param(lambda run: ["solve", "--file", run / "no"], "No such file", id="no file"),
         pytest.param(lambda run: ["solve", "1+2", "--model", run / "no"], "no such directory", id="no model"),
         pytest.param(lambda run: ["solve", "1+2", "--model", run.parent], "config.json", id="not a model"),
@@ -197,6 +216,17 @@ def _generate(run: Path, *more: object, out: Path | None = None) -> list[object]
         pytest.param(lambda run: ["eval", "--model", run, "--digits", "0-3"], "0 digits", id="eval of no digits"),
         pytest.param(lambda run: ["eval", "--model", run, "--digits", "5-"], "5-", id="eval of half a range"),
         pytest.param(lambda run: ["eval", "--model", run, "--samples", 0], "--samples", id="no samples"),
+        *(
+            pytest.param(
+                lambda run, words=words: [*words, "--model", run],
+                str(words[-2] if words[-1] != 257 else 257),
+                id=" ".join(map(str, words))[:40],
+            )
+            for words in ENDS
+        ),
+        pytest.param(
+            lambda run: _generate(run, "--digits", 3, "--workers", 900), f"{CORES} cores", id="more workers than cores"
+        ),
         pytest.param(_config("untill = 9"), "untill", id="unknown key"),
         pytest.param(_config("until = 'x'"), "until", id="wrong type"),
         pytest.param(_config("filter = 'paper'"), "filter", id="no table"),
@@ -335,7 +365,7 @@ def test_eval_as_a_table(run: Path, tmp_path: Path) -> None:
 def test_solve_a_file(run: Path, tmp_path: Path, policy: str) -> None:
     (tmp_path / "problems.txt").write_text("123+456\n\n0012+x\n9+9+1\n 5 + 7 \n")
     result = sector("solve", "--model", run, "--file", tmp_path / "problems.txt", "--policy", policy, "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     lines = json_lines(result)
     assert [line["problem"] for line in lines] == ["123+456", "0012+x", "9+9+1", "5 + 7"]
     assert [line["answer"] for line in lines] == ["579", None, "19", "12"]
@@ -367,6 +397,30 @@ def test_solve_shows_its_thinking(run: Path, policy: str, problem: str) -> None:
         "improved": ["vote", "complement", "swapped", "agrees"],
     }[policy]:
         assert word in result.stdout
+
+
+BAD = ["12+x", "-5+3", "9" * 257 + "+1", "", "1+2\x1b[31mRED\x07"]
+
+
+@pytest.mark.usefixtures("true_engine")
+@pytest.mark.parametrize("way", ["arguments", "file"], ids=str)
+@pytest.mark.parametrize("bad", [[], BAD, BAD[:1]], ids=["none", "many", "one"])
+def test_what_is_no_problem_costs_itself_and_the_exit_code(run: Path, tmp_path: Path, way: str, bad: list[str]) -> None:
+    texts = ["1+2", *(text for text in bad if text or way == "arguments"), "9+9+1"]
+    (tmp_path / "problems.txt").write_text("\n".join(texts))
+    given = texts if way == "arguments" else ["--file", tmp_path / "problems.txt"]
+    result = sector("solve", *given, "--model", run, "--json")
+    lines = json_lines(result)
+    assert [line["problem"] for line in lines] == texts
+    assert [line["answer"] for line in lines] == ["3", *[None] * (len(texts) - 2), "19"]
+    assert [("error" in line) for line in lines] == [False, *[True] * (len(texts) - 2), False]
+    assert result.exit_code == (2 if bad else 0) and result.stderr.count("\n") == bool(bad)
+    if bad:
+        assert f"{len(texts) - 2} of {len(texts)} problems" in result.stderr and "'12+x'" in result.stderr
+    plain = sector("solve", *given, "--model", run)
+    assert plain.exit_code == result.exit_code and len(plain.stdout.splitlines()) == len(texts)
+    assert plain.stdout.startswith("1+2 = 3\n") and plain.stdout.endswith("9+9+1 = 19\n")
+    assert plain.stdout.replace("\n", "").isprintable()
 
 
 def test_solve_without_an_answer_says_why(run: Path) -> None:
@@ -411,6 +465,17 @@ def test_until_alone_may_change(trained: Path) -> None:
     result = sector("run", "--out", trained, "--until", 4, "--json")
     assert result.exit_code == 3
     assert (trained / "config.toml").read_text() == before.replace("until = 3", "until = 4")
+
+
+def test_until_is_raised_or_kept_but_never_below_what_is_reached(trained: Path) -> None:
+    assert sector("run", "--out", trained).exit_code == 0
+    before = (trained / "config.toml").read_text()
+    assert "has reached 3 digits" in refused("run", "--out", trained, "--until", 2)
+    assert (trained / "config.toml").read_text() == before
+    for command in (["run", "--until", 3], ["run"], ["sft"]):
+        events = json_lines(sector(*command, "--out", trained, "--json"))
+        assert events[-1]["frontier"] == 3, command
+        assert "Done: 3 digits" in sector(*command, "--out", trained).stdout
 
 
 def test_where_there_is_no_terminal_lines_are_plain(trained: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import typer
 from forked import forked
 from small_run import assert_same
 
+from sector.cli._errors import Interrupted
 from sector.cli._follow import follow
 from sector.cli._output import Output
+from sector.cli._signals import Ended, ended_by_signals
+from sector.cli._streams import Unwritable
 from sector.engine import distill, stopping
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
@@ -226,10 +230,75 @@ def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fr
     assert next_step(fresh_run) == 4
 
 
+def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Path) -> None:
+    with open_run(fresh_run, {}, "test") as (run, config), stopping.heed_signals() as asked:
+
+        def events() -> Iterator[dict[str, Any]]:
+            for event in self_play(run, config, stopping=asked):
+                if event["event"] == "train" and event["step"] == 2:
+                    signal.raise_signal(signal.SIGINT)
+                yield event
+
+        # Closed, since a round under way has the oracle sealed.
+        with closing(events()) as told, pytest.raises(Interrupted, match=r"interrupted; the same command resumes \S+$"):
+            follow(told, run, config, Output(as_json=True), asked)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    again = next(event for event in go_on(fresh_run) if event["event"] == "train")
+    assert again["step"] == 4
+
+
+def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, told = stopping.Stopping(), []
+
+    def line(output: Output, values: dict[str, Any]) -> None:
+        told.append(values)
+        if values["event"] == "train":
+            raise Unwritable("full")
+
+    monkeypatch.setattr(Output, "line", line)
+    with (
+        open_run(fresh_run, {}, "test") as (run, config),
+        closing(self_play(run, config, stopping=asked)) as events,
+        pytest.raises(Unwritable),
+    ):
+        follow(events, run, config, Output(as_json=True), asked)
+    saved = next(event for event in go_on(fresh_run) if event["event"] == "train")["step"]
+    assert saved == 3 and told[-1]["event"] == "done"
+
+
+def test_signals_that_were_ignored_stay_ignored_and_others_ask() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.heed_signals() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked.asked
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stopping.heed_signals() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked.asked and not asked.interrupted
+        with pytest.raises(Ended, match="SIGHUP"), ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_waited_for_after_being_asked() -> None:
+    train, other = {"event": "train"}, {"event": "generate"}
+    asked = stopping.Stopping()
+    assert not asked.ends_after(train) and not asked.ends_after(other)
+    asked.asked = True
+    # Asked between its saving and here, a step may not be saved.
+    assert not asked.ends_after(train) and asked.ends_after(train)
+    asked = stopping.Stopping()
+    asked.asked = True
+    assert asked.ends_after(other)
+
+
 def test_what_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.heed_sigterm() as asked:
+    with stopping.heed_signals() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.asked
         with pytest.raises(stopping.Terminated):

@@ -1,13 +1,14 @@
 """The live view of a run: it fits the terminal, and its time left is what the last rounds say."""
 
 import io
+import re
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from sector.cli._follow import Tally
 from sector.cli._live import frame
+from sector.cli._output import PlainConsole
 from sector.engine.config import RunConfig
 
 
@@ -31,15 +32,26 @@ def _metrics(digits: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize(
+    "title", ["runs/tiny-seed0", "x" * 90, "[red]\x1b[31m:smile:"], ids=["usual", "long", "markup"]
+)
 @pytest.mark.parametrize("reached", [0, 6, 7, 28, 100], ids=str)
-def test_a_frame_fits_the_terminal(reached: int) -> None:
+def test_a_frame_fits_the_terminal(reached: int, title: str) -> None:
     tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, reached + 1)])
     tally.take({"event": "train", "digits": 0, "cycle": 1, "step": 900, "of": 1000, "loss": 1.0, "tokens_per_s": 5e4})
     tally.take({"event": "goal", "digits": 0, "cycle": 1, "met": False, "agreement": 0.5, "accuracy": 0.9})
     tally.take({"event": "generate", "digits": 101, "tried": 50, "of": 1000, "accepted": 40, "tokens_per_s": 5e4})
-    console = Console(width=80, height=24, file=io.StringIO(), record=True)
-    console.print(frame("runs/tiny-seed0", tally, 80, 24))
-    lines = console.export_text().splitlines()
+    console = PlainConsole(width=80, height=24, file=io.StringIO(), record=True)
+    console.print(frame(title, tally, 80, 24))
+    text = console.export_text()
+    lines = text.splitlines()
+    assert (
+        re.search(r"\d:\d\d( about .* left)? *$", lines[0].replace("  about", " about"))
+        and "\x1b" not in text
+        and title.replace("\x1b", "\\x1b")[:40] in lines[0]
+    )
+    # The note is folded, and no figure is cut.
+    assert "tried 50/1000  accepted 80.0 %" in text and text.count("\u2026") == (len(title) > 60)
     assert len(lines) < 24 and max(map(len, lines)) <= 80
     assert ("left" in lines[0]) == (reached > 6)
     if reached > 6:
@@ -54,3 +66,38 @@ def test_the_time_left_counts_down_and_never_below_nothing() -> None:
     assert left == pytest.approx(81 * 60 / 113, abs=1)
     tally.take({"event": "round", **_metrics(9)})
     assert tally.seconds_left() == 0
+
+
+def test_a_note_of_two_lines_is_whole() -> None:
+    tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, 29)], 28)
+    tally.take({"event": "goal", "digits": 29, "cycle": 1, "agreement": 0.971, "trained": 0.982, "accuracy": 0.993})
+    console = PlainConsole(width=80, height=24, file=io.StringIO(), record=True)
+    console.print(frame("runs/first", tally, 80, 24))
+    text = console.export_text()
+    assert all(figure in text for figure in ("97.1 %", "98.2 %", "99.3 %")) and len(text.splitlines()) < 24
+
+
+def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that takes longer than the last ones: what is left of its steps is counted by their own pace."""
+    now = [1000.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)], 8)
+    step = {"event": "train", "digits": 9, "cycle": 1, "of": 60, "loss": 1.0, "tokens_per_s": 5e4}
+    for done in range(1, 39):
+        now[0] += 10
+        tally.take({**step, "step": done})
+    assert tally.seconds_left() == pytest.approx(22 * 10)
+
+
+def test_what_would_be_done_again_is_said() -> None:
+    tally = Tally(RunConfig(until=9), [], 0)
+    step = {"event": "train", "digits": 0, "cycle": 1, "of": 1600, "loss": 1.0, "tokens_per_s": 5e4}
+    tally.take({**step, "step": 319})
+    assert tally.lost == "; 119 steps of training are done again"
+    tally.saved({**step, "step": 319})
+    assert tally.lost == ""
+    for done in (200, 1600):
+        tally.take({**step, "step": done})
+        assert tally.lost == ""
+    tally.take({"event": "generate", "digits": 7, "tried": 250, "of": 600, "accepted": 240, "tokens_per_s": 5e4})
+    assert tally.lost == "; 250 problems of 7 digits are tried again"

@@ -109,10 +109,12 @@ def test_one_digit_and_no_second_look() -> None:
 
 
 def test_reading_problems() -> None:
-    assert read_problems(ADDITION, "1+2\n\n  x\r\n3+4 \n", "f") == ["1+2", "x", "3+4"]
-    for text in ("", "\n \n", "x\ny+1\n"):
-        with pytest.raises(InputError, match=r"f is empty|no line of f"):
-            read_problems(ADDITION, text, "f")
+    assert read_problems("1+2\n\n  x\r\n3+4 \r5+6", "f") == ["1+2", "x", "3+4", "5+6"]
+    # Characters that end a line for Python alone are part of what was typed.
+    assert read_problems("1+2\x0c3+4\x1c\u20285\n", "f") == ["1+2\x0c3+4\x1c\u20285"]
+    for text in ("", "\n \n", " "):
+        with pytest.raises(InputError, match="f is empty"):
+            read_problems(text, "f")
 
 
 @pytest.mark.parametrize(

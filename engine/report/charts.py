@@ -26,6 +26,7 @@ from sector.engine.plots import (
     FAINT,
     INK,
     STYLE,
+    drawable,
     plot_acceptance,
     plot_errors,
     scale_accuracy,
@@ -272,8 +273,8 @@ def _band(axes: Axes, lengths: list[int], means: Sequence[Any], color: str, name
 
 
 def _label(name: str) -> str:
-    """matplotlib leaves labels with an underscore in front out of the legend."""
-    return name if not name.startswith("_") else f" {name}"
+    """matplotlib leaves labels with an underscore in front out of the legend, and draws the characters of its font."""
+    return drawable(name if not name.startswith("_") else f" {name}")
 
 
 def _cycle(count: int) -> list[str]:

@@ -44,9 +44,11 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     comparison = comparison_charts(cells) if len(runs) > 1 else []
     charts = [run_charts(run) for run in runs]
     write_text(page, _render(runs, cells, comparison, charts))
-    pictures = [chart.save(page.with_suffix("")) for chart in comparison]
+    # A page of a name without an end is itself in the place of the folder.
+    beside = page.with_suffix("") if page.suffix else page.with_name(f"{page.name}-pictures")
+    pictures = [chart.save(beside) for chart in comparison]
     for run, own in zip(runs, charts, strict=True):
-        folder = page.with_suffix("") / run.name if len(runs) > 1 else page.with_suffix("")
+        folder = beside / run.name if len(runs) > 1 else beside
         pictures += [chart.save(folder) for chart in own]
     return Report(page, pictures, runs)
 

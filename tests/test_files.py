@@ -1,0 +1,44 @@
+"""Text files of any editor: read as what was written, or refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from sector.engine.errors import InputError
+from sector.engine.files import decoded, read_text
+
+TEXT = "1+2\r\n3+4\n"
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"],
+    ids=str,
+)
+def test_any_encoding_that_tells(encoding: str) -> None:
+    assert decoded(TEXT.encode(encoding), "f") == TEXT
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"], ids=str)
+def test_either_end_first(encoding: str) -> None:
+    assert decoded(("\ufeff" + TEXT).encode(encoding), "f") == TEXT
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff1+2", b"1+2\n\xe9", b"\xfe\xff1", b"\xff\xfe1", b"\x89PNG\r\n\x1a\n"], ids=ascii
+)
+def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"f is no text file in UTF-8 \(byte \d+\)"):
+        read_text(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "no"):
+        with pytest.raises(InputError, match="cannot read"):
+            read_text(path)
+
+
+def test_zeros_alone_are_no_encoding() -> None:
+    assert decoded(b"1\0+2", "f") == "1\0+2" and decoded(b"\0\0", "f") == "\0\0" and decoded(b"", "f") == ""
