@@ -206,9 +206,9 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
 
 def drawable(text: str) -> str:
     """The text with escapes in the place of characters that the font of pictures lacks: names are of any script."""
-    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    known = get_font(findfont("sans-serif")).get_charmap()
+    known = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
     return "".join(each if ord(each) in known else ascii(each)[1:-1] for each in text)
 
 

@@ -97,6 +97,8 @@ def _command(
     for end, stream in ((out, 1), (err, 2)):
         os.dup2(end.fileno(), stream)
         end.close()
+    # Those of the server remember the files that they were opened on.
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
     sys.argv = ["sector", *words]
     # The server of forks ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -82,7 +82,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
     config = run_config({"pretrained": str(pretrained), "round": {"trainer": {"learning_rate": 5e-5}}})
     assert config.engine == "hf" and config.supervised.trainer.learning_rate == 2e-4
     assert config.round.trainer.learning_rate == 5e-5 and config.round.trainer.weight_decay == 0.01
-    assert config.round.candidates == run_config({}).round.candidates
+    assert config.round.candidates == run_config({"schedule": "paper"}).round.candidates
 
 
 @pytest.mark.parametrize(
