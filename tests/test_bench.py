@@ -196,7 +196,7 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert record["ratios"].keys() == {"native/hf"}
     assert record["ratios"]["native/hf"].keys() == {"tokens_per_s", "accepted_per_s"}
     assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(2, 4), (2, 6), (3, 4), (3, 6)}
-    assert len(record["cells"]) == 4 * 8 and record["differing"] == 0
+    assert len(record["cells"]) == 4 * 9 and record["differing"] == 0
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
 
 
