@@ -1,6 +1,6 @@
 """Plain greedy decoding by one engine, in a process of its own, which does as it is told line by line.
 
-    python -P decoders.py ENGINE MODEL PROMPTS.npy NEW_TOKENS INDEX PROCESSES
+    python -P decoders.py ENGINE MODEL PROMPTS.safetensors NEW_TOKENS INDEX PROCESSES
 
 It loads the model, takes every PROCESSES-th prompt from INDEX on, and says `{}` when it is ready. A line
 `{"rows": 500, "batch": 32, "show": 0}` then has it decode so many of its prompts; it answers with the tokens that came
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 Ids = NDArray[np.int64]
 
@@ -155,7 +156,7 @@ def main() -> None:
     def answer(values: dict[str, Any]) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    decoder = DECODERS[name](Path(model), np.load(prompts)[index::processes], new_tokens)
+    decoder = DECODERS[name](Path(model), load_file(prompts)["prompts"][index::processes], new_tokens)
     answer({})
     for line in sys.stdin:
         asked = json.loads(line)

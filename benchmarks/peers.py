@@ -24,8 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -192,8 +192,8 @@ class _Shape:
 
     def write(self, folder: Path) -> LlamaForCausalLM:
         """Lay down both prompts, and a Llama of random weights with its words `t0`, `t1`, ...; returns that."""
-        np.save(folder / "native.npy", self.native.numpy())
-        np.save(folder / "plain.npy", self.plain.numpy())
+        save_file({"prompts": self.native.numpy()}, folder / "native.safetensors")
+        save_file({"prompts": self.plain.numpy()}, folder / "plain.safetensors")
         model = self._llama()
         model.save_pretrained(folder / "llama")
         words = {f"t{index}": index for index in range(tokens.NUM_CLASSES)}
@@ -299,7 +299,7 @@ def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]]
     number = min(_cores(), len(reference)) if name == "onnxruntime-genai" else 1
     errors = folder / f"{name}.txt"
     command = [sys.executable, "-P", str(Path(__file__).with_name("decoders.py")), name, str(model)]
-    command += [str(folder / f"{own}.npy"), str(shape.new_tokens)]
+    command += [str(folder / f"{own}.safetensors"), str(shape.new_tokens)]
     with ExitStack() as stack:
         log = stack.enter_context(errors.open("w", encoding="utf-8"))
         processes = [stack.enter_context(_started([*command, str(each), str(number)], log)) for each in range(number)]

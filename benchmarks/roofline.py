@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sector.engine.improve import Filter, SecondLook, Vote
+from sector.engine.improve import Filter, SecondLook, Through, Vote
 from sector.engine.model import SectorForCausalLM
 from sector.engine.policy import DigitOrder, PlaceLayout
 
@@ -89,7 +89,7 @@ def improved_work(digits: int, k: int, settings: Filter, order: DigitOrder) -> W
         work += _pass(digits, 0, thinks=False, answers=True)
     if settings.second_look is not SecondLook.OFF:
         work += _look(digits, num_simplifications, order, answers_first=num_simplifications == 0)
-    return work
+    return work + _chain(digits, order) if settings.through is Through.ALL and digits > 1 else work
 
 
 def operations(model: SectorForCausalLM, work: Work) -> int:
@@ -135,6 +135,15 @@ def _look(digits: int, num_simplifications: int, order: DigitOrder, answers_firs
         # A prompt begins as the one before it, but for the digit of its first operand that is gone.
         known = PlaceLayout(order).beginning_length(digits - stage + 1) if stage > 0 else 0
         work += _pass(digits - stage, known, thinks, answers=stage > 0 or answers_first or not thinks)
+    return work
+
+
+def _chain(digits: int, order: DigitOrder) -> Work:
+    """A chain of thought to the end: a simplification a digit, and the answer to the last; see `chain.to_the_end`."""
+    work = _pass(1, 0, thinks=False, answers=True)
+    for left in range(2, digits + 1):
+        known = PlaceLayout(order).beginning_length(left + 1) if left < digits else 0
+        work += _pass(left, known, thinks=True, answers=False)
     return work
 
 

@@ -98,9 +98,9 @@ class TrainerConfig(Settings):
     """Largest norm of the gradient."""
     gap_share: Share = 0.5
     """Share of training rows with a gap of random width at a random column."""
-    num_shards: Count = 2
+    num_shards: Count = 4
     """Shards a step; each holds problems of one length and is worked on by one core."""
-    shard_rows: Count = 32
+    shard_rows: Count = 16
     """Problems a shard."""
 
 
@@ -116,9 +116,9 @@ class RoundTrainerConfig(TrainerConfig):
     """Peak of a cycle for the matrices of the blocks (Muon)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     """Steps of linear warm-up at the start of a cycle."""
-    num_shards: Count = 4
+    num_shards: Count = 8
     """Shards a step; each holds problems of one length and is worked on by one core."""
-    shard_rows: Count = 16
+    shard_rows: Count = 8
     """Problems a shard."""
 
 
@@ -173,7 +173,7 @@ class RoundConfig(Settings):
     teacher: Literal["last", "supervised"] = "last"
     """Whose answers a round learns: those of the round before, or always of the supervised phase (one-shot
     distillation, as a baseline)."""
-    cycle_steps: Count = 400
+    cycle_steps: Count = 320
     """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
     max_cycles: Count = 5
     """Cycles before the round stops trying."""
@@ -213,7 +213,9 @@ class RoundConfig(Settings):
 SCHEDULES: dict[str, dict[str, Any]] = {
     "leaps": {"filter": {"through": "all"}, "supervised": {"target_agreement": 0.8}},
     "paper": {
+        "supervised": {"trainer": {"num_shards": 2, "shard_rows": 32}},
         "round": {
+            "trainer": {"num_shards": 4, "shard_rows": 16},
             "candidates": 600,
             "pool": 1,
             "cycle_steps": 60,
@@ -222,7 +224,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
             "leap_agreement": 0.92,
             "missed_turns": False,
             "restated": False,
-        }
+        },
     },
 }
 

@@ -10,6 +10,7 @@ of simplifications.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -24,6 +25,7 @@ from sector.engine.ranges import named
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.task import Batch, Layout, Simplifications
 from sector.engine.tasks import task_of
+from sector.engine.threads import one_thread
 from sector.kernels.consistency import majority
 
 # Generations of one problem take random streams of their own: up to two branches a stage, K + 1 stages a look.
@@ -235,6 +237,15 @@ def improve(
     Everything happens where the engine lies. The host waits for it between looks, to see which rows are left, and not
     in them (but for what an engine does itself).
     """
+    # The native engine has a thread a core; a second one for laying out and parsing would only be in their way.
+    with one_thread() if sampler.name == "native" else nullcontext():
+        return _improve(sampler, problems, settings, k, layout, sampling, drop_decided)
+
+
+def _improve(
+    sampler: Sampler, problems: Batch, settings: Filter, k: int, layout: Layout, sampling: Sampling, drop_decided: bool
+) -> Improved:
+    """See `improve`."""
     task, tried = task_of(problems), problems
     problems, sampling = problems.to(sampler.device), _on(sampling, sampler.device)
     with named("first look"):

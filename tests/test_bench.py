@@ -24,7 +24,7 @@ from sector.benchmarks.roofline import card, improved_work, measure_ceilings, op
 from sector.cli.app import app
 from sector.cli.bench import view
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
-from sector.engine.improve import FILTERS, Filter, SecondLook, Vote, improve
+from sector.engine.improve import FILTERS, Filter, SecondLook, Through, Vote, improve
 from sector.engine.model import SectorForCausalLM, new_model
 from sector.engine.policy import DigitOrder, PlaceLayout
 from sector.engine.problem import draw_problems
@@ -129,7 +129,7 @@ def test_a_contest_sees_what_is_unlike_and_takes_turns(model: SectorForCausalLM)
     right = contest.Contender("right", Scripted())
     seen: list[str] = []
     # What is thought through comes out right after all.
-    looks = replace(FILTERS["strict"], through=False)
+    looks = replace(FILTERS["strict"], through=Through.OFF)
     asked = terms(looks).run([right, wrong], [Workload(3, 12, 12)], 3, CPU, lambda *at: seen.append(at[2]))
     ((cells, unlike),) = asked
     assert unlike == 2
@@ -203,7 +203,7 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert record["ratios"].keys() == {"native/hf"}
     assert record["ratios"]["native/hf"].keys() == {"tokens_per_s", "accepted_per_s"}
     assert {(cell["digits"], cell["batch"]) for cell in record["cells"]} == {(1, 2), (1, 4), (2, 2), (2, 4)}
-    assert len(record["cells"]) == 4 * 8 and record["differing"] == 0
+    assert len(record["cells"]) == 4 * 9 and record["differing"] == 0
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
 
 
