@@ -72,10 +72,13 @@ class CommandGroup(TyperGroup):
 
 
 def forget_useless() -> None:
-    """Forget variables that would stop a library before it starts, or leave it no room: sizes that are none."""
+    """Forget variables that would stop a library before it starts, or leave it no room: sizes of no terminal.
+
+    Lines are padded to the width, so one of more than four digits would fill the memory.
+    """
     for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
         text = os.environ.get(name)
-        if text is not None and not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        if text is not None and not (text.isascii() and text.isdecimal() and len(text) <= 4 and int(text) > 0):
             del os.environ[name]
 
 

@@ -66,7 +66,9 @@ class Output:
             for line in shown.split("\n"):
                 self.text(line)
         else:
-            self.console.print(shown, width=max(self.console.width, _width_of_figures(self.console, shown)), crop=False)
+            # A console prints no wider than it is, whatever it is asked for.
+            width = max(self.console.width, _width_of_figures(self.console, shown))
+            PlainConsole(file=self._stdout, width=width, height=self.console.height).print(shown, crop=False)
 
     def line(self, values: dict[str, Any]) -> None:
         """One JSON object, at once."""

@@ -56,7 +56,9 @@ def usable_streams() -> Iterator[None]:
     codecs.register_error("sector", _instead)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="sector")
+            # It flushes first. Text that cannot go out fails again at the next write, where it is handled.
+            with suppress(OSError):
+                stream.reconfigure(errors="sector")
     before = sys.stdout
     sys.stdout = cast(TextIO, Stdout(before))
     try:

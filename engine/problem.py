@@ -166,7 +166,8 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     - carry chains, through which a carry runs as far as there is one: in half of them columns add up to nine with a
       probability that is uniform per row, in the other half one run of columns does, of any length and anywhere, since
       long runs are nearly never drawn column by column, and what is never drawn is never learned. Half of these runs
-      repeat one pair of digits, as people's do: 9999+1, 4444+5556;
+      repeat one pair of digits, as people's do: 9999+1, 4444+5556. A quarter of the runs leave only the last column,
+      and a quarter of the pairs are 9 and 0: of 9...9+1, which people like best, there would be none in a whole round;
     - short operands: one operand starts with a uniform number of zeros, as `12345+00067`.
 
     The carry-in is 0 or 1 with equal probability everywhere.
@@ -182,8 +183,12 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     first_is_short = torch.rand(count, 1, generator=generator) < 0.5
     run = run_of_columns(digits, count, generator)
     is_one_run = torch.rand(count, 1, generator=generator) < 0.5
-    chained = torch.where(is_one_run, run, chained)
     repeated = torch.randint(0, 20, (count, 1), generator=generator)
+    # Not drawn for uniform digits, so that those of an evaluation stay the same.
+    if hard_share > 0:
+        run = torch.where(_some(count, generator), torch.arange(digits) < digits - 1, run)
+        repeated = torch.where((repeated < 10) & _some(count, generator), 9, repeated)
+    chained = torch.where(is_one_run, run, chained)
 
     chain_share = hard_share * CHAINS
     is_chain = (family < chain_share).unsqueeze(1)
@@ -194,6 +199,11 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     a = a.masked_fill(blank & first_is_short, 0)
     b = b.masked_fill(blank & ~first_is_short, 0)
     return Problems(a, b, carry)
+
+
+def _some(count: int, generator: torch.Generator) -> Tensor:
+    """`[B, 1]` bool: a quarter of the rows."""
+    return torch.rand(count, 1, generator=generator) < 0.25
 
 
 def run_of_columns(digits: int, count: int, generator: torch.Generator) -> Tensor:

@@ -116,9 +116,12 @@ def test_hard_draws_hold_long_chains_and_short_operands(draws: torch.Generator) 
     problems = draw_problems(30, 1000, draws, hard_share=1.0)
     rows = (problems.a + problems.b == 9).long().tolist()
     longest = torch.tensor([max(map(len, "".join(map(str, row)).split("0"))) for row in rows])
-    # Two thirds are chains, and half of these have a run of uniform length: 11 of 30 lengths are 20 or more. Of the
-    # others, whose rate is uniform, about fifty have such a run.
-    assert 120 < int((longest >= 20).sum()) < 200
+    # Two thirds are chains, and half of these have a run: a quarter of all columns but one, the rest of uniform length,
+    # and 11 of 30 lengths are 20 or more. Of the rest, whose rate is uniform, about fifty have such a run.
+    assert 180 < int((longest >= 20).sum()) < 270
+    # 9...9+1 and its like.
+    nines = (problems.a[:, :-1] == 9).all(dim=1) & (problems.b[:, :-1] == 0).all(dim=1)
+    assert 5 < int(nines.sum()) < 30
     lead_a = (problems.a.cumsum(dim=1) == 0).sum(dim=1)
     lead_b = (problems.b.cumsum(dim=1) == 0).sum(dim=1)
     assert 60 < int((lead_a > 10).sum()) < 160
