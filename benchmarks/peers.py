@@ -39,6 +39,7 @@ from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.task import Mode
+from sector.engine.threads import num_cores
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -234,7 +235,7 @@ class _Shape:
 
     def written_by(self, llama: LlamaForCausalLM) -> list[list[int]]:
         """What transformers makes of the first prompts."""
-        prompts = self.plain[: _CHECKED * _cores()]
+        prompts = self.plain[: _CHECKED * num_cores()]
         # transformers types `self` as a protocol that its own models do not match.
         generate: Any = llama.generate  # type: ignore[misc]
         ids = generate(
@@ -245,7 +246,7 @@ class _Shape:
 
     def written_natively(self, weights: SectorForCausalLM) -> list[list[int]]:
         """The same of our own prompts."""
-        prefix, mark = self.native[: _CHECKED * _cores()].split([self.native.shape[1] - 1, 1], dim=1)
+        prefix, mark = self.native[: _CHECKED * num_cores()].split([self.native.shape[1] - 1, 1], dim=1)
         sampling = Sampling(0.0, 0, torch.arange(len(prefix)), stage=0)
         (ids,) = HuggingFaceSampler(weights).sample(prefix, [Branch(mark, self.new_tokens)], sampling)
         return ids.tolist()
@@ -266,8 +267,8 @@ class _Shape:
             "parameters": {"llama": llama.num_parameters(), "native": weights.num_parameters()},
             "dtype": "float32",
             "seed": self.seed,
-            "cores": _cores(),
-            "rows_equal_to_transformers": min(rows, _CHECKED * _cores()),
+            "cores": num_cores(),
+            "rows_equal_to_transformers": min(rows, _CHECKED * num_cores()),
             "cannot_run": CANNOT_RUN,
         }
 
@@ -296,7 +297,7 @@ def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]]
     """Start an engine's processes, all ready; they end with the block. PeerFailed if one does not start."""
     own = "native" if name == "native" else "plain"
     # The other two put their threads on all cores themselves.
-    number = min(_cores(), len(reference)) if name == "onnxruntime-genai" else 1
+    number = min(num_cores(), len(reference)) if name == "onnxruntime-genai" else 1
     errors = folder / f"{name}.txt"
     command = [sys.executable, "-P", str(Path(__file__).with_name("decoders.py")), name, str(model)]
     command += [str(folder / f"{own}.safetensors"), str(shape.new_tokens)]
@@ -344,7 +345,3 @@ def _run(module: str, *arguments: str) -> None:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it died and said nothing"])[-1].strip()
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1

@@ -40,6 +40,7 @@ from sector.engine.seeding import generator
 from sector.engine.task import Layout, Task
 from sector.engine.tasks import find_task
 from sector.engine.text.model import TextModel
+from sector.engine.threads import num_cores
 
 # Set before Ray is imported: nothing is sent anywhere, and nothing is measured that nobody asked for.
 _QUIET = {
@@ -269,7 +270,7 @@ def hired(count: int | None, engine: str, vllm: VllmConfig | None = None) -> Ite
 
 def check_cores(count: int) -> None:
     """InputError if this machine has fewer cores than workers are asked for; a cluster is asked when it is joined."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if count > cores and not os.environ.get("RAY_ADDRESS"):
         raise InputError(
             f"--workers {count}, but this machine has {cores} cores to give; ask for {cores} at most, or name a Ray "

@@ -207,6 +207,10 @@ def test_the_command_keeps_its_contract(checkpoint: Path, tmp_path: Path) -> Non
     assert all(cell["share_of_roofline"] > 0 for cell in record["cells"])
 
 
+# Peers take a minute to make: on one process.
+PEERS = pytest.mark.xdist_group("peers")
+
+
 @pytest.fixture(scope="module")
 def beside_peers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of the console script, which holds itself to AVX2."""
@@ -218,6 +222,7 @@ def beside_peers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return record
 
 
+@PEERS
 def test_peers_keep_the_contract(beside_peers: dict[str, Any]) -> None:
     figures, shape = beside_peers["peers"], beside_peers["equal_shape"]
     assert list(figures) == ["ctranslate2", "onnxruntime-genai", "native"]
@@ -249,6 +254,7 @@ def test_training_keeps_the_contract(checkpoint: Path, monkeypatch: pytest.Monke
     assert "of a step: lay out" in _shown(record)
 
 
+@PEERS
 def test_a_narrower_instruction_set_is_what_torch_uses(beside_peers: dict[str, Any]) -> None:
     assert beside_peers["hardware"]["instruction_set"] in ("AVX2", "DEFAULT")
 
@@ -293,6 +299,7 @@ def test_what_tokens_make_in_additions() -> None:
     assert peers.with_additions(beside, cells[:2], 10)["peers"]["native"]["accepted_per_s"] is None
 
 
+@PEERS
 def test_the_record_of_peers_as_tables(beside_peers: dict[str, Any]) -> None:
     shown = _shown(beside_peers)
     for text in ("equal shape", "ctranslate2", "onnxruntime-genai", "rotates by place", "generated tokens"):

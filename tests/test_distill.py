@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sector.engine import tokens
+from sector.engine import distill, tokens
 from sector.engine.config import TrainerConfig
 from sector.engine.distill import lay_out, schedule, start_training, train_cycle
 from sector.engine.errors import Diverged
@@ -95,6 +95,14 @@ def test_training_does_not_depend_on_threads_or_the_global_stream() -> None:
     first = weights(4, threads=1)
     torch.manual_seed(2)
     assert torch.equal(first, weights(4, threads=2))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8, 16], ids="cores{}".format)
+def test_training_does_not_depend_on_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight shards on fewer cores, as many, and more."""
+    expected = weights(8, threads=1)
+    monkeypatch.setattr(distill, "num_cores", lambda: cores)
+    assert torch.equal(weights(8, threads=1), expected)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change() -> None:

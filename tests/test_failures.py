@@ -24,7 +24,7 @@ from sector.cli._signals import Ended, ended_by_signals
 from sector.cli._streams import Unwritable
 from sector.engine import distill, stopping
 from sector.engine.checkpoint import load_checkpoint, save_checkpoint
-from sector.engine.config import RunConfig
+from sector.engine.config import RoundConfig, RunConfig
 from sector.engine.errors import Diverged, InputError
 from sector.engine.ranks import Gradient
 from sector.engine.rundir import RunDir
@@ -142,11 +142,11 @@ def test_a_loss_that_is_no_number_is_never_saved(
     fresh_run: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Once, at a step of round 7: the error names it, and the same command goes on as if nothing had been."""
-    true_loss, calls = distill.Rows.loss, []
+    true_loss, calls, shards = distill.Rows.loss, [], RoundConfig().trainer.num_shards
 
     def poisoned(*args: Any) -> torch.Tensor:
         calls.append(1)
-        return true_loss(*args) * (float("nan") if len(calls) > 4 * (at - 1) else 1.0)
+        return true_loss(*args) * (float("nan") if len(calls) > shards * (at - 1) else 1.0)
 
     monkeypatch.setattr(distill.Rows, "loss", poisoned)
     with pytest.raises(Diverged, match=f"nan at step {(at - 1) % 5}"):

@@ -92,7 +92,7 @@ def test_the_reference_says_something_worth_comparing(expected: dict[float, list
 
 @WAYS
 @TEMPERATURES
-@pytest.mark.parametrize("num_threads", [1, 2], ids="threads{}".format)
+@pytest.mark.parametrize("num_threads", [1, 2, 8, 16], ids="threads{}".format)
 def test_native_is_the_reference(
     model: SectorForCausalLM,
     prefix: Tensor,

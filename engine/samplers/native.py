@@ -15,7 +15,6 @@ job reads tile by tile, which stay in the cache of the core, and then decodes al
 Legend: B rows, P prefix tokens, L of them read before, T tokens of a pass, S slots of the cache, D hidden size.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from sector.engine.samplers.compiled import CompiledModel, load_library
 from sector.engine.samplers.cpu_model import CpuModel, Kept
 from sector.engine.samplers.drafts import accept
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
+from sector.engine.threads import num_cores
 
 # Tokens of a tile: what a core reads at a time.
 TILE_TOKENS = 6144
@@ -48,7 +48,7 @@ class NativeSampler:
         self, model: SectorForCausalLM, num_threads: int | None = None, savings: Savings = DEFAULT_SAVINGS
     ) -> None:
         self._savings = savings
-        self._threads = num_threads or os.cpu_count() or 1
+        self._threads = num_threads or num_cores()
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self.load(model)
 
