@@ -7,7 +7,6 @@ In the docstrings N is the digits, P the tokens of a prefix, T those of a branch
 one token attends to.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 from sector.engine.improve import Filter, SecondLook, Through, Vote
 from sector.engine.model import SectorForCausalLM
 from sector.engine.policy import DigitOrder, PlaceLayout
+from sector.engine.threads import num_cores
 
 # A tile of the CPU engine; on a GPU products are larger before they reach their rate.
 _CPU_TOKENS = 8192
@@ -63,7 +63,7 @@ def matrix_rate(model: SectorForCausalLM) -> float:
     on_gpu = model.device.type == "cuda"
     weights = [weight.detach() for weight in model.blocks.parameters() if weight.ndim == 2]
     rows = _GPU_TOKENS if on_gpu else _CPU_TOKENS
-    workers = 1 if on_gpu else os.cpu_count() or 1
+    workers = 1 if on_gpu else num_cores()
     inputs = {weight.shape[1]: weight.new_ones(rows, weight.shape[1]) for weight in weights}
     outputs = [{weight.shape[0]: weight.new_empty(rows, weight.shape[0]) for weight in weights} for _ in range(workers)]
 
@@ -167,7 +167,7 @@ def _triangle(length: int) -> int:
 
 def _copy_rate(device: torch.device) -> float:
     """Bytes per second, read and written, of copies that fit in no cache."""
-    workers = 1 if device.type == "cuda" else os.cpu_count() or 1
+    workers = 1 if device.type == "cuda" else num_cores()
     pairs = [
         (torch.ones(_COPY_BYTES // 4, device=device), torch.empty(_COPY_BYTES // 4, device=device))
         for _ in range(workers)

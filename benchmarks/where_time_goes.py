@@ -11,7 +11,6 @@ asked for.
 
 import argparse
 import json
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sector.engine.learned import learned
 from sector.engine.machine import describe, one_line
 from sector.engine.rundir import RunDir
 from sector.engine.task import Layout
+from sector.engine.threads import num_cores
 
 
 def phases(
@@ -80,7 +80,7 @@ def main() -> None:
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
     rate, machine = matrix_rate(model), describe()
     rows = phases(run.metrics(), matrices, rate, learned(model)[1], run.read_config().audit_samples)
-    table = Table(title=f"{run.root}: matrix products at {rate / 1e9:.0f} GFLOP/s on {cpu_count()} cores")
+    table = Table(title=f"{run.root}: matrix products at {rate / 1e9:.0f} GFLOP/s on {num_cores()} cores")
     for column in ("phase", "seconds", "of the run", "tokens", "tokens/s", "of the rate"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     whole = sum(row["seconds"] for row in rows)
