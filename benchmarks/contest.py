@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import VllmConfig
-from sector.engine.improve import Filter, Improved, cat_improved, improve
-from sector.engine.model import SectorForCausalLM
-from sector.engine.problem import Problems, batches, draw_problems
+from sector.engine.language.layout import Layout
+from sector.engine.language.operands import Problems, batches, draw_problems
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.policy.improve import Filter, Improved, cat_improved, improve
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
-from sector.engine.task import Layout
 
 _WARM_UP = 64
 
@@ -164,12 +164,12 @@ def variants(model: SectorForCausalLM) -> list[Contender]:
 
 def _ways_to_decode(model: SectorForCausalLM) -> list[Contender]:
     """The megakernel, where it supports the sizes of the model, and kernels step by step."""
-    from sector.engine.samplers.device import Decode, DeviceSampler
+    from sector.engine.samplers.gpu import Decode, GpuSampler
 
-    ways = [Contender("kernels", DeviceSampler(model, Decode.KERNELS))]
+    ways = [Contender("kernels", GpuSampler(model, Decode.KERNELS))]
     # It says what it cannot run by refusing it.
     with suppress(ValueError):
-        ways.insert(0, Contender("megakernel", DeviceSampler(model, Decode.MEGAKERNEL)))
+        ways.insert(0, Contender("megakernel", GpuSampler(model, Decode.MEGAKERNEL)))
     return ways
 
 

@@ -106,16 +106,15 @@ class Native(Decoder):
     def _load(self, model: Path) -> None:
         import torch
 
-        from sector.engine.checkpoint import load_sector
-        from sector.engine.distill import tune_allocator
-        from sector.engine.learned import learned
+        from sector.engine.models.checkpoint import load_sector, task_and_layout
         from sector.engine.samplers.native import NativeSampler
         from sector.engine.samplers.protocol import Savings
+        from sector.engine.training.distill import tune_allocator
 
         tune_allocator()
         weights = load_sector(model)
         none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
-        self._sampler, self._layout = NativeSampler(weights, savings=none), learned(weights)[1]
+        self._sampler, self._layout = NativeSampler(weights, savings=none), task_and_layout(weights)[1]
         self._ids = torch.from_numpy(self._prompts)
 
     def decode(self, rows: int, batch: int) -> Ids:

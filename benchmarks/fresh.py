@@ -8,8 +8,8 @@ It accepts nothing, but tokens cost what they cost.
 import argparse
 from pathlib import Path
 
-from sector.engine.checkpoint import save_checkpoint
-from sector.engine.model import PRESETS, new_model
+from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.sector import PRESETS, new_model
 
 
 def main() -> None:

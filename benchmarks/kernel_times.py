@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.model import SectorForCausalLM, rope_table
+from sector.engine.language import tokens
+from sector.engine.models.sector import SectorForCausalLM, rope_table
 from sector.kernels import consistency, decode_attention, digit_sampler, layout
 
 _REPEATS = 50

@@ -31,14 +31,14 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sector.engine import tokens
-from sector.engine.learned import learned
-from sector.engine.model import SectorConfig, SectorForCausalLM
-from sector.engine.problem import draw_problems
+from sector.engine.language import tokens
+from sector.engine.language.layout import Mode
+from sector.engine.language.operands import draw_problems
+from sector.engine.models.checkpoint import task_and_layout
+from sector.engine.models.sector import SectorConfig, SectorForCausalLM
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator, stream_seed
-from sector.engine.task import Mode
 from sector.engine.threads import num_cores
 
 OnProgress = Callable[[int, int, str], None]
@@ -186,7 +186,7 @@ class _Shape:
     @classmethod
     def of(cls, weights: SectorForCausalLM, digits: int, rows: int, seed: int) -> "_Shape":
         """The prompts for simplifications, which most of the improved policy's tokens are; random ones as long."""
-        layout = learned(weights)[1]
+        layout = task_and_layout(weights)[1]
         prompts = layout.prompt_ids(draw_problems(digits, rows, generator(seed, "bench", digits)), Mode.THINK)
         plain = torch.randint(_END + 1, tokens.NUM_CLASSES, prompts.shape, generator=generator(seed, "peers", digits))
         return cls(weights.config, digits, prompts, plain, layout.simplification_length(digits), seed)

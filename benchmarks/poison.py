@@ -18,12 +18,12 @@ from unittest import mock
 import pyarrow as pa
 
 from sector.benchmarks.small_run import small, write_record
-from sector.engine.dataset import write_examples
 from sector.engine.errors import NoAgreement
-from sector.engine.phases import Phases
-from sector.engine.rundir import RunDir
-from sector.engine.runs import open_run
+from sector.engine.run.directory import RunDir
+from sector.engine.run.open import open_run
+from sector.engine.run.phases import Phases
 from sector.engine.selfplay import self_play
+from sector.engine.training.dataset import write_examples
 
 GUARDED = small(
     until=7,
@@ -58,7 +58,7 @@ def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
     with open_run(root, {}, "poison") as (run, config):
         ended = "reached"
         try:
-            with mock.patch("sector.engine.phases.write_examples", poisoned(run, attempts)):
+            with mock.patch("sector.engine.run.phases.write_examples", poisoned(run, attempts)):
                 yield from self_play(run, config)
         except NoAgreement as error:
             ended = str(error)

@@ -8,15 +8,14 @@ import torch
 
 from sector.benchmarks import contest, kernel_times, peers, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload
-from sector.engine.checkpoint import load_sector, weights_sha256
+from sector.benchmarks.machine import describe
 from sector.engine.config import FilterConfig
-from sector.engine.distill import tune_allocator
 from sector.engine.errors import InputError
-from sector.engine.generate import filter_of
-from sector.engine.learned import learned
-from sector.engine.machine import describe
-from sector.engine.offline import OnProgress, check_digits, vllm_settings
+from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
+from sector.engine.policy.generate import filter_of
+from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.tasks import DEFAULT
+from sector.engine.training.distill import tune_allocator
 
 KERNEL_ROWS = 4096
 TRAINING_STEPS = 40
@@ -65,7 +64,7 @@ def bench(
     contenders = contest.engines(engines, weights, vllm_settings(model, given))
     if savings:
         contenders += contest.variants(weights)
-    _, layout = learned(weights)
+    _, layout = task_and_layout(weights)
     terms = Contest(looks, settings.k, layout, settings.temperature, seed, hard_share)
     cells: list[Cell] = []
     unlike = 0

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from sector.engine.improve import Filter, SecondLook, Through, Vote
-from sector.engine.model import SectorForCausalLM
-from sector.engine.policy import DigitOrder, PlaceLayout
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.policy.improve import Filter, SecondLook, Through, Vote
 from sector.engine.threads import num_cores
 
 # A tile of the CPU engine; on a GPU products are larger before they reach their rate.

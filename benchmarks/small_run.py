@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sector.benchmarks.machine import describe
 from sector.engine.config import merged
-from sector.engine.machine import describe
 
 SECTOR = Path(sys.executable).with_name("sector")
 

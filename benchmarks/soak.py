@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sector.benchmarks.small_run import small, write_record
-from sector.engine.runs import open_run
+from sector.engine.run.open import open_run
 from sector.engine.selfplay import self_play
 
 WARM_UP_LAPS = 2

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from sector.engine.audit import answers_correct, simplification_mistakes
-from sector.engine.improve import answer_fast
-from sector.engine.offline import open_engine
+from sector.engine.language.layout import Mode
+from sector.engine.policy.improve import answer_fast
+from sector.engine.run.audit import answers_correct, simplification_mistakes
+from sector.engine.run.steps import open_engine
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator
-from sector.engine.task import Mode
 
 
 def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -22,19 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.benchmarks.spans import PHASES, Span, Watch, shares, wall_seconds
-from sector.engine import tokens
-from sector.engine.checkpoint import load_sector
+from sector.benchmarks.training_shares import PHASES, Span, Watch, shares, wall_seconds
 from sector.engine.config import RoundConfig, TrainerConfig
-from sector.engine.distill import TrainState, lay_out, start_training, train_cycle, tune_allocator
-from sector.engine.examples import Examples
-from sector.engine.model import SectorForCausalLM
-from sector.engine.problem import draw_problems
-from sector.engine.ranges import recording
+from sector.engine.language import tokens
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import Layout, Mode
+from sector.engine.language.operands import draw_problems
+from sector.engine.models.checkpoint import load_sector
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
-from sector.engine.task import Layout, Mode
+from sector.engine.spans import recording
 from sector.engine.tasks import find_task
+from sector.engine.training.distill import TrainState, lay_out, start_training, train_cycle, tune_allocator
+from sector.engine.training.supervised import label
 
 _WARM_UP = 5
 
@@ -44,7 +44,7 @@ def compare(
 ) -> dict[str, Any]:
     """Tokens per second of both, medians and spread, their ratio, and where the time of our step goes.
 
-    Tokens are counted in our layout for both. shares: of the step's wall time by phase (`spans.py`), means over the
+    Tokens are counted in our layout for both. shares: of the step's wall time by phase (`training_shares.py`), means over the
     repetitions. busy: the same of the time of all threads. in_phases: the share of the wall time that phases explain.
     """
     done: dict[str, list[dict[str, Any]]] = {"sector": [], "plain": []}

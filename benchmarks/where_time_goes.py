@@ -17,12 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sector.benchmarks.machine import describe, one_line
 from sector.benchmarks.roofline import matrix_rate
-from sector.engine.checkpoint import load_sector
-from sector.engine.learned import learned
-from sector.engine.machine import describe, one_line
-from sector.engine.rundir import RunDir
-from sector.engine.task import Layout
+from sector.engine.language.layout import Layout
+from sector.engine.models.checkpoint import load_sector, task_and_layout
+from sector.engine.run.directory import RunDir
 from sector.engine.threads import num_cores
 
 
@@ -79,7 +78,7 @@ def main() -> None:
     model = load_sector(run.root)
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
     rate, machine = matrix_rate(model), describe()
-    rows = phases(run.metrics(), matrices, rate, learned(model)[1], run.read_config().audit_samples)
+    rows = phases(run.metrics(), matrices, rate, task_and_layout(model)[1], run.read_config().audit_samples)
     table = Table(title=f"{run.root}: matrix products at {rate / 1e9:.0f} GFLOP/s on {num_cores()} cores")
     for column in ("phase", "seconds", "of the run", "tokens", "tokens/s", "of the rate"):
         table.add_column(column, justify="left" if column == "phase" else "right")

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from sector.cli._signals import Ended, ended_by_signals, hush
 from sector.cli._streams import Unwritable, printable, usable_streams
 from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement, WorkersDied
-from sector.engine.launch import num_processes, rank
+from sector.engine.training.torchrun import num_processes, rank
 
 FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED, SIGNALLED = 1, 2, 3, 130, 128
 

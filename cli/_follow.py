@@ -23,9 +23,9 @@ from sector.engine.config import RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
 
 if TYPE_CHECKING:
-    from sector.engine.phases import Event
-    from sector.engine.rundir import RunDir
-    from sector.engine.stopping import Stopping
+    from sector.engine.run.directory import RunDir
+    from sector.engine.run.phases import Event
+    from sector.engine.run.stopping import Stopping
 
 JSON_SECONDS = 1.0
 # The estimate of the time left looks back on so many rounds.
@@ -43,7 +43,7 @@ def asked_for(
 
     settings: one by one, as `--set` takes them.
     """
-    from sector.engine.generate import filter_settings
+    from sector.engine.policy.generate import filter_settings
 
     given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
@@ -69,7 +69,7 @@ def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: 
     Asked to stop, it ends once the step at hand is saved: with exit code 0, or as interrupted where Ctrl-C asked.
     Where stdout cannot be written it ends so too, and fails.
     """
-    from sector.engine.stopping import Terminated
+    from sector.engine.run.stopping import Terminated
 
     tally = Tally(config, run.metrics(), run.frontier)
     stopped_because = "interrupted"
@@ -243,7 +243,7 @@ class Tally:
 def snapshot_steps() -> int:
     """After so many steps of training one is saved."""
     # Imported here: torch comes with it.
-    from sector.engine.phases import SNAPSHOT_STEPS
+    from sector.engine.run.phases import SNAPSHOT_STEPS
 
     return SNAPSHOT_STEPS
 

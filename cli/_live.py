@@ -17,7 +17,7 @@ from sector.cli._streams import Unwritable, printable
 
 if TYPE_CHECKING:
     from sector.cli._follow import Tally
-    from sector.engine.phases import Event
+    from sector.engine.run.phases import Event
 
 # The trainer waits while a frame is drawn, so frames are few.
 FRAME_SECONDS = 1.0

@@ -159,6 +159,6 @@ def parse_lengths(text: str) -> list[int]:
 
 def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> FilterConfig:
     """Settings of the improved policy from what a command takes."""
-    from sector.engine.generate import filter_settings
+    from sector.engine.policy.generate import filter_settings
 
     return FilterConfig(**filter_settings(name), k=k, temperature=temperature)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli._streams import printable
-from sector.engine.launch import leads
+from sector.engine.training.torchrun import leads
 
 # The longest that anything is silent where nobody watches a bar.
 SILENCE_SECONDS = 10.0

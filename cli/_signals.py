@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sector.engine.stopping import ENDING
+from sector.engine.run.stopping import ENDING
 
 _INTERRUPTED = 130
 

@@ -12,9 +12,9 @@ from sector.cli._errors import Interrupted
 from sector.cli._output import Output, clock, percent
 
 if TYPE_CHECKING:
-    from sector.engine.ablate import Step
-    from sector.engine.grid import Grid
-    from sector.engine.stopping import Stopping
+    from sector.benchmarks.ablate import Step
+    from sector.benchmarks.grid import Grid
+    from sector.engine.run.stopping import Stopping
 
 # The table shows the label error of so many rounds, the first and the last among them.
 _SHOWN_ROUNDS = 8
@@ -41,14 +41,14 @@ def ablate(
       sector ablate my_grid.toml --out runs/mine --plan
       sector ablate my_grid.toml --out runs/mine --json > mine.jsonl
     """
-    from sector.engine.ablate import results
-    from sector.engine.grid import read_grid
-    from sector.engine.stopping import Terminated, heed_signals
+    from sector.benchmarks.ablate import results
+    from sector.benchmarks.grid import read_grid
+    from sector.engine.run.stopping import Terminated, stop_on_signals
 
     output = Output(as_json)
     grid = read_grid(grid_file)
     if not plan:
-        with heed_signals() as stopping:
+        with stop_on_signals() as stopping:
             try:
                 _run(grid, out, output, stopping)
             except (Terminated, KeyboardInterrupt) as error:
@@ -62,8 +62,8 @@ def ablate(
 
 def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
     """Run what is not done yet. Terminated once the step at hand is saved, if that is asked for."""
-    from sector.engine.ablate import run_grid
-    from sector.engine.stopping import Terminated
+    from sector.benchmarks.ablate import run_grid
+    from sector.engine.run.stopping import Terminated
 
     def evaluating(done: int, of: int, note: str) -> None:
         if stopping.asked:

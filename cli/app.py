@@ -17,7 +17,7 @@ from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
 from sector.engine.errors import InputError
-from sector.engine.launch import num_processes
+from sector.engine.training.torchrun import num_processes
 
 # Commands that torchrun may start several times over.
 _SHARED = ("run", "sft", "distill")

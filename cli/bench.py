@@ -102,7 +102,7 @@ def _sizes(text: str) -> list[int]:
 
 def view(record: dict[str, Any]) -> RenderableType:
     """The record as tables."""
-    from sector.engine.machine import one_line
+    from sector.benchmarks.machine import one_line
 
     shown: list[RenderableType] = [_contest(record)]
     if record["differing"]:

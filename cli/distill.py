@@ -46,8 +46,8 @@ def distill(
       sector distill --model checkpoints/12 --data 13.parquet --replay 12.parquet --out c13
       torchrun --nproc-per-node 2 --no-python sector distill --model runs/first ...
     """
-    from sector.engine.launch import leads
-    from sector.engine.offline import distill_files
+    from sector.engine.run.steps import distill_files
+    from sector.engine.training.torchrun import leads
 
     output = Output(as_json)
     with output.progress("distilling") as bar:

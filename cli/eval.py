@@ -13,7 +13,7 @@ from sector.cli._output import Output, percent, unwrapped
 from sector.engine.config import parse_settings
 
 if TYPE_CHECKING:
-    from sector.engine.evaluate import Report
+    from sector.engine.report.evaluate import Report
 
 
 def evaluate(
@@ -46,7 +46,7 @@ def evaluate(
       sector eval --model runs/first --digits 25-32 --policy improved --no-suite
       sector eval --model checkpoints/12 --digits 1-12 --out eval12 --json
     """
-    from sector.engine.evaluate import evaluate_model
+    from sector.engine.report.evaluate import evaluate_model
 
     output = Output(as_json)
     lengths, looks = options.parse_lengths(digits), options.filter_config(filter_name, k)

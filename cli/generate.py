@@ -39,7 +39,7 @@ def generate(
       sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet --json
       sector generate --model runs/first --digits 12 --count 9000 --out 12.parquet --workers 2
     """
-    from sector.engine.offline import generate_file
+    from sector.engine.run.steps import generate_file
 
     output = Output(as_json)
     looks = options.filter_config(filter_name, k, temperature)

@@ -64,7 +64,7 @@ def generate(
       sector profile generate --model runs/first --digits 20 --out profile
       sector profile generate --model runs/first --digits 20 --count 1000 --steps 1 --out profile --json
     """
-    from sector.engine.profiling import profile_generate
+    from sector.benchmarks.profiling import profile_generate
 
     output = Output(as_json)
     looks = options.filter_config(filter_name, k)
@@ -104,7 +104,7 @@ def distill(
       sector profile distill --model runs/first --data 12.parquet --out profile
       sector profile distill --model runs/first --data 12.parquet --steps 20 --out profile --json
     """
-    from sector.engine.profiling import profile_distill
+    from sector.benchmarks.profiling import profile_distill
 
     output = Output(as_json)
     with output.progress("profiling distill") as bar:
@@ -115,7 +115,7 @@ def distill(
 
 
 def _show(report: dict[str, Any], context: typer.Context, out: Path, output: Output) -> None:
-    from sector.engine.profiling import nsight_commands
+    from sector.benchmarks.profiling import nsight_commands
 
     if kernel := report.get("kernel"):
         report["nsight"] = nsight_commands(kernel, again(context), out)
@@ -138,7 +138,7 @@ def again(context: typer.Context) -> list[str]:
 
 
 def _view(report: dict[str, Any]) -> RenderableType:
-    from sector.engine.machine import one_line
+    from sector.benchmarks.machine import one_line
 
     taken = f"steps: {report['steps']}, {report['seconds_a_step']:.3f} s each"
     if "trace" not in report:

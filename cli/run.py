@@ -54,12 +54,12 @@ def run(
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
     from sector.cli._follow import asked_for, default_out, follow, next_steps
-    from sector.engine.followers import followed, leading
-    from sector.engine.runs import open_run
+    from sector.engine.policy.workers import start_workers
+    from sector.engine.report.trackers import log_to_trackers
+    from sector.engine.run.followers import followed, leading
+    from sector.engine.run.open import open_run
+    from sector.engine.run.stopping import stop_on_signals
     from sector.engine.selfplay import self_play
-    from sector.engine.stopping import heed_signals
-    from sector.engine.trackers import tracked
-    from sector.engine.workers import hired
 
     if followed():
         return
@@ -69,10 +69,10 @@ def run(
     )
     with (
         leading() as ranks,
-        heed_signals() as stopping,
+        stop_on_signals() as stopping,
         open_run(out or default_out(given), given, source) as (run_dir, settled),
-        hired(workers, settled.engine, settled.vllm) as crew,
+        start_workers(workers, settled.engine, settled.vllm) as crew,
     ):
-        events = tracked(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())
+        events = log_to_trackers(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, settled, output)

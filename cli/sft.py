@@ -34,11 +34,11 @@ def sft(
       sector sft --out runs/seed1 --seed 1 --json
     """
     from sector.cli._follow import asked_for, follow, next_steps
-    from sector.engine.followers import followed, leading
-    from sector.engine.phases import Phases
-    from sector.engine.runs import open_run
-    from sector.engine.stopping import heed_signals
-    from sector.engine.trackers import tracked
+    from sector.engine.report.trackers import log_to_trackers
+    from sector.engine.run.followers import followed, leading
+    from sector.engine.run.open import open_run
+    from sector.engine.run.phases import Phases
+    from sector.engine.run.stopping import stop_on_signals
 
     if followed():
         return
@@ -46,8 +46,8 @@ def sft(
     given, source = asked_for(
         config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
     )
-    with leading() as ranks, heed_signals() as stopping, open_run(out, given, source) as (run_dir, settled):
+    with leading() as ranks, stop_on_signals() as stopping, open_run(out, given, source) as (run_dir, settled):
         phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
-        events = tracked(phases.supervise(), run_dir, settled, track or ())
+        events = log_to_trackers(phases.supervise(), run_dir, settled, track or ())
         follow(events, run_dir, settled, output, stopping)
     next_steps(run_dir, settled, output)

@@ -18,7 +18,7 @@ from sector.engine.errors import InputError
 from sector.engine.files import decoded, read_text
 
 if TYPE_CHECKING:
-    from sector.engine.solve import Solution, Thought
+    from sector.engine.policy.solve import Solution, Thought
 
 
 def solve(
@@ -59,10 +59,10 @@ def solve(
       sector solve 31415926+27182818 --policy improved --show
       sector solve --file problems.txt --model runs/first --json
     """
-    from sector.engine.improve import FILTERS
-    from sector.engine.offline import open_engine
-    from sector.engine.runs import newest_run
-    from sector.engine.solve import Mind
+    from sector.engine.policy.improve import FILTERS
+    from sector.engine.policy.solve import Mind
+    from sector.engine.run.open import newest_run
+    from sector.engine.run.steps import open_engine
 
     output = Output(as_json)
     texts = _typed(problems or [], file)
@@ -79,7 +79,7 @@ def solve(
 
 def _typed(problems: list[str], file: Path | None) -> list[str]:
     """The problems to solve, from the command line or a file. InputError if there are none, or both are given."""
-    from sector.engine.solve import read_problems
+    from sector.engine.policy.solve import read_problems
 
     # Unknown options arrive here too (`app.py`); what begins like a negative number is taken for one.
     if stray := next((text for text in problems if re.match(r"-[^\d]", text)), None):

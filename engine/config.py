@@ -197,7 +197,7 @@ class RoundConfig(Settings):
     """Lowest agreement at any trained length that ends a round's training."""
     max_fall: Share = 0.25
     """How far agreement at trained lengths may fall below the highest it was; a round that falls further is taken back
-    and tried again with other problems, three times at most (`guard.py`). 1 takes nothing back."""
+    and tried again with other problems, three times at most (`rollback.py`). 1 takes nothing back."""
     max_leap: Count = 5
     """How many digits further the next round may be. As long as the model agrees with itself there by
     `leap_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""

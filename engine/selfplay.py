@@ -1,6 +1,6 @@
 """The loop: a supervised start, then rounds of generate, filter, distill, advance (SECToR algorithm 1).
 
-Each phase leaves files that say it is done (`rundir.py`), draws from random streams named after itself, and starts from
+Each phase leaves files that say it is done (`directory.py`), draws from random streams named after itself, and starts from
 files alone; so a run killed anywhere and started again ends with the same weights as one never killed.
 
 Rule 1 (label-free) holds by construction: a round runs with the oracle sealed; the audit comes after it and feeds
@@ -9,13 +9,13 @@ nothing back.
 
 from collections.abc import Iterator
 
-from sector.engine import oracle
 from sector.engine.config import RunConfig
-from sector.engine.phases import Event, Phases
-from sector.engine.ranks import Ranks
-from sector.engine.rundir import RunDir
-from sector.engine.stopping import Stopping
-from sector.engine.workers import Workers
+from sector.engine.policy.workers import Workers
+from sector.engine.run.directory import RunDir
+from sector.engine.run.phases import Event, Phases
+from sector.engine.run.stopping import Stopping
+from sector.engine.tasks import oracle
+from sector.engine.training.data_parallel import Ranks
 
 
 def self_play(

@@ -1,7 +1,7 @@
 """Consistency: the vote over K guesses and the looks that must agree, without leaving the device.
 
 `majority` counts guesses; `judge` says of each row whether the looks that a filter asks for agree, and if not, which
-failed first: what the engine's improved policy (`engine/improve.py`) does, of which the vote is this one.
+failed first: what the engine's improved policy (`engine/policy/improve.py`) does, of which the vote is this one.
 
 Legend: B rows, K guesses a row, L digits of an answer.
 """

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sector.engine.checkpoint import load_checkpoint, save_checkpoint
     from sector.engine.errors import InputError
-    from sector.engine.model import SectorConfig, SectorForCausalLM, new_model
-    from sector.engine.problem import Problems
-    from sector.engine.tokenizer import SectorTokenizer
+    from sector.engine.language.operands import Problems
+    from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+    from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+    from sector.engine.models.tokenizer import SectorTokenizer
 
 __all__ = [
     "InputError",
@@ -31,13 +31,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "InputError": "errors",
-    "Problems": "problem",
-    "SectorConfig": "model",
-    "SectorForCausalLM": "model",
-    "SectorTokenizer": "tokenizer",
-    "load_checkpoint": "checkpoint",
-    "new_model": "model",
-    "save_checkpoint": "checkpoint",
+    "Problems": "language.operands",
+    "SectorConfig": "models.sector",
+    "SectorForCausalLM": "models.sector",
+    "SectorTokenizer": "models.tokenizer",
+    "load_checkpoint": "models.checkpoint",
+    "new_model": "models.sector",
+    "save_checkpoint": "models.checkpoint",
 }
 
 
@@ -54,4 +54,4 @@ def __dir__() -> list[str]:
 # The modules of the model and the tokenizer register themselves. Loading transformers takes seconds, so our own console
 # script leaves it to the command that needs it, and `sector --help` stays fast.
 if Path(*sys.argv[:1]).stem != "sector":
-    import_module("sector.engine.tokenizer")
+    import_module("sector.engine.models.tokenizer")

@@ -30,7 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from sector.engine.tokens import kernel_table
+from sector.engine.language.tokens import kernel_table
 from sector.kernels.consistency import Ballot, Single, judge_kernel, majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel

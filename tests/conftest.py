@@ -61,7 +61,7 @@ def supervised_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Imported here, and not before it is settled where kernels run.
     from small_run import give_weights, start
 
-    from sector.engine.phases import Phases
+    from sector.engine.run.phases import Phases
 
     run, config = start(tmp_path_factory.mktemp("runs") / "supervised")
     give_weights(run)
@@ -78,7 +78,7 @@ def fresh_run(supervised_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(supervised_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run gone on to its end, never interrupted."""
-    from sector.engine.rundir import RunDir
+    from sector.engine.run.directory import RunDir
     from sector.engine.selfplay import self_play
 
     root = Path(shutil.copytree(supervised_run, tmp_path_factory.mktemp("runs") / "finished", symlinks=True))

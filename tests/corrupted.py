@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sector.engine.checkpoint import Model
 from sector.engine.errors import EngineFailed
-from sector.engine.samplers.vllm import VllmSampler
+from sector.engine.models.checkpoint import Model
+from sector.engine.samplers.vllm.sampler import VllmSampler
 
 # Weights on their way in -> what arrives.
 Corruption = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -24,11 +24,11 @@ FORKS.set_forkserver_preload(
     [
         "sector.cli.run",
         "sector.cli._follow",
-        "sector.engine.followers",
-        "sector.engine.plots",
-        "sector.engine.runs",
+        "sector.engine.run.followers",
+        "sector.engine.run.plots",
+        "sector.engine.run.open",
         "sector.engine.selfplay",
-        "sector.engine.trackers",
+        "sector.engine.report.trackers",
         "sector.engine.tasks.addition",
     ]
 )

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems
+from sector.engine.language.operands import Problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
-from sector.engine.supervised import label
-from sector.engine.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
+from sector.engine.training.supervised import label
 
 
 class Scripted:

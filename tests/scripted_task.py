@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.engine import oracle
+from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
-from sector.engine.supervised import label
-from sector.engine.task import Batch, Layout, Mode, Task
+from sector.engine.tasks import oracle
+from sector.engine.tasks.task import Task
+from sector.engine.training.supervised import label
 
 
 class Overheard:

@@ -2,11 +2,11 @@
 
 import torch
 
-from sector.engine import tokens
-from sector.engine.model import SectorConfig, SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import Problems
-from sector.engine.supervised import label
+from sector.engine.language import tokens
+from sector.engine.language.operands import Problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+from sector.engine.training.supervised import label
 
 
 def small_model(**overrides: int) -> SectorForCausalLM:

@@ -9,9 +9,9 @@ from typing import Any
 from forked import forked
 
 from sector.benchmarks.small_run import small
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import RunConfig, run_config
-from sector.engine.rundir import RunDir
+from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.run.directory import RunDir
 
 # A round takes a second. Neither goal is met, since some answers never agree: every cycle is used.
 SMALL = small(

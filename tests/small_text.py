@@ -19,8 +19,8 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from sector.engine.text.alphabet import CHARACTERS
-from sector.engine.text.model import TextModel
+from sector.engine.language.alphabet import CHARACTERS
+from sector.engine.models.text import TextModel
 
 # How byte-level tokenizers write it.
 NEWLINE = "\u010a"

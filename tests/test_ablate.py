@@ -11,15 +11,15 @@ import tomli_w
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from sector.benchmarks import ablate
+from sector.benchmarks.ablate import Step, run_grid
+from sector.benchmarks.grid import Cell, Grid
 from sector.cli.ablate import _view
 from sector.cli.app import app
-from sector.engine import ablate
-from sector.engine.ablate import Step, run_grid
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import run_config
 from sector.engine.errors import NoAgreement
-from sector.engine.grid import Cell, Grid
-from sector.engine.rundir import RunDir
+from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.run.directory import RunDir
 from sector.engine.selfplay import self_play
 
 # Hardly trained at all: two supervised cycles, and a first round that accepts nothing.

@@ -7,7 +7,7 @@ from small_text import character_tokenizer, merging_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sector.engine.errors import InputError
-from sector.engine.text.alphabet import CHARACTERS, read_alphabet
+from sector.engine.language.alphabet import CHARACTERS, read_alphabet
 
 
 @pytest.mark.parametrize("start", [False, True], ids=["bare", "with_start"])

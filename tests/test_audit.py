@@ -4,7 +4,11 @@ import pytest
 import torch
 from scripted import Scripted
 
-from sector.engine.audit import (
+from sector.engine.config import FilterConfig
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.models.sector import new_model
+from sector.engine.policy.generate import filter_of
+from sector.engine.run.audit import (
     Score,
     Solver,
     answers_correct,
@@ -15,14 +19,10 @@ from sector.engine.audit import (
     score_length,
     simplification_correct,
 )
-from sector.engine.config import FilterConfig
-from sector.engine.generate import filter_of
-from sector.engine.model import new_model
-from sector.engine.problem import Problems, draw_problems
 from sector.engine.samplers import make_sampler
-from sector.engine.supervised import label
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.tasks.addition import carry_chains, carry_runs, short_operands
+from sector.engine.training.supervised import label
 
 
 def test_label_error_is_the_share_of_wrong_answers() -> None:

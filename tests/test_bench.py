@@ -23,11 +23,11 @@ from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, 
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
 from sector.cli.bench import view
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint
-from sector.engine.improve import FILTERS, Filter, SecondLook, Through, Vote, improve
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import draw_problems
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.policy.improve import FILTERS, Filter, SecondLook, Through, Vote, improve
 from sector.engine.samplers.protocol import Sampling
 
 CPU = torch.device("cpu")
@@ -176,9 +176,9 @@ def test_both_training_steps_train(plain: bool, checkpoint: Path) -> None:
 def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
     """Without augmentation, our shared rows have the loss of the textbook's separate ones."""
     from sector.engine.config import TrainerConfig
-    from sector.engine.distill import lay_out, start_training
-    from sector.engine.policy import PlaceLayout
-    from sector.engine.supervised import label
+    from sector.engine.language.place_layout import PlaceLayout
+    from sector.engine.training.distill import lay_out, start_training
+    from sector.engine.training.supervised import label
 
     config = TrainerConfig(gap_share=0.0)
     examples = label(draw_problems(4, 16, torch.Generator().manual_seed(1)))

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sector
-from sector.engine.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint, weights_sha256
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM, new_model
+from sector.engine.models.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint, weights_sha256
+from sector.engine.models.sector import SectorForCausalLM, new_model
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from scripted import Scripted
 from typer.testing import CliRunner, Result
 
 from sector.cli.app import app
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
-from sector.engine.dataset import Provenance, labelled_table, write_examples, write_table
 from sector.engine.errors import Diverged
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
-from sector.engine.rundir import RunDir
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.run.directory import RunDir
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
+from sector.engine.training.dataset import Provenance, labelled_table, write_examples, write_table
+from sector.engine.training.supervised import label
 
 SECTOR = Path(sys.executable).with_name("sector")
 COMMANDS = ("run", "sft", "generate", "distill", "eval", "solve", "ablate", "report")
@@ -105,7 +105,7 @@ def trained(run: Path) -> Path:
 @pytest.fixture
 def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the weights, the engine answers truly."""
-    monkeypatch.setattr("sector.engine.offline.make_sampler", lambda engine, model, vllm: Scripted())
+    monkeypatch.setattr("sector.engine.run.steps.make_sampler", lambda engine, model, vllm: Scripted())
 
 
 # Numbers at their ends: one too many, each in every command that takes it.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sector.engine.improve import Verdict
+from sector.engine.policy.improve import Verdict
 from sector.kernels import consistency
 from sector.kernels.consistency import (
     Ballot,

@@ -8,7 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sector.engine.dataset import (
+from sector.engine.errors import InputError
+from sector.engine.language.examples import Examples
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.sector import new_model
+from sector.engine.policy.improve import FILTERS, improve
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampling
+from sector.engine.training.dataset import (
     PREVIEW_ROWS,
     Provenance,
     candidates_table,
@@ -20,15 +28,7 @@ from sector.engine.dataset import (
     write_examples,
     write_table,
 )
-from sector.engine.errors import InputError
-from sector.engine.examples import Examples
-from sector.engine.improve import FILTERS, improve
-from sector.engine.model import new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import Problems, draw_problems
-from sector.engine.samplers import make_sampler
-from sector.engine.samplers.protocol import Sampling
-from sector.engine.supervised import label
+from sector.engine.training.supervised import label
 
 OURS = Provenance(7, 2**63, "native", "ab" * 32)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sector.engine.model import new_model, rope_table
-from sector.engine.tokens import VOCAB_SIZE, place_of
+from sector.engine.language.tokens import VOCAB_SIZE, place_of
+from sector.engine.models.sector import new_model, rope_table
 from sector.kernels import decode_attention as module
 from sector.kernels.decode_attention import (
     Positions,

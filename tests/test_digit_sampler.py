@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.model import new_model
-from sector.engine.samplers.cpu_model import CpuModel
+from sector.engine.language import tokens
+from sector.engine.models.sector import new_model
+from sector.engine.samplers.native_model import NativeModel
 from sector.engine.samplers.protocol import Sampling
 from sector.kernels import digit_sampler
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits, sample_digits_kernel, sample_digits_reference
@@ -102,7 +102,7 @@ def test_the_reference_is_the_engine(temperature: float) -> None:
     hidden, ids, _ = _inputs(200, 64, torch.float32, torch.device("cpu"))
     rows, steps = torch.arange(200) + 2**33, torch.arange(200) % 7
     noise = Sampling(temperature, SEED, rows, 40).gumbel(1, rows, steps, tokens.NUM_CLASSES) if temperature else None
-    chosen = CpuModel(model).choose(hidden, ids, temperature, noise)
+    chosen = NativeModel(model).choose(hidden, ids, temperature, noise)
     stream = Stream(torch.tensor([SEED]), rows, torch.full((200,), 41), steps)
     head = Head(model.norm.weight.detach(), model.head.weight.detach(), model.config.rms_norm_eps)
     sampled = sample_digits(hidden, ids, head, tokens.kernel_table(), temperature, stream)

@@ -3,17 +3,19 @@
 import pytest
 import torch
 
-from sector.engine import distill, tokens
 from sector.engine.config import TrainerConfig
-from sector.engine.distill import lay_out, schedule, start_training, train_cycle
 from sector.engine.errors import Diverged
-from sector.engine.examples import Examples, mixed_batches
-from sector.engine.model import MAX_GAP, new_model
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems
+from sector.engine.language import tokens
+from sector.engine.language.examples import Examples
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.sector import MAX_GAP, new_model
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
-from sector.engine.train_model import branch_states
+from sector.engine.training import distill
+from sector.engine.training.batches import mixed_batches
+from sector.engine.training.distill import lay_out, schedule, start_training, train_cycle
+from sector.engine.training.fused_model import branch_states
+from sector.engine.training.supervised import label
 
 PLAIN = TrainerConfig(gap_share=0.0)
 

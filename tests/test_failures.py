@@ -22,14 +22,15 @@ from sector.cli._follow import follow
 from sector.cli._output import Output
 from sector.cli._signals import Ended, ended_by_signals
 from sector.cli._streams import Unwritable
-from sector.engine import distill, stopping
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RoundConfig, RunConfig
 from sector.engine.errors import Diverged, InputError
-from sector.engine.ranks import Gradient
-from sector.engine.rundir import RunDir
-from sector.engine.runs import open_run
+from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.run import stopping
+from sector.engine.run.directory import RunDir
+from sector.engine.run.open import open_run
 from sector.engine.selfplay import self_play
+from sector.engine.training import distill
+from sector.engine.training.data_parallel import Gradient
 
 
 def go_on(root: Path) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def test_a_disk_too_full_for_a_checkpoint(fresh_run: Path, finished_run: Path) -
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sector.engine.model import new_model
+    from sector.engine.models.sector import new_model
 
     def full(path: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
@@ -231,7 +232,7 @@ def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fr
 
 
 def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Path) -> None:
-    with open_run(fresh_run, {}, "test") as (run, config), stopping.heed_signals() as asked:
+    with open_run(fresh_run, {}, "test") as (run, config), stopping.stop_on_signals() as asked:
 
         def events() -> Iterator[dict[str, Any]]:
             for event in self_play(run, config, stopping=asked):
@@ -270,11 +271,11 @@ def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest
 def test_signals_that_were_ignored_stay_ignored_and_others_ask() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.heed_signals() as asked:
+        with stopping.stop_on_signals() as asked:
             signal.raise_signal(signal.SIGHUP)
             assert not asked.asked
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with stopping.heed_signals() as asked:
+        with stopping.stop_on_signals() as asked:
             signal.raise_signal(signal.SIGHUP)
             assert asked.asked and not asked.interrupted
         with pytest.raises(Ended, match="SIGHUP"), ended_by_signals():
@@ -298,7 +299,7 @@ def test_what_is_waited_for_after_being_asked() -> None:
 def test_what_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.heed_signals() as asked:
+    with stopping.stop_on_signals() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.asked
         with pytest.raises(stopping.Terminated):

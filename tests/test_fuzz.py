@@ -14,20 +14,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sector.engine import tokens
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig, dump_config, read_config, run_config
-from sector.engine.dataset import Provenance, labelled_table, read_candidates, read_examples, write_examples
 from sector.engine.errors import InputError
-from sector.engine.examples import Examples
-from sector.engine.mend import remove_damaged
-from sector.engine.model import new_model
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems, problem_digits
-from sector.engine.rundir import RunDir
+from sector.engine.language import tokens
+from sector.engine.language.examples import Examples
+from sector.engine.language.operands import Problems, draw_problems, problem_digits
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.models.sector import new_model
+from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.run.directory import RunDir
+from sector.engine.run.repair import remove_damaged
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
-from sector.engine.tokenizer import SectorTokenizer
+from sector.engine.training.dataset import Provenance, labelled_table, read_candidates, read_examples, write_examples
+from sector.engine.training.supervised import label
 
 fuzz = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 fuzz_files = settings(fuzz, max_examples=60)
@@ -226,7 +226,7 @@ def test_config_json_of_a_checkpoint(checkpoint: Path, changes: dict[str, Any]) 
     path.write_text(json.dumps(json.loads(before) | changes))
     try:
         model = read_or_refuse(lambda: load_checkpoint(checkpoint))
-        assert model is None or type(model).__module__ == "sector.engine.model"
+        assert model is None or type(model).__module__ == "sector.engine.models.sector"
     finally:
         path.write_text(before)
 

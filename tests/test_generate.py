@@ -3,9 +3,9 @@
 from scripted import Scripted
 
 from sector.engine.config import FilterConfig
-from sector.engine.generate import BLOCK, Assignment, generate_block
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import Problems, draw_problems
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.policy.generate import BLOCK, Assignment, generate_block
 from sector.engine.seeding import generator
 from sector.engine.tasks import find_task
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sector.benchmarks.grid import read_grid
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
-from sector.engine.grid import read_grid
 
 SHIPPED = sorted((Path(__file__).parents[1] / "benchmarks" / "grids").glob("*.toml"))
 

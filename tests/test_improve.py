@@ -7,13 +7,24 @@ import pytest
 import torch
 from scripted import Scripted
 
-from sector.engine import oracle, policy
-from sector.engine.improve import FILTERS, STAGES, Filter, SecondLook, Through, Verdict, Vote, cat_improved, improve
-from sector.engine.model import new_model
-from sector.engine.problem import Problems, draw_problems
+from sector.engine.language import place_layout
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.models.sector import new_model
+from sector.engine.policy.improve import (
+    FILTERS,
+    STAGES,
+    Filter,
+    SecondLook,
+    Through,
+    Verdict,
+    Vote,
+    cat_improved,
+    improve,
+)
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
-from sector.engine.supervised import label
+from sector.engine.tasks import true_answers
+from sector.engine.training.supervised import label
 
 K = 5
 # All looks of the filter `strict`, and what they reject is rejected.
@@ -22,7 +33,7 @@ LOOKS = replace(FILTERS["strict"], through=Through.OFF)
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
     sampling = Sampling(0.0, 0, torch.arange(len(problems)), 0)
-    return improve(sampler, problems, settings, k, policy.PlaceLayout(), sampling)
+    return improve(sampler, problems, settings, k, place_layout.PlaceLayout(), sampling)
 
 
 @pytest.fixture
@@ -67,7 +78,7 @@ def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
     improved = ask(Scripted({after_two: 1}), problems, FILTERS["paper"])
     assert improved.accepted.all()
     assert improved.first.votes[0] == K - 1
-    assert torch.equal(improved.first.answers, oracle.true_answers(problems))
+    assert torch.equal(improved.first.answers, true_answers(problems))
 
 
 def test_rows_whose_fate_is_sealed_take_no_second_look(problems: Problems) -> None:
@@ -158,7 +169,7 @@ def test_a_chain_to_the_end_finds_that_all_looks_guess_wrong_alike(problems: Pro
     strict, thorough = (
         ask(sampler, problems, replace(FILTERS[name], complement=False)) for name in ("strict", "thorough")
     )
-    truth = oracle.true_answers(problems)
+    truth = true_answers(problems)
     assert strict.verdict[0] == Verdict.ACCEPTED and not torch.equal(strict.first.answers[0], truth[0])
     assert thorough.verdict[0] == Verdict.THOUGHT_THROUGH and torch.equal(thorough.first.answers, truth)
     assert thorough.agreement == 15 / 16 and thorough.tokens > strict.tokens
@@ -212,7 +223,7 @@ def test_layout_by_kernels_changes_nothing(name: str, digits: int, monkeypatch: 
     texts = problems.texts()
     sampler = Scripted({texts[2]: 1, problems[3:4].complement().texts()[0]: 1}, {texts[4]})
     plain = ask(sampler, problems, FILTERS[name])
-    monkeypatch.setattr(policy, "_by_kernels", lambda tensor: True)
+    monkeypatch.setattr(place_layout, "_by_kernels", lambda tensor: True)
     by_kernels = ask(sampler, problems, FILTERS[name])
     assert plain.tokens == by_kernels.tokens and torch.equal(plain.verdict, by_kernels.verdict)
     for field in ("guesses", "valid", "answers", "direct", "digit"):
@@ -249,7 +260,7 @@ def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -
     assert improved.accepted.all() and (improved.first.votes == 6).all()
     assert torch.equal(improved.examples().answers, label(problems).answers)
     assert len({tuple(each[0].tolist()) for each in prompts}) == 6 == len(prompts)
-    plain = policy.PlaceLayout().prefix_ids(problems)
+    plain = place_layout.PlaceLayout().prefix_ids(problems)
     assert torch.equal(prompts[0], plain)
 
 
@@ -262,7 +273,7 @@ def test_without_thinking_there_is_no_simplification_and_the_majority_decides(pr
     right = (improved.first.answers == label(problems).answers).all(dim=1)
     assert right.tolist() == [row != 0 for row in range(len(problems))]
     assert improved.first.votes[:3].tolist() == [3, 3, 5]
-    assert improved.tokens == 5 * len(problems) * policy.PlaceLayout().answer_length(problems.digits)
+    assert improved.tokens == 5 * len(problems) * place_layout.PlaceLayout().answer_length(problems.digits)
     verdict = ask(sampler, problems, replace(FAST, vote=Vote.UNANIMOUS)).verdict
     assert verdict[:3].tolist() == [Verdict.OUTVOTED, Verdict.OUTVOTED, Verdict.ACCEPTED]
 

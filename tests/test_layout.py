@@ -1,4 +1,4 @@
-"""Layout on the device: kernels and plain torch both against `engine/policy.py`, column by column."""
+"""Layout on the device: kernels and plain torch both against `engine/language/place_layout.py`, column by column."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems
-from sector.engine.supervised import label
+from sector.engine.language import tokens
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.training.supervised import label
 from sector.kernels import layout
 from sector.kernels.layout import (
     Simplified,

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from sector.engine import machine
-from sector.engine.machine import describe, one_line
+from sector.benchmarks import machine
+from sector.benchmarks.machine import describe, one_line
 
 
 def git(folder: Path, *arguments: str) -> str:

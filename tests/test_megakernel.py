@@ -19,10 +19,10 @@ import torch
 from small_model import model_that_answers_one_digit, small_model
 from torch import Tensor
 
-from sector.engine import policy, tokens
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.problem import Problems
-from sector.engine.samplers.device import kernel_model
+from sector.engine.language import place_layout, tokens
+from sector.engine.language.operands import Problems
+from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.samplers.gpu import kernel_model
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.kernels import megakernel
@@ -45,7 +45,7 @@ def _request(count: int, digits: int, temperature: float, device: torch.device, 
     draws = torch.Generator().manual_seed(count)
     a, b = torch.randint(0, 10, (2, count, digits), generator=draws)
     carry, variant = torch.randint(0, 2, (count,), generator=draws), torch.randint(0, 3, (count,), generator=draws)
-    layout = policy.PlaceLayout(variant=variant)
+    layout = place_layout.PlaceLayout(variant=variant)
     marks = torch.cat([layout.mark_ids(mode, count) for mode in (tokens.ANSWER, tokens.THINK)], dim=1)
     prefix = layout.prefix_ids(Problems(a, b, carry))
     rows = FIRST_ROW + torch.arange(count)

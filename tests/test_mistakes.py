@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from sector.engine import tokens
-from sector.engine.audit import answer_mistakes, simplification_mistakes
-from sector.engine.mistakes import Mistake, tally
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems
-from sector.engine.supervised import label
+from sector.engine.language import tokens
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.run.audit import answer_mistakes, simplification_mistakes
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import Sums
+from sector.engine.tasks.mistakes import Mistake, tally
 from sector.engine.tasks.multiplication import Products
+from sector.engine.training.supervised import label
 
 # 1 + 9 carries into the tens, where 4 + 5 hands it on; nothing carries out of 2 + 3.
 TEXT, SUM = "241+359", "0600"

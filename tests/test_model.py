@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import sector  # noqa: F401 (registers)
-from sector.engine import supervised, tokens
-from sector.engine.model import SectorConfig, SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
+from sector.engine.language import tokens
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+from sector.engine.training import supervised
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from sector.engine.muon import Muon, orthogonalize
+from sector.engine.training.muon import Muon, orthogonalize
 
 SHAPES = [(192, 64), (64, 64), (256, 64), (64, 256), (64, 256), (6, 5), (5, 7), (1, 9)]
 

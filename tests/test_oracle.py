@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sector.engine import oracle, supervised
-from sector.engine.problem import Problems, digit_strings, draw_problems
+from sector.engine.language.operands import Problems, digit_strings, draw_problems
+from sector.engine.tasks import oracle, true_answers, truth_of
+from sector.engine.training import supervised
 
 ENGINE = Path(oracle.__file__).parent
 MAY_KNOW_SUMS = {"oracle.py", "supervised.py", "audit.py"}
@@ -27,7 +28,7 @@ def _sums(problems: Problems) -> list[str]:
 @pytest.mark.parametrize("digits", [1, 2, 7, 63, 256], ids="digits{}".format)
 def test_sums_are_those_of_python(digits: int, draws: torch.Generator) -> None:
     problems = draw_problems(digits, 200, draws, hard_share=0.5)
-    assert digit_strings(oracle.true_answers(problems)) == _sums(problems)
+    assert digit_strings(true_answers(problems)) == _sums(problems)
 
 
 @pytest.mark.parametrize(
@@ -40,19 +41,19 @@ def test_sums_are_those_of_python(digits: int, draws: torch.Generator) -> None:
 )
 def test_sums_at_the_edges(text: str) -> None:
     problems = Problems.parse([text])
-    assert digit_strings(oracle.true_answers(problems)) == _sums(problems)
+    assert digit_strings(true_answers(problems)) == _sums(problems)
 
 
 def test_carries_are_those_into_each_column() -> None:
     problems = Problems.parse(["0958+0047+1", "0958+0047", "5555+5555"])
-    assert oracle.truth_of(problems).carries(problems)[:, 1:].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert truth_of(problems).carries(problems)[:, 1:].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("digits", [2, 9], ids="digits{}".format)
 def test_labels_simplify_to_the_same_sum(digits: int, draws: torch.Generator) -> None:
     examples = supervised.label(draw_problems(digits, 100, draws, hard_share=0.5))
     assert examples.rest.digits == digits - 1
-    joined = torch.cat([oracle.true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
+    joined = torch.cat([true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
     assert torch.equal(joined, examples.answers)
 
 
@@ -62,7 +63,7 @@ def test_labels_of_one_digit_have_an_empty_rest() -> None:
     assert examples.answers.tolist() == [[1, 9], [0, 7]]
 
 
-@pytest.mark.parametrize("ask", [oracle.true_answers, supervised.label], ids=["answers", "label"])
+@pytest.mark.parametrize("ask", [true_answers, supervised.label], ids=["answers", "label"])
 def test_sealed_sums_raise(ask: object) -> None:
     problems = Problems.parse(["1+2"])
     with oracle.sealed(), pytest.raises(oracle.OracleSealed):
@@ -75,8 +76,8 @@ def test_seals_nest_and_open_after_an_error() -> None:
         with contextlib.suppress(KeyError), oracle.sealed():
             raise KeyError
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(problems)
-    assert oracle.true_answers(problems).tolist() == [[0, 3]]
+            true_answers(problems)
+    assert true_answers(problems).tolist() == [[0, 3]]
 
 
 def test_only_supervision_and_audit_import_the_oracle() -> None:
@@ -92,6 +93,6 @@ def test_only_supervision_and_audit_import_the_oracle() -> None:
             assert not is_oracle or node.attr == "sealed", f"{path.name}:{node.lineno} uses oracle.{node.attr}"  # type: ignore[attr-defined]
             asks = isinstance(node, ast.Attribute) and node.attr == "truth"
             assert not asks, f"{path.name}:{node.lineno} goes around the oracle"  # type: ignore[attr-defined]
-            if isinstance(node, ast.ImportFrom) and node.module == "sector.engine.oracle":
+            if isinstance(node, ast.ImportFrom) and node.module == "sector.engine.tasks.oracle":
                 names = {alias.name for alias in node.names}
                 assert names <= ({"Truth"} if brings_truth else {"sealed", "OracleSealed"}), path.name

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sector.engine.audit import Score
-from sector.engine.plots import plot_eval, plot_run
-from sector.engine.rundir import RunDir
+from sector.engine.run.audit import Score
+from sector.engine.run.directory import RunDir
+from sector.engine.run.plots import plot_eval, plot_run
 
 PNG = b"\x89PNG"
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from small_text import NEWLINE, merging_tokenizer, save_text_model, small_text_model
 from transformers import LlamaForCausalLM
 
-from sector.engine.checkpoint import load_checkpoint, load_sector, save_checkpoint, weights, weights_sha256
 from sector.engine.errors import InputError
-from sector.engine.text.model import TextModel
-from sector.engine.text.pretrained import open_pretrained
+from sector.engine.models.checkpoint import load_checkpoint, load_sector, save_checkpoint, weights, weights_sha256
+from sector.engine.models.pretrained import open_pretrained
+from sector.engine.models.text import TextModel
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "qwen2"])
 

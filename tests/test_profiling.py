@@ -11,19 +11,19 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from sector.benchmarks import profiling
+from sector.benchmarks.profiling import function_name, nsight_commands
 from sector.cli.app import app
-from sector.engine import profiling
-from sector.engine.checkpoint import save_checkpoint
-from sector.engine.dataset import Provenance, labelled_table, write_examples
 from sector.engine.errors import InputError
-from sector.engine.model import new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
-from sector.engine.profiling import function_name, nsight_commands
-from sector.engine.ranges import named
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.sector import new_model
 from sector.engine.samplers import native
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
+from sector.engine.spans import span
+from sector.engine.training.dataset import Provenance, labelled_table, write_examples
+from sector.engine.training.supervised import label
 
 
 def profile(*args: object) -> Result:
@@ -220,7 +220,7 @@ def test_nsight_sees_the_recorded_steps_alone(monkeypatch: pytest.MonkeyPatch, f
         for step in range(4):
             if fails and step == 2:
                 raise InputError("no more")
-            with named(f"step {step}"):
+            with span(f"step {step}"):
                 yield
 
     @contextmanager
@@ -240,7 +240,7 @@ def test_nsight_sees_the_recorded_steps_alone(monkeypatch: pytest.MonkeyPatch, f
 
 def test_for_a_kernel_at_fault_the_lines_repeat_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"kernel": "void f<4>(int)", "steps": 1, "seconds_a_step": 1.0}
-    monkeypatch.setattr("sector.engine.profiling.profile_distill", lambda *_, **__: dict(figures))
+    monkeypatch.setattr("sector.benchmarks.profiling.profile_distill", lambda *_, **__: dict(figures))
     options = ["--model", model, "--data", "a.parquet", "--data", "b c.parquet", "--out", "out", "--steps", 7]
     result = profile("distill", *options, "--json")
     lines = json.loads(result.stdout)["nsight"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sector.engine.ranges import named, recording
+from sector.engine.spans import recording, span
 
 
 def test_ranges_open_and_close_only_while_someone_records() -> None:
@@ -19,11 +19,11 @@ def test_ranges_open_and_close_only_while_someone_records() -> None:
         yield
         log.append(f"</{name}>")
 
-    with named("before"):
+    with span("before"):
         pass
-    with recording(note), named("vote"), ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: named("answer").__enter__()).result()
-    with named("after"):
+    with recording(note), span("vote"), ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: span("answer").__enter__()).result()
+    with span("after"):
         pass
     assert log == ["<vote>", "<answer>", "</vote>"]
 
@@ -38,14 +38,14 @@ def test_an_error_ends_the_recording() -> None:
 
     with pytest.raises(ValueError, match="stop"), recording(note):
         raise ValueError("stop")
-    with named("after"):
+    with span("after"):
         pass
     assert log == []
 
 
 def test_a_range_that_nobody_records_takes_less_than_a_microsecond() -> None:
     def ranged() -> None:
-        with named("prefix"):
+        with span("prefix"):
             pass
 
     count = 10_000

@@ -20,19 +20,19 @@ from typer.testing import CliRunner
 
 from sector.cli.app import app
 from sector.engine.config import run_config
-from sector.engine.dataset import Provenance, candidates_table, improved_table, write_examples, write_table
 from sector.engine.errors import InputError
-from sector.engine.improve import FILTERS, improve
-from sector.engine.mistakes import Mistake
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
+from sector.engine.language.layout import Batch, Layout
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.policy.improve import FILTERS, improve
 from sector.engine.report import write_report
 from sector.engine.report.facts import read_run
-from sector.engine.rundir import RunDir
+from sector.engine.run.directory import RunDir
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
-from sector.engine.task import Batch, Layout
 from sector.engine.tasks import find_task
+from sector.engine.tasks.mistakes import Mistake
+from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_examples, write_table
 
 POISON = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,16 +7,16 @@ import torch
 from drawn import assert_drawn_from
 from torch import Tensor
 
-from sector.engine import policy, tokens
-from sector.engine.checkpoint import weights_sha256
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import Problems, draw_problems
+from sector.engine.language import place_layout, tokens
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.samplers import make_sampler, native
-from sector.engine.samplers.cpu_model import CpuModel
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.native import NativeSampler
+from sector.engine.samplers.native_model import NativeModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling, Savings
 
 DIGITS = 5
@@ -48,8 +48,8 @@ def branches(layout: PlaceLayout) -> list[Branch]:
     """An answer, a simplification, and an answer cut short."""
     answer, think = (layout.mark_ids(mode, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
     return [
-        Branch(answer, policy.PlaceLayout().answer_length(DIGITS)),
-        Branch(think, policy.PlaceLayout().simplification_length(DIGITS)),
+        Branch(answer, place_layout.PlaceLayout().answer_length(DIGITS)),
+        Branch(think, place_layout.PlaceLayout().simplification_length(DIGITS)),
         Branch(answer, 3),
     ]
 
@@ -207,13 +207,13 @@ def test_some_branches_may_have_drafts(
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of a row in every pass through the model in torch, as they come."""
     lengths: list[int] = []
-    forward = CpuModel.forward
+    forward = NativeModel.forward
 
-    def counted(self: CpuModel, ids: Tensor, *args: object, **options: object) -> Tensor:
+    def counted(self: NativeModel, ids: Tensor, *args: object, **options: object) -> Tensor:
         lengths.append(ids.shape[1])
         return forward(self, ids, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CpuModel, "forward", counted)
+    monkeypatch.setattr(NativeModel, "forward", counted)
     return lengths
 
 
@@ -247,8 +247,8 @@ def _chain(layout: PlaceLayout, length: int) -> list[tuple[Tensor, list[Branch]]
         current = Problems(problems.a[:, :digits].clone(), problems.b[:, :digits], problems.carry)
         if stage:
             current.a[2, 0] = (current.a[2, 0] + stage) % 10
-        answer = Branch(layout.mark_ids(tokens.ANSWER, ROWS), policy.PlaceLayout().answer_length(digits))
-        think = Branch(layout.mark_ids(tokens.THINK, ROWS), policy.PlaceLayout().simplification_length(digits))
+        answer = Branch(layout.mark_ids(tokens.ANSWER, ROWS), place_layout.PlaceLayout().answer_length(digits))
+        think = Branch(layout.mark_ids(tokens.THINK, ROWS), place_layout.PlaceLayout().simplification_length(digits))
         asked.append((layout.prefix_ids(current), [think, answer] if stage % 2 == 0 else [answer]))
     return asked
 
@@ -394,7 +394,7 @@ def test_engines_keep_their_own_copy_of_the_weights(prefix: Tensor, branches: li
 @pytest.mark.parametrize("digits", [1, 33, 256], ids="digits{}".format)
 def test_engines_agree_at_other_lengths(model: SectorForCausalLM, digits: int, draws: torch.Generator) -> None:
     prefix = PlaceLayout().prefix_ids(draw_problems(digits, 3, draws))
-    branch = Branch(PlaceLayout().mark_ids(tokens.ANSWER, 3), min(policy.PlaceLayout().answer_length(digits), 40))
+    branch = Branch(PlaceLayout().mark_ids(tokens.ANSWER, 3), min(place_layout.PlaceLayout().answer_length(digits), 40))
     sampling = _sampling(0.7, rows=torch.arange(3))
     _assert_same(
         NativeSampler(model).sample(prefix, [branch], sampling),

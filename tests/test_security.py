@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
-from sector.engine.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
-from sector.engine.model import new_model
-from sector.engine.runs import open_run
+from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.models.sector import new_model
+from sector.engine.run.open import open_run
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -52,7 +52,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     auto = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
     (path / "config.json").write_text(json.dumps(config | {"auto_map": auto, "trust_remote_code": True}))
-    assert type(load_checkpoint(path)).__module__ == "sector.engine.model"
+    assert type(load_checkpoint(path)).__module__ == "sector.engine.models.sector"
     (path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no model\.safetensors"):
         load_checkpoint(path)
@@ -157,7 +157,7 @@ def test_ray_sends_and_measures_nothing() -> None:
     """Settings that Ray reads when it is imported."""
     program = (
         "import os\n"
-        "from sector.engine.workers import Workers\n"
+        "from sector.engine.policy.workers import Workers\n"
         "Workers(2, 'native')\n"
         "from ray._common.usage import usage_lib\n"
         "print(usage_lib.usage_stats_enabled(), os.environ['RAY_enable_metrics_collection'])\n"

@@ -13,15 +13,15 @@ from forked import forked
 from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
-from sector.engine import oracle
-from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import run_config
-from sector.engine.dataset import read_examples
 from sector.engine.errors import NoAgreement
-from sector.engine.lesson import replayed
-from sector.engine.phases import Phases
-from sector.engine.rundir import RunDir
+from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.run.directory import RunDir
+from sector.engine.run.phases import Phases
+from sector.engine.run.plan import replayed
 from sector.engine.selfplay import self_play
+from sector.engine.tasks import oracle, true_answers
+from sector.engine.training.dataset import read_examples
 
 
 def test_a_run_leaves_the_files_it_promises(finished_run: Path) -> None:
@@ -65,7 +65,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            oracle.true_answers(replayed(run, run.read_config(), 7)[0].problems)
+            true_answers(replayed(run, run.read_config(), 7)[0].problems)
         for _ in phases.generate(7):
             pass
         for _ in phases.distill(7):
@@ -136,7 +136,7 @@ def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot holds weights, both optimizers and the step: the rest of the phase is the same to the bit."""
-    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 10)
+    monkeypatch.setattr("sector.engine.run.phases.SNAPSHOT_STEPS", 10)
     phase = {"supervised": {"cycle_steps": 24, "max_cycles": 1, "examples": 4, "trainer": {"shard_rows": 4}}}
     (finished, config), (run, _) = start(tmp_path / "finished", **phase), start(tmp_path / "run", **phase)
     for _ in Phases(finished, config).supervise():

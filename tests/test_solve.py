@@ -8,8 +8,8 @@ from scripted import Scripted
 from scripted_task import Knowing
 
 from sector.engine.errors import InputError
-from sector.engine.improve import FILTERS, Through
-from sector.engine.solve import Mind, check_problem, read_problems
+from sector.engine.policy.improve import FILTERS, Through
+from sector.engine.policy.solve import Mind, check_problem, read_problems
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import TASK as ADDITION
 

@@ -19,9 +19,9 @@ from sector.cli._output import Output, unwrapped
 from sector.cli._streams import Unwritable, printable, usable_streams
 from sector.cli.app import app
 from sector.cli.solve import _read
-from sector.engine.checkpoint import save_checkpoint
 from sector.engine.errors import InputError
-from sector.engine.model import new_model
+from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.sector import new_model
 
 SECTOR = Path(sys.executable).with_name("sector")
 HOSTILE = "[red]x[/b] :smile: \x1b[31m\x07\x00 \u202e\x9b"

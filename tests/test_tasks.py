@@ -7,21 +7,22 @@ import pytest
 import torch
 from scripted_task import Knowing
 
-from sector.engine import oracle, tokens
 from sector.engine.config import RunConfig, run_config
-from sector.engine.dataset import Provenance, labelled_table, read_examples, write_examples
-from sector.engine.distill import lay_out
 from sector.engine.errors import InputError
-from sector.engine.improve import FILTERS, Verdict, answer_fast, improve, simplify
-from sector.engine.model import SectorConfig
-from sector.engine.problem import digit_strings
-from sector.engine.rundir import RunDir
+from sector.engine.language import tokens
+from sector.engine.language.layout import Batch, Mode
+from sector.engine.language.operands import digit_strings
+from sector.engine.models.sector import SectorConfig
+from sector.engine.policy.improve import FILTERS, Verdict, answer_fast, improve, simplify
+from sector.engine.run.directory import RunDir
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.selfplay import self_play
-from sector.engine.supervised import kept_examples, label
-from sector.engine.task import Batch, Mode, Task, one_task
-from sector.engine.tasks import find_task, task_names, task_of
+from sector.engine.tasks import find_task, oracle, task_names, task_of, true_answers, truth_of
+from sector.engine.tasks.task import Task, one_task
+from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
+from sector.engine.training.distill import lay_out
+from sector.engine.training.supervised import kept_examples, label
 
 TASKS = pytest.mark.parametrize("task", [find_task(name) for name in task_names()], ids=task_names())
 ORDERS = pytest.mark.parametrize("order", ["msd", "lsd"])
@@ -48,7 +49,7 @@ def value(text: str) -> int:
 @DIGITS
 def test_truth_is_what_python_says_and_fits_the_answer(task: Task, digits: int) -> None:
     problems = drawn(task, digits)
-    answers = oracle.true_answers(problems)
+    answers = true_answers(problems)
     assert answers.shape == (ROWS, problems.answer_width)
     assert [int(each) for each in digit_strings(answers)] == [value(text) for text in problems.texts()]
 
@@ -60,7 +61,7 @@ def test_a_true_simplification_is_one_digit_less_and_joins_to_the_answer(task: T
     while task.num_simplifications(problems, 5) > 0:
         examples = label(problems)
         assert examples.rest.digits == problems.digits - 1
-        joined = torch.cat([oracle.true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
+        joined = torch.cat([true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
         assert torch.equal(joined, examples.answers)
         problems = examples.rest
 
@@ -75,7 +76,7 @@ def test_the_example_can_be_typed(task: Task) -> None:
 def test_sealed_the_truth_is_out_of_reach_by_every_way(task: Task) -> None:
     problems = drawn(task, 3)
     examples = label(problems)
-    said = oracle.truth_of(problems).simplifications(problems)
+    said = truth_of(problems).simplifications(problems)
     given = {"answer_mistakes": (examples.answers,), "simplification_mistakes": (said,)}
     asked = [name for name in vars(type(task.truth)) if callable(getattr(task.truth, name)) and name[0] != "_"]
     assert {"answers", "simplifications", *given} <= set(asked)
@@ -163,22 +164,22 @@ def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
 @DIGITS
 def test_the_second_look_follows_from_right_answers_and_from_no_wrong_one(task: Task, digits: int) -> None:
     problems = drawn(task, digits)
-    answers = oracle.true_answers(problems)
+    answers = true_answers(problems)
     other, expected = task.second_look(problems, answers)
-    assert torch.equal(oracle.true_answers(other), expected)
+    assert torch.equal(true_answers(other), expected)
     wrong = answers.clone()
     wrong[:, -1] = (wrong[:, -1] + 1) % 10
     other, expected = task.second_look(problems, wrong)
-    assert not (oracle.true_answers(other) == expected).all(dim=1).any()
+    assert not (true_answers(other) == expected).all(dim=1).any()
 
 
 @TASKS
 def test_complement_and_swap_keep_what_they_promise(task: Task) -> None:
     problems = drawn(task, 4)
-    answers = oracle.true_answers(problems)
-    assert torch.equal(oracle.true_answers(task.swapped(problems)), answers)
+    answers = true_answers(problems)
+    assert torch.equal(true_answers(task.swapped(problems)), answers)
     if task.has_complement:
-        flipped = oracle.true_answers(task.complement(problems))
+        flipped = true_answers(task.complement(problems))
         assert torch.equal(task.complement_answers(flipped), answers)
     else:
         with pytest.raises(NotImplementedError):
@@ -317,8 +318,8 @@ def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.Monk
     run.root.mkdir()
     run.write_config(config)
     model = Knowing(task)
-    monkeypatch.setattr("sector.engine.phases.make_sampler", lambda *_: model)
-    monkeypatch.setattr("sector.engine.phases.find_task", lambda _: task)
+    monkeypatch.setattr("sector.engine.run.phases.make_sampler", lambda *_: model)
+    monkeypatch.setattr("sector.engine.run.phases.find_task", lambda _: task)
     overheard = model.layout
     monkeypatch.setattr(type(task), "layout", lambda _, order: overheard(order))
     events = list(self_play(run, config))

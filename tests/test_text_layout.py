@@ -5,11 +5,11 @@ import torch
 from small_text import character_tokenizer
 from torch import Tensor
 
-from sector.engine.problem import Problems, draw_problems
-from sector.engine.supervised import label
-from sector.engine.task import Mode
-from sector.engine.text.alphabet import read_alphabet
-from sector.engine.text.layout import TextLayout
+from sector.engine.language.alphabet import read_alphabet
+from sector.engine.language.layout import Mode
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.text_layout import TextLayout
+from sector.engine.training.supervised import label
 
 TOKENIZER = character_tokenizer(start=True)
 LAYOUT = TextLayout(read_alphabet(TOKENIZER, "it", 30, ends=[3]))

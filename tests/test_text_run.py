@@ -14,13 +14,13 @@ from small_text import save_text_model, small_text_model
 from typer.testing import CliRunner, Result
 
 from sector.cli.app import app
-from sector.engine.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
-from sector.engine.phases import Phases
-from sector.engine.rundir import RunDir
+from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
+from sector.engine.models.text import TextModel
+from sector.engine.run.directory import RunDir
+from sector.engine.run.phases import Phases
 from sector.engine.selfplay import self_play
-from sector.engine.text.model import TextModel
 
 # So little trained that it does not think; the round learns those samples of fast answers that parse.
 SMALL: dict[str, Any] = {
@@ -157,7 +157,7 @@ def _killed(run: RunDir, at: str, step: int) -> None:
 def test_a_killed_run_ends_with_the_same_weights(
     finished: RunDir, pretrained: Path, tmp_path: Path, at: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sector.engine.phases.SNAPSHOT_STEPS", 20)
+    monkeypatch.setattr("sector.engine.run.phases.SNAPSHOT_STEPS", 20)
     mine = Path(shutil.copytree(pretrained, tmp_path / "model"))
     run = _start(tmp_path / "run", mine)
     _killed(run, at, step)

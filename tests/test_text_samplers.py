@@ -9,17 +9,16 @@ from drawn import assert_drawn_from
 from small_text import small_text_model
 from torch import Tensor
 
-from sector.engine.checkpoint import weights_sha256
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
-from sector.engine.learned import learned
-from sector.engine.problem import draw_problems
+from sector.engine.language.layout import Mode
+from sector.engine.language.operands import draw_problems
+from sector.engine.models.checkpoint import task_and_layout, weights_sha256
+from sector.engine.models.text import TextModel
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
-from sector.engine.samplers.vllm import VllmSampler
-from sector.engine.task import Mode
-from sector.engine.text.model import TextModel
+from sector.engine.samplers.vllm.sampler import VllmSampler
 
 ROWS = 9
 SETTINGS = VllmConfig(rows=64, memory_mib=64, max_digits=20)
@@ -38,7 +37,7 @@ def vllm(model: TextModel) -> VllmSampler:
 
 def _sample(sampler: Sampler, model: TextModel, digits: int, temperature: float = 0.0) -> list[list[list[int]]]:
     """Ids of answers and of simplifications; problems with a carry-in and without, so prompts differ in length."""
-    _, layout = learned(model)
+    _, layout = task_and_layout(model)
     problems = draw_problems(digits, ROWS, torch.Generator().manual_seed(digits))
     assert 0 < int(problems.carry.sum()) < ROWS
     branches = [
@@ -52,7 +51,7 @@ def _sample(sampler: Sampler, model: TextModel, digits: int, temperature: float 
 @torch.no_grad()
 def test_a_row_is_completed_as_if_it_stood_alone(model: TextModel) -> None:
     """Padding in front of shorter prompts changes nothing, and generating stops at a newline."""
-    _, layout = learned(model)
+    _, layout = task_and_layout(model)
     problems = draw_problems(4, ROWS, torch.Generator().manual_seed(4))
     _, thoughts = _sample(HuggingFaceSampler(model), model, 4)
     ended = 0
@@ -70,7 +69,7 @@ def test_a_row_is_completed_as_if_it_stood_alone(model: TextModel) -> None:
 
 def test_samples_follow_the_softmax(model: TextModel) -> None:
     count, temperature = 1000, 2.0
-    _, layout = learned(model)
+    _, layout = task_and_layout(model)
     problems = draw_problems(3, 1, torch.Generator().manual_seed(1))
     prefix, mark = layout.prefix_ids(problems), layout.mark_ids(Mode.ANSWER, count)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sector.engine import tokens
+from sector.engine.language import tokens
 from sector.kernels import token_table
 from sector.kernels._triton import tl, triton
 

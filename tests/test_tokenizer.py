@@ -7,12 +7,13 @@ import torch
 from transformers import AutoTokenizer
 
 import sector  # noqa: F401 (registers)
-from sector.engine import supervised, tokens
 from sector.engine.errors import InputError
-from sector.engine.model import SectorConfig
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems
-from sector.engine.tokenizer import SectorTokenizer
+from sector.engine.language import tokens
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.sector import SectorConfig
+from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.training import supervised
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
 

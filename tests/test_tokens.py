@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sector.engine import tokens
+from sector.engine.language import tokens
 
 ALL_IDS = torch.arange(tokens.VOCAB_SIZE)
 MARKS = [tokens.START, tokens.ANSWER, tokens.THINK, tokens.PLUS, tokens.JOIN]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sector.engine.trace import Event, ProcessorTime, covered, read_events, self_seconds, summarize
+from sector.benchmarks.trace import Event, ProcessorTime, covered, read_events, self_seconds, summarize
 
 MAIN, WORKER, STREAM = (1, 1), (1, 2), (0, 7)
 # The clock of a trace starts anywhere.

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from sector.cli.app import app
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
-from sector.engine.rundir import RunDir
-from sector.engine.trackers import tracked
+from sector.engine.report.trackers import log_to_trackers
+from sector.engine.run.directory import RunDir
 
 CONFIG = run_config({"until": 8, "supervised": {"cycle_steps": 100, "more_steps": 40}, "round": {"cycle_steps": 20}})
 
@@ -61,7 +61,7 @@ def scalars(root: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_events_pass_through_and_tensorboard_has_the_figures(tmp_path: Path) -> None:
-    assert list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG)) == EVENTS
+    assert list(log_to_trackers(iter(EVENTS), RunDir(tmp_path), CONFIG)) == EVENTS
     found = scalars(tmp_path)
     assert found["train/loss"] == [(20, 1.0), (100, 0.5), (120, 1.0), (160, 1.0)]
     assert found["goal/agreement"] == [(100, 0.5), (140, pytest.approx(0.95)), (160, pytest.approx(0.9))]
@@ -75,17 +75,17 @@ def test_events_pass_through_and_tensorboard_has_the_figures(tmp_path: Path) -> 
 def test_a_resumed_run_goes_on_at_its_step_and_takes_back_what_was_lost(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     # Killed in the round at 7, after its training and before its audit.
-    list(tracked(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
+    list(log_to_trackers(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
     line = {key: value for key, value in EVENTS[5].items() if key != "event"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    list(tracked(iter(EVENTS[6:]), run, CONFIG))
+    list(log_to_trackers(iter(EVENTS[6:]), run, CONFIG))
     found = scalars(tmp_path)
     assert found["train/loss"][-1] == (160, 1.0) and (160, 9.0) not in found["train/loss"]
     assert found["round/digits"] == [(140, 6.0), (160, 7.0)]
 
 
 def test_a_run_with_nothing_to_do_leaves_no_events(tmp_path: Path) -> None:
-    assert list(tracked([], RunDir(tmp_path), CONFIG)) == []
+    assert list(log_to_trackers([], RunDir(tmp_path), CONFIG)) == []
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -109,14 +109,14 @@ class Service(SimpleNamespace):
 def test_services_are_told_the_same(tmp_path: Path, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service()
     monkeypatch.setitem(sys.modules, name, service)
-    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
+    list(log_to_trackers(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
     (settings,) = service.started
     assert settings["project"] == "sector" and settings["config"] == CONFIG.model_dump()
     assert settings["resume"] == "allow" and settings["name"].startswith("run-")
     steps = [step for step, _ in service.logged]
     assert steps == sorted(steps) and service.finished == 1
     assert {name for _, figures in service.logged for name in figures} == set(scalars(tmp_path / "run"))
-    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
+    list(log_to_trackers(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, [name]))
     assert service.started[0] == service.started[1]
 
 
@@ -129,21 +129,21 @@ def test_services_are_closed_when_a_run_ends_badly(tmp_path: Path, monkeypatch: 
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        list(tracked(events(), RunDir(tmp_path), CONFIG, ["wandb"]))
+        list(log_to_trackers(events(), RunDir(tmp_path), CONFIG, ["wandb"]))
     assert service.finished == 1 and scalars(tmp_path)["train/loss"] == [(20, 1.0)]
 
 
 def test_what_keeps_a_service_from_starting_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(InputError, match=r"pip install 'sector-lm\[trackio\]'"):
-        list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG, ["trackio"]))
+        list(log_to_trackers(iter(EVENTS), RunDir(tmp_path), CONFIG, ["trackio"]))
 
     def no_account(**_: Any) -> None:
         raise OSError("no account\nand more")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=no_account))
     with pytest.raises(InputError, match=r"--track wandb does not start: no account$"):
-        list(tracked(iter(EVENTS), RunDir(tmp_path), CONFIG, ["wandb"]))
+        list(log_to_trackers(iter(EVENTS), RunDir(tmp_path), CONFIG, ["wandb"]))
 
 
 def test_the_real_weights_and_biases_takes_a_run_without_a_network(
@@ -153,14 +153,14 @@ def test_the_real_weights_and_biases_takes_a_run_without_a_network(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "run").mkdir()
-    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["wandb"]))
+    list(log_to_trackers(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["wandb"]))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_the_real_trackio_takes_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
-    list(tracked(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["trackio"]))
+    list(log_to_trackers(iter(EVENTS), RunDir(tmp_path / "run"), CONFIG, ["trackio"]))
     assert list((tmp_path / "trackio").glob("*.db"))
 
 

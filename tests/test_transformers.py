@@ -21,11 +21,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from sector.engine import tokens
-from sector.engine.checkpoint import save_checkpoint
 from sector.engine.errors import InputError
-from sector.engine.model import SectorForCausalLM
-from sector.engine.tokenizer import SectorTokenizer
+from sector.engine.language import tokens
+from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.models.tokenizer import SectorTokenizer
 
 # The answers the model knows, as it writes them. The longer one takes more than the 20 tokens that transformers allows.
 SHORT = "123+456=0579"

@@ -20,18 +20,18 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from sector.cli.app import app
-from sector.engine import policy, tokens
-from sector.engine.checkpoint import save_checkpoint, weights_sha256
 from sector.engine.config import VllmConfig, run_config
 from sector.engine.errors import EngineFailed, InputError
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
-from sector.engine.problem import draw_problems
+from sector.engine.language import place_layout, tokens
+from sector.engine.language.operands import draw_problems
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.checkpoint import save_checkpoint, weights_sha256
+from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
-from sector.engine.samplers.vllm import VllmSampler
-from sector.engine.vllm import start as starting
+from sector.engine.samplers.vllm import start as starting
+from sector.engine.samplers.vllm.sampler import VllmSampler
 
 if sys.platform != "linux":
     pytest.skip("vLLM is for Linux", allow_module_level=True)
@@ -65,8 +65,8 @@ def _request(digits: int) -> tuple[Tensor, list[Branch]]:
     prefix = layout.prefix_ids(draw_problems(digits, ROWS, torch.Generator().manual_seed(digits)))
     answer, think = (layout.mark_ids(mode, ROWS) for mode in (tokens.ANSWER, tokens.THINK))
     lengths = [
-        (answer, policy.PlaceLayout().answer_length(digits)),
-        (think, policy.PlaceLayout().simplification_length(digits)),
+        (answer, place_layout.PlaceLayout().answer_length(digits)),
+        (think, place_layout.PlaceLayout().simplification_length(digits)),
         (answer, 3),
     ]
     return prefix, [Branch(mark, length) for mark, length in lengths]
@@ -283,7 +283,7 @@ def test_every_setting_has_a_name_in_vllm() -> None:
 
 def test_what_vllm_is_told(model: SectorForCausalLM) -> None:
     arguments = starting.engine_arguments(model, VllmConfig(max_digits=12, memory_mib=3, compiled="on"))
-    assert arguments["max_model_len"] == 2 * 12 + 6 + policy.PlaceLayout().simplification_length(12)
+    assert arguments["max_model_len"] == 2 * 12 + 6 + place_layout.PlaceLayout().simplification_length(12)
     assert arguments["kv_cache_memory_bytes"] == 3 << 20
     assert arguments["dtype"] == "float32" and arguments["enforce_eager"] is False
     assert starting.engine_arguments(model, VllmConfig())["max_model_len"] == model.config.max_position_embeddings
@@ -307,7 +307,7 @@ def shared_engine(engine: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> Itera
         engine.load(model)
         return engine._llm
 
-    monkeypatch.setattr("sector.engine.samplers.vllm.start", started)
+    monkeypatch.setattr("sector.engine.samplers.vllm.sampler.start", started)
     return
 
 

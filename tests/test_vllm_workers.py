@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from test_workers import ASKED, in_files
 
-from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig, VllmConfig
-from sector.engine.generate import generate
-from sector.engine.model import new_model
+from sector.engine.models.checkpoint import load_checkpoint
+from sector.engine.models.sector import new_model
+from sector.engine.policy.generate import generate
+from sector.engine.policy.workers import Workers, with_weights
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.samplers.vllm import VllmSampler
-from sector.engine.workers import Workers, with_weights
+from sector.engine.samplers.vllm.sampler import VllmSampler
 
 if sys.platform != "linux":
     pytest.skip("vLLM is for Linux", allow_module_level=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sector.benchmarks.where_time_goes import phases
-from sector.engine.policy import PlaceLayout
+from sector.engine.language.place_layout import PlaceLayout
 
 MATRICES, RATE, SAMPLES = 1000, 1e6, 10
 

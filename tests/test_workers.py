@@ -15,18 +15,18 @@ import torch
 from forked import forked
 
 from sector.benchmarks.small_run import workers_of
-from sector.engine import workers as module
-from sector.engine.checkpoint import load_checkpoint
 from sector.engine.config import FilterConfig
-from sector.engine.dataset import Provenance, candidates_table, improved_table, write_table
 from sector.engine.errors import InputError, WorkersDied
-from sector.engine.generate import Assignment, generate
-from sector.engine.improve import cat_improved
-from sector.engine.model import SectorForCausalLM, new_model
-from sector.engine.policy import PlaceLayout
+from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.models.checkpoint import load_checkpoint
+from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.policy import workers as module
+from sector.engine.policy.generate import Assignment, generate
+from sector.engine.policy.improve import cat_improved
+from sector.engine.policy.workers import Workers, prove, with_weights
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.tasks.addition import TASK as ADDITION
-from sector.engine.workers import Workers, prove, with_weights
+from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_table
 
 # Four blocks, the last one short, at a temperature: rows must keep their own random streams.
 ASKED = Assignment(ADDITION, PlaceLayout(), 7, 800, FilterConfig(k=3, temperature=0.3), 5, 0.4)

@@ -10,13 +10,14 @@ from typing import Any
 from forked import FORKS, Forked, forked
 
 from sector.engine.config import TrainerConfig
-from sector.engine.distill import start_training, train_cycle
-from sector.engine.examples import Examples, mixed_batches
-from sector.engine.model import new_model
-from sector.engine.problem import draw_problems
-from sector.engine.ranks import joined
+from sector.engine.language.examples import Examples
+from sector.engine.language.operands import draw_problems
+from sector.engine.models.sector import new_model
 from sector.engine.seeding import generator
-from sector.engine.supervised import label
+from sector.engine.training.batches import mixed_batches
+from sector.engine.training.data_parallel import process_group
+from sector.engine.training.distill import start_training, train_cycle
+from sector.engine.training.supervised import label
 
 
 def labelled(digits: int) -> Examples:
@@ -65,5 +66,5 @@ def _two_ranks() -> list[dict[str, str]]:
 
 def _curves(environment: dict[str, str], shards: list[int], end: Connection) -> None:
     os.environ.update(environment)
-    with joined() as ranks:
+    with process_group() as ranks:
         end.send([curve(num_shards, ranks) for num_shards in shards])

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from sector.engine.compare import label_errors_of, mean_of
 from sector.engine.files import write_atomically
-from sector.engine.mistakes import Mistake
-from sector.engine.plots import (
+from sector.engine.report.facts import RunFacts, round_seconds
+from sector.engine.report.outcomes import label_errors_of, mean_of
+from sector.engine.run.plots import (
     COLORS,
     DPI,
     EDGE,
@@ -33,7 +33,7 @@ from sector.engine.plots import (
     scale_errors,
     scale_lengths,
 )
-from sector.engine.report.facts import RunFacts, round_seconds
+from sector.engine.tasks.mistakes import Mistake
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,14 +14,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from sector.engine import audit
-from sector.engine.audit import Gate
-from sector.engine.compare import Outcome, outcome_of, read_evaluation
 from sector.engine.config import RunConfig, flat, run_config
-from sector.engine.dataset import read_examples, read_votes
 from sector.engine.errors import InputError
-from sector.engine.rundir import RunDir
+from sector.engine.report.outcomes import Outcome, outcome_of, read_evaluation
+from sector.engine.run import audit
+from sector.engine.run.audit import Gate
+from sector.engine.run.directory import RunDir
 from sector.engine.tasks import find_task
+from sector.engine.training.dataset import read_examples, read_votes
 
 # At least this much at every trained length, by the last audit, and the run is said to have worked.
 WORKED = 0.95

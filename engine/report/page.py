@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sector import __version__
-from sector.engine.compare import Mean, means_of
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
+from sector.engine.report.outcomes import Mean, means_of
 
 # Lower bounds of the shades of the heat map.
 _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)

@@ -1,10 +1,10 @@
 """Engines, by name."""
 
-from sector.engine.checkpoint import Model
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
+from sector.engine.models.checkpoint import Model
+from sector.engine.models.text import TextModel
 from sector.engine.samplers.protocol import Sampler
-from sector.engine.text.model import TextModel
 
 ENGINES = ("native", "hf", "vllm")
 
@@ -21,9 +21,9 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
         if isinstance(model, TextModel):
             raise InputError("the engine native runs sector's own models only; for a model of text choose hf or vllm")
         if model.device.type == "cuda":
-            from sector.engine.samplers.device import DeviceSampler
+            from sector.engine.samplers.gpu import GpuSampler
 
-            return DeviceSampler(model)
+            return GpuSampler(model)
         from sector.engine.samplers.native import NativeSampler
 
         return NativeSampler(model, num_threads)
@@ -32,7 +32,7 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
 
         return HuggingFaceSampler(model)
     if engine == "vllm":
-        from sector.engine.samplers.vllm import VllmSampler
+        from sector.engine.samplers.vllm.sampler import VllmSampler
 
         return VllmSampler(model, vllm or VllmConfig())
     raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")

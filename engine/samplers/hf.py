@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from sector.engine.checkpoint import Model, weights_sha256
+from sector.engine.models.checkpoint import Model, weights_sha256
+from sector.engine.models.text import TextModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
-from sector.engine.text.model import TextModel
 
 
 class _GumbelNoise(LogitsProcessor):

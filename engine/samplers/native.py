@@ -6,7 +6,7 @@ What the prefixes of a chain of calls begin with is read in the first of them.
 Drafts ride along in that pass; the first token that differs from the model's own choice is replaced by that choice,
 and decoding goes on from there token by token, so that the output is the one of plain decoding (lossless).
 
-Where there is a C compiler, all of that is done by a library (`compiled.py`, `native.c`), in a third to half of the
+Where there is a C compiler, all of that is done by a library (`native_compiled.py`, `native.c`), in a third to half of the
 time; else in plain torch, by what follows here.
 
 The batch is cut into jobs, one a core: for matrices this small, that is faster than two cores sharing one operation. A
@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.checkpoint import weights_sha256
-from sector.engine.model import SectorForCausalLM
-from sector.engine.ranges import named
-from sector.engine.samplers.attention import Seen, attend, attend_from_one
-from sector.engine.samplers.compiled import CompiledModel, load_library
-from sector.engine.samplers.cpu_model import CpuModel, Kept
+from sector.engine.language import tokens
+from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.drafts import accept
+from sector.engine.samplers.native_attention import Seen, attend, attend_from_one
+from sector.engine.samplers.native_compiled import CompiledModel, load_library
+from sector.engine.samplers.native_model import Kept, NativeModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
+from sector.engine.spans import span
 from sector.engine.threads import num_cores
 
 # Tokens of a tile: what a core reads at a time.
@@ -55,7 +55,7 @@ class NativeSampler:
     def load(self, model: SectorForCausalLM) -> None:
         """Take a copy of the model's weights."""
         library = load_library() if self._savings.compiled and model.dtype == torch.float32 else None
-        self._model = CpuModel(model) if library is None else CompiledModel(model, library)
+        self._model = NativeModel(model) if library is None else CompiledModel(model, library)
         self.weights_sha256 = weights_sha256(model)
 
     def sample(
@@ -88,7 +88,7 @@ class NativeSampler:
         def run(rows: slice) -> list[Tensor]:
             asked = prefix[rows], _rows_of(branches, rows), sampling[rows], None if kept is None else kept[rows]
             if isinstance(model, CompiledModel):
-                with named("compiled"):
+                with span("compiled"):
                     return model.complete(*asked, drop_finished=savings.drop_finished)[0]
             return _Job(model, savings, *asked).run()
 
@@ -111,7 +111,7 @@ class _Job:
 
     def __init__(
         self,
-        model: CpuModel,
+        model: NativeModel,
         savings: Savings,
         prefix: Tensor,
         branches: list[Branch],
@@ -130,10 +130,10 @@ class _Job:
         """The completions `[B, length]`, one a branch."""
         known = self._kept.shared(self._prefix) if self._kept else 0
         width = self._prefix.shape[1] - known + sum(1 + branch.drafted for branch in self._branches)
-        with named("prefix"):
+        with span("prefix"):
             for rows in _cut(len(self._prefix), TILE_TOKENS // width):
                 self._read(rows)
-        with named("decode"):
+        with span("decode"):
             for index in range(len(self._branches)):
                 self._decode(index)
         return self._outputs
@@ -150,16 +150,16 @@ class _Job:
         hidden = self._model.forward(ids, reading.attend, skip=skip)
         if kept and not kept.is_read:
             reading.keep(kept.kv)
-        for index, (branch, span) in enumerate(zip(branches, spans[1:], strict=True)):
-            steps = torch.arange(span.stop - span.start)
-            hidden_here = hidden[:, span.start - skip : span.stop - skip]
-            chosen = self._choose(hidden_here, ids[:, span], self._sampling[rows], index, steps)
+        for index, (branch, part) in enumerate(zip(branches, spans[1:], strict=True)):
+            steps = torch.arange(part.stop - part.start)
+            hidden_here = hidden[:, part.start - skip : part.stop - skip]
+            chosen = self._choose(hidden_here, ids[:, part], self._sampling[rows], index, steps)
             output = self._outputs[index][rows]
             known = accept(output, chosen, branch.draft, tokens.PAD_ID)
             self._known[index][rows] = known
             unfinished = _is_unfinished(output, known)
             if unfinished.any():
-                self._going_on[index].append(reading.of_branch(span, unfinished))
+                self._going_on[index].append(reading.of_branch(part, unfinished))
 
     def _decode(self, index: int) -> None:
         """Go on with a branch token by token, all rows together; the last known token of each is not yet read."""

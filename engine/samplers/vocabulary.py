@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
-from sector.engine.checkpoint import Model
-from sector.engine.text.model import TextModel
+from sector.engine.language import tokens
+from sector.engine.models.checkpoint import Model
+from sector.engine.models.text import TextModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
-    from sector.engine.task import Task
+    from torch import Tensor
+
+    from sector.engine.tasks.oracle import Truth
+    from sector.engine.tasks.task import Task
 
 DEFAULT = "addition"
+# Modules of this room that are no task.
+_SHARED = {"check", "mistakes", "oracle", "task"}
 
 
 @cache
 def task_names() -> tuple[str, ...]:
     """Names of all tasks, sorted; modules are named after their tasks, so that nothing is imported."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
 
 
 @cache
@@ -32,3 +37,13 @@ def find_task(name: str) -> "Task":
 def task_of(problems: Any) -> "Task":
     """The task that problems belong to."""
     return find_task(problems.task)
+
+
+def truth_of(problems: Any) -> "Truth":
+    """What is true of these problems' task."""
+    return task_of(problems).truth
+
+
+def true_answers(problems: Any) -> "Tensor":
+    """The true answers, `[B, W]` digits, most significant first."""
+    return truth_of(problems).answers(problems)

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
-from sector.engine import problem
-from sector.engine.examples import Examples
-from sector.engine.mistakes import Mistake, by_index, in_columns, index_of
-from sector.engine.oracle import Truth
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, draw_problems, run_of_columns
+from sector.engine.language import operands
+from sector.engine.language.alphabet import Alphabet
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.operands import Problems, draw_problems, run_of_columns
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
-from sector.engine.task import Family, Layout, Simplifications, Task
-from sector.engine.text.alphabet import Alphabet
-from sector.engine.text.layout import TextLayout
+from sector.engine.tasks.mistakes import Mistake, by_index, in_columns, index_of
+from sector.engine.tasks.oracle import Truth
+from sector.engine.tasks.task import Family, Task
 
 
 class Sums(Truth):
@@ -77,7 +78,7 @@ class Addition(Task):
         return TextLayout(alphabet)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:
-        """See `problem.draw_problems`."""
+        """See `operands.draw_problems`."""
         return draw_problems(digits, count, draws, hard_share)
 
     def parse(self, texts: list[str], digits: int | None = None) -> Problems:
@@ -86,7 +87,7 @@ class Addition(Task):
 
     def digits_of(self, text: str) -> int:
         """Of the longer operand."""
-        return problem.problem_digits(text)
+        return operands.problem_digits(text)
 
     def second_look(self, problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
         """Commutativity: `b+a` has the same answer."""
@@ -101,8 +102,8 @@ class Addition(Task):
         return problems.complement()
 
     def complement_answers(self, answers: Tensor) -> Tensor:
-        """See `problem.complement_answers`."""
-        return problem.complement_answers(answers)
+        """See `operands.complement_answers`."""
+        return operands.complement_answers(answers)
 
     def restated(self, examples: Examples) -> list[Examples]:
         """`b+a`, and the nines' complements of both: digits and carries of a step follow as those of an answer do."""
@@ -136,7 +137,7 @@ def _complemented(examples: Examples) -> Examples:
     """The nines' complements of examples, but for those whose answers cannot be sums and so have no complement."""
     kept = examples[examples.answers[:, 0] <= 1]
     rest = kept.rest if kept.rest.is_nothing else kept.rest.complement()
-    return Examples(kept.problems.complement(), problem.complement_answers(kept.answers), rest, 9 - kept.digit)
+    return Examples(kept.problems.complement(), operands.complement_answers(kept.answers), rest, 9 - kept.digit)
 
 
 def carry_chains(digits: int, samples: int, seed: int) -> Problems:

@@ -25,13 +25,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from sector.engine import tokens
 from sector.engine.errors import InputError
-from sector.engine.mistakes import Mistake, by_index, in_columns, index_of
-from sector.engine.oracle import Truth
-from sector.engine.policy import DigitOrder, PlaceLayout, digit_classes
-from sector.engine.problem import digit_strings, digit_tensor
-from sector.engine.task import Layout, Simplifications, Task
+from sector.engine.language import tokens
+from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.operands import digit_strings, digit_tensor
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout, digit_classes
+from sector.engine.tasks.mistakes import Mistake, by_index, in_columns, index_of
+from sector.engine.tasks.oracle import Truth
+from sector.engine.tasks.task import Task
 
 _TYPED = re.compile(r"\s*(\d+)\s*\*\s*(\d+)\s*=?\s*", re.ASCII)
 _WRITTEN = re.compile(r"(\d+)\*(\d*)\+(\d+)(?:~(\d+(?:,\d+){4}))?", re.ASCII)

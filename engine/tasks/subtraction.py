@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.mistakes import Mistake, in_columns
-from sector.engine.oracle import Truth
-from sector.engine.policy import DigitOrder, PlaceLayout
-from sector.engine.problem import Problems, digit_tensor, draw_problems
+from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.operands import Problems, digit_tensor, draw_problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.seeding import generator
-from sector.engine.task import Family, Layout, Simplifications, Task
 from sector.engine.tasks.addition import simplification_mistakes
+from sector.engine.tasks.mistakes import Mistake, in_columns
+from sector.engine.tasks.oracle import Truth
+from sector.engine.tasks.task import Family, Task
 
 _PATTERN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*(-\s*[01]\s*)?=?\s*", re.ASCII)
 

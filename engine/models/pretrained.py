@@ -1,0 +1,94 @@
+"""Models that someone else trained: a directory in Hugging Face form, or a GGUF file, opened without running its code.
+
+Weights are read as float32, whatever they are kept in. A directory must hold safetensors; GGUF is read by transformers,
+which turns it back into plain matrices, so what it lost when it was quantised stays lost.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from sector.engine.errors import InputError
+from sector.engine.models.text import TextModel
+
+GGUF = ".gguf"
+
+
+def open_pretrained(path: Path) -> TextModel:
+    """A model of text from a directory or a GGUF file, on the CPU. InputError names what is wrong with it."""
+    if path.is_dir():
+        return TextModel(*_read(path, path), str(path))
+    if not path.is_file() or path.suffix != GGUF:
+        raise InputError(
+            f"{path} is no directory and no {GGUF} file; give a model in Hugging Face form, or a GGUF file"
+        )
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        raise InputError(f"reading {path} needs {' and '.join(missing)}; pip install 'sector-lm[gguf]'")
+    network, tokenizer = _read(path, path.parent, gguf_file=path.name)
+    # The file says so, and transformers leaves it out.
+    tokenizer.add_bos_token = _adds_start(path)
+    return TextModel(network, tokenizer, str(path))
+
+
+def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What `path` holds; `gguf` names a file in the folder."""
+    arguments: dict[str, Any] = {"local_files_only": True, **gguf}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **arguments)
+            # transformers types what it returns without `output_loading_info`.
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **arguments,
+            )
+    except Exception as error:
+        # Whatever transformers makes of files that someone else wrote: it checks by many kinds of error.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not a causal model that transformers reads ({reason})") from error
+    network, loading = opened
+    if lacking := loading["missing_keys"]:
+        raise InputError(f"{path} lacks weights ({min(lacking)}); restore it, or choose another model")
+    return _plain(network), tokenizer
+
+
+def _plain(network: PreTrainedModel) -> PreTrainedModel:
+    """The network with a config that says what its weights are now."""
+    config = network.config
+    if getattr(config, "quantization_config", None):
+        del config.quantization_config
+    config.architectures = [type(network).__name__]
+    return network
+
+
+def _adds_start(path: Path) -> bool:
+    """Does a GGUF file ask for the mark of a beginning in front of every text? transformers does not tell."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.add_bos_token")
+    return bool(field and field.contents())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and advice: progress is ours to show."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # The bar of GGUF heeds no setting.
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -1,0 +1,497 @@
+"""The model: a small decoder-only transformer over place-coupled tokens, in Hugging Face form.
+
+It embeds the class of a token, rotates queries and keys by its place (`tokens.py`), and scatters 32 class logits onto
+the ids that may come next, so that plain `generate` in transformers needs no state besides the ids.
+
+In the shape descriptions B is the batch, T the tokens of a row, S the tokens attended to, D the hidden size, H the
+heads, K the size of a head and V the vocabulary.
+"""
+
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.import_utils import is_tracing
+
+from sector.engine.language import tokens
+from sector.engine.language.constant import Constant
+from sector.engine.models.loss import next_token_loss
+from sector.engine.models.mask import attention_mask_of
+from sector.engine.tasks import DEFAULT, task_names
+
+# Training moves the digits behind a random column away by up to this many places (`distill.py`).
+MAX_GAP = 30
+
+# Raised whenever the same weights would mean something else: token classes, activation, rotation.
+ARCHITECTURE_VERSION = 1
+
+# A row is at most so many times as long as its prompt, in any task: a simplification of a product takes nearly four
+# prompts. The shortest prompt is `<a)+b)c=`.
+_MOST_OF_A_PROMPT = 5
+_SHORTEST_PROMPT = 8
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
+    "base": {
+        "hidden_size": 384,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "initializer_range": 0.033,
+    },
+}
+
+
+class SectorConfig(PretrainedConfig):
+    """Sizes of a model. `digit_order` and `task` are part of a checkpoint because the weights have learned them.
+
+    architecture_version: what the weights were trained as; others would load here and answer nonsense.
+    """
+
+    model_type = "sector"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 3,
+        num_attention_heads: int = 4,
+        intermediate_size: int = 256,
+        rope_theta: float = 100.0,
+        rope_max_frequency: float = 2.5,
+        rms_norm_eps: float = 1e-6,
+        initializer_range: float = 0.08,
+        digit_order: str = "msd",
+        task: str = DEFAULT,
+        architecture_version: int = ARCHITECTURE_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.rope_theta = rope_theta
+        self.rope_max_frequency = rope_max_frequency
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
+        self.digit_order = digit_order
+        self.task = task
+        self.architecture_version = architecture_version
+        kwargs.setdefault("vocab_size", tokens.VOCAB_SIZE)
+        kwargs.setdefault("pad_token_id", tokens.PAD_ID)
+        kwargs.setdefault("eos_token_id", tokens.eos_ids())
+        kwargs.setdefault("bos_token_id", None)
+        kwargs.setdefault("tie_word_embeddings", False)
+        kwargs.setdefault("architectures", ["SectorForCausalLM"])
+        _check(self)
+        super().__init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens of the longest prompt and completion, by the name under which engines look for it."""
+        return tokens.row_length(tokens.MAX_DIGITS)
+
+
+def _check(config: SectorConfig) -> None:
+    """Raise ValueError, naming the rule, on sizes of which no model can be made."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, not {value!r}")
+    for name in ("rope_theta", "rope_max_frequency", "rms_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+    if config.hidden_size % (2 * config.num_attention_heads):
+        raise ValueError(
+            f"hidden_size {config.hidden_size} must be a multiple of twice num_attention_heads, "
+            f"{config.num_attention_heads}: a head rotates pairs"
+        )
+    if config.architecture_version != ARCHITECTURE_VERSION:
+        raise ValueError(
+            f"architecture_version is {config.architecture_version!r}; this release reads {ARCHITECTURE_VERSION} only"
+        )
+    if config.digit_order not in ("msd", "lsd"):
+        raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")
+    if config.task not in task_names():
+        raise ValueError(f"task must be one of {', '.join(task_names())}, not {config.task!r}")
+
+
+def rope_table(config: SectorConfig) -> Tensor:
+    """`[P, 2, K/2]` cosines and sines of every place that training or inference can meet."""
+    places = torch.arange(tokens.MAX_PLACE + MAX_GAP + 1, dtype=torch.float64)
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    angles = places[:, None] * config.rope_max_frequency * config.rope_theta**-exponents
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
+    """`[..., 32]` class logits of the tokens that follow `ids [...]` -> `[..., V]`, each on the id of its class."""
+    targets = tokens.next_ids(ids.unsqueeze(-1), torch.arange(tokens.NUM_CLASSES, device=ids.device))
+    logits = class_logits.new_full((*ids.shape, vocab_size), float("-inf"))
+    # Illegal classes may share an id with a legal one (a clamped place), so the larger logit wins.
+    return logits.scatter_reduce_(-1, targets.clamp(max=vocab_size - 1), class_logits, "amax")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `[B, T, H, K]` by the angles of `[B, T, 1, K/2]` cosines and sines; halves are the two components."""
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, rotary by place."""
+
+    def __init__(self, config: SectorConfig, layer_index: int) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.head_dim = config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        show: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, D]` -> `[B, T, D]`, and if it is to `show` them the weights `[B, H, T, S]`.
+
+        mask: `[1 or B, 1 or H, T, S]` bool, or a float to be added to the scores; None is plain causal attention.
+        """
+        batch, length, hidden = x.shape
+        heads = hidden // self.head_dim
+        qkv = self.qkv(x).view(batch, length, 3 * heads, self.head_dim)
+        qk, v = qkv.split([2 * heads, heads], dim=2)
+        # The table is float32, whatever the weights are.
+        q, k = rotate(qk, *rope).to(v.dtype).transpose(1, 2).chunk(2, dim=1)
+        v = v.transpose(1, 2)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_index)
+        if mask is not None and mask.is_floating_point():
+            # A row of nothing but -inf has no softmax.
+            mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+        # One new token attends to all that is in the cache.
+        is_causal = mask is None and (past_key_values is None or length > 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        weights = attention_weights(q, k, mask) if show else None
+        return self.out(y.transpose(1, 2).reshape(batch, length, hidden)), weights
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Queries `[B, H, T, K]` and keys `[B, H, S, K]` -> the weights `[B, H, T, S]` by which values are added up."""
+    scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
+    if mask is None:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril(k.shape[2] - q.shape[2])
+    scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=3).to(q.dtype)
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: SectorConfig, layer_index: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention = Attention(config, layer_index)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        show: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[B, T, D]` -> `[B, T, D]`, and the weights of its attention; see there."""
+        attended, weights = self.attention(self.attention_norm(x), rope, mask, past_key_values, show)
+        x = x + attended
+        return x + self.down(F.relu(self.up(self.mlp_norm(x))).square()), weights
+
+
+class SectorForCausalLM(PreTrainedModel, GenerationMixin):
+    """Place-coupled language model; `forward` yields logits over ids, `class_logits` over the 32 classes."""
+
+    config: SectorConfig
+    config_class = SectorConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: SectorConfig) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(tokens.NUM_CLASSES, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, tokens.NUM_CLASSES, bias=False)
+        # Not a buffer: checkpoints do not hold it, and it stays float32 where the weights do not.
+        self._rope = Constant(partial(rope_table, config))
+        self._complete_generation_config()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        places: Tensor | None = None,
+        states: list[Tensor] | None = None,
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Ids `[B, T]` -> `[B, T, D]` after the final norm.
+
+        mask: as in `Attention`; None is plain causal attention.
+        places: `[B, T]` instead of the places in the ids (training augments them).
+        states: takes what each block reads, and what comes out. attentions: takes the weights of each block.
+        """
+        if places is None:
+            places = tokens.place_of(input_ids)
+        cos, sin = self.rope(input_ids.device)[places].unsqueeze(2).unbind(dim=3)
+        x = self.embed(tokens.class_of(input_ids))
+        show = attentions is not None
+        for block in self.blocks:
+            if states is not None:
+                states.append(x)
+            x, weights = block(x, (cos, sin), mask, past_key_values=cache, show=show)
+            if attentions is not None:
+                attentions.append(weights)
+        x = self.norm(x)
+        if states is not None:
+            states.append(x)
+        return x
+
+    def class_logits(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """`[..., D]` hidden states and the ids `[...]` they belong to -> `[..., 32]`, -inf where illegal."""
+        logits = self.head(hidden)
+        legal = tokens.legal_table(logits.device)[tokens.class_of(input_ids.to(logits.device))]
+        return logits.masked_fill(~legal, float("-inf"))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Ids `[B, T]` -> logits `[B, T, V]`, all but -inf only on the ids that may come next.
+
+        attention_mask: `[B, S]`, zero on padding; or as in `Attention`, and then it alone says what is seen.
+        position_ids: `[B, T]`, read where there is neither mask nor cache: where they do not go on by one, another
+            sequence begins, as collators pack them. Positions themselves are the places in the ids.
+        labels: `[B, T]`, the ids themselves; shifted here, -100 ignored. A target that can never follow, such as most
+            tokens of a prompt, carries no loss. shift_labels: `[B, T]`, shifted already.
+        num_items_in_batch: what the sum of losses is divided by; the mean otherwise. transformers counts all targets
+            that are not -100, over all the batches of a step.
+        logits_to_keep: only the last so many positions, or those at these indices.
+        use_cache: hand back keys and values; only if asked for.
+        """
+        # Not by name: transformers' Trainer would wait for every argument with a label in its name.
+        shift_labels: Tensor | None = others.pop("shift_labels", None)
+        _refuse(inputs_embeds, others)
+        ids = _checked_ids(input_ids, self.config.vocab_size)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        mask = attention_mask_of(attention_mask, position_ids, ids, past_key_values)
+        config = self.config
+        states: list[Tensor] | None = [] if _chosen(output_hidden_states, config.output_hidden_states) else None
+        attentions: list[Tensor] | None = [] if _chosen(output_attentions, config.output_attentions) else None
+        hidden = self.hidden_states(ids, mask, past_key_values, states=states, attentions=attentions)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        class_logits = self.class_logits(hidden[:, kept], ids[:, kept])
+        logits = scatter_logits(class_logits, ids[:, kept].to(class_logits.device), config.vocab_size)
+        loss = None
+        if shift_labels is not None or labels is not None:
+            if logits.shape[1] != ids.shape[1]:
+                raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
+            loss = next_token_loss(logits, ids, labels, shift_labels, num_items_in_batch)
+        output = CausalLMOutputWithPast(
+            # transformers says FloatTensor and means a Tensor.
+            loss=loss,  # type: ignore[arg-type]
+            logits=logits,  # type: ignore[arg-type]
+            past_key_values=past_key_values,
+            hidden_states=None if states is None else tuple(states),  # type: ignore[arg-type]
+            attentions=None if attentions is None else tuple(attentions),  # type: ignore[arg-type]
+        )
+        return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
+
+    def rope(self, device: torch.device | None = None) -> Tensor:
+        """The `[P, 2, K/2]` table on a device, else on that of the weights."""
+        return self._rope.on(device or self.head.weight.device)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the 32 classes: a place has no weights."""
+        return self.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Take another embedding of the classes. ValueError unless it is of the same shape."""
+        _check_shape(value, self.embed)
+        self.embed = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, which yields logits of the 32 classes."""
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Take another head. ValueError unless it is of the same shape."""
+        _check_shape(new_embeddings, self.head)
+        self.head = new_embeddings  # type: ignore[assignment]
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Return the embedding. ValueError if the vocabulary would become another one."""
+        size, multiple = new_num_tokens or self.config.vocab_size, pad_to_multiple_of or 1
+        if size + -size % multiple != self.config.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {self.config.vocab_size} ids, every token class at every place, and cannot be "
+                f"resized to {size + -size % multiple}; add no tokens"
+            )
+        return self.embed
+
+    def init_continuous_batching(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse, by ValueError: paged attention would ask for another form of the model."""
+        raise ValueError("continuous batching and paged caches do not work; give `generate` a batch, or serve by vLLM")
+
+    def adjust_generation_fn(self, *arguments: Any, **options: Any) -> None:
+        """Read generation_config.json, and make up for what it leaves out: older checkpoints have none."""
+        super().adjust_generation_fn(*arguments, **options)  # type: ignore[misc]
+        self._complete_generation_config()
+
+    def _complete_generation_config(self) -> None:
+        """Set what is left open: greedy, and as long as the longest problem takes."""
+        config: GenerationConfig = self.generation_config
+        if config.do_sample is None:
+            # The temperature too: pipelines would fill in another one, and be told that it has no effect.
+            config.do_sample, config.temperature = False, config.temperature or 1.0
+        if config.max_length is None and config.max_new_tokens is None:
+            config.max_length = self.config.max_position_embeddings
+
+    def _prepare_generated_length(  # type: ignore[override]
+        self, generation_config: GenerationConfig, *, input_ids_length: int, **others: Any
+    ) -> GenerationConfig:
+        """Settle the lengths. Where none was asked for, what runs on and on is cut by the length of its prompt."""
+        prepared: GenerationConfig = super()._prepare_generated_length(  # type: ignore[misc]
+            generation_config, input_ids_length=input_ids_length, **others
+        )
+        if prepared.max_new_tokens is None and prepared.max_length == self.config.max_position_embeddings:
+            prepared.max_length = min(prepared.max_length, _MOST_OF_A_PROMPT * max(input_ids_length, _SHORTEST_PROMPT))
+        return prepared
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **options: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """What a call of `generate` means. ValueError, in one line, on what does not work with these logits."""
+        prepared, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
+        if _limits_only_new_tokens(options, vars(generation_config or GenerationConfig())):
+            # Else transformers says at every call that both are set.
+            prepared.max_length = None
+        _refuse_generation(prepared)
+        return prepared, others
+
+
+def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
+    """Does the first of these that limits a length at all limit that of the new tokens, and no other?"""
+    for chosen in sources:
+        new, whole = (chosen.get(name) for name in ("max_new_tokens", "max_length"))
+        if new is not None or whole is not None:
+            return whole is None
+    return False
+
+
+def _refuse_generation(config: GenerationConfig) -> None:
+    if config.stop_strings is not None:
+        raise ValueError("stop_strings do not work: no text stands for a token alone; a sequence ends by itself")
+    if config.guidance_scale not in (None, 1, 1.0):
+        raise ValueError("guidance_scale does not work: it subtracts logits, and those of illegal tokens are -inf")
+    if config.cache_implementation == "quantized":
+        raise ValueError("a quantized cache does not work: keys that are rounded so much give wrong digits")
+
+
+def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
+    """ValueError or TypeError, in one line, on arguments that would change nothing."""
+    if inputs_embeds is not None:
+        raise ValueError("inputs_embeds do not work: the place of a token is in its id; give input_ids")
+    if unknown := [name for name, value in others.items() if value is not None]:
+        raise TypeError(f"a sector model takes no {', '.join(unknown)}; leave that out")
+
+
+def _checked_ids(input_ids: Tensor | None, vocab_size: int) -> Tensor:
+    """The ids. ValueError if there are none, or other than `[B, T]`; on a CPU also if one is out of the vocabulary."""
+    if input_ids is None:
+        raise ValueError("give input_ids")
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be [B, T] integers, not {input_ids.dtype} {list(input_ids.shape)}")
+    # Elsewhere the check would wait for the device.
+    if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
+        low, high = (int(bound) for bound in input_ids.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"{low if low < 0 else high} is no token id; ids are 0 to {vocab_size - 1}")
+    return input_ids
+
+
+def _chosen(given: bool | None, default: bool | None) -> bool:
+    return bool(default if given is None else given)
+
+
+def _check_shape(value: nn.Module, present: nn.Module) -> None:
+    shape, wanted = (list(getattr(module, "weight", torch.empty(0)).shape) for module in (value, present))
+    if shape != wanted:
+        raise ValueError(f"the weight must be {wanted}, a row for each token class, not {shape}")
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one (CUDA_VISIBLE_DEVICES= hides it), else the CPU: where models of the loop lie."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def new_model(preset: str, seed: int, **overrides: Any) -> SectorForCausalLM:
+    """A freshly initialised model on the CPU; the same preset and seed give the same weights.
+
+    ValueError on an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SectorForCausalLM(SectorConfig(**{**PRESETS[preset], **overrides}))
+
+
+AutoConfig.register(SectorConfig.model_type, SectorConfig, exist_ok=True)
+AutoModelForCausalLM.register(SectorConfig, SectorForCausalLM, exist_ok=True)

@@ -1,0 +1,224 @@
+"""The tokenizer in Hugging Face form: from the text people see to place-coupled ids and back.
+
+    123+456=       a prompt for the fast policy          0579          its answer
+    123+456+1>     a prompt for the slow policy          12+45+1|0     its simplification: the rest, and the digit
+
+A prompt with its completion is a whole sequence, end included: `123+456=579` or `123+456+1>12+45+1|0`. Operands,
+answers and rests that are shorter than their place demands are padded with leading zeros. One or two `~` in front ask
+for the shifted start marks of the second look. Text shows numbers most significant digit first, whatever the order in
+which the model reads them.
+
+Decoding is faithful, digit by digit: leading zeros stay, so text -> ids -> text -> ids is stable. Marks that only the
+model needs (start, end of a number, no carry-in, end of a sequence, padding) are not shown.
+
+In a chat the last message is the prompt, and what came before it is not read.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
+
+from sector.engine.errors import InputError
+from sector.engine.language import tokens
+from sector.engine.language.layout import Mode
+from sector.engine.language.operands import Problems
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.models.loss import IGNORED
+from sector.engine.models.sector import SectorConfig
+from sector.engine.tasks import DEFAULT
+
+_TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
+_PROBLEM = re.compile(r"(?P<shift>~*)\s*(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?", re.ASCII)
+_REST = re.compile(r"(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?\s*\|\s*(?P<digit>\d)", re.ASCII)
+
+_PAD_NAME = "<pad>"
+_LOCAL_NAMES = (*"0123456789", ")", "c0", "c1", "E", "x14", "x15")
+_MARK_NAMES = {tokens.START: "<", tokens.ANSWER: "=", tokens.THINK: ">", tokens.PLUS: "+", tokens.JOIN: "&"}
+# What people see of each kind of token that is not a digit; a start mark shows its shift.
+_SHOWN = {"c1": "+1", "=": "=", ">": ">", "+": "+", "&": "+", "<1": "~", "<2": "~~"}
+
+
+def _mark_name(index: int) -> str:
+    kind, variant = divmod(index + tokens.NUM_LOCAL - tokens.START, tokens.NUM_SHIFTS)
+    return _MARK_NAMES[tokens.START + kind * tokens.NUM_SHIFTS] + (str(variant) if variant else "")
+
+
+def _token_name(index: int) -> str:
+    """`7@3` is a seven at place 3, `)@3` the end of a number there, `=1` an `=` of variant 1."""
+    if index == tokens.PAD_ID:
+        return _PAD_NAME
+    if index < tokens.NUM_LOCAL:
+        return _mark_name(index)
+    return f"{_LOCAL_NAMES[index % tokens.NUM_LOCAL]}@{index // tokens.NUM_LOCAL}"
+
+
+_NAMES = tuple(_token_name(index) for index in range(tokens.VOCAB_SIZE))
+_IDS = {name: index for index, name in enumerate(_NAMES)}
+
+_CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
+
+
+class SectorTokenizer(PreTrainedTokenizer):
+    """Text <-> ids; the vocabulary follows from `tokens.py`, so there is no vocabulary file.
+
+    task: what the model has learned. Only sums can be written as text yet: InputError on texts for another task.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]
+    vocab_files_names: dict[str, str] = {}
+
+    def __init__(self, digit_order: str = "msd", task: str = DEFAULT, **kwargs: Any) -> None:
+        self.digit_order = DigitOrder(digit_order)
+        self.task = task
+        kwargs["pad_token"] = _PAD_NAME
+        # Batches of prompts are made to be completed, and what follows padding on the right would complete the padding.
+        kwargs.setdefault("padding_side", "left")
+        # No part of a text stands for a token by name.
+        kwargs["split_special_tokens"] = True
+        kwargs.setdefault("chat_template", _CHAT_TEMPLATE)
+        super().__init__(digit_order=str(digit_order), task=task, **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return tokens.VOCAB_SIZE
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(_IDS)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """There is nothing to save beside tokenizer_config.json."""
+        return ()
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return the ids of a text as they are. InputError on a pair of texts: the second would not be read alone."""
+        if token_ids_1:
+            raise InputError("a prompt stands alone; write 123+456= or 123+456=579 as one text, not as a pair")
+        return token_ids_0
+
+    def truncate_sequences(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        *options: Any,
+        **more: Any,
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids if they are short enough, else raise InputError: a part of a problem is another problem."""
+        if num_tokens_to_remove > 0:
+            raise InputError(
+                f"a text of {len(ids)} tokens cannot be cut; raise max_length by {num_tokens_to_remove}, "
+                "or write a shorter problem"
+            )
+        return ids, pair_ids or [], []
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Token names -> the text people see. InputError on a name of no token."""
+        shown: list[str] = []
+        number: list[str] = []
+        previous = ""
+        for name in filter(None, tokens):
+            self._convert_token_to_id(name)
+            kind = name.partition("@")[0]
+            if kind.isdigit():
+                # In a simplification the carry-in is followed by the digit split off.
+                if previous in ("c0", "c1"):
+                    shown.append("|")
+                number.append(kind)
+            else:
+                shown.extend(self._ordered(number))
+                number = []
+                shown.append(_SHOWN.get(kind.rstrip("12") if kind[0] in "=>+&" else kind, ""))
+            previous = kind
+        shown.extend(self._ordered(number))
+        return "".join(shown)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        if self.task != DEFAULT:
+            raise InputError(f"problems of {self.task} cannot be written as text yet; ask the model by `sector solve`")
+        return [_NAMES[index] for index in _encode(text, self.digit_order).tolist()]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        if token not in _IDS:
+            raise InputError(f"{_quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
+        return _IDS[token]
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < tokens.VOCAB_SIZE:
+            mend = f"; put {tokens.PAD_ID}, the id of padding, where labels say {IGNORED}" if index == IGNORED else ""
+            raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}{mend}")
+        return _NAMES[index]
+
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        for token in map(str, new_tokens):
+            if token and token not in _IDS:
+                raise InputError(
+                    f"{_quoted(token)} cannot be added: the vocabulary is every token class at every place; "
+                    "leave the tokenizer as it is"
+                )
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _ordered(self, number: list[str]) -> list[str]:
+        return number[::-1] if self.digit_order is DigitOrder.LSD else number
+
+
+def _encode(text: str, order: DigitOrder) -> Tensor:
+    """`[T]` ids of a prompt, or of a prompt with its completion and end. InputError if the text is neither."""
+    parts = _TEXT.fullmatch(text)
+    if parts is None:
+        raise InputError(f"{_quoted(text)} is no prompt; end it with = for an answer or > for a simplification")
+    match = _PROBLEM.fullmatch(parts["problem"].strip())
+    if match is None:
+        raise InputError(
+            f"{_quoted(parts['problem'])} is not a problem; write two non-negative integers as 123+456 or 123+456+1"
+        )
+    variant, digits = len(match["shift"]), max(len(match["a"]), len(match["b"]))
+    if variant >= tokens.NUM_SHIFTS:
+        raise InputError(f"{_quoted(text)} starts with {variant} shift marks; write at most {tokens.NUM_SHIFTS - 1} ~")
+    if digits > tokens.MAX_DIGITS:
+        raise InputError(f"an operand has {digits} digits; write at most {tokens.MAX_DIGITS}")
+    layout = PlaceLayout(order, variant)
+    mode = Mode.ANSWER if parts["mode"] == "=" else Mode.THINK
+    ids = layout.prompt_ids(_problem(match, digits), mode)[0]
+    completion = parts["completion"].strip()
+    if not completion:
+        return ids
+    complete = _answer_ids if mode == Mode.ANSWER else _simplification_ids
+    return torch.cat([ids, complete(completion, digits, layout)])
+
+
+def _answer_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
+    if not (text.isascii() and text.isdigit() and len(text) <= digits + 1):
+        raise InputError(f"{_quoted(text)} is no answer to a {digits}-digit problem; write at most {digits + 1} digits")
+    return layout.answer_ids(_digits(text, digits + 1))[0]
+
+
+def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
+    match = _REST.fullmatch(text)
+    if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
+        mend = f"write it as 12+45+1|0, with a rest of at most {digits - 1} digits" if digits > 1 else "ask for its sum"
+        raise InputError(f"{_quoted(text)} does not simplify a {digits}-digit problem; {mend}")
+    rest = _problem(match, digits - 1)
+    return layout.simplification_ids(rest, torch.tensor([int(match["digit"])]))[0]
+
+
+def _problem(match: re.Match[str], digits: int) -> Problems:
+    """One problem of exactly `digits` digits; unlike `Problems.parse` it keeps the zeros that were typed."""
+    carry = torch.tensor([int(match["carry"] or 0)])
+    return Problems(_digits(match["a"], digits), _digits(match["b"], digits), carry)
+
+
+def _digits(number: str, length: int) -> Tensor:
+    """`[1, length]` digits, padded with leading zeros."""
+    return torch.tensor([[int(digit) for digit in number.zfill(length)]])
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+AutoTokenizer.register(SectorConfig, slow_tokenizer_class=SectorTokenizer, exist_ok=True)

@@ -1,0 +1,172 @@
+"""Trackers that people already use: TensorBoard always, Weights & Biases and trackio where asked for.
+
+Trackers are told what happened and nothing comes back. Every figure stands over the number of training steps of the
+run so far, which a resumed run knows from its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from sector.engine.config import RunConfig
+from sector.engine.errors import InputError
+from sector.engine.run.directory import RunDir
+from sector.engine.run.phases import Event
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PROJECT = "sector"
+# The loss of every so many steps.
+_LOSS_STEPS = 20
+# What a line of metrics.jsonl is not told of: it is drawn over digits elsewhere, or no number.
+_ROUND_FIGURES = (
+    "digits",
+    "label_error",
+    "fast_label_error",
+    "agreement",
+    "next_agreement",
+    "trained_agreement",
+    "cycles",
+    "tokens_generated",
+    "tokens_trained",
+    "seconds_generate",
+    "seconds_train",
+    "seconds_audit",
+    "seconds_total",
+)
+
+
+class Tracker(Protocol):
+    """Takes figures by name."""
+
+    def log(self, figures: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def log_to_trackers(
+    events: Iterable[Event], run: RunDir, config: RunConfig, names: Sequence[str] = ()
+) -> Iterator[Event]:
+    """The events of a run, told on the way to TensorBoard, and to the trackers `wandb` or `trackio` where named.
+
+    InputError before the first event if one of them is not installed, or will not start.
+    """
+    steps = _Steps(run, config)
+    with ExitStack() as open_trackers:
+        trackers: list[Tracker] = [_TensorBoard(run.root)]
+        trackers += [_Service(name, run.root, config) for name in names]
+        for tracker in trackers:
+            open_trackers.enter_context(closing(tracker))
+        for event in events:
+            now = steps.at(event)
+            if figures := figures_of(event):
+                for tracker in trackers:
+                    tracker.log(figures, now)
+            yield event
+
+
+class _Steps:
+    """Training steps of a run, from the phases that are done and where its events say that it stands."""
+
+    def __init__(self, run: RunDir, config: RunConfig) -> None:
+        self._config, self._done = config, 0
+        for line in run.metrics():
+            self.at({"event": "round", **line})
+
+    def at(self, event: Event) -> int:
+        """Steps done when the event came."""
+        kind = event["event"]
+        if kind == "train":
+            return self._done + self._of(event["digits"], event["cycle"] - 1) + event["step"]
+        if kind == "goal":
+            return self._done + self._of(event["digits"], event["cycle"])
+        if kind == "round":
+            self._done += self._of(0 if event["phase"] == "sft" else event["digits"], event["cycles"])
+        return self._done
+
+    def _of(self, digits: int, cycles: int) -> int:
+        """Steps of so many cycles; `digits` 0 stands for the supervised phase."""
+        if digits:
+            return cycles * self._config.round.cycle_steps
+        settings = self._config.supervised
+        return settings.cycle_steps + (cycles - 1) * settings.more_steps if cycles else 0
+
+
+def figures_of(event: Event) -> dict[str, float]:
+    """What of an event is drawn, by name."""
+    kind = event["event"]
+    if kind == "train" and event["step"] % _LOSS_STEPS == 0:
+        return {"train/loss": event["loss"], "train/tokens_per_s": event["tokens_per_s"]}
+    if kind == "goal":
+        return {f"goal/{name}": event[name] for name in ("agreement", "trained") if event.get(name) is not None}
+    if kind != "round":
+        return {}
+    figures = {f"round/{name}": event[name] for name in _ROUND_FIGURES if event.get(name) is not None}
+    if event["tried"]:
+        figures |= {f"rejected/{reason}": count / event["tried"] for reason, count in event["rejected"].items()}
+        figures["round/accepted"] = event["accepted"] / event["tried"]
+    trained = [share for digits, share in event["accuracy"].items() if int(digits) <= event["digits"]]
+    ahead = event["accuracy"][str(event["digits"] + 1)]
+    return figures | {
+        "accuracy/own length": trained[-1],
+        "accuracy/lowest trained": min(trained),
+        "accuracy/one digit more": ahead,
+    }
+
+
+class _TensorBoard:
+    """Event files in the run's `tensorboard/`; what a killed run had written past the first step is taken back."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "tensorboard"
+        self._writer: SummaryWriter | None = None
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._root, purge_step=step, flush_secs=10)
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Service:
+    """Weights & Biases, or trackio, which speaks the same language. A resumed run goes on under its own name."""
+
+    def __init__(self, name: str, root: Path, config: RunConfig) -> None:
+        module = _imported(name)
+        key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+        of_run = {"project": PROJECT, "name": f"{root.name}-{key[:4]}", "config": config.model_dump()}
+        if name == "wandb":
+            of_run |= {"id": key, "dir": str(root)}
+        try:
+            self._run = module.init(resume="allow", **of_run)
+        except Exception as error:
+            # Whatever keeps it from starting (no account, no network) is between the user and the service.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"--track {name} does not start: {reason}") from error
+        self._module = module
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        self._module.log(figures, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"--track {name} needs a package: pip install 'sector-lm[{name}]'") from error

@@ -1,0 +1,93 @@
+"""What a phase of a run trains on, and the weights that the first begins with: from settings and files alone.
+
+So every process that shares a training can make it for itself, and the first only says which one (`followers.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sector.engine.config import RunConfig, TrainerConfig
+from sector.engine.errors import NoAgreement
+from sector.engine.language.examples import Examples
+from sector.engine.models.checkpoint import Model
+from sector.engine.models.sector import best_device, new_model
+from sector.engine.run.directory import RunDir
+from sector.engine.seeding import stream_seed
+from sector.engine.tasks import find_task
+from sector.engine.training import supervised
+from sector.engine.training.batches import mixed_batches
+from sector.engine.training.dataset import read_examples
+from sector.engine.training.distill import Batches
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """A phase's training.
+
+    digits: of the round; 0 is the supervised phase. seed: all draws follow from it. cycles: steps of each cycle, of
+    which the last ones may not be needed. batches: of a cycle.
+    """
+
+    digits: int
+    seed: int
+    trainer: TrainerConfig
+    cycles: Sequence[int]
+    batches: Callable[[int], Batches]
+
+    def draws(self, cycle: int) -> int:
+        """The seed of what `train_cycle` draws."""
+        return stream_seed(self.seed, "train", self.digits, cycle)
+
+
+def plan_of(run: RunDir, config: RunConfig, digits: int, seed: int) -> TrainingPlan:
+    """What the round at `digits` digits (0: the supervised phase) trains on. NoAgreement if nothing was accepted."""
+    return _round(run, config, digits, seed) if digits else _supervised(config, seed)
+
+
+def untrained(run: RunDir, config: RunConfig) -> Model:
+    """The model that the supervised phase starts from."""
+    if config.pretrained:
+        return run.load_checkpoint(0)
+    model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
+    return model.to(best_device())  # type: ignore[arg-type]
+
+
+def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+    """List the sets that a round replays: one a length of the supervised examples, then those of earlier rounds."""
+    sets = list(read_examples(run.examples(0)).values())
+    for earlier in run.rounds():
+        if earlier < digits:
+            sets += examples_of(run, config, earlier)
+    return sets
+
+
+def examples_of(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
+    """List the sets of a round's examples that take turns: all, and those that the fast policy missed."""
+    sets, settings = list(read_examples(run.examples(digits)).values()), config.round
+    if settings.missed_turns:
+        # Fewer than a shard would be the same few over and over. What was missed is the answer, not the step.
+        missed = read_examples(run.examples(digits), missed=True).values()
+        sets += [examples.answers_only() for examples in missed if len(examples) >= settings.trainer.shard_rows]
+    task = find_task(config.task)
+    return [Examples.cat([examples, *task.restated(examples)]) for examples in sets] if settings.restated else sets
+
+
+def _supervised(config: RunConfig, seed: int) -> TrainingPlan:
+    settings = config.supervised
+    cycles = [settings.cycle_steps] + [settings.more_steps] * (settings.max_cycles - 1)
+    return TrainingPlan(0, seed, settings.trainer, cycles, supervised.curriculum(config))
+
+
+def _round(run: RunDir, config: RunConfig, digits: int, seed: int) -> TrainingPlan:
+    settings = config.round
+    trainer = settings.trainer
+    new = examples_of(run, config, digits)
+    if not new:
+        raise NoAgreement(f"no candidate of {digits} digits was accepted")
+    replay = replayed(run, config, digits)
+
+    def batches(cycle: int) -> Batches:
+        draws = stream_seed(seed, "distill", digits, cycle)
+        return mixed_batches(new, replay, trainer.num_shards, trainer.shard_rows, settings.replay_share, draws)
+
+    return TrainingPlan(digits, seed, trainer, [settings.cycle_steps] * settings.max_cycles, batches)

@@ -1,0 +1,253 @@
+"""The two pictures of a run, and the one of an evaluation.
+
+Pictures are drawn after every round, so they are cheap; matplotlib is imported only when one is drawn, and its pyplot,
+with its global state, never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sector.engine.files import write_atomically
+from sector.engine.run.audit import Score
+from sector.engine.run.directory import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 120
+# The brightest eighth of a colour map is hard to see on white.
+_DARK_END = np.linspace(0.12, 1.0, 256)
+INK, FAINT, EDGE = "#22272e", "#d5d9df", "#8b949e"
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.edgecolor": EDGE,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5", "#0c8599")
+_REASON_COLORS = {
+    "accepted": "#2f9e44",
+    "thought_through": "#94d82d",
+    "unparsable": "#495057",
+    "outvoted": "#f08c00",
+    "not_direct": "#1f6feb",
+    "not_complement": "#9c36b5",
+    "not_commutative": "#c92a2a",
+    "not_through": "#f06595",
+}
+
+# The scale of accuracies is logarithmic in the error down to this one, so that 98 and 99.5 % look different.
+_LEAST_ERROR = 0.002
+_ACCURACY_TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+_ERROR_TICKS = (0.0, 0.002, 0.007, 0.02, 0.05, 0.1, 0.28, 0.6, 1.0)
+# Published for the paper's filter and for the fast policy alone (mission: second-hand).
+_PUBLISHED = (0.007, 0.28)
+
+
+def plot_run(run: RunDir) -> None:
+    """Draw accuracy by length over rounds, and label error and acceptance per round, from the run's metrics."""
+    metrics = run.metrics()
+    if not metrics:
+        return
+    _draw(run.plots() / "accuracy.png", (8.0, 4.6), _accuracy_figure, metrics)
+    _draw(run.plots() / "labels.png", (8.0, 6.4), _labels_figure, metrics)
+
+
+def plot_eval(scores: Sequence[Score], title: str, path: Path) -> None:
+    """Draw accuracy by length, a line a family of problems; the first with its Wilson 95 % intervals."""
+    _draw(path, (8.0, 4.6), _eval_figure, scores, title)
+
+
+def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
+    """Make a figure, let `fill` draw on it, and write it atomically."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):  # type: ignore[arg-type]  # its type lists every key there is
+        figure = Figure(figsize=size, dpi=DPI)
+        FigureCanvasAgg(figure)
+        # Fixed margins: a layout engine would draw everything twice.
+        figure.subplots_adjust(left=0.11, right=0.98, bottom=0.9 / 2 / size[1] + 0.02, top=1 - 0.35 / size[1])
+        fill(figure, *data)
+        write_atomically(path, lambda aside: figure.savefig(aside, format="png"))
+
+
+def _accuracy_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.add_subplot()
+    first, last = metrics[0]["digits"], metrics[-1]["digits"]
+    colors = ScalarMappable(Normalize(first, max(last, first + 1)), ListedColormap(colormaps["viridis_r"](_DARK_END)))
+    lowest = 1.0
+    for line in metrics:
+        lengths = [int(digits) for digits in line["accuracy"]]
+        accuracies = list(line["accuracy"].values())
+        newest, lowest = line is metrics[-1], min(lowest, *accuracies)
+        color = colors.to_rgba(line["digits"])
+        axes.plot(lengths, accuracies, color=color, lw=2.4 if newest else 1.0, alpha=1.0 if newest else 0.75, zorder=3)
+        reached = lengths.index(line["digits"])
+        axes.plot(lengths[reached], accuracies[reached], "o", color=color, ms=5.5, zorder=4)
+        # One digit past the round, nothing was trained there yet.
+        axes.plot(lengths[-1], accuracies[-1], "o", mfc="white", mec=color, ms=4.5, zorder=4)
+    axes.axvline(last, color=INK, lw=0.8, ls=":")
+    axes.annotate(f"frontier {last}", (last, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+                  textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+    scale_accuracy(axes, lowest)
+    scale_lengths(axes, 1, last + 1)
+    axes.set(
+        title="Accuracy by length after each round", xlabel="digits per operand", ylabel="exact match, fast policy"
+    )
+    axes.plot([], [], "o", color=INK, ms=5.5, label="the round's own length")
+    axes.plot([], [], "o", mfc="white", mec=INK, ms=4.5, label="one digit more, never trained")
+    axes.legend(loc="lower left")
+    figure.subplots_adjust(right=0.9)
+    bar = figure.colorbar(colors, cax=figure.add_axes((0.915, 0.14, 0.014, 0.76)), label="digits of the round")
+    bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    bar.outline.set_visible(False)
+
+
+def _labels_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
+    rounds = [line for line in metrics if line["phase"] == "round"]
+    above, below = figure.subplots(2, 1, sharex=True)
+    figure.subplots_adjust(hspace=0.16, bottom=0.13)
+    plot_errors(above, [line for line in rounds if line["label_error"] is not None])
+    plot_acceptance(below, rounds)
+    lengths = [line["digits"] for line in rounds] or [metrics[-1]["digits"] + 1]
+    scale_lengths(below, lengths[0], lengths[-1])
+    below.set_xlabel("digits of the round")
+
+
+def plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    """Label error of what was accepted beside the fast policy's on the same problems, with Wilson intervals."""
+    series = (
+        ("fast_label_error", "tried", "fast policy, all problems tried", COLORS[1]),
+        ("label_error", "accepted", "accepted examples", COLORS[0]),
+    )
+    lengths = [line["digits"] for line in rounds]
+    for error, count, label, color in series:
+        scores = [Score(label, line["digits"], round(line[error] * line[count]), line[count]) for line in rounds]
+        low, high = np.array([score.interval for score in scores]).reshape(-1, 2).T
+        axes.fill_between(lengths, low, high, color=color, alpha=0.15, lw=0)
+        axes.plot(lengths, [score.accuracy for score in scores], "o-", color=color, ms=4, lw=1.8, label=label)
+    scale_errors(axes)
+    for published, color in zip(_PUBLISHED, (COLORS[0], COLORS[1]), strict=True):
+        axes.axhline(published, color=color, lw=1.0, ls=(0, (2, 3)))
+    axes.plot([], [], color=INK, lw=1.0, ls=(0, (2, 3)), label="published, at 7 digits")
+    axes.set(title="Wrong answers, by the audit", ylabel="share wrong")
+    axes.legend(loc="upper right", ncols=3)
+
+
+def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    """Where the candidates of each round went, as stacked shares."""
+    lengths = [line["digits"] for line in rounds]
+    bottom = np.zeros(len(rounds))
+    for reason, color in _REASON_COLORS.items():
+        counts = [_fates(line).get(reason, 0) for line in rounds]
+        shares = np.array(counts) / np.array([line["tried"] for line in rounds])
+        if reason == "accepted" or shares.any():
+            axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))
+        bottom = bottom + shares
+    axes.set_ylim(0, 1)
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{20 * step} %" for step in range(6)])
+    axes.set_title("What became of the candidates")
+    axes.set_ylabel("share of tried")
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=4)
+
+
+def _fates(line: dict[str, Any]) -> dict[str, int]:
+    """Candidates of a round by what became of them: accepted at once, thought through, or the look that failed."""
+    through = line.get("thought_through", 0)
+    return {"accepted": line["accepted"] - through, "thought_through": through, **line["rejected"]}
+
+
+def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
+    axes = figure.add_subplot()
+    for name, color in zip(dict.fromkeys(score.name for score in scores), COLORS, strict=False):
+        family = sorted((score for score in scores if score.name == name), key=lambda score: score.digits)
+        lengths = [score.digits for score in family]
+        # The first family carries the interval and lies on top; the bands of all would hide each other.
+        first = name == scores[0].name
+        if first:
+            low, high = np.array([score.interval for score in family]).T
+            axes.fill_between(lengths, low, high, color=color, alpha=0.14, lw=0, label="Wilson 95 %")
+        shares = [score.accuracy for score in family]
+        axes.plot(
+            lengths, shares, "o-", color=color, ms=3.5, lw=2.2 if first else 1.2, zorder=5 if first else 3, label=name
+        )
+    scale_accuracy(axes, min(score.accuracy for score in scores))
+    scale_lengths(axes, min(score.digits for score in scores), max(score.digits for score in scores))
+    axes.set(xlabel="digits per operand", ylabel="exact match")
+    axes.set_title(drawable(title), parse_math=False)
+    axes.legend(loc="lower left", ncols=2)
+
+
+def drawable(text: str) -> str:
+    """The text with escapes in the place of characters that the font of pictures lacks: names are of any script."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
+    return "".join(each if ord(each) in known else ascii(each)[1:-1] for each in text)
+
+
+def scale_errors(axes: Axes) -> None:
+    """Shares of wrong answers, from one in a thousand to all."""
+    axes.set_yscale("function", functions=(_squash_error, _stretch_error))
+    axes.set_yticks(_ERROR_TICKS, [f"{100 * tick:g} %" for tick in _ERROR_TICKS])
+    axes.set_ylim(-0.0003, 1.0)
+
+
+def scale_accuracy(axes: Axes, lowest: float) -> None:
+    """Shares of right answers, such that 98 and 99.5 % look different."""
+    axes.set_yscale("function", functions=(_stretch_accuracy, _squash_accuracy))
+    floor = max((tick for tick in _ACCURACY_TICKS if tick <= min(lowest, 0.9)), default=0.0)
+    ticks = [tick for tick in _ACCURACY_TICKS if tick >= floor]
+    axes.set_yticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    axes.set_ylim(floor, 1.0003)
+
+
+def scale_lengths(axes: Axes, first: int, last: int) -> None:
+    """Digits along the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(first - 0.6, last + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True, min_n_ticks=1))
+    axes.grid(visible=False, axis="x")
+
+
+def _stretch_accuracy(accuracy: np.ndarray) -> np.ndarray:
+    return -np.log10(np.clip(1 - accuracy, -0.9 * _LEAST_ERROR, None) + _LEAST_ERROR)
+
+
+def _squash_accuracy(height: np.ndarray) -> np.ndarray:
+    return 1 + _LEAST_ERROR - 10.0**-height
+
+
+def _squash_error(error: np.ndarray) -> np.ndarray:
+    return np.log10(np.clip(error, -0.9 * _LEAST_ERROR, None) + _LEAST_ERROR)
+
+
+def _stretch_error(height: np.ndarray) -> np.ndarray:
+    return 10.0**height - _LEAST_ERROR

@@ -1,0 +1,227 @@
+"""The two halves of a round on files that a person names: generate examples to one, train on some.
+
+The loop does the same inside a run directory (`phases.py`), where it also knows when to stop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sector.engine.config import FilterConfig, RunConfig, TrainerConfig, VllmConfig, vllm_config
+from sector.engine.errors import InputError
+from sector.engine.files import check_writable
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import Layout
+from sector.engine.language.tokens import MAX_DIGITS
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout, weights_sha256
+from sector.engine.models.sector import best_device
+from sector.engine.policy import improve
+from sector.engine.policy.generate import Assignment
+from sector.engine.policy.workers import start_workers, with_weights
+from sector.engine.run.directory import RunDir
+from sector.engine.samplers import make_sampler
+from sector.engine.samplers.protocol import Sampler
+from sector.engine.seeding import stream_seed
+from sector.engine.tasks.task import Task, one_task
+from sector.engine.training.batches import mixed_batches
+from sector.engine.training.data_parallel import check_useful, process_group
+from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
+from sector.engine.training.distill import Batches, start_training, train_cycle, tune_allocator
+from sector.engine.training.torchrun import leads
+
+# Called with how much is done, of how much, and a note.
+OnProgress = Callable[[int, int, str], None]
+
+
+def open_engine(model: Path, engine: str, given: dict[str, Any] | None = None) -> tuple[Sampler, Task, Layout]:
+    """An engine with the weights of a checkpoint or run directory, the task and the layout that they have learned.
+
+    given: settings of the engine `vllm` over those of the run (`config.vllm_config`).
+    """
+    loaded = load_checkpoint(model)
+    return make_sampler(engine, loaded, vllm_settings(model, given)), *task_and_layout(loaded)
+
+
+def vllm_settings(model: Path, given: dict[str, Any] | None) -> VllmConfig:
+    """Settings of the engine `vllm`: those given, over those of the run directory if the model is one."""
+    return vllm_config(given or {}, _run_config(model).vllm)
+
+
+def check_digits(digits: int) -> None:
+    """InputError unless problems of that length exist."""
+    if not 1 <= digits <= MAX_DIGITS:
+        raise InputError(f"no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
+
+
+def generate_file(
+    model: Path,
+    out: Path,
+    digits: int,
+    count: int,
+    *,
+    engine: str,
+    settings: FilterConfig,
+    hard_share: float,
+    seed: int,
+    on_progress: OnProgress,
+    given: dict[str, Any] | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Try `count` problems and write those that the filter accepts; returns what it took.
+
+    given: as in `open_engine`.
+    workers: engines in processes of their own (`workers.py`); by default one in this process.
+    """
+    check_digits(digits)
+    if out.is_dir():
+        raise InputError(f"cannot write {out}: it is a directory; name a file in it")
+    check_writable(out)
+    weights = load_checkpoint(model)
+    sampler = make_sampler(engine, weights, vllm_settings(model, given))
+    task, layout = task_and_layout(weights)
+    provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
+    parts, tables = [], []
+    tried = accepted = 0
+    with start_workers(workers, engine) as crew:
+        solve = with_weights(crew, weights, sampler)
+        start = time.perf_counter()
+        for rows, block in solve(Assignment(task, layout, digits, count, settings, seed, hard_share)):
+            parts.append(block)
+            tables.append(improved_table(block, rows, layout, provenance))
+            tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
+            on_progress(tried, count, f"{accepted} accepted")
+        seconds = time.perf_counter() - start
+    write_examples(out, pa.concat_tables(tables))
+    improved = improve.cat_improved(parts)
+    return {
+        "digits": digits,
+        "tried": tried,
+        "accepted": accepted,
+        "thought_through": improved.num_thought_through,
+        "rejected": improved.rejected(),
+        "agreement": improved.agreement,
+        "tokens": improved.tokens,
+        "seconds": seconds,
+        "tokens_per_s": improved.tokens / seconds,
+        "accepted_per_s": accepted / seconds,
+        "engine": engine,
+        "weights_sha256": sampler.weights_sha256,
+        "file": str(out),
+    }
+
+
+def distill_files(
+    model: Path,
+    data: Sequence[Path],
+    replay: Sequence[Path],
+    out: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """One round of training: the longest length of the data is new, all else is replay; returns what it took.
+
+    Under torchrun its processes share the work, and the first of them writes.
+    The rounds of a run directory given as `model` are replayed too, and its settings apply. steps: by default the most
+    that a round of the loop may train.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists; choose another --out")
+    training = open_training(model, data, replay, seed)
+    check_writable(out)
+    steps = steps or training.max_steps
+    check_useful(training.trainer.num_shards)
+    with process_group() as ranks:
+        training.weights.to(best_device())  # type: ignore[arg-type]
+        state, start, loss = start_training(training.weights, training.trainer), time.perf_counter(), 0.0
+        for step, loss in train_cycle(state, training.batches, training.trainer, steps, training.seed, ranks):
+            on_progress(step, steps, f"loss {loss:.4f}")
+        seconds = time.perf_counter() - start
+    if leads():
+        save_checkpoint(training.weights, out)
+    return {
+        "digits": training.digits,
+        "examples": training.num_new,
+        "replay_examples": training.num_replayed,
+        "steps": steps,
+        "loss": loss,
+        "tokens": state.tokens,
+        "seconds": seconds,
+        "tokens_per_s": state.tokens / seconds,
+        "checkpoint": str(out),
+        "weights_sha256": weights_sha256(training.weights),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One round of training on files, ready to start.
+
+    digits: of the new examples, of which there are `num_new`; `num_replayed` are shorter, or from earlier rounds.
+    batches, seed: what `train_cycle` draws from. max_steps: the most that a round of the loop trains.
+    """
+
+    weights: Model
+    trainer: TrainerConfig
+    batches: Batches
+    seed: int
+    max_steps: int
+    digits: int
+    num_new: int
+    num_replayed: int
+
+
+def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
+    """Read weights, examples and settings. InputError names the file that is none of them."""
+    sets = _read_all(data)
+    digits = max(each.digits for each in sets)
+    new = [Examples.cat(each for each in sets if each.digits == digits)]
+    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
+    weights, settings = load_checkpoint(model), _run_config(model).round
+    one_task([task_and_layout(weights)[0].name, *(each.problems.task for each in [*new, *old])])
+    trainer = settings.trainer
+    tune_allocator()
+    return Training(
+        weights,
+        trainer,
+        mixed_batches(
+            new,
+            old,
+            trainer.num_shards,
+            trainer.shard_rows,
+            settings.replay_share,
+            stream_seed(seed, "distill", digits),
+        ),
+        stream_seed(seed, "train", digits),
+        settings.cycle_steps * settings.max_cycles,
+        digits,
+        len(new[0]),
+        sum(map(len, old)),
+    )
+
+
+def _read_all(paths: Sequence[Path]) -> list[Examples]:
+    """The examples of some files, a set for every file and length. InputError if a file holds none."""
+    sets: list[Examples] = []
+    for path in paths:
+        by_length = read_examples(path)
+        if not by_length:
+            raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
+        sets += by_length.values()
+    return sets
+
+
+def _rounds(model: Path) -> list[Path]:
+    """Files of examples of a run directory, the supervised phase first; none for a bare checkpoint."""
+    return sorted(model.glob("rounds/*/examples.parquet"), key=lambda path: (path.parent.name != "supervised", path))
+
+
+def _run_config(model: Path) -> RunConfig:
+    """The settings of a run directory; the defaults for a bare checkpoint."""
+    run = RunDir(model)
+    return run.read_config() if run.exists else RunConfig()

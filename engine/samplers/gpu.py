@@ -1,0 +1,164 @@
+"""The native engine of a model that lies on a GPU: requests go there once, and completed ids come back once.
+
+There are two ways to complete a request on a GPU. The megakernel (`kernels/megakernel.py`) does it in one launch, for
+models whose weights stay on chip while every program reads them again and again. For others there is a token a step,
+by kernels in CUDA graphs, behind a pass that reads prompt and drafts (`gpu_steps.py`). The megakernel ignores drafts.
+
+Everything here runs on a CPU too, where the kernels' plain-torch references take their place; tests live on that.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from sector.engine.language import tokens
+from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.models.sector import SectorForCausalLM, rope_table
+from sector.engine.samplers.gpu_steps import Stepwise
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling
+from sector.kernels.completion import Model, Request, Weights
+from sector.kernels.megakernel import complete
+from sector.kernels.megakernel_plan import make_plan
+
+# Keys and values of some ten thousand short rows of the preset tiny, or a thousand of base.
+CACHE_BYTES = 4 << 30
+
+# The megakernel counts tokens in 32 bits.
+_MAX_TOKENS = 2**31 - 1
+
+
+class Decode(StrEnum):
+    """How a request is completed; AUTO is the megakernel where it can run the model and its weights stay on chip."""
+
+    AUTO = "auto"
+    MEGAKERNEL = "megakernel"
+    KERNELS = "kernels"
+
+
+class GpuSampler:
+    """Triton engine; see the module docstring.
+
+    decode: how requests are completed. cache_bytes: device memory for keys and values, where kernels step.
+    """
+
+    name = "native"
+
+    def __init__(self, model: SectorForCausalLM, decode: Decode = Decode.AUTO, cache_bytes: int = CACHE_BYTES) -> None:
+        self._cache_bytes = cache_bytes
+        self._wanted = decode
+        self._take(kernel_model(model, model.device))
+        self.weights_sha256 = weights_sha256(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self._model.weights.qkv.device
+
+    @property
+    def decode(self) -> Decode:
+        """MEGAKERNEL or KERNELS: what was chosen for this model."""
+        return Decode.MEGAKERNEL if self._stepwise is None else Decode.KERNELS
+
+    def load(self, model: SectorForCausalLM) -> None:
+        """Take a copy of the model's weights to where the engine is: in place where shapes allow it, for the graphs."""
+        new = kernel_model(model, self._model.weights.qkv.device)
+        if _kind(new) == _kind(self._model):
+            with torch.inference_mode():
+                for mine, theirs in zip(self._model.weights, new.weights, strict=True):
+                    mine.copy_(theirs)
+        else:
+            self._take(new)
+        self.weights_sha256 = weights_sha256(model)
+
+    @torch.inference_mode()
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
+        """See `protocol.Sampler`."""
+        if len(prefix) == 0:
+            return [prefix.new_empty(0, branch.length) for branch in branches]
+        marks = torch.cat([branch.mark for branch in branches], dim=1)
+        drafts = [branch.draft for branch in branches]
+        device = self.device
+        request = Request(
+            prefix=prefix.to(device).contiguous(),
+            marks=marks.to(device).contiguous(),
+            lengths=[branch.length for branch in branches],
+            rows=sampling.rows.to(device).contiguous(),
+            stage=sampling.stage,
+            seed=sampling.seed,
+            temperature=sampling.temperature,
+        )
+        # Triton launches on the current device.
+        with torch.cuda.device_of(request.prefix):
+            parts = [self._complete(request, drafts, rows) for rows in self._cut(request)]
+            return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
+
+    def _take(self, model: Model) -> None:
+        self._model = model
+        decode = _choose(model) if self._wanted is Decode.AUTO else self._wanted
+        if decode is Decode.MEGAKERNEL:
+            # Says now what it cannot run.
+            make_plan(model)
+        with torch.inference_mode():
+            self._stepwise = Stepwise(model, self._cache_bytes) if decode is Decode.KERNELS else None
+
+    def _cut(self, request: Request) -> list[slice]:
+        """Slices of rows that can be completed at once."""
+        (batch, prefix_length), lengths = request.prefix.shape, request.lengths
+        if self._stepwise is None:
+            rows = _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
+        else:
+            rows = self._stepwise.capacity(prefix_length, lengths)
+        return [slice(first, first + rows) for first in range(0, batch, rows)]
+
+    def _complete(self, request: Request, drafts: list[Tensor | None], rows: slice) -> list[Tensor]:
+        if self._stepwise is None:
+            return complete(self._model, request[rows])
+        device = request.prefix.device
+        on_device = [None if draft is None else draft[rows].to(device) for draft in drafts]
+        return self._stepwise.complete(request[rows], on_device)
+
+
+@torch.inference_mode()
+def kernel_model(model: SectorForCausalLM, device: torch.device) -> Model:
+    """A copy of the model on a device as kernels take it, in its own dtype."""
+
+    def copy(module: nn.Module) -> Tensor:
+        return module.get_parameter("weight").to(device, copy=True)
+
+    def stack(name: str) -> Tensor:
+        return torch.stack([block.get_submodule(name).get_parameter("weight") for block in model.blocks]).to(device)
+
+    weights = Weights(
+        embed=copy(model.embed),
+        attention_norm=stack("attention_norm"),
+        qkv=stack("attention.qkv"),
+        out=stack("attention.out"),
+        mlp_norm=stack("mlp_norm"),
+        up=stack("up"),
+        down=stack("down"),
+        norm=copy(model.norm),
+        head=copy(model.head),
+        rope=rope_table(model.config).to(device),
+    )
+    return Model(weights, tokens.kernel_table(device), model.config.num_attention_heads, model.config.rms_norm_eps)
+
+
+def _choose(model: Model) -> Decode:
+    try:
+        make_plan(model)
+    except ValueError:
+        return Decode.KERNELS
+    weights_bytes = sum(tensor.nbytes for tensor in model.weights)
+    device = model.weights.qkv.device
+    fits = device.type != "cuda" or weights_bytes <= torch.cuda.get_device_properties(device).L2_cache_size
+    return Decode.MEGAKERNEL if fits else Decode.KERNELS
+
+
+def _kind(model: Model) -> tuple[object, ...]:
+    """Equal for models that differ in nothing but the values of their weights."""
+    tensors = [(tensor.shape, tensor.dtype) for tensor in model.weights]
+    return *tensors, model.num_heads, model.eps

@@ -1,0 +1,158 @@
+"""The model of `engine/models/sector.py` in vLLM's building blocks: its linear layers, norms and paged attention.
+
+vLLM gives a model the ids of a step in one row, and calls `compute_logits` with nothing but some rows of what `forward`
+returned. Which classes may follow, and at which ids they stand, depends on the token a row belongs to, so its id
+travels along as two more columns of the hidden states, in base 256: whole numbers up to 256 are exact in bfloat16.
+
+Legend: T tokens of a step, D hidden size, H heads, K head size, V vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.activation import ReLUSquaredActivation
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.sequence import IntermediateTensors
+
+from sector.engine.language import tokens
+from sector.engine.models.sector import SectorConfig, rope_table, rotate, scatter_logits
+from sector.engine.samplers.vllm.start import padded_head
+
+_BASE = 256
+
+
+def with_ids(hidden: Tensor, ids: Tensor) -> Tensor:
+    """Hidden states `[T, D]` and ids `[T]` -> `[T, D + 2]`."""
+    digits = torch.stack([ids // _BASE, ids % _BASE], dim=1)
+    return torch.cat([hidden, digits.to(hidden.dtype)], dim=1)
+
+
+def split_ids(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`[T, D + 2]` -> hidden states `[T, D]` and ids `[T]`."""
+    digits = rows[:, -2:].long()
+    return rows[:, :-2], digits[:, 0] * _BASE + digits[:, 1]
+
+
+class PlacedAttention(nn.Module):
+    """`model.Attention`: rotary by place, keys and values in vLLM's cache."""
+
+    def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        size, heads = config.hidden_size, config.num_attention_heads
+        self.head_dim = config.head_dim
+        self.padding = padded_head(config.head_dim) - config.head_dim
+        self.qkv = QKVParallelLinear(size, self.head_dim, heads, bias=False, prefix=f"{prefix}.qkv")
+        self.out = RowParallelLinear(size, size, bias=False, prefix=f"{prefix}.out")
+        self.attend = Attention(
+            self.qkv.num_heads,
+            self.head_dim + self.padding,
+            scale=self.head_dim**-0.5,
+            num_kv_heads=self.qkv.num_kv_heads,
+            cache_config=vllm_config.cache_config,
+            prefix=f"{prefix}.attend",
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`[T, D]` -> `[T, D]`; cosines and sines are `[T, 1, K/2]`."""
+        q, k, v = self.qkv(x)[0].unflatten(1, (3, -1, self.head_dim)).unbind(dim=1)
+        q, k = (rotate(each, cos, sin).to(x.dtype) for each in (q, k))
+        q, k, v = (F.pad(each, (0, self.padding)).flatten(1) for each in (q, k, v))
+        y = self.attend(q, k, v).unflatten(1, (-1, self.head_dim + self.padding))
+        return self.out(y[..., : self.head_dim].flatten(1))[0]
+
+
+class Block(nn.Module):
+    """`model.Block`."""
+
+    def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        self.attention_norm = RMSNorm(size, eps=config.rms_norm_eps)
+        self.attention = PlacedAttention(config, vllm_config, f"{prefix}.attention")
+        self.mlp_norm = RMSNorm(size, eps=config.rms_norm_eps)
+        self.up = ColumnParallelLinear(size, inner, bias=False, prefix=f"{prefix}.up")
+        self.activation = ReLUSquaredActivation()
+        self.down = RowParallelLinear(inner, size, bias=False, prefix=f"{prefix}.down")
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`[T, D]` -> `[T, D]`."""
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.down(self.activation(self.up(self.mlp_norm(x))[0]))[0]
+
+
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
+class Body(nn.Module):
+    """Everything up to the final norm, in one piece for the compiler."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config: SectorConfig = vllm_config.model_config.hf_config
+        self.embed = nn.Embedding(tokens.NUM_CLASSES, config.hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(config, vllm_config, f"{prefix}.blocks.{index}") for index in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rope: Tensor
+        self.register_buffer("rope", rope_table(config), persistent=False)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Ids `[T]` -> `[T, D + 2]` hidden states after the final norm, ids behind them. Positions in the row are not
+        read: a token's position is its place."""
+        cos, sin = self.rope[tokens.place_of(input_ids)].unsqueeze(1).unbind(dim=2)
+        x = self.embed(tokens.class_of(input_ids))
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return with_ids(self.norm(x), input_ids)
+
+
+class SectorForVllm(nn.Module):
+    """`model.SectorForCausalLM` as vLLM calls models; loads the same checkpoints."""
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={"embed.": "body.embed.", "blocks.": "body.blocks.", "norm.": "body.norm."}
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.vocab_size = config.vocab_size
+        self.body = Body(vllm_config=vllm_config, prefix=f"{prefix}.body" if prefix else "body")
+        self.head = ReplicatedLinear(config.hidden_size, tokens.NUM_CLASSES, bias=False, prefix="head")
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """`[T]` -> `[T, D]`: what vLLM asks of any model; here the place is missing."""
+        return self.body.embed(tokens.class_of(input_ids))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Ids `[T]` -> `[T, D + 2]` for `compute_logits`."""
+        assert intermediate_tensors is None and inputs_embeds is None, "neither pipelines nor embeddings as input"
+        return self.body(input_ids, positions)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """Rows `[T, D + 2]` -> logits `[T, V]`, all but -inf only on the ids that may come next."""
+        hidden, ids = split_ids(hidden_states)
+        legal = tokens.legal_table(ids.device)[tokens.class_of(ids)]
+        class_logits = self.head(hidden)[0].float().masked_fill(~legal, float("-inf"))
+        return scatter_logits(class_logits, ids, self.vocab_size)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Take weights by the names of a checkpoint; returns the names of the parameters that were set."""
+        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

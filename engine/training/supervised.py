@@ -1,0 +1,61 @@
+"""The supervised phase's data: short problems with true answers and true simplifications (SECToR section 4.1)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sector.engine.config import RunConfig
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import Batch
+from sector.engine.seeding import generator
+from sector.engine.tasks import find_task, true_answers, truth_of
+
+
+def label(problems: Batch) -> Examples:
+    """True answers and true first simplifications of any problems."""
+    step = truth_of(problems).simplifications(problems)
+    return Examples(problems, true_answers(problems), step.rest, step.digit)
+
+
+def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Examples]]]:
+    """Batches of a cycle: fresh labelled problems, each shard of one length.
+
+    The lengths open up from 1 to `max_digits` over the first share of the first cycle; all are equally likely then.
+    """
+    settings, trainer, task = config.supervised, config.supervised.trainer, find_task(config.task)
+
+    def cycle_batches(cycle: int) -> Callable[[int], list[Examples]]:
+        ramp = settings.curriculum_share * settings.cycle_steps if cycle == 0 else 0
+
+        def draw(step: int) -> list[Examples]:
+            draws = generator(config.seed, "supervised", cycle, step)
+            opened = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
+            lengths = torch.randint(1, opened + 1, (trainer.num_shards,), generator=draws).tolist()
+            lessons = [
+                (step * trainer.num_shards + shard) % task.num_lessons(each) for shard, each in enumerate(lengths)
+            ]
+            return [
+                label(task.draw_lesson(length, lesson, trainer.shard_rows, draws, config.hard_share))
+                for length, lesson in zip(lengths, lessons, strict=True)
+            ]
+
+        return draw
+
+    return cycle_batches
+
+
+def kept_examples(config: RunConfig) -> list[Examples]:
+    """The labelled examples that later rounds replay, one set a length and lesson."""
+    task, settings = find_task(config.task), config.supervised
+
+    def draw(digits: int, lesson: int) -> Any:
+        # The first lesson of a length draws as if there were no others.
+        draws = generator(config.seed, "labelled", digits, *([lesson] if lesson else []))
+        return task.draw_lesson(digits, lesson, settings.examples, draws, config.hard_share)
+
+    return [
+        label(draw(digits, lesson))
+        for digits in range(1, config.supervised.max_digits + 1)
+        for lesson in range(task.num_lessons(digits))
+    ]

@@ -1,0 +1,126 @@
+"""What a server shows: the tokenizer as vLLM streams from it, and the real server with an OpenAI client."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from small_model import model_that_knows
+
+from sector.engine.errors import InputError
+from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.samplers.vllm.server_tokenizer import ServedTokenizer
+
+if sys.platform != "linux":
+    pytest.skip("vLLM is for Linux", allow_module_level=True)
+
+SUMS = {"123+456": "579", "999+1": "1000", "0+0": "0", "100+23": "123", "000+000": "0", "9+9+1": "19"}
+
+
+def _streamed(text: str) -> str:
+    """A text's completion as a server sends it: token by token, from a window of the last few."""
+    from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
+
+    tokenizer = ServedTokenizer()
+    prompt = tokenizer.encode(text[: max(text.find("="), text.find(">")) + 1])
+    ids = tokenizer.encode(text)
+    # The end is what generation stops at; it is not shown.
+    new, shown = ids[len(prompt) : -1], ""
+    names, prefix, read = convert_prompt_ids_to_tokens(tokenizer, prompt)
+    for count in range(1, len(new) + 1):
+        more, piece, prefix, read = detokenize_incrementally(
+            tokenizer, prompt + new[:count], names, prefix, read, skip_special_tokens=True
+        )
+        names, shown = names + more, shown + piece
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        *[pytest.param(f"{problem}={answer}", answer, id=problem) for problem, answer in SUMS.items()],
+        pytest.param("~~123+456=579", "579", id="shifted"),
+        pytest.param("1000000+5=1000005", "1000005", id="zeros_within"),
+        pytest.param("123+456>12+45|9", "12+45|9", id="simplification"),
+        pytest.param("103+6+1>10+00+1|0", "10+00+1|0", id="simplification_with_carry"),
+    ],
+)
+def test_streams_plain_decimals(text: str, shown: str) -> None:
+    assert _streamed(text) == shown
+
+
+def test_elsewhere_zeros_stay() -> None:
+    ids = SectorTokenizer().encode("123+456=579")
+    assert SectorTokenizer().decode(ids) == "123+456=0579"
+    assert ServedTokenizer().decode(ids) == "123+456=579"
+
+
+def test_last_digit_first_cannot_be_streamed() -> None:
+    with pytest.raises(InputError, match="last digit first"):
+        ServedTokenizer(digit_order="lsd")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """Of a real server on a loopback port, with a checkpoint directory of ours as it is."""
+    folder = tmp_path_factory.mktemp("served")
+    save_checkpoint(model_that_knows(list(SUMS)), folder / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # `vllm serve` by the name that the build for CPUs has too.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model")]
+    options = ["--tokenizer-mode", "sector", "--dtype", "float32", "--enforce-eager", "--served-model-name", "sector"]
+    memory = ["--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "8"]
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, *options, *memory, "--host", "127.0.0.1", "--port", str(port)],
+            env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
+        )  # fmt: skip
+        try:
+            yield _connect(server, port, folder / "log")
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _connect(server: subprocess.Popen[bytes], port: int, log: Path) -> openai.OpenAI:
+    """A client, as soon as the server answers."""
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()[-4000:]
+        try:
+            client.models.list()
+        except openai.APIConnectionError:
+            time.sleep(0.5)
+        else:
+            return client
+    raise AssertionError(log.read_text()[-4000:])
+
+
+@pytest.mark.parametrize(("problem", "answer"), list(SUMS.items()), ids=list(SUMS))
+def test_a_server_completes(client: openai.OpenAI, problem: str, answer: str) -> None:
+    completed = client.completions.create(model="sector", prompt=f"{problem}=", temperature=0)
+    assert completed.choices[0].text == answer and completed.choices[0].finish_reason == "stop"
+    pieces = client.completions.create(model="sector", prompt=f"{problem}=", temperature=0, stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == answer
+
+
+def test_a_server_chats(client: openai.OpenAI) -> None:
+    said = client.chat.completions.create(
+        model="sector", messages=[{"role": "user", "content": "123+456="}], temperature=0
+    )
+    assert said.choices[0].message.content == "579"
+
+
+@pytest.mark.parametrize("prompt", ["hello", "12*3=", "1+2"], ids=str)
+def test_a_server_refuses_what_is_no_prompt(client: openai.OpenAI, prompt: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"is no prompt|is not a problem"):
+        client.completions.create(model="sector", prompt=prompt)
