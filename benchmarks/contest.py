@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sector.benchmarks.memory import peak_bytes, reset_peak
-from sector.engine.config import VllmConfig
+from sector.engine.config import Filter, VllmConfig
 from sector.engine.language.layout import Layout
 from sector.engine.language.operands import Problems, batches, draw_problems
+from sector.engine.language.rows import cat
 from sector.engine.models.sector import SectorForCausalLM
-from sector.engine.policy.improve import Filter, Improved, cat_improved, improve
+from sector.engine.policy.improve import Improved, improve
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
@@ -85,7 +86,6 @@ class Contest:
     """What all contenders are asked to do, alike."""
 
     settings: Filter
-    k: int
     layout: Layout
     temperature: float
     seed: int
@@ -129,11 +129,9 @@ class Contest:
         for part in batches(problems, batch or len(problems)):
             rows = torch.arange(start, start + len(part))
             sampling = Sampling(self.temperature, self.seed, rows, stage=0)
-            parts.append(
-                improve(contender.sampler, part, self.settings, self.k, self.layout, sampling, contender.drop_decided)
-            )
+            parts.append(improve(contender.sampler, part, self.settings, self.layout, sampling, contender.drop_decided))
             start += len(part)
-        return cat_improved(parts)
+        return cat(parts)
 
 
 def engines(names: Sequence[str], model: SectorForCausalLM, vllm: VllmConfig | None = None) -> list[Contender]:
@@ -209,5 +207,5 @@ def _unlike(results: Sequence[Improved]) -> int:
 
 def _differs(one: Improved, other: Improved) -> Tensor:
     """`[B]` bool."""
-    answers = (one.first.answers != other.first.answers).any(dim=1) & one.accepted & other.accepted
+    answers = (one.ballot.answers != other.ballot.answers).any(dim=1) & one.accepted & other.accepted
     return answers | (one.verdict != other.verdict)

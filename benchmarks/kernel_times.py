@@ -60,7 +60,6 @@ def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
         _sampler(model, rows, digits),
         _attention(model, rows, digits),
         _vote(model.device, rows, digits),
-        _judgement(model.device, rows, digits),
         _prompts(model.device, rows, digits),
         _answers(model.device, rows, digits),
     ]
@@ -107,19 +106,6 @@ def _vote(device: torch.device, rows: int, digits: int) -> Case:
         guesses.nbytes + guesses.nbytes // _GUESSES + valid.nbytes,
         lambda: consistency.majority_kernel(guesses, valid),
         lambda: consistency.majority_reference(guesses, valid),
-    )
-
-
-def _judgement(device: torch.device, rows: int, digits: int) -> Case:
-    answers = torch.randint(0, 10, (rows, digits + 1), device=device)
-    valid = torch.ones(rows, _GUESSES, dtype=torch.bool, device=device)
-    ballot = consistency.Ballot(answers, valid.sum(dim=1), valid)
-    single = consistency.Single(answers, valid[:, 0].contiguous())
-    return Case(
-        "judge",
-        4 * answers.nbytes + 2 * valid.nbytes,
-        lambda: consistency.judge_kernel(ballot, True, single, single, ballot),
-        lambda: consistency.judge_reference(ballot, True, single, single, ballot),
     )
 
 

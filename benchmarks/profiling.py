@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from sector.benchmarks.machine import describe
 from sector.benchmarks.trace import ProcessorTime, read_events, summarize
 from sector.engine import spans
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.policy.generate import Assignment, generate
@@ -45,7 +45,7 @@ def profile_generate(
     skip: int,
     steps: int,
     engine: str,
-    settings: FilterConfig,
+    settings: Filter,
     hard_share: float,
     seed: int,
     nsight: bool,

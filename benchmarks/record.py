@@ -9,10 +9,9 @@ import torch
 from sector.benchmarks import contest, kernel_times, peers, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload
 from sector.benchmarks.machine import describe
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
-from sector.engine.policy.generate import filter_of
 from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.tasks import DEFAULT
 from sector.engine.training.distill import tune_allocator
@@ -27,7 +26,7 @@ def bench(
     workloads: Sequence[Workload],
     *,
     repeats: int,
-    settings: FilterConfig,
+    settings: Filter,
     hard_share: float,
     seed: int,
     dtype: str,
@@ -52,7 +51,6 @@ def bench(
     if weights.device.type == "cpu" and dtype != "float32":
         raise InputError(f"--dtype {dtype} is for GPUs; on a CPU engines compute in float32")
     weights.to(getattr(torch, dtype))
-    looks = filter_of(settings)
     ceilings = roofline.measure_ceilings(weights)
     tune_allocator()
     # Before the engines: a fresh process has the machine to itself then.
@@ -65,15 +63,13 @@ def bench(
     if savings:
         contenders += contest.variants(weights)
     _, layout = task_and_layout(weights)
-    terms = Contest(looks, settings.k, layout, settings.temperature, seed, hard_share)
+    terms = Contest(settings, layout, settings.temperature, seed, hard_share)
     cells: list[Cell] = []
     unlike = 0
     for of_workload, differing in terms.run(contenders, workloads, repeats, weights.device, on_progress):
         cells += of_workload
         unlike += differing
-    cards = [
-        roofline.card(weights, ceilings, each.digits, settings.k, looks, each.batch or each.count) for each in workloads
-    ]
+    cards = [roofline.card(weights, ceilings, each.digits, settings, each.batch or each.count) for each in workloads]
     bounds = {(each.digits, each.batch): card["candidates_per_s"] for each, card in zip(workloads, cards, strict=True)}
     figures = contest.summary(cells)
     record: dict[str, Any] = {

@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 
+from sector.engine.config import Filter
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.sector import SectorForCausalLM
-from sector.engine.policy.improve import Filter, SecondLook, Through, Vote
+from sector.engine.policy.checks import DIRECT, checks_of
+from sector.engine.tasks import DEFAULT, find_task
+from sector.engine.tasks.check import Solve
 from sector.engine.threads import num_cores
 
 # A tile of the CPU engine; on a GPU products are larger before they reach their rate.
@@ -78,18 +81,22 @@ def matrix_rate(model: SectorForCausalLM) -> float:
     return 2 * rows * sum(weight.numel() for weight in weights) * workers / seconds
 
 
-def improved_work(digits: int, k: int, settings: Filter, order: DigitOrder) -> Work:
-    """What the looks cost a candidate that they accept, if drafts hold and what prompts share is read once.
+def improved_work(digits: int, settings: Filter, order: DigitOrder) -> Work:
+    """What vote and checks cost an accepted sum, if drafts hold and what prompts share is read once.
 
-    What they reject is thought through besides; how much that is depends on the model, and is not counted here.
+    Rejected candidates are thought through besides; how much that is depends on the model, and is not counted here.
     """
-    num_simplifications = min(1 if settings.vote is Vote.OFF else k, digits - 1)
-    work = _look(digits, num_simplifications, order, answers_first=True)
-    if settings.complement:
-        work += _pass(digits, 0, thinks=False, answers=True)
-    if settings.second_look is not SecondLook.OFF:
-        work += _look(digits, num_simplifications, order, answers_first=num_simplifications == 0)
-    return work + _chain(digits, order) if settings.through is Through.ALL and digits > 1 else work
+    num_simplifications = min(1 if settings.vote == "off" else settings.k, digits - 1)
+    work = _vote(digits, num_simplifications, order, answers_first=True)
+    for check in checks_of(settings, find_task(DEFAULT)):
+        # The direct answer is a part of the vote.
+        if check.solve is Solve.AT_ONCE and check is not DIRECT:
+            work += _pass(digits, 0, thinks=False, answers=True)
+        if check.solve is Solve.BY_VOTE:
+            work += _vote(digits, num_simplifications, order, answers_first=num_simplifications == 0)
+        if check.solve is Solve.TO_THE_END and digits > 1:
+            work += _chain(digits, order)
+    return work
 
 
 def operations(model: SectorForCausalLM, work: Work) -> int:
@@ -108,11 +115,9 @@ def decode_bytes(model: SectorForCausalLM, batch: int, attended: int) -> float:
     return cached + weights / batch
 
 
-def card(
-    model: SectorForCausalLM, ceilings: Ceilings, digits: int, k: int, settings: Filter, batch: int
-) -> dict[str, Any]:
+def card(model: SectorForCausalLM, ceilings: Ceilings, digits: int, settings: Filter, batch: int) -> dict[str, Any]:
     """The card: what a candidate and a token cost, and how many candidates a second the ceilings allow."""
-    work = improved_work(digits, k, settings, DigitOrder(model.config.digit_order))
+    work = improved_work(digits, settings, DigitOrder(model.config.digit_order))
     per_candidate = operations(model, work)
     attended = work.pairs // work.tokens
     return {
@@ -127,7 +132,7 @@ def card(
     }
 
 
-def _look(digits: int, num_simplifications: int, order: DigitOrder, answers_first: bool) -> Work:
+def _vote(digits: int, num_simplifications: int, order: DigitOrder, answers_first: bool) -> Work:
     """One solution by simplify-then-guess; see `chain.simplify_then_guess`."""
     work = Work(0, 0, 0)
     for stage in range(num_simplifications + 1):

@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
         "target_agreement": 1.0,
         "min_agreement": 0.0,
     },
-    "filter": {"vote": "unanimous", "second_look": "off", "direct": False},
+    "filter": {"vote": "unanimous", "checks": ["complement"]},
 }
 
 

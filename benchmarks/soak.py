@@ -28,7 +28,7 @@ WARM_UP_LAPS = 2
 LAP = small(
     until=9,
     round={"candidates": 200, "cycle_steps": 10, "max_cycles": 1, "probe": 20, "max_fall": 1.0},
-    filter={"vote": "majority", "complement": False},
+    filter={"vote": "majority", "checks": ("direct", "shifted", "through")},
 )
 
 

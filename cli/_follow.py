@@ -19,7 +19,7 @@ from sector.cli._errors import Interrupted
 from sector.cli._options import DEFAULTS
 from sector.cli._output import SILENCE_SECONDS, Output, clock, every, percent
 from sector.cli._streams import Unwritable, printable
-from sector.engine.config import RunConfig, merged, parse_settings, read_config
+from sector.engine.config import FILTERS, RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ def asked_for(
 
     settings: one by one, as `--set` takes them.
     """
-    from sector.engine.policy.generate import filter_settings
-
     given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
         given["pretrained"] = str(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
         table = given.get("filter", {})
-        given["filter"] = (table if isinstance(table, dict) else {}) | filter_settings(filter_name)
+        given["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
+            exclude={"k", "temperature"}
+        )
     return given, str(config) if config else "command line"
 
 

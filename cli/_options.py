@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sector.engine.config import FilterConfig, RunConfig
+from sector.engine.config import FILTERS, Filter, RunConfig
 from sector.engine.errors import InputError
 from sector.engine.tasks import task_names
 
@@ -157,8 +157,6 @@ def parse_lengths(text: str) -> list[int]:
     return list(dict.fromkeys(lengths))
 
 
-def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> FilterConfig:
+def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> Filter:
     """Settings of the improved policy from what a command takes."""
-    from sector.engine.policy.generate import filter_settings
-
-    return FilterConfig(**filter_settings(name), k=k, temperature=temperature)
+    return FILTERS[name].model_copy(update={"k": k, "temperature": temperature})

@@ -59,7 +59,6 @@ def solve(
       sector solve 31415926+27182818 --policy improved --show
       sector solve --file problems.txt --model runs/first --json
     """
-    from sector.engine.policy.improve import FILTERS
     from sector.engine.policy.solve import Mind
     from sector.engine.run.open import newest_run
     from sector.engine.run.steps import open_engine
@@ -69,7 +68,7 @@ def solve(
     with output.progress("solving"):
         # What a problem is depends on what the model has learned.
         sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
-        solutions = Mind(sampler, task, layout, FILTERS[filter_name], k).solve(texts, policy, show)
+        solutions = Mind(sampler, task, layout, options.filter_config(filter_name, k)).solve(texts, policy, show)
     for solution in solutions:
         _print(solution, output)
     if unread := [solution for solution in solutions if solution.unread]:
@@ -156,7 +155,7 @@ def _one_below_another(steps: list[_StepRow]) -> Table:
 
 
 def _facts(thought: "Thought") -> Table:
-    """What the looks say: the vote, the direct answer, the nines' complement, the swapped operands."""
+    """The vote, the direct answer, and the checks."""
     facts = Table.grid(padding=(0, _GAP, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -164,14 +163,10 @@ def _facts(thought: "Thought") -> Table:
     if thought.vote is not None:
         name = "thought through" if thought.through else "vote"
         facts.add_row(name, thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
-    looks = {
-        "direct answer": thought.direct,
-        "nines' complement": thought.complement,
-        "swapped operands": thought.swapped,
-    }
-    for name, answer in looks.items():
-        if answer is not None:
-            facts.add_row(name, answer, _compared(answer, thought.vote))
+    if thought.direct is not None:
+        facts.add_row("direct answer", thought.direct, _agrees(thought.direct == thought.vote) if thought.vote else "")
+    for check in thought.checks:
+        facts.add_row(check.label, f"{check.problem} = {check.answer or '?'}", _agrees(check.agrees))
     return facts
 
 
@@ -181,7 +176,5 @@ def _joined(guess: str, found: str) -> Text:
     return Text.assemble(guess[:cut], (guess[cut:], "cyan"))
 
 
-def _compared(answer: str, vote: str | None) -> Text:
-    if vote is None:
-        return Text("")
-    return Text("agrees", style="green") if answer == vote else Text("differs", style="red")
+def _agrees(yes: bool) -> Text:
+    return Text("agrees", style="green") if yes else Text("differs", style="red")

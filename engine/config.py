@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sector.engine.errors import InputError
 from sector.engine.tasks import DEFAULT, find_task, task_names
@@ -19,10 +19,20 @@ MAX_DIGITS = 256
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
+# The checks there are (`checks.py`), in the order of their reasons in every record; `shifted` is the third at other
+# places. No filter has more than MAX_CHECKS.
+CHECKS = ("direct", "commutative", "complement", "through")
+SHIFTED = "shifted"
+MAX_CHECKS = 12
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
+
+
+def _as_tuple(values: object) -> object:
+    """TOML and JSON have lists alone."""
+    return tuple(values) if isinstance(values, list) else values
 
 
 class Settings(BaseModel):
@@ -34,45 +44,95 @@ class Settings(BaseModel):
 Model = TypeVar("Model", bound=Settings)
 
 
-class FilterConfig(Settings):
-    """What must agree before an answer is believed (`improve.py`); the defaults are the filter named `strict`."""
+class Filter(Settings):
+    """The improved policy: how it votes, and which checks must agree before an answer is believed."""
 
     vote: Literal["off", "majority", "unanimous"] = "unanimous"
-    """How the K guesses are counted."""
-    second_look: Literal["off", "swapped", "shifted"] = "shifted"
-    """The commutativity check: off, swapped operands, or swapped operands at shifted places."""
-    direct: bool = True
-    """Must the fast answer to the whole problem equal the vote?"""
-    complement: bool = True
-    """Must the fast answer to the nines' complement of the problem be the complement of the vote?"""
+    """How K guesses become one answer: the first alone, the most frequent, or only one that all give."""
+    checks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
+    """The checks, in the order in which they are tried. direct: the fast answer to the whole problem. complement: the
+    fast answer to the nines' complement. commutative: the vote on the swapped operands. shifted: the same at other
+    places. through: a chain of thought to the end. A task without a check goes without it."""
     k: Count = 5
-    """Simplifications, and so guesses, a look."""
-    through: Literal["off", "rejected", "all"] = "rejected"
-    """Which candidates are simplified to the end: those that a look rejects, which are believed if the chains of the
-    problem and of its other ones agree; or also those that all looks accept, whose own chain must give the same."""
-    think: bool = True
+    """Simplifications, and so guesses, a vote."""
+    think_through: bool = True
+    """Solve rejected candidates by chains of thought to the end, and accept an answer on which all of them agree?"""
+    use_chain: bool = True
     """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
     in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     """Sampling temperature; 0 is greedy."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old(cls, values: Any) -> Any:
+        """Read the settings of earlier releases, a key a check."""
+        return with_old_keys(values) if isinstance(values, dict) and not _OLD_KEYS.isdisjoint(values) else values
+
+    @field_validator("checks")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*CHECKS, SHIFTED)
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"unknown check {unknown[0]!r}; choose of {', '.join(known)}")
+        # A check and itself at other places bear one name.
+        if len({name.replace(SHIFTED, "commutative") for name in names}) < len(names):
+            raise ValueError(f"{', '.join(names)} names a check twice; shifted is commutative at other places")
+        return names
+
     @model_validator(mode="after")
     def _check_guesses(self) -> Self:
-        if self.think:
+        if self.use_chain:
             return self
-        if self.second_look != "off":
-            raise ValueError("without think the guesses take both operand orders themselves; set second_look to off")
+        if not {"commutative", SHIFTED}.isdisjoint(self.checks):
+            raise ValueError("without use_chain the guesses take both operand orders themselves; leave that check out")
         if self.k > MAX_FAST_GUESSES and not self.temperature:
-            raise ValueError(f"without think and temperature there are {MAX_FAST_GUESSES} different guesses; lower k")
-        if self.through != "off":
-            raise ValueError("without think there is no chain of thought to go on to its end; set through to off")
+            raise ValueError(
+                f"without use_chain and temperature there are {MAX_FAST_GUESSES} different guesses; lower k"
+            )
+        if self.think_through or "through" in self.checks:
+            raise ValueError("without use_chain no chain of thought goes to its end; set think_through to false")
         return self
 
-    @field_validator("through", mode="before")
-    @classmethod
-    def _read_bool(cls, through: object) -> object:
-        """Read what configs of earlier releases say: true or false."""
-        return {True: "rejected", False: "off"}[through] if isinstance(through, bool) else through
+
+_OLD_KEYS = {"second_look", "direct", "complement", "through", "think"}
+
+
+def with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a filter in which keys of earlier releases (`second_look`, `direct`, `complement`, `through`,
+    `think`) are told by `checks`, `think_through` and `use_chain`. Values that those never had are left as they are.
+    """
+    values = dict(values)
+    checks = list(values.get("checks", Filter.model_fields["checks"].default))
+    for name in ("direct", "complement"):
+        if isinstance(values.get(name), bool):
+            checks = _with(checks, name, values.pop(name))
+    if (second := values.get("second_look")) in ("off", "swapped", "shifted"):
+        checks = _with(checks, "commutative", second == "swapped")
+        checks = _with(checks, SHIFTED, second == "shifted")
+        del values["second_look"]
+    through = values.get("through")
+    if isinstance(through, bool) or through in ("off", "rejected", "all"):
+        checks = _with(checks, "through", through == "all")
+        values["think_through"] = through not in (False, "off")
+        del values["through"]
+    if "think" in values:
+        values["use_chain"] = values.pop("think")
+    return {**values, "checks": checks}
+
+
+def _with(checks: list[str], name: str, wanted: bool) -> list[str]:
+    """Checks with or without one, in the usual order."""
+    order = ("direct", "complement", "commutative", SHIFTED, "through")
+    return sorted({*checks, name} if wanted else {*checks} - {name}, key=order.index)
+
+
+FILTERS = {
+    "none": Filter(vote="off", checks=(), think_through=False),
+    "paper": Filter(vote="majority", checks=("commutative",), think_through=False),
+    "strict": Filter(),
+    "thorough": Filter(checks=("direct", "complement", SHIFTED, "through")),
+}
 
 
 class TrainerConfig(Settings):
@@ -211,7 +271,7 @@ class RoundConfig(Settings):
 
 # What other defaults are under a schedule: the paper's is a digit a round, and so many short rounds.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "leaps": {"filter": {"through": "all"}, "supervised": {"target_agreement": 0.8}},
+    "leaps": {"filter": {"checks": FILTERS["thorough"].checks}, "supervised": {"target_agreement": 0.8}},
     "paper": {
         "supervised": {"trainer": {"num_shards": 2, "shard_rows": 32}},
         "round": {
@@ -269,7 +329,7 @@ class RunConfig(Settings):
     """The supervised phase."""
     round: RoundConfig = RoundConfig()
     """Self-training."""
-    filter: FilterConfig = FilterConfig()
+    filter: Filter = Filter()
     """The improved policy."""
     vllm: VllmConfig = VllmConfig()
     """The engine `vllm`, where that is what generates."""
@@ -296,8 +356,8 @@ class RunConfig(Settings):
             raise ValueError("the engine native runs sector's own models only; with pretrained choose hf or vllm")
         if self.digit_order != "msd":
             raise ValueError("a pretrained model reads numbers as people write them; leave out digit_order")
-        if not self.filter.think and self.filter.k > 2 and not self.filter.temperature:
-            raise ValueError("without think and temperature text has two different guesses, one an order; lower k")
+        if not self.filter.use_chain and self.filter.k > 2 and not self.filter.temperature:
+            raise ValueError("without use_chain and temperature text has two different guesses, one an order; lower k")
         return self
 
     @field_validator("task")

@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sector.engine.language.tokens import kernel_table
-from sector.kernels.consistency import Ballot, Single, judge_kernel, majority_kernel
+from sector.kernels.consistency import majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
@@ -89,12 +89,6 @@ def _vote(guesses: int, length: int) -> Callable[[], Any]:
     return lambda: majority_kernel(_integers(1000, guesses, length), valid)
 
 
-def _judgement(guesses: int, length: int) -> Callable[[], Any]:
-    ballot = Ballot(_integers(1000, length), _integers(1000), torch.ones(1000, guesses, dtype=torch.bool))
-    single = Single(_integers(1000, length), torch.ones(1000, dtype=torch.bool))
-    return lambda: judge_kernel(ballot, True, single, single, ballot)
-
-
 def _prompts(digits: int) -> Callable[[], Any]:
     operand, row = _integers(1000, digits), _integers(1000)
     return lambda: prompt_ids_kernel(operand, operand, row, row, TABLE, TABLE.think)
@@ -126,7 +120,6 @@ CASES: dict[str, Callable[[], Any]] = {
     "decode_attention odd bf16": _attention(3, 22, BF16),
     "majority of 5": _vote(5, 30),
     "majority of 33": _vote(33, 257),
-    "judge": _judgement(5, 30),
     "prompts 29": _prompts(29),
     "simplifications 29": _simplifications(29, False),
     "simplifications 256 least first": _simplifications(256, True),

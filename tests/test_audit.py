@@ -4,10 +4,9 @@ import pytest
 import torch
 from scripted import Scripted
 
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.models.sector import new_model
-from sector.engine.policy.generate import filter_of
 from sector.engine.run.audit import (
     Score,
     Solver,
@@ -84,7 +83,7 @@ def test_short_operands_have_leading_zeros_on_either_side() -> None:
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
 def test_an_untrained_model_scores_nothing_and_the_same_twice(policy: str) -> None:
     sampler = make_sampler("native", new_model("tiny", 0))
-    solver = Solver(sampler, ADDITION.layout("msd"), policy, filter_of(FilterConfig()), 5, seed=0)
+    solver = Solver(sampler, ADDITION.layout("msd"), policy, Filter(), seed=0)
     first = score_length(solver, ADDITION, 5, 30, seed=1)
     assert (first.correct, first.samples, first.digits) == (0, 30, 5)
     assert first == score_length(solver, ADDITION, 5, 30, seed=1)

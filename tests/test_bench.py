@@ -6,7 +6,6 @@ import mmap
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, 
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
 from sector.cli.bench import view
+from sector.engine.config import FILTERS, Filter
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
-from sector.engine.policy.improve import FILTERS, Filter, SecondLook, Through, Vote, improve
+from sector.engine.policy.improve import improve
 from sector.engine.samplers.protocol import Sampling
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def checkpoint(model: SectorForCausalLM, tmp_path_factory: pytest.TempPathFactor
 
 
 def terms(settings: Filter = FILTERS["none"], temperature: float = 0.0) -> Contest:
-    return Contest(settings, 2, PlaceLayout(), temperature, seed=3, hard_share=0.5)
+    return Contest(settings.model_copy(update={"k": 2}), PlaceLayout(), temperature, seed=3, hard_share=0.5)
 
 
 def sector(*args: object) -> Result:
@@ -64,17 +64,17 @@ def sector(*args: object) -> Result:
 @pytest.mark.parametrize("name", [*FILTERS, "direct"], ids=str)
 @pytest.mark.parametrize("digits", [1, 2, 7], ids="digits{}".format)
 def test_the_roofline_counts_the_tokens_that_come_out(name: str, digits: int) -> None:
-    settings = FILTERS.get(name, Filter(Vote.UNANIMOUS, SecondLook.OFF, direct=True, complement=False))
+    settings = FILTERS.get(name, Filter(checks=("direct",), think_through=False))
     problems = draw_problems(digits, 6, torch.Generator().manual_seed(2))
     sampling = Sampling(0.0, 0, torch.arange(6), 0)
-    improved = improve(Scripted(), problems, settings, 5, PlaceLayout(), sampling)
+    improved = improve(Scripted(), problems, settings, PlaceLayout(), sampling)
     assert improved.accepted.all()
-    assert improved.tokens == 6 * improved_work(digits, 5, settings, DigitOrder.MSD).generated
+    assert improved.tokens == 6 * improved_work(digits, settings, DigitOrder.MSD).generated
 
 
 def test_work_by_hand(model: SectorForCausalLM) -> None:
     """One digit, no second look: `< a ) + b ) c`, `=`, two digits and the end, of which the last is not read."""
-    work = improved_work(1, 5, FILTERS["none"], DigitOrder.MSD)
+    work = improved_work(1, FILTERS["none"], DigitOrder.MSD)
     assert (work.tokens, work.generated) == (10, 3)
     # The prefix of 7 attends to itself; mark and digits to it and to what is before them in the branch.
     assert work.pairs == 28 + 3 * 7 + 6
@@ -83,7 +83,7 @@ def test_work_by_hand(model: SectorForCausalLM) -> None:
 
 
 def test_what_the_prompts_of_a_chain_begin_with_is_read_once() -> None:
-    first, last = (improved_work(7, 5, FILTERS["strict"], order) for order in (DigitOrder.MSD, DigitOrder.LSD))
+    first, last = (improved_work(7, FILTERS["strict"], order) for order in (DigitOrder.MSD, DigitOrder.LSD))
     # `<` and the leading digits of a, at each of five stages of two looks. The other order takes the first digit away.
     assert last.tokens - first.tokens == 2 * (7 + 6 + 5 + 4 + 3)
     assert first.generated == last.generated
@@ -94,7 +94,7 @@ def test_a_card_says_what_the_ceilings_allow(model: SectorForCausalLM) -> None:
     ceilings = measure_ceilings(model)
     # No machine that runs this does less than a GFLOP or a GB a second, or more than 10 PFLOP or 100 TB.
     assert 1e9 < ceilings.operations_per_s < 1e16 and 1e9 < ceilings.copy_bytes_per_s < 1e14
-    figures = card(model, ceilings, 7, 5, FILTERS["strict"], batch=100)
+    figures = card(model, ceilings, 7, FILTERS["strict"], batch=100)
     allowed = figures["candidates_per_s"] * figures["operations_a_candidate"]
     assert allowed == pytest.approx(ceilings.operations_per_s)
     json.dumps(figures)
@@ -129,7 +129,7 @@ def test_a_contest_sees_what_is_unlike_and_takes_turns(model: SectorForCausalLM)
     right = contest.Contender("right", Scripted())
     seen: list[str] = []
     # What is thought through comes out right after all.
-    looks = replace(FILTERS["strict"], through=Through.OFF)
+    looks = FILTERS["strict"].model_copy(update={"think_through": False})
     asked = terms(looks).run([right, wrong], [Workload(3, 12, 12)], 3, CPU, lambda *at: seen.append(at[2]))
     ((cells, unlike),) = asked
     assert unlike == 2
@@ -161,7 +161,7 @@ def test_peak_memory_is_that_of_the_work_since_the_reset() -> None:
 
 def test_every_kernel_case_runs(model: SectorForCausalLM) -> None:
     lines = kernel_times.measure_kernels(model, 5, 33, copy_bytes_per_s=1e10)
-    names = ["digit_sampler", "decode_attention", "majority", "judge", "prompt_ids", "parse_answers"]
+    names = ["digit_sampler", "decode_attention", "majority", "prompt_ids", "parse_answers"]
     assert [line["kernel"] for line in lines] == names
     assert all(line["bytes"] > 0 and line["share_of_copy_rate"] > 0 for line in lines)
 

@@ -493,7 +493,7 @@ def test_options_win_over_the_config(config: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     settled = RunDir(tmp_path / "out").read_config()
     assert (settled.seed, settled.engine, settled.until) == (5, "hf", 3)
-    assert (settled.filter.vote, settled.filter.second_look, settled.filter.direct) == ("majority", "swapped", False)
+    assert (settled.filter.vote, settled.filter.checks) == ("majority", ("commutative",))
 
 
 def test_divergence_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from sector.engine.config import (
+    FILTERS,
+    Filter,
     RunConfig,
     Settings,
     VllmConfig,
@@ -49,9 +51,12 @@ def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
         ({"until": 10_000}, "until"),
         ({"filter": {"vote": "most"}}, "filter.vote"),
         ({"hard_share": 1.5}, "hard_share"),
-        ({"filter": {"think": False}}, "second_look"),
-        ({"filter": {"think": False, "second_look": "off", "k": 7}}, "lower k"),
-        ({"filter": {"think": False, "second_look": "off"}}, "set through to off"),
+        ({"filter": {"use_chain": False}}, "leave that check out"),
+        ({"filter": {"use_chain": False, "checks": [], "k": 7}}, "lower k"),
+        ({"filter": {"use_chain": False, "checks": []}}, "set think_through to false"),
+        ({"filter": {"checks": ["direkt"]}}, "unknown check 'direkt'"),
+        ({"filter": {"checks": ["shifted", "commutative"]}}, "names a check twice"),
+        ({"filter": {"second_look": "twice"}}, "filter.second_look"),
         ({"supervised": {"trainer": {"shard_rows": 0}}}, "supervised.trainer.shard_rows"),
         ({"round": 3}, "round"),
     ],
@@ -106,3 +111,15 @@ def test_settings_one_by_one() -> None:
 def test_settings_one_by_one_that_are_refused(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         vllm_config(parse_settings([text]), VllmConfig())
+
+
+def test_filters_of_earlier_releases_are_read_as_checks() -> None:
+    """They had a key a check; what is left out is as it was by default then."""
+    old = {"second_look": "swapped", "direct": False, "complement": False, "through": "off", "vote": "majority"}
+    assert Filter.model_validate(old) == FILTERS["paper"]
+    assert Filter.model_validate({"through": "all"}) == FILTERS["thorough"]
+    assert Filter.model_validate({"through": True}) == FILTERS["strict"]
+    assert Filter.model_validate({"second_look": "off", "through": False}).checks == ("direct", "complement")
+    assert not Filter.model_validate({"think": False, "second_look": "off", "through": "off"}).use_chain
+    # Over a schedule that asks for another check.
+    assert run_config({"filter": {"second_look": "off"}}).filter.checks == ("direct", "complement", "through")

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sector.engine.config import FILTERS
 from sector.engine.errors import InputError
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.sector import new_model
-from sector.engine.policy.improve import FILTERS, improve
+from sector.engine.policy.improve import Verdict, improve
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.training.dataset import (
@@ -71,8 +72,8 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     sampler = make_sampler("native", new_model("tiny", 0))
     rows = torch.arange(40) + 1000
     problems = draw_problems(3, 40, torch.Generator().manual_seed(0))
-    improved = improve(sampler, problems, FILTERS["none"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
-    improved.verdict[:] = torch.arange(40) % 2
+    improved = improve(sampler, problems, FILTERS["none"], PlaceLayout(), Sampling(0.0, 0, rows, 0))
+    improved.verdict[:] = torch.where(torch.arange(40) % 2 == 0, Verdict.ACCEPTED, Verdict.OUTVOTED)
     table = improved_table(improved, rows, PlaceLayout(), OURS)
     promised = (
         "problem answer prompt_ids answer_ids simplification guesses votes digits round seed engine weights_sha256"
@@ -83,21 +84,21 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
     read, direct = read_candidates(tmp_path / "candidates.parquet", 3)
     assert torch.equal(read.a, problems.a) and direct.shape == (40, 4)
     again, answers, votes, accepted = read_votes(tmp_path / "candidates.parquet", 3)
-    assert torch.equal(again.b, problems.b) and torch.equal(answers, improved.first.answers)
-    assert torch.equal(votes, improved.first.votes) and torch.equal(accepted, improved.accepted)
+    assert torch.equal(again.b, problems.b) and torch.equal(answers, improved.ballot.answers)
+    assert torch.equal(votes, improved.ballot.votes) and torch.equal(accepted, improved.accepted)
 
 
 def test_what_the_fast_policy_missed_can_be_read_alone(tmp_path: Path) -> None:
     """An untrained engine, told what to answer: it says so directly to every other problem."""
     sampler, rows = make_sampler("native", new_model("tiny", 0)), torch.arange(12)
     problems = draw_problems(3, 12, torch.Generator().manual_seed(0))
-    improved = improve(sampler, problems, FILTERS["none"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
+    improved = improve(sampler, problems, FILTERS["none"], PlaceLayout(), Sampling(0.0, 0, rows, 0))
     improved.verdict[:] = 0
     truth = label(problems)
-    improved.first.answers[:], improved.first.direct[:] = truth.answers, truth.answers
-    improved.first.rest.a[:], improved.first.rest.b[:] = truth.rest.a, truth.rest.b
-    improved.first.rest.carry[:], improved.first.digit[:] = truth.rest.carry, truth.digit
-    improved.first.direct[::2, -1] = (truth.answers[::2, -1] + 1) % 10
+    improved.ballot.answers[:], improved.ballot.direct[:] = truth.answers, truth.answers
+    improved.ballot.rest.a[:], improved.ballot.rest.b[:] = truth.rest.a, truth.rest.b
+    improved.ballot.rest.carry[:], improved.ballot.digit[:] = truth.rest.carry, truth.digit
+    improved.ballot.direct[::2, -1] = (truth.answers[::2, -1] + 1) % 10
     write_examples(tmp_path / "some.parquet", improved_table(improved, rows, PlaceLayout(), OURS))
     assert same(read_examples(tmp_path / "some.parquet")[3], truth)
     assert same(read_examples(tmp_path / "some.parquet", missed=True)[3], truth[torch.arange(0, 12, 2)])

@@ -2,7 +2,7 @@
 
 from scripted import Scripted
 
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.policy.generate import BLOCK, Assignment, generate_block
@@ -10,7 +10,7 @@ from sector.engine.seeding import generator
 from sector.engine.tasks import find_task
 
 DIGITS, SEED, POOL = 6, 5, 2
-QUICK = FilterConfig(vote="off", second_look="off", complement=False, direct=False, k=1, through="off")
+QUICK = Filter(vote="off", checks=(), k=1, think_through=False)
 
 
 def assignment(count: int = BLOCK, pool: int = POOL) -> Assignment:

@@ -1,26 +1,17 @@
 """The improved policy: the vote, the looks, and what a verdict says."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from scripted import Scripted
 
+from sector.engine.config import FILTERS, Filter
 from sector.engine.language import place_layout
 from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.rows import cat
 from sector.engine.models.sector import new_model
-from sector.engine.policy.improve import (
-    FILTERS,
-    STAGES,
-    Filter,
-    SecondLook,
-    Through,
-    Verdict,
-    Vote,
-    cat_improved,
-    improve,
-)
+from sector.engine.policy.improve import STAGES, Improved, Verdict, improve
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.tasks import true_answers
@@ -28,12 +19,22 @@ from sector.engine.training.supervised import label
 
 K = 5
 # All looks of the filter `strict`, and what they reject is rejected.
-LOOKS = replace(FILTERS["strict"], through=Through.OFF)
+LOOKS = FILTERS["strict"].model_copy(update={"think_through": False})
+
+
+def without(settings: Filter, *names: str) -> Filter:
+    """A filter without some of its checks."""
+    return settings.model_copy(update={"checks": tuple(name for name in settings.checks if name not in names)})
 
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
     sampling = Sampling(0.0, 0, torch.arange(len(problems)), 0)
-    return improve(sampler, problems, settings, k, place_layout.PlaceLayout(), sampling)
+    return improve(sampler, problems, settings.model_copy(update={"k": k}), place_layout.PlaceLayout(), sampling)
+
+
+def found(improved: Improved, name: str) -> torch.Tensor:
+    """The answers to the problems that a check poses."""
+    return next(check.answers for check in improved.checks if check.name == name)
 
 
 @pytest.fixture
@@ -62,12 +63,8 @@ def test_each_look_names_its_own_reason(problems: Problems) -> None:
     wrong_direct, wrong_swapped = texts[2], problems[3:4].swapped()
     swapped_guess = label(wrong_swapped).rest.texts()[0]
     sampler = Scripted({after_two: 1, wrong_direct: 1, swapped_guess: 1, in_complement: 1}, {texts[4]})
-    verdict = ask(sampler, problems, LOOKS).verdict
-    expected = torch.zeros(len(problems), dtype=torch.int64)
-    expected[1], expected[2] = Verdict.OUTVOTED, Verdict.NOT_DIRECT
-    expected[3], expected[4] = Verdict.NOT_COMMUTATIVE, Verdict.UNPARSABLE
-    expected[5] = Verdict.NOT_COMPLEMENT
-    assert torch.equal(verdict, expected)
+    expected = ["accepted", "outvoted", "not_direct", "not_commutative", "unparsable", "not_complement"]
+    assert ask(sampler, problems, LOOKS).verdicts == expected + ["accepted"] * (len(problems) - 6)
     rejected = ask(sampler, problems, LOOKS).rejected()
     reasons = ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement")
     assert rejected == {**dict.fromkeys(reasons, 1), "not_through": 0}
@@ -77,8 +74,8 @@ def test_a_majority_outvotes_one_wrong_guess(problems: Problems) -> None:
     after_two = label(label(problems[:1]).rest).rest.texts()[0]
     improved = ask(Scripted({after_two: 1}), problems, FILTERS["paper"])
     assert improved.accepted.all()
-    assert improved.first.votes[0] == K - 1
-    assert torch.equal(improved.first.answers, true_answers(problems))
+    assert improved.ballot.votes[0] == K - 1
+    assert torch.equal(improved.ballot.answers, true_answers(problems))
 
 
 def test_rows_whose_fate_is_sealed_take_no_second_look(problems: Problems) -> None:
@@ -96,7 +93,7 @@ def test_same_mistake_in_both_orders_passes_but_for_the_direct_look(problems: Pr
             wrong[each.texts()[0]] = 1
     paper = ask(Scripted(wrong), problems, FILTERS["paper"])
     strict = ask(Scripted(wrong), problems, LOOKS)
-    assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdict[0] == Verdict.NOT_DIRECT
+    assert paper.verdict[0] == Verdict.ACCEPTED and strict.verdicts[0] == "not_direct"
 
 
 def test_only_the_complement_sees_a_carry_that_every_other_look_misses(problems: Problems) -> None:
@@ -106,9 +103,9 @@ def test_only_the_complement_sees_a_carry_that_every_other_look_misses(problems:
         for _ in range(K + 1):
             wrong[each.texts()[0]] = 1
             each = label(each).rest
-    blind = replace(LOOKS, complement=False)
+    blind = without(LOOKS, "complement")
     assert ask(Scripted(wrong), problems, blind).verdict[0] == Verdict.ACCEPTED
-    assert ask(Scripted(wrong), problems, LOOKS).verdict[0] == Verdict.NOT_COMPLEMENT
+    assert ask(Scripted(wrong), problems, LOOKS).verdicts[0] == "not_complement"
 
 
 def misled(problems: Problems) -> Scripted:
@@ -132,15 +129,18 @@ def test_what_looks_reject_is_thought_through(problems: Problems) -> None:
     rejected, improved = (ask(sampler, problems, settings) for settings in (LOOKS, FILTERS["strict"]))
     through = improved.verdict == Verdict.THOUGHT_THROUGH
     assert through.nonzero().squeeze(1).tolist() == [1, 2, 3, 4] and improved.num_thought_through == 4
-    assert improved.verdict[5] == Verdict.UNPARSABLE and improved.verdict[6] == Verdict.NOT_DIRECT
+    assert improved.verdicts[5:7] == ["unparsable", "not_direct"]
     assert sum(improved.rejected().values()) == 2 and improved.agreement == rejected.agreement == 10 / 16
     truth, examples = label(problems), improved.examples()
     assert torch.equal(examples.answers, truth.answers[improved.accepted])
     assert examples.rest.texts() == truth.rest[improved.accepted].texts()
     assert torch.equal(examples.digit, truth.digit[improved.accepted])
-    assert torch.equal(improved.second[through], truth.answers[through]) and improved.agrees[through].all()
+    assert (
+        torch.equal(found(improved, "commutative")[through], truth.answers[through])
+        and improved.commutes[through].all()
+    )
     # Of five guesses one was wrong; what only another look had rejected has all five.
-    assert improved.first.votes[through].tolist() == [K - 1, K, K, K]
+    assert improved.ballot.votes[through].tolist() == [K - 1, K, K, K]
     assert improved.tokens > rejected.tokens
 
 
@@ -148,7 +148,7 @@ def test_a_column_that_is_always_added_up_wrongly_does_not_agree_with_its_comple
     """0+0 with a carry goes wrong in both orders, at whatever place; 9+9 without one does not."""
     problems = Problems.parse(["12038+45067", "12345+54321"], 5)
     sampler = Scripted(wrong_column=(0, 0, 1))
-    orders_only = replace(FILTERS["strict"], complement=False)
+    orders_only = without(FILTERS["strict"], "complement")
     assert ask(sampler, problems, orders_only).verdict.tolist() == [Verdict.THOUGHT_THROUGH, Verdict.ACCEPTED]
     assert ask(sampler, problems, FILTERS["strict"]).verdict.tolist() == [Verdict.OUTVOTED, Verdict.ACCEPTED]
 
@@ -166,21 +166,19 @@ def wrong_guesses(row: Problems) -> dict[str, int]:
 def test_a_chain_to_the_end_finds_that_all_looks_guess_wrong_alike(problems: Problems) -> None:
     """What `strict` believes `thorough` thinks through, and finds the right answer."""
     sampler = Scripted(wrong_guesses(problems[:1]))
-    strict, thorough = (
-        ask(sampler, problems, replace(FILTERS[name], complement=False)) for name in ("strict", "thorough")
-    )
+    strict, thorough = (ask(sampler, problems, without(FILTERS[name], "complement")) for name in ("strict", "thorough"))
     truth = true_answers(problems)
-    assert strict.verdict[0] == Verdict.ACCEPTED and not torch.equal(strict.first.answers[0], truth[0])
-    assert thorough.verdict[0] == Verdict.THOUGHT_THROUGH and torch.equal(thorough.first.answers, truth)
+    assert strict.verdict[0] == Verdict.ACCEPTED and not torch.equal(strict.ballot.answers[0], truth[0])
+    assert thorough.verdict[0] == Verdict.THOUGHT_THROUGH and torch.equal(thorough.ballot.answers, truth)
     assert thorough.agreement == 15 / 16 and thorough.tokens > strict.tokens
 
 
 def test_a_chain_that_only_one_problem_bears_out_is_not_believed(problems: Problems) -> None:
     """The chain contradicts all looks, and that of the other operand order does not parse."""
     sampler = Scripted(wrong_guesses(problems[:1]), {problems[:1].swapped().texts()[0]})
-    settings = replace(FILTERS["thorough"], complement=False, second_look=SecondLook.OFF)
+    settings = without(FILTERS["thorough"], "complement", "shifted")
     improved = ask(sampler, problems, settings)
-    assert improved.verdict[0] == Verdict.NOT_THROUGH and improved.rejected()["not_through"] == 1
+    assert improved.verdicts[0] == "not_through" and improved.rejected()["not_through"] == 1
     assert improved.accepted[1:].all()
 
 
@@ -206,14 +204,14 @@ def test_looks_draw_from_random_streams_of_their_own(problems: Problems) -> None
 def test_cat_is_the_whole_batch(problems: Problems) -> None:
     sampler = Scripted({problems.texts()[9]: 1})
     whole = ask(sampler, problems, FILTERS["strict"])
-    parts = cat_improved([ask(sampler, problems[:5], FILTERS["strict"]), ask(sampler, problems[5:], FILTERS["strict"])])
+    parts = cat([ask(sampler, problems[:5], FILTERS["strict"]), ask(sampler, problems[5:], FILTERS["strict"])])
     assert torch.equal(whole.verdict, parts.verdict) and whole.tokens == parts.tokens
-    assert torch.equal(whole.first.guesses, parts.first.guesses)
+    assert torch.equal(whole.ballot.guesses, parts.ballot.guesses)
 
 
 def test_vote_off_is_one_simplification(problems: Problems) -> None:
     improved = ask(Scripted(), problems, FILTERS["none"])
-    assert improved.first.guesses.shape == (16, 1, 9)
+    assert improved.ballot.guesses.shape == (16, 1, 9)
 
 
 @pytest.mark.parametrize("name", FILTERS, ids=str)
@@ -227,9 +225,10 @@ def test_layout_by_kernels_changes_nothing(name: str, digits: int, monkeypatch: 
     by_kernels = ask(sampler, problems, FILTERS[name])
     assert plain.tokens == by_kernels.tokens and torch.equal(plain.verdict, by_kernels.verdict)
     for field in ("guesses", "valid", "answers", "direct", "digit"):
-        assert torch.equal(getattr(plain.first, field), getattr(by_kernels.first, field))
-    assert plain.first.rest.texts() == by_kernels.first.rest.texts()
-    assert torch.equal(plain.second, by_kernels.second) and torch.equal(plain.agrees, by_kernels.agrees)
+        assert torch.equal(getattr(plain.ballot, field), getattr(by_kernels.ballot, field))
+    assert plain.ballot.rest.texts() == by_kernels.ballot.rest.texts()
+    for one, other in zip(plain.checks, by_kernels.checks, strict=True):
+        assert torch.equal(one.answers, other.answers) and torch.equal(one.agrees, other.agrees)
 
 
 @pytest.mark.gpu
@@ -242,10 +241,10 @@ def test_the_improved_policy_is_the_same_on_a_gpu() -> None:
         sampler = make_sampler("native", model.to(device))
         results.append(ask(sampler, problems, FILTERS["strict"]))
     assert torch.equal(results[0].verdict, results[1].verdict)
-    assert torch.equal(results[0].first.guesses, results[1].first.guesses)
+    assert torch.equal(results[0].ballot.guesses, results[1].ballot.guesses)
 
 
-FAST = Filter(Vote.MAJORITY, SecondLook.OFF, direct=False, complement=False, think=False)
+FAST = Filter(vote="majority", checks=(), use_chain=False, think_through=False)
 
 
 def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -> None:
@@ -257,7 +256,7 @@ def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -
             return super().sample(prefix, *args)
 
     improved = ask(Reading(), problems, FAST, k=6)
-    assert improved.accepted.all() and (improved.first.votes == 6).all()
+    assert improved.accepted.all() and (improved.ballot.votes == 6).all()
     assert torch.equal(improved.examples().answers, label(problems).answers)
     assert len({tuple(each[0].tolist()) for each in prompts}) == 6 == len(prompts)
     plain = place_layout.PlaceLayout().prefix_ids(problems)
@@ -270,15 +269,15 @@ def test_without_thinking_there_is_no_simplification_and_the_majority_decides(pr
     sampler = Scripted({texts[0]: 1, swapped[1]: 1})
     improved = ask(sampler, problems, FAST)
     assert improved.accepted.all() and improved.examples().rest.digits == 0
-    right = (improved.first.answers == label(problems).answers).all(dim=1)
+    right = (improved.ballot.answers == label(problems).answers).all(dim=1)
     assert right.tolist() == [row != 0 for row in range(len(problems))]
-    assert improved.first.votes[:3].tolist() == [3, 3, 5]
+    assert improved.ballot.votes[:3].tolist() == [3, 3, 5]
     assert improved.tokens == 5 * len(problems) * place_layout.PlaceLayout().answer_length(problems.digits)
-    verdict = ask(sampler, problems, replace(FAST, vote=Vote.UNANIMOUS)).verdict
+    verdict = ask(sampler, problems, FAST.model_copy(update={"vote": "unanimous"})).verdict
     assert verdict[:3].tolist() == [Verdict.OUTVOTED, Verdict.OUTVOTED, Verdict.ACCEPTED]
 
 
 def test_without_a_vote_the_direct_answer_is_the_guess(problems: Problems) -> None:
-    improved = ask(Scripted(), problems, replace(FAST, vote=Vote.OFF))
-    assert torch.equal(improved.first.guesses[:, 0], improved.first.direct)
-    assert improved.first.guesses.shape[1] == 1
+    improved = ask(Scripted(), problems, FAST.model_copy(update={"vote": "off"}))
+    assert torch.equal(improved.ballot.guesses[:, 0], improved.ballot.direct)
+    assert improved.ballot.guesses.shape[1] == 1

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from scripted import Scripted
 
-from sector.engine.config import RunConfig, run_config
+from sector.engine.config import FILTERS, RunConfig, run_config
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.policy.improve import FILTERS, improve
+from sector.engine.policy.improve import improve
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plan import examples_of
 from sector.engine.samplers.protocol import Sampling
@@ -23,7 +23,7 @@ def a_round(root: Path, missed: int) -> RunDir:
     problems = draw_problems(7, ROWS, torch.Generator().manual_seed(0))
     wrong = dict.fromkeys(problems.texts()[:missed], 1)
     rows = torch.arange(ROWS)
-    improved = improve(Scripted(wrong), problems, FILTERS["paper"], 5, PlaceLayout(), Sampling(0.0, 0, rows, 0))
+    improved = improve(Scripted(wrong), problems, FILTERS["paper"], PlaceLayout(), Sampling(0.0, 0, rows, 0))
     assert improved.accepted.all()
     run = RunDir(root)
     run.round_dir(7).mkdir(parents=True)

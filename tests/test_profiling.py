@@ -87,8 +87,8 @@ def test_a_trace_of_generating_holds_the_ranges_of_the_loop(generating: dict[str
     assert trace == model.with_name("out") / "generate-trace.json"
     ranges = ranges_in(trace)
     assert ranges.count("generate step") == generating["steps"] == 2
-    assert ranges.count("first look") == ranges.count("second look") == 2
-    assert {"think + answer", "answer", "complement", "vote", "prefix", "decode", "draw"} <= set(ranges)
+    assert ranges.count("vote") == ranges.count("commutative") == 2
+    assert {"think + answer", "answer", "complement", "count", "prefix", "decode", "draw"} <= set(ranges)
     assert {"ProfilerStep#1", "ProfilerStep#2"} <= set(ranges) and "ProfilerStep#3" not in ranges
 
 
@@ -132,7 +132,7 @@ def test_for_people(model: Path, tmp_path: Path) -> None:
     # So many problems that matrix products stand far up in the table; of two it is noise what does.
     result = profile("generate", "--model", model, "--digits", 8, "--count", 64, "--steps", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    for text in ("aten::mm", "self ms", "first look", "operations", "idle"):
+    for text in ("aten::mm", "self ms", "vote", "operations", "idle"):
         assert text in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert f"trace: {tmp_path / 'generate-trace.json'};" in result.stderr

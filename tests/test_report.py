@@ -19,12 +19,12 @@ from scripted_task import Knowing
 from typer.testing import CliRunner
 
 from sector.cli.app import app
-from sector.engine.config import run_config
+from sector.engine.config import FILTERS, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Batch, Layout
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.policy.improve import FILTERS, improve
+from sector.engine.policy.improve import improve
 from sector.engine.report import write_report
 from sector.engine.report.facts import read_run
 from sector.engine.run.directory import RunDir
@@ -83,7 +83,7 @@ def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: 
 def write_round(run: RunDir, digits: int, sampler: Sampler, problems: Batch, layout: Layout) -> None:
     """What the improved policy makes of the problems, on disk."""
     rows = torch.arange(len(problems))
-    improved = improve(sampler, problems, FILTERS["strict"], 5, layout, Sampling(0.0, 0, rows, 0))
+    improved = improve(sampler, problems, FILTERS["strict"], layout, Sampling(0.0, 0, rows, 0))
     write_table(run.candidates(digits), candidates_table(improved))
     provenance = Provenance(digits, 0, "scripted", "")
     write_examples(run.examples(digits), improved_table(improved, rows, layout, provenance))

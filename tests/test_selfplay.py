@@ -101,7 +101,7 @@ def test_one_shot_distillation_asks_the_supervised_weights_in_every_round(fresh_
 
 
 def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) -> None:
-    settings = {"think": False, "vote": "majority", "second_look": "off", "direct": False, "complement": False, "k": 3}
+    settings = {"use_chain": False, "vote": "majority", "checks": [], "k": 3, "think_through": False}
     settings["through"] = False
     run, config = start(fresh_run, until=7, filter=settings, round={**SMALL["round"], "max_cycles": 1})
     for _ in self_play(run, config):
@@ -164,7 +164,7 @@ LEAPING = {
 
 def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path) -> None:
     """Everything agrees where nothing is compared, so every leap is the longest; the last one ends at `until`."""
-    looks = {"vote": "off", "second_look": "off", "direct": False, "complement": False}
+    looks = {"vote": "off", "checks": []}
     run, config = start(fresh_run, until=12, filter=looks, round=LEAPING)
     for event in self_play(run, config):
         if event["event"] == "train" and event["digits"] == 11:

@@ -1,24 +1,21 @@
 """Typed problems: every policy, any lengths, in order, and the thoughts people read."""
 
 import random
-from dataclasses import replace
 
 import pytest
 from scripted import Scripted
 from scripted_task import Knowing
 
+from sector.engine.config import FILTERS
 from sector.engine.errors import InputError
-from sector.engine.policy.improve import FILTERS, Through
 from sector.engine.policy.solve import Mind, check_problem, read_problems
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import TASK as ADDITION
 
 
-def mind(
-    sampler: Scripted | None = None, name: str = "strict", k: int = 5, through: Through = Through.REJECTED
-) -> Mind:
-    settings = replace(FILTERS[name], through=through)
-    return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), settings, k)
+def mind(sampler: Scripted | None = None, name: str = "strict", k: int = 5, think_through: bool = True) -> Mind:
+    settings = FILTERS[name].model_copy(update={"k": k, "think_through": think_through})
+    return Mind(sampler or Scripted(), ADDITION, ADDITION.layout("msd"), settings)
 
 
 @pytest.mark.parametrize("policy", ["fast", "slow", "improved"], ids=str)
@@ -64,7 +61,11 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
     assert thought is not None
     assert [step.rest for step in thought.steps] == ["45+78+1", "4+7+1"]
     assert thought.guesses == ["1245", "1245"] and thought.votes == 2
-    assert (thought.vote, thought.direct, thought.swapped, thought.complement) == ("1245",) * 4
+    assert (thought.vote, thought.direct) == ("1245", "1245")
+    assert [(each.problem, each.answer, each.agrees) for each in thought.checks] == [
+        ("543+210+1", "754", True),
+        ("789+456", "1245", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,35 +78,39 @@ def test_improved_shows_guesses_votes_and_looks() -> None:
     ],
 )
 def test_looks_that_disagree_give_no_answer_but_show_the_votes(wrong: str, reason: str) -> None:
-    (solution,) = mind(Scripted({wrong: 1}), through=Through.OFF).solve(["456+789"], "improved", show=True)
+    (solution,) = mind(Scripted({wrong: 1}), think_through=False).solve(["456+789"], "improved", show=True)
     assert solution.answer is None
     assert str(solution.error).startswith("the looks disagree") and reason in str(solution.error)
     assert solution.thought is not None and solution.thought.guesses[-1] == "1245"
+    assert [each.label for each in solution.thought.checks if not each.agrees] == [reason] * (
+        reason in ("swapped operands", "nines' complement")
+    )
 
 
 def test_what_was_thought_through_shows_the_whole_chain() -> None:
     first, second = mind(Scripted({"456+789": 1}), k=1).solve(["456+789", "111+222"], "improved", show=True)
     assert first.answer == "1245" and first.thought is not None and first.thought.through
     assert [step.rest for step in first.thought.steps] == ["45+78+1", "4+7+1"] and first.thought.guesses == ["1245"]
-    assert (first.thought.vote, first.thought.direct, first.thought.swapped) == ("1245", "2245", "1245")
+    assert (first.thought.vote, first.thought.direct) == ("1245", "2245")
+    assert [each.answer for each in first.thought.checks] == ["754", "1245"]
     assert second.thought is not None and len(second.thought.steps) == 1 and not second.thought.through
 
 
 def test_a_chain_that_guesses_only_at_its_end_is_shown_to_there() -> None:
     task = find_task("multiplication")
     engine = Knowing(task)
-    (solution,) = Mind(engine, task, engine.layout("lsd"), FILTERS["strict"], 5).solve(["47*63"], "improved", show=True)
+    (solution,) = Mind(engine, task, engine.layout("lsd"), FILTERS["strict"]).solve(["47*63"], "improved", show=True)
     thought = solution.thought
     assert solution.answer == "2961" and thought is not None
     assert [(step.rest.partition("~")[0], step.found) for step in thought.steps] == [("47*6+14", "1"), ("47*+29", "61")]
-    assert (thought.guesses, thought.vote, thought.swapped) == (["2961"], "2961", "2961")
+    assert (thought.guesses, thought.vote, thought.checks[0].answer) == (["2961"], "2961", "2961")
 
 
 def test_one_digit_and_no_second_look() -> None:
     (solution,) = mind(name="none").solve(["9+9+1"], "improved", show=True)
     assert solution.answer == "19"
     assert solution.thought is not None and solution.thought.steps == []
-    assert solution.thought.swapped is None and solution.thought.complement is None
+    assert solution.thought.checks == []
 
 
 def test_reading_problems() -> None:

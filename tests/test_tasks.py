@@ -7,18 +7,19 @@ import pytest
 import torch
 from scripted_task import Knowing
 
-from sector.engine.config import RunConfig, run_config
+from sector.engine.config import FILTERS, RunConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.layout import Batch, Mode
 from sector.engine.language.operands import digit_strings
 from sector.engine.models.sector import SectorConfig
-from sector.engine.policy.improve import FILTERS, Verdict, answer_fast, improve, simplify
+from sector.engine.policy.improve import Verdict, answer_fast, improve, simplify
 from sector.engine.run.directory import RunDir
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.selfplay import self_play
 from sector.engine.tasks import find_task, oracle, task_names, task_of, true_answers, truth_of
+from sector.engine.tasks.check import Check
 from sector.engine.tasks.task import Task, one_task
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
 from sector.engine.training.distill import lay_out
@@ -142,6 +143,10 @@ def test_what_is_damaged_does_not_parse(task: Task, order: str) -> None:
         assert int(layout.count_tokens(ids)) == ids.numel() - ROWS
 
 
+def commutative(task: Task) -> Check:
+    return next(check for check in task.checks if check.name == "commutative")
+
+
 @pytest.mark.parametrize(
     "task", [each for each in map(find_task, task_names()) if each.at_once is None], ids=lambda task: task.name
 )
@@ -149,41 +154,35 @@ def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
     """Unless a step on the way is wrong too, in the problem itself or in the other one."""
     problems = drawn(task, 5)
     truth = label(problems)
-    other, _ = task.second_look(problems, truth.answers)
+    other, _ = commutative(task).pose(problems, truth.answers)
     texts = problems.texts()
     lies = {truth.rest.texts()[1], label(other).rest.texts()[2]}
     engine = Knowing(task, lies, set(texts[:4]))
-    improved = improve(engine, problems, FILTERS["strict"], 1, engine.layout("msd"), greedy())
-    verdicts = [Verdict(value) for value in improved.verdict[:5].tolist()]
-    through, rejected = Verdict.THOUGHT_THROUGH, Verdict.NOT_DIRECT
-    assert verdicts == [through, rejected, rejected, through, Verdict.ACCEPTED]
-    assert torch.equal(improved.first.answers[improved.accepted], truth.answers[improved.accepted])
+    improved = improve(engine, problems, FILTERS["strict"].model_copy(update={"k": 1}), engine.layout("msd"), greedy())
+    through, rejected = "thought_through", "not_direct"
+    assert improved.verdicts[:5] == [through, rejected, rejected, through, "accepted"]
+    assert torch.equal(improved.ballot.answers[improved.accepted], truth.answers[improved.accepted])
 
 
 @TASKS
 @DIGITS
-def test_the_second_look_follows_from_right_answers_and_from_no_wrong_one(task: Task, digits: int) -> None:
+def test_checks_follow_from_right_answers_and_from_no_wrong_one(task: Task, digits: int) -> None:
     problems = drawn(task, digits)
     answers = true_answers(problems)
-    other, expected = task.second_look(problems, answers)
-    assert torch.equal(true_answers(other), expected)
     wrong = answers.clone()
     wrong[:, -1] = (wrong[:, -1] + 1) % 10
-    other, expected = task.second_look(problems, wrong)
-    assert not (true_answers(other) == expected).all(dim=1).any()
+    for check in task.checks:
+        other, expected = check.pose(problems, answers)
+        assert torch.equal(true_answers(other), expected)
+        again, other_expected = check.pose(problems, wrong)
+        assert not (true_answers(again) == other_expected).all(dim=1).any()
+        assert check.needs_answers == (again.texts() != other.texts())
 
 
 @TASKS
-def test_complement_and_swap_keep_what_they_promise(task: Task) -> None:
+def test_swapped_problems_have_the_same_answers(task: Task) -> None:
     problems = drawn(task, 4)
-    answers = true_answers(problems)
-    assert torch.equal(true_answers(task.swapped(problems)), answers)
-    if task.has_complement:
-        flipped = true_answers(task.complement(problems))
-        assert torch.equal(task.complement_answers(flipped), answers)
-    else:
-        with pytest.raises(NotImplementedError):
-            task.complement(problems)
+    assert torch.equal(true_answers(task.swapped(problems)), true_answers(problems))
 
 
 @TASKS
@@ -232,11 +231,11 @@ def test_texts_are_read_back(task: Task) -> None:
 @pytest.mark.parametrize("name", FILTERS, ids=str)
 def test_a_true_model_is_believed(task: Task, name: str) -> None:
     problems, model = drawn(task, 4), Knowing(task)
-    improved = improve(model, problems, FILTERS[name], 3, model.layout("msd"), greedy())
+    improved = improve(model, problems, FILTERS[name].model_copy(update={"k": 3}), model.layout("msd"), greedy())
     assert improved.accepted.all()
     answers, valid, _ = answer_fast(model, problems, model.layout("msd"), greedy())
     truth = label(problems)
-    assert valid.all() and torch.equal(answers, truth.answers) and torch.equal(improved.first.answers, truth.answers)
+    assert valid.all() and torch.equal(answers, truth.answers) and torch.equal(improved.ballot.answers, truth.answers)
     step, _ = simplify(model, problems, model.layout("msd"), greedy())
     assert step.rest.texts() == truth.rest.texts()
 
@@ -244,7 +243,7 @@ def test_a_true_model_is_believed(task: Task, name: str) -> None:
 @TASKS
 def test_lessons_are_true_all_the_way_down(task: Task) -> None:
     problems, model = drawn(task, 4), Knowing(task)
-    improved = improve(model, problems, FILTERS["strict"], 3, model.layout("msd"), greedy())
+    improved = improve(model, problems, FILTERS["strict"].model_copy(update={"k": 3}), model.layout("msd"), greedy())
     lessons = improved.lessons()
     assert len(lessons) == (1 if task.at_once is None else 4 - task.at_once + 1)
     for lesson in lessons:
@@ -259,7 +258,7 @@ def test_a_mistake_of_one_look_is_rejected(task: Task) -> None:
     problems = drawn(task, 4)
     wrong = label(label(problems[3:4]).rest).rest.texts()[0]
     model = Knowing(task, lies_about={wrong})
-    improved = improve(model, problems, FILTERS["strict"], 3, model.layout("msd"), greedy())
+    improved = improve(model, problems, FILTERS["strict"].model_copy(update={"k": 3}), model.layout("msd"), greedy())
     assert improved.verdict[3] != Verdict.ACCEPTED
     assert improved.accepted.sum() == ROWS - 1
 
@@ -306,7 +305,7 @@ TINY = {
         "probe_trained": 2,
         "min_agreement": 0.0,
     },
-    "filter": {"vote": "off", "second_look": "off", "direct": False, "complement": False},
+    "filter": {"vote": "off", "checks": []},
 }
 
 

@@ -37,9 +37,7 @@ SMALL: dict[str, Any] = {
     },
     "filter": {
         "vote": "off",
-        "second_look": "off",
-        "direct": False,
-        "complement": False,
+        "checks": [],
         "k": 1,
         "think": False,
         "through": "off",
@@ -91,7 +89,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
         ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
         ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
         (
-            {"filter": {"think": False, "through": "off", "second_look": "off"}},
+            {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
             "two different guesses, one an order; lower k",
         ),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_workers import ASKED, in_files
 
-from sector.engine.config import FilterConfig, VllmConfig
+from sector.engine.config import Filter, VllmConfig
 from sector.engine.models.checkpoint import load_checkpoint
 from sector.engine.models.sector import new_model
 from sector.engine.policy.generate import generate
@@ -21,7 +21,7 @@ if sys.platform != "linux":
 
 SETTINGS = VllmConfig(rows=128, memory_mib=64, max_digits=20)
 # One guess and no second look: vLLM is slow here.
-LOOKS = {"k": 1, "second_look": "off", "direct": True, "complement": False}
+LOOKS = {"k": 1, "checks": ("direct",)}
 
 
 def test_workers_with_vllm_write_what_one_engine_writes(supervised_run: Path, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_workers_with_vllm_write_what_one_engine_writes(supervised_run: Path, tm
 
         engine.load(model)
         for temperature in (0.0, 0.5):
-            asked = replace(ASKED, count=260, settings=FilterConfig(**LOOKS, temperature=temperature))
+            asked = replace(ASKED, count=260, settings=Filter(**LOOKS, temperature=temperature))
             shared = in_files(tmp_path / f"shared{temperature}", with_weights(crew, model, engine)(asked))
             assert shared == in_files(tmp_path / f"alone{temperature}", generate(engine, asked))
             if temperature == 0:

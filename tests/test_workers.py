@@ -15,21 +15,21 @@ import torch
 from forked import forked
 
 from sector.benchmarks.small_run import workers_of
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.errors import InputError, WorkersDied
 from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import load_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy import workers as module
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.improve import cat_improved
 from sector.engine.policy.workers import Workers, prove, with_weights
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_table
 
 # Four blocks, the last one short, at a temperature: rows must keep their own random streams.
-ASKED = Assignment(ADDITION, PlaceLayout(), 7, 800, FilterConfig(k=3, temperature=0.3), 5, 0.4)
+ASKED = Assignment(ADDITION, PlaceLayout(), 7, 800, Filter(k=3, temperature=0.3), 5, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def crew() -> Iterator[Workers]:
 def in_files(folder: Path, blocks: Iterator[tuple[torch.Tensor, Any]]) -> tuple[bytes, bytes]:
     """What a round would write of these blocks: accepted examples, and all that was tried."""
     rows, parts = zip(*blocks, strict=True)
-    improved = cat_improved(parts)
+    improved = cat(parts)
     assert improved.accepted.any() and not improved.accepted.all()
     provenance = Provenance(7, 5, "native", "ab" * 32)
     folder.mkdir(exist_ok=True)

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from sector.engine.language.layout import Batch, Layout, Mode, Simplifications
+from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
+
+# Random streams of a chain: up to two branches a stage, and a stage a digit.
+STAGES_OF_A_CHAIN = 2 * (MAX_DIGITS + 1)
 
 
 @dataclass(slots=True)
@@ -20,7 +24,7 @@ class Chain:
     """A chain of thought under way: the problem as far as it is simplified, and what was found so far.
 
     current: the remaining problems. found: `[B, j]` digits split off by j simplifications. alive: `[B]` rows of which
-    every simplification parsed. steps: the simplifications. guesses, valid, direct, tokens: as in `Look`.
+    every simplification parsed. steps: the simplifications. guesses, valid, direct, tokens: as in `Ballot`.
     """
 
     current: Any

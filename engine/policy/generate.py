@@ -1,25 +1,14 @@
 """Generate: draw problems, ask the improved policy, keep what it agrees with itself on."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.language.layout import Batch, Layout
-from sector.engine.policy.improve import (
-    FILTERS,
-    STAGES,
-    Filter,
-    Improved,
-    SecondLook,
-    Through,
-    Vote,
-    answer_fast,
-    improve,
-)
+from sector.engine.policy.improve import STAGES, Improved, answer_fast, improve
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.spans import span
@@ -43,7 +32,7 @@ class Assignment:
     layout: Layout
     digits: int
     count: int
-    settings: FilterConfig
+    settings: Filter
     seed: int
     hard_share: float
     pool: int = 1
@@ -76,21 +65,19 @@ def generate_block(sampler: Sampler, start: int, assignment: Assignment) -> tupl
                 sampler, problems, assignment.layout, replace(sampling, rows=counters, stage=STAGES)
             )
         problems = problems[_doubted_first(doubted)]
-    solved = improve(sampler, problems[: len(rows)], filter_of(settings), settings.k, assignment.layout, sampling)
+    solved = improve(sampler, problems[: len(rows)], settings, assignment.layout, sampling)
     return rows, replace(solved, tokens=solved.tokens + spent)
 
 
 def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, int]:
     """`[B]` bool: does the fast policy contradict itself on another problem? And the tokens that it took.
 
-    That problem is the complement, where there is one: its carries are the other ones.
+    That problem is posed by the first check of the task.
     """
-    task = task_of(problems)
     answers, parsed, spent = answer_fast(sampler, problems, layout, sampling)
-    if task.has_complement:
-        other, expected = task.complement(problems), task.complement_answers(answers)
-    else:
-        other, expected = task.second_look(problems, answers)
+    posed = task_of(problems).checks[0].pose(problems, answers)
+    assert posed is not None, "a task's first check poses a problem of every problem"
+    other, expected = posed
     again, well, more = answer_fast(sampler, other, layout, replace(sampling, stage=sampling.stage + 1))
     return ~(parsed & well & (again == expected).all(dim=1)), spent + more
 
@@ -103,21 +90,3 @@ def _doubted_first(doubted: Tensor) -> Tensor:
     doubts, others = doubted.nonzero().squeeze(1), (~doubted).nonzero().squeeze(1)
     few = doubts[: max(BLOCK // 2, BLOCK - len(others))]
     return torch.cat([few, others[: BLOCK - len(few)]]).sort().values
-
-
-def filter_of(settings: FilterConfig) -> Filter:
-    """The filter that the settings name."""
-    return Filter(
-        Vote(settings.vote),
-        SecondLook(settings.second_look),
-        settings.direct,
-        settings.complement,
-        settings.think,
-        Through(settings.through),
-    )
-
-
-def filter_settings(name: str) -> dict[str, Any]:
-    """The settings that make up a filter of `improve.FILTERS`, as `FilterConfig` takes them."""
-    looks = FILTERS[name]
-    return {key: getattr(value, "value", value) for key, value in asdict(looks).items()}

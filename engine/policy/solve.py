@@ -5,18 +5,19 @@ In the shape descriptions B is the batch, N the digits per operand and S the sim
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Batch, Layout
 from sector.engine.language.operands import batches, digit_strings, plain_decimals
 from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.policy import improve
-from sector.engine.policy.improve import Filter, Verdict
+from sector.engine.policy.checks import checks_of
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.tasks.task import Task
 
@@ -24,14 +25,6 @@ BATCH = 1000
 
 _UNPARSABLE = "what the model wrote does not parse"
 _DISAGREE = "the looks disagree"
-_REASONS = {
-    Verdict.UNPARSABLE: _UNPARSABLE,
-    Verdict.OUTVOTED: f"{_DISAGREE}: the guesses differ",
-    Verdict.NOT_DIRECT: f"{_DISAGREE}: the direct answer is not what the guesses say",
-    Verdict.NOT_COMMUTATIVE: f"{_DISAGREE}: the swapped operands give another answer",
-    Verdict.NOT_COMPLEMENT: f"{_DISAGREE}: the nines' complement of the problem gives another answer",
-    Verdict.NOT_THROUGH: f"{_DISAGREE}: a chain of thought to the end gives another answer",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +36,28 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A check that was tried: the problem that it poses, the answer, None if that does not count, and is it right?"""
+
+    check: str
+    label: str
+    problem: str
+    answer: str | None
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Thought:
     """How an answer came about.
 
-    steps: the chain of thought. guesses: the full answer that each step votes for, None where it did not parse; the
-        slow policy guesses after its last step only. vote: the answer with most votes, or where it was thought through,
-        that of the whole chain. votes: how many guesses gave it.
-    direct: the fast answer to the whole problem. swapped: the answer in the other order, None if not asked.
-        complement: what the answer to the nines' complement of the problem makes of it, None if not asked.
+    steps: the chain of thought.
+    guesses: the full answer that each step votes for, None where it did not parse; the slow policy guesses after its
+        last step only.
+    vote: the answer with most votes, or where it was thought through, that of the whole chain.
+    votes: how many guesses gave it.
+    direct: the fast answer to the whole problem.
+    checks: those that were tried on other problems.
+    through: was it thought through?
     """
 
     steps: list[Step]
@@ -58,8 +65,7 @@ class Thought:
     vote: str | None = None
     votes: int = 0
     direct: str | None = None
-    swapped: str | None = None
-    complement: str | None = None
+    checks: list[Tried] = field(default_factory=list)
     through: bool = False
 
 
@@ -96,7 +102,6 @@ class Mind:
     task: Task
     layout: Layout
     settings: Filter
-    k: int
 
     def solve(self, texts: Sequence[str], policy: str, show: bool = False) -> list[Solution]:
         """Solutions in the order of the problems; problems of one length are solved together.
@@ -147,40 +152,62 @@ class Mind:
 
     def _improved(self, problems: Batch, show: bool) -> list[_Outcome]:
         """The improved policy: simplify-then-guess, vote, and the looks that must agree."""
-        result = improve.improve(self.sampler, problems, self.settings, self.k, self.layout, _greedy(problems))
-        verdicts = [Verdict(value) for value in result.verdict.tolist()]
-        answers = plain_decimals(result.first.answers)
+        result = improve.improve(self.sampler, problems, self.settings, self.layout, _greedy(problems))
+        answers = plain_decimals(result.ballot.answers)
         thoughts = self._thoughts(problems, result) if show else [None] * len(problems)
+        reasons = self._reasons()
         return [
-            (None if verdict in _REASONS else answer, _REASONS.get(verdict), thought)
-            for answer, verdict, thought in zip(answers, verdicts, thoughts, strict=True)
+            (None if verdict in reasons else answer, reasons.get(verdict), thought)
+            for answer, verdict, thought in zip(answers, result.verdicts, thoughts, strict=True)
         ]
+
+    def _reasons(self) -> dict[str, str]:
+        """Why there is no answer, by verdict."""
+        checks = checks_of(self.settings, self.task)
+        return {
+            "unparsable": _UNPARSABLE,
+            "outvoted": f"{_DISAGREE}: the guesses differ",
+            **{check.reason: f"{_DISAGREE}: {check.label}" for check in checks},
+        }
 
     def _thoughts(self, problems: Batch, result: improve.Improved) -> list[Thought | None]:
         """What the improved policy saw. It keeps no chain of thought but the first step, so that is thought again.
 
         Greedy decoding gives the same steps.
         """
-        look = result.first
-        through = (result.verdict == Verdict.THOUGHT_THROUGH).tolist()
-        guessed = self.task.num_simplifications(problems, look.guesses.shape[1])
+        ballot = result.ballot
+        through = [verdict == "thought_through" for verdict in result.verdicts]
+        guessed = self.task.num_simplifications(problems, ballot.guesses.shape[1])
         chains = self._think(problems, problems.digits - 1 if any(through) else guessed).steps()
         steps = [chain if whole else chain[:guessed] for chain, whole in zip(chains, through, strict=True)]
         guesses = [
-            _where(plain_decimals(row), valid) for row, valid in zip(look.guesses, look.valid.tolist(), strict=True)
+            _where(plain_decimals(row), valid) for row, valid in zip(ballot.guesses, ballot.valid.tolist(), strict=True)
         ]
-        took_second = (result.verdict == Verdict.NOT_COMMUTATIVE) | result.agrees
         columns = (
             steps,
             guesses,
-            _where(plain_decimals(look.answers), (result.accepted | (look.votes > 0)).tolist()),
-            look.votes.tolist(),
-            _where(plain_decimals(look.direct), look.direct_valid.tolist()),
-            _where(plain_decimals(result.second), took_second.tolist()),
-            _where(plain_decimals(result.complement), (result.complement >= 0).all(dim=1).tolist()),
+            _where(plain_decimals(ballot.answers), (result.accepted | (ballot.votes > 0)).tolist()),
+            ballot.votes.tolist(),
+            _where(plain_decimals(ballot.direct), ballot.direct_valid.tolist()),
+            self._tried(problems, result),
             through,
         )
         return [Thought(*values) for values in zip(*columns, strict=True)]
+
+    def _tried(self, problems: Batch, result: improve.Improved) -> list[list[Tried]]:
+        """The checks that were tried on other problems, a list a problem."""
+        rows: list[list[Tried]] = [[] for _ in range(len(problems))]
+        checks = {check.name: check for check in checks_of(self.settings, self.task)}
+        for found in result.checks:
+            check = checks[found.name]
+            posed = check.pose(problems, result.ballot.answers)
+            if posed is None or posed[0] is problems:
+                continue
+            columns = (posed[0].texts(), plain_decimals(found.answers), found.agrees.tolist(), found.taken.tolist())
+            for row, (problem, answer, agrees, taken) in zip(rows, zip(*columns, strict=True), strict=True):
+                if taken:
+                    row.append(Tried(check.name, check.label, problem, answer, agrees))
+        return rows
 
     def _think(self, problems: Batch, num_steps: int) -> "_Chain":
         """Simplify so many times."""

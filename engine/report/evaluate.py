@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import FilterConfig
+from sector.engine.config import Filter
 from sector.engine.files import check_writable, write_text
 from sector.engine.models.checkpoint import resolve_checkpoint
-from sector.engine.policy.generate import filter_of
 from sector.engine.run.audit import Score, Solver, score, score_length
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plots import plot_eval
@@ -61,7 +60,7 @@ def evaluate_model(
     suite: bool,
     out: Path | None,
     engine: str,
-    settings: FilterConfig,
+    settings: Filter,
     seed: int,
     on_progress: OnProgress,
     given: dict[str, Any] | None = None,
@@ -77,7 +76,7 @@ def evaluate_model(
     if stem:
         check_writable(stem.with_suffix(".png"))
     sampler, task, layout = open_engine(model, engine, given)
-    solver = Solver(sampler, layout, policy, filter_of(settings), settings.k, seed)
+    solver = Solver(sampler, layout, policy, settings, seed)
     start, scores = time.perf_counter(), []
     for each in evaluate(solver, task, lengths, samples, seed, suite):
         scores.append(each)

@@ -9,11 +9,11 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from sector.engine.config import Filter
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode, Simplifications
 from sector.engine.language.operands import batches
 from sector.engine.policy import improve
-from sector.engine.policy.improve import Filter
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.tasks import mistakes, task_of, true_answers, truth_of
@@ -55,7 +55,6 @@ class Solver:
     layout: Layout
     policy: str
     settings: Filter
-    k: int
     seed: int
     temperature: float = 0.0
 
@@ -71,8 +70,8 @@ class Solver:
             return simplification_correct(problems, step.rest, step.digit) & step.valid
         if self.policy == "fast":
             return self._fast(problems, sampling)
-        improved = improve.improve(self.sampler, problems, self.settings, self.k, self.layout, sampling)
-        return answers_correct(problems, improved.first.answers) & improved.accepted
+        improved = improve.improve(self.sampler, problems, self.settings, self.layout, sampling)
+        return answers_correct(problems, improved.ballot.answers) & improved.accepted
 
     def _fast(self, problems: Batch, sampling: Sampling) -> Tensor:
         answers, valid, _ = improve.answer_fast(self.sampler, problems, self.layout, sampling)

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sector.engine.config import FilterConfig, RunConfig
+from sector.engine.config import Filter, RunConfig
 from sector.engine.errors import NoAgreement
 from sector.engine.language.layout import Layout
+from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.pretrained import open_pretrained
-from sector.engine.policy import improve
-from sector.engine.policy.generate import Assignment, filter_of, generate
+from sector.engine.policy.generate import Assignment, generate
 from sector.engine.policy.workers import Workers, with_weights
 from sector.engine.run import audit, rollback
 from sector.engine.run.audit import Solver
@@ -139,7 +139,7 @@ class Phases:
                 "accepted": sum(int(part.accepted.sum()) for part in parts),
                 "tokens_per_s": sum(part.tokens for part in parts) / (time.perf_counter() - start),
             }
-        improved = improve.cat_improved(parts)
+        improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(self._run.candidates(digits), candidates_table(improved))
         self._run.write_json(
@@ -327,16 +327,16 @@ class Phases:
 
     def _quick_agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement at a trained length by the cheapest looks that show forgetting: one step, and other problems."""
-        # One simplification, the direct answer, and the complement if the run has it.
-        think, complement = self._config.filter.think, self._config.filter.complement
-        quick = FilterConfig(
-            vote="off" if think else "unanimous",
-            # Where nothing is answered at once, only another problem tells.
-            second_look="off" if self._task.at_once is None else "swapped",
-            complement=complement,
+        use_chain = self._config.filter.use_chain
+        wanted = {"direct": True, "complement": "complement" in self._config.filter.checks}
+        # Where nothing is answered at once, only another problem tells.
+        wanted["commutative"] = self._task.at_once is not None
+        quick = Filter(
+            vote="off" if use_chain else "unanimous",
+            checks=tuple(name for name, is_wanted in wanted.items() if is_wanted),
             k=2,
-            think=think,
-            through="off",
+            use_chain=use_chain,
+            think_through=False,
         )
         return self._agreement_of(sampler, digits, self._config.round.probe_trained, quick)
 
@@ -354,14 +354,15 @@ class Phases:
     def _agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement by the run's own filter, on problems of a length not trained yet."""
         # Agreement is of the looks; what they reject need not be thought through to know it.
-        looks = self._config.filter.model_copy(update={"through": "off"})
+        checks = tuple(name for name in self._config.filter.checks if name != "through")
+        looks = self._config.filter.model_copy(update={"checks": checks, "think_through": False})
         return self._agreement_of(sampler, digits, self._config.round.probe, looks)
 
-    def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: FilterConfig) -> float:
+    def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: Filter) -> float:
         """Share of probe problems that the improved policy accepts."""
         seed = stream_seed(self._config.seed, "probe")
         blocks = generate(sampler, self._assignment(digits, count, settings, seed))
-        improved = improve.cat_improved([block for _, block in blocks])
+        improved = cat([block for _, block in blocks])
         self._tokens_probed += improved.tokens
         return improved.agreement
 
@@ -427,7 +428,7 @@ class Phases:
         ]
         write_examples(path, pa.concat_tables(tables))
 
-    def _assignment(self, digits: int, count: int, settings: FilterConfig, seed: int, pool: int = 1) -> Assignment:
+    def _assignment(self, digits: int, count: int, settings: Filter, seed: int, pool: int = 1) -> Assignment:
         return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share, pool)
 
     def _engine(self, model: Model) -> Sampler:
@@ -440,7 +441,7 @@ class Phases:
 
     def _solver(self, sampler: Sampler, policy: str) -> Solver:
         settings = self._config.filter
-        return Solver(sampler, self._layout, policy, filter_of(settings), settings.k, self._config.seed)
+        return Solver(sampler, self._layout, policy, settings, self._config.seed)
 
     def _record(self, digits: int, name: str) -> dict[str, Any]:
         record = self._run.read_json(digits, name)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from sector.engine.config import FilterConfig, RunConfig, TrainerConfig, VllmConfig, vllm_config
+from sector.engine.config import Filter, RunConfig, TrainerConfig, VllmConfig, vllm_config
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout
+from sector.engine.language.rows import cat
 from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.sector import best_device
-from sector.engine.policy import improve
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
@@ -64,7 +64,7 @@ def generate_file(
     count: int,
     *,
     engine: str,
-    settings: FilterConfig,
+    settings: Filter,
     hard_share: float,
     seed: int,
     on_progress: OnProgress,
@@ -96,7 +96,7 @@ def generate_file(
             on_progress(tried, count, f"{accepted} accepted")
         seconds = time.perf_counter() - start
     write_examples(out, pa.concat_tables(tables))
-    improved = improve.cat_improved(parts)
+    improved = cat(parts)
     return {
         "digits": digits,
         "tried": tried,

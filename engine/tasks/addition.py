@@ -11,6 +11,7 @@ from sector.engine.language.operands import Problems, draw_problems, run_of_colu
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
+from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, in_columns, index_of
 from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
@@ -61,13 +62,26 @@ def simplification_mistakes(said: Simplifications, truth: Simplifications) -> li
     return by_index(kinds)
 
 
+def _complement(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
+    """The nines' complements. All other checks read the same carries; here every carry is the other one."""
+    return problems.complement(), operands.complement_answers(answers)
+
+
+def _swapped(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
+    """Commutativity: `b+a` has the same answer."""
+    return problems.swapped(), answers
+
+
 class Addition(Task):
     """`a+b` and `a+b+1` of N digits each."""
 
     name = "addition"
     example = "123456+654321"
     truth = Sums()
-    has_complement = True
+    checks = (
+        Check("complement", "nines' complement", _complement, Solve.AT_ONCE),
+        Check("commutative", "swapped operands", _swapped, Solve.BY_VOTE),
+    )
 
     def layout(self, order: str) -> PlaceLayout:
         """See `policy.PlaceLayout`."""
@@ -89,21 +103,9 @@ class Addition(Task):
         """Of the longer operand."""
         return operands.problem_digits(text)
 
-    def second_look(self, problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
-        """Commutativity: `b+a` has the same answer."""
-        return problems.swapped(), answers
-
     def swapped(self, problems: Problems) -> Problems:
         """`b+a`."""
         return problems.swapped()
-
-    def complement(self, problems: Problems) -> Problems:
-        """The nines' complements, in which every carry is the other one."""
-        return problems.complement()
-
-    def complement_answers(self, answers: Tensor) -> Tensor:
-        """See `operands.complement_answers`."""
-        return operands.complement_answers(answers)
 
     def restated(self, examples: Examples) -> list[Examples]:
         """`b+a`, and the nines' complements of both: digits and carries of a step follow as those of an answer do."""

@@ -30,6 +30,7 @@ from sector.engine.language import tokens
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout, digit_classes
+from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, in_columns, index_of
 from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Task
@@ -97,6 +98,10 @@ class Products:
     def is_nothing(self) -> bool:
         """Is there no problem at all, because nothing was simplified?"""
         return self.a.shape[1] == 0
+
+    def swapped(self) -> Self:
+        """`b*a`. For squares, which all drawn problems are."""
+        return type(self)(self.b, self.a, self.c, self.work)
 
     def without_digits(self) -> "Products":
         """As many problems of no digits."""
@@ -213,6 +218,11 @@ class Multiples(Truth):
         return by_index(kinds)
 
 
+def _swapped(problems: Products, answers: Tensor) -> tuple[Products, Tensor]:
+    """Commutativity: `b*a` has the same answer."""
+    return problems.swapped(), answers
+
+
 class Multiplication(Task):
     """`a*b`, N digits each."""
 
@@ -220,6 +230,7 @@ class Multiplication(Task):
     example = "1234*5678"
     truth = Multiples()
     at_once = 0
+    checks = (Check("commutative", "swapped factors", _swapped, Solve.BY_VOTE),)
     # A row has three times the tokens of one of a sum, and a chain has N of them. Rounds at the rates of addition
     # forget more than they learn.
     settings: ClassVar[dict[str, Any]] = {
@@ -292,13 +303,9 @@ class Multiplication(Task):
             raise InputError(f"{text!r} is no problem as a chain writes it, 12*345+67")
         return Size(len(match[1]), len(match[2]))
 
-    def second_look(self, problems: Products, answers: Tensor) -> tuple[Products, Tensor]:
-        """Commutativity: `b*a` has the same answer. For squares, which all drawn problems are."""
-        return self.swapped(problems), answers
-
     def swapped(self, problems: Products) -> Products:
         """`b*a`."""
-        return Products(problems.b, problems.a, problems.c, problems.work)
+        return problems.swapped()
 
     def draft(self, problems: Products, answers: Tensor | None, layout: Layout) -> None:
         """A step begins with what only the model can know."""

@@ -16,6 +16,7 @@ from sector.engine.language.operands import Problems, digit_tensor, draw_problem
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.seeding import generator
 from sector.engine.tasks.addition import simplification_mistakes
+from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, in_columns
 from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
@@ -63,12 +64,21 @@ class Remainders(Truth):
         return simplification_mistakes(said, self.simplifications(problems))
 
 
+def _inverse(problems: Differences, answers: Tensor) -> tuple[Differences, Tensor]:
+    """What is taken away and what is left change places: where `a-b` is c, `a-c` is b.
+
+    An answer with more digits than a cannot be right; -1 digits never are.
+    """
+    expected = torch.cat([torch.zeros_like(problems.carry).unsqueeze(1), problems.b], dim=1)
+    return Differences(problems.a, answers[:, 1:], problems.carry), torch.where(answers[:, :1] == 0, expected, -1)
+
+
 class Subtraction(Task):
     """`a-b` and `a-b-1` of N digits each."""
 
     name = "subtraction"
     example = "654321-123456"
-    second_look_needs_answers = True
+    checks = (Check("commutative", "what is left taken away", _inverse, Solve.BY_VOTE, needs_answers=True),)
     truth = Remainders()
     # Leaps have been measured on addition alone.
     settings: ClassVar[dict[str, Any]] = {"schedule": "paper"}
@@ -101,11 +111,6 @@ class Subtraction(Task):
         if int(first) < int(second) + borrow:
             raise InputError(f"{text.strip()!r} is less than nothing; write the larger number first")
         return len(first)
-
-    def second_look(self, problems: Differences, answers: Tensor) -> tuple[Differences, Tensor]:
-        """What is taken away and what is left change places: where `a-b` is c, `a-c` is b."""
-        expected = torch.cat([torch.zeros_like(problems.carry).unsqueeze(1), problems.b], dim=1)
-        return Differences(problems.a, answers[:, 1:], problems.carry), torch.where(answers[:, :1] == 0, expected, -1)
 
     def swapped(self, problems: Differences) -> Differences:
         """`a-b` can be asked in one way only."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout
+from sector.engine.tasks.check import Check
 from sector.engine.tasks.oracle import Truth
 
 
@@ -24,8 +25,7 @@ class Task(ABC):
 
     name: as in the config, and in every checkpoint. example: a problem as people type it.
     truth: what only the supervised phase and the audit may ask.
-    has_complement: is there a `complement` look?
-    second_look_needs_answers: is the problem of `second_look` another one for another answer?
+    checks: relations by which the model can check itself. The fast policy doubts its own answers by the first.
     at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
         are that short, by every policy, and what is distilled of them is each step of the chain.
     settings: where its defaults differ from those of `config.RunConfig`, as nested dicts.
@@ -34,8 +34,7 @@ class Task(ABC):
     name: ClassVar[str]
     example: ClassVar[str]
     truth: ClassVar[Truth]
-    has_complement: ClassVar[bool] = False
-    second_look_needs_answers: ClassVar[bool] = False
+    checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
     settings: ClassVar[dict[str, Any]] = {}
 
@@ -85,23 +84,8 @@ class Task(ABC):
         """N of a problem as typed. InputError as in `parse`."""
 
     @abstractmethod
-    def second_look(self, problems: Any, answers: Tensor) -> tuple[Any, Tensor]:
-        """The consistency relation: other problems whose answers follow from these, and those answers `[B, W]`.
-
-        problems with answers `[B, W]` that the first look gave. An answer that cannot be right asks for -1 digits.
-        """
-
-    @abstractmethod
     def swapped(self, problems: Any) -> Any:
         """The same problems asked in another way, with the same answers; themselves, if there is none."""
-
-    def complement(self, problems: Any) -> Any:
-        """Problems whose direct answers follow from those to these, by other carries. Where `has_complement`."""
-        raise NotImplementedError(f"{self.name} has no complement")
-
-    def complement_answers(self, answers: Tensor) -> Tensor:
-        """Answers `[B, W]` -> the answers to the complements; its own inverse."""
-        raise NotImplementedError(f"{self.name} has no complement")
 
     def restated(self, examples: Any) -> list[Any]:
         """The examples as other problems that the looks ask, with what agreement there says of them.

@@ -16,7 +16,7 @@ from sector.engine.files import write_atomically, write_text
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.language.operands import plain_decimals
-from sector.engine.policy.improve import Improved, Verdict
+from sector.engine.policy.improve import BELIEVED, Improved
 from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.task import Task
 
@@ -65,12 +65,12 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
     Where every step of a chain is distilled, a row a step.
     """
     keep = improved.accepted
-    first = improved.first
-    k = first.guesses.shape[1]
+    ballot = improved.ballot
+    k = ballot.guesses.shape[1]
     tables = []
     for step, lesson in enumerate(improved.lessons()):
         # A guess at the whole is, without the digits found on the way, one at what remained.
-        guesses = first.guesses[keep][:, :, : lesson.problems.answer_width]
+        guesses = ballot.guesses[keep][:, :, : lesson.problems.answer_width]
         flat = plain_decimals(guesses.flatten(0, 1))
         tables.append(
             _table(
@@ -78,10 +78,10 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
                 layout,
                 provenance,
                 # The fast policy was asked the whole problem, not what remained of it.
-                direct=[None] * len(guesses) if step else plain_decimals(first.direct[keep]),
+                direct=[None] * len(guesses) if step else plain_decimals(ballot.direct[keep]),
                 guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
-                votes=first.votes[keep].tolist(),
-                commutes=improved.agrees[keep].tolist(),
+                votes=ballot.votes[keep].tolist(),
+                commutes=improved.commutes[keep].tolist(),
                 index=rows[keep].tolist(),
             )
         )
@@ -108,10 +108,10 @@ def candidates_table(improved: Improved) -> pa.Table:
     table = pa.table(
         {
             "problem": improved.problems.texts(),
-            "direct": plain_decimals(improved.first.direct),
-            "answer": plain_decimals(improved.first.answers),
-            "votes": improved.first.votes.tolist(),
-            "verdict": [Verdict(value).name.lower() for value in improved.verdict.tolist()],
+            "direct": plain_decimals(improved.ballot.direct),
+            "answer": plain_decimals(improved.ballot.answers),
+            "votes": improved.ballot.votes.tolist(),
+            "verdict": improved.verdicts,
         }
     )
     return _of_task(table, improved.problems.task)
@@ -135,8 +135,7 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     try:
         table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
         texts, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
-        believed = {verdict.name.lower() for verdict in Verdict if verdict.accepts}
-        accepted = [verdict in believed for verdict in verdicts]
+        accepted = [verdict in BELIEVED for verdict in verdicts]
         problems = _task_in(table).parse(texts, digits)
         read = problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
     except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
