@@ -44,8 +44,9 @@ def compare(
 ) -> dict[str, Any]:
     """Tokens per second of both, medians and spread, their ratio, and where the time of our step goes.
 
-    Tokens are counted in our layout for both. shares: of the step's wall time by phase (`training_shares.py`), means over the
-    repetitions. busy: the same of the time of all threads. in_phases: the share of the wall time that phases explain.
+    Tokens are counted in our layout for both. shares: of the step's wall time by phase (`training_shares.py`), means
+    over the repetitions. busy: the same of the time of all threads. in_phases: the share of the wall time that
+    phases explain.
     """
     done: dict[str, list[dict[str, Any]]] = {"sector": [], "plain": []}
     for turn in range(repeats):

@@ -1,7 +1,7 @@
 """The loop: a supervised start, then rounds of generate, filter, distill, advance (SECToR algorithm 1).
 
-Each phase leaves files that say it is done (`directory.py`), draws from random streams named after itself, and starts from
-files alone; so a run killed anywhere and started again ends with the same weights as one never killed.
+Each phase leaves files that say it is done (`directory.py`), draws from random streams named after itself, and starts
+from files alone; so a run killed anywhere and started again ends with the same weights as one never killed.
 
 Rule 1 (label-free) holds by construction: a round runs with the oracle sealed; the audit comes after it and feeds
 nothing back.

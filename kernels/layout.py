@@ -1,7 +1,7 @@
 """Chain-of-thought layout on the device: problems to prompts, completions to digits, and on to the next prompt.
 
-What `engine/language/place_layout.py` says in words of the engine, for loops that never wait for the host: a whole simplify-then-guess
-runs as launches. Sequences are read by columns. In each column one kind of token may stand, so one interval of ids: a
+The same as `engine/language/place_layout.py`, for loops that never wait for the host: a whole simplify-then-guess runs
+as launches. Sequences are read by columns. In each column one kind of token may stand, so one interval of ids: a
 row is well-formed if every id lies in its column's interval, and what an id exceeds the interval by is its digit.
 
 Legend: B rows, N digits of an operand, T ids of a completion.

@@ -1,7 +1,8 @@
 """What kernels know of tokens: the table that the engine hands in, and the place rule in torch and in Triton.
 
-A token id is a class and a place; `engine/language/tokens.py` says what they mean. Classes below `num_local` carry their place
-in the id, `class + num_local * place`; the others, the marks, stand at place 0 and have the ids below `num_local`.
+A token id is a class and a place; `engine/language/tokens.py` says what they mean. Classes below `num_local` carry
+their place in the id, `class + num_local * place`; the others, the marks, stand at place 0 and have the
+ids below `num_local`.
 """
 
 from dataclasses import dataclass

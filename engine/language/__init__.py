@@ -1,5 +1,5 @@
-"""How problems become tokens: operands, layouts and the alphabet of text models.
+"""How problems become tokens: operands, layouts, and the alphabet of text models.
 
-May import: the files beside the rooms, and `kernels`. Open `layout.py` first: the protocol between problems and ids;
-`place_layout.py` is ours, `tokens.py` says what an id means.
+May import: the files beside the rooms, and `kernels`. Open `layout.py` first: the protocols of a batch of problems and
+of a layout. `place_layout.py` is the layout of our model, `tokens.py` the meaning of an id.
 """

@@ -1,5 +1,5 @@
-"""Weights in the form of Hugging Face: our transformer, its tokenizer, text models, and checkpoints on disk.
+"""Weights in the form of Hugging Face: our transformer and its tokenizer, text models, and checkpoints.
 
-May import: `tasks`, `language` and below. Open `sector.py` first: the model that all engines compute; `checkpoint.py`
-saves and loads.
+May import: `tasks` and below. Open `sector.py` first: the model that every engine computes. `checkpoint.py` saves,
+loads, and looks up the task that weights have learned.
 """

@@ -1,5 +1,5 @@
-"""Thinking and checking: fast and slow policy, vote, checks, and the generation of many problems with them.
+"""Thinking and checking: the fast and the slow policy, the vote, the checks, and generation at scale.
 
-May import: `samplers` and below. Open `improve.py` first, the policy improvement operator; `chain.py` is one chain of
-thought, `workers.py` runs generation in several processes.
+May import: `samplers` and below. Open `improve.py` first: the policy improvement operator. `chain.py` is one chain of
+thought, `ballot.py` the vote, `workers.py` generation by several processes.
 """

@@ -1,4 +1,8 @@
-"""A report on finished runs that a person can read: one HTML file that needs nothing else, and its pictures as PNG."""
+"""Results of finished runs: evaluation, outcomes over seeds, trackers, and one HTML page.
+
+May import: `run` and below. Open `page.py` first: it writes the page from `facts.py` (figures) and `charts.py`
+(pictures).
+"""
 
 from sector.engine.report.page import Report, write_report
 

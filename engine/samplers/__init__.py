@@ -1,4 +1,8 @@
-"""Engines, by name."""
+"""Engines: prompts in, completions out; `native`, `hf` and `vllm` behind one protocol.
+
+May import: `models` and below. Open `protocol.py` first: one call that completes prompts. `native.py` is the engine for
+CPUs, `gpu.py` for GPUs; `vllm/` puts our model into vLLM.
+"""
 
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError

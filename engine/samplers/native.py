@@ -6,8 +6,8 @@ What the prefixes of a chain of calls begin with is read in the first of them.
 Drafts ride along in that pass; the first token that differs from the model's own choice is replaced by that choice,
 and decoding goes on from there token by token, so that the output is the one of plain decoding (lossless).
 
-Where there is a C compiler, all of that is done by a library (`native_compiled.py`, `native.c`), in a third to half of the
-time; else in plain torch, by what follows here.
+Where there is a C compiler, all of that is done by a library (`native_compiled.py`, `native.c`), in a third to half
+of the time; else in plain torch, by what follows here.
 
 The batch is cut into jobs, one a core: for matrices this small, that is faster than two cores sharing one operation. A
 job reads tile by tile, which stay in the cache of the core, and then decodes all its rows together.

@@ -1,4 +1,8 @@
-"""The tasks there are: every module of this package that has a TASK. Adding one touches one new file and its test."""
+"""The tasks: problems, their truth behind a sealed door, and the checks by which a model tests itself.
+
+May import: `language`. Open `task.py` first: the protocol of a task. Every other module here is one task, except
+`check.py` (relations between problems), `oracle.py` (the sealed truth) and `mistakes.py` (kinds of errors).
+"""
 
 import pkgutil
 from functools import cache

@@ -1,5 +1,5 @@
-"""From examples to weights: parquet files of examples, batches, and the distillation that learns them.
+"""From examples to weights: the parquet files, the batches, and the trainer.
 
-May import: `policy` and below. Open `distill.py` first, the training step; `dataset.py` is the format on disk,
-`data_parallel.py` shares a step between processes.
+May import: `policy` and below. Open `distill.py` first: one training step. `dataset.py` is the format on disk,
+`fused_model.py` the model with its backward pass by hand, `data_parallel.py` a step shared by several processes.
 """
