@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from sector.benchmarks.grid import Cell, Grid
 from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, NoAgreement
 from sector.engine.files import write_atomically, write_text
 from sector.engine.report.evaluate import evaluate_model
-from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of, read_evaluation
+from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of
 from sector.engine.report.trackers import log_to_trackers
-from sector.engine.run.directory import RunDir
+from sector.engine.run.directory import RunDir, read_snapshot
 from sector.engine.run.open import open_run
 from sector.engine.run.phases import Event
+from sector.engine.run.records import Damaged, StartRecord
 from sector.engine.run.steps import OnProgress
 from sector.engine.run.stopping import Stopping
 from sector.engine.selfplay import self_play
@@ -104,11 +103,15 @@ def run_root(out: Path, cell: Cell, seed: int) -> Path:
 
 def _is_over(run: RunDir, grid: Grid) -> bool:
     """Has it stopped, and been evaluated as this grid asks for? Someone may have looked at fewer lengths since."""
-    outcome, evaluation = outcome_of(run), read_evaluation(run.root)
+    try:
+        outcome, evaluation = outcome_of(run), run.read_evaluation()
+    except Damaged:
+        # Records were mended when the run was opened, and an evaluation is made again.
+        return False
     if outcome is None or not outcome.stopped_because or evaluation is None:
         return False
-    lengths = [each["digits"] for each in evaluation["lengths"]]
-    return evaluation["samples"] == grid.samples and lengths == _lengths(grid)
+    lengths = [score.digits for score in evaluation.lengths]
+    return evaluation.samples == grid.samples and lengths == _lengths(grid)
 
 
 def _lengths(grid: Grid) -> list[int]:
@@ -154,7 +157,11 @@ def _borrow(out: Path, run: RunDir, config: RunConfig) -> None:
     begun = run.snapshot.exists() or run.has_checkpoint(config.supervised.max_digits)
     if begun or not shared.exists():
         return
-    with safetensors.safe_open(shared, framework="pt") as file:
-        seconds = float(file.metadata()["seconds"])
+    try:
+        seconds = read_snapshot(shared).seconds
+    except Damaged:
+        # The run trains the cycle itself, and lends it anew.
+        shared.unlink()
+        return
     write_atomically(run.snapshot, lambda aside: shutil.copyfile(shared, aside))
-    run.write_json(0, "start", {"snapshot": shared.parent.name, "seconds": seconds})
+    run.write_record(0, StartRecord(snapshot=shared.parent.name, seconds=seconds))

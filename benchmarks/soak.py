@@ -49,7 +49,12 @@ def laps(seconds: float) -> Iterator[dict[str, Any]]:
                 for event in self_play(run, config):
                     if event["event"] == "round":
                         gc.collect()
-                        yield {"lap": lap, "digits": event["digits"], "at": time.perf_counter() - start, **held()}
+                        yield {
+                            "lap": lap,
+                            "digits": event["metrics"].digits,
+                            "at": time.perf_counter() - start,
+                            **held(),
+                        }
         finally:
             shutil.rmtree(folder)
         lap += 1

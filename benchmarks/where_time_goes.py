@@ -22,18 +22,19 @@ from sector.benchmarks.roofline import matrix_rate
 from sector.engine.language.layout import Layout
 from sector.engine.models.checkpoint import load_sector, task_and_layout
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import RoundMetrics
 from sector.engine.threads import num_cores
 
 
 def phases(
-    lines: list[dict[str, Any]], matrices: int, rate: float, layout: Layout, audit_samples: int
+    lines: list[RoundMetrics], matrices: int, rate: float, layout: Layout, audit_samples: int
 ) -> list[dict[str, Any]]:
     """One row a phase, summed over the run; rounds may leap any number of digits.
 
     lines: of metrics.jsonl. matrices: parameters in them; rate: operations a second.
     """
-    rounds = [line for line in lines if line["phase"] == "round"]
-    supervised = [line for line in lines if line["phase"] == "sft"]
+    rounds = [line for line in lines if line.is_round]
+    supervised = [line for line in lines if not line.is_round]
     audited = sum(_tokens_audited(line, layout, audit_samples) for line in lines)
     parts: list[tuple[str, float, float, int]] = [
         ("supervise", _sum(supervised, "seconds_train"), _sum(supervised, "tokens_trained"), 6),
@@ -53,21 +54,20 @@ def phases(
         for name, seconds, tokens, operations in parts
         if seconds
     ]
-    rest = lines[-1]["seconds_total"] - sum(row["seconds"] for row in rows)
+    rest = lines[-1].seconds_total - sum(row["seconds"] for row in rows)
     # Older runs did not tell their probes from their files.
-    name = "files" if any("seconds_probe" in line for line in lines) else "probes and files"
+    name = "files" if any(line.knows_probes for line in lines) else "probes and files"
     return [*rows, {"phase": name, "seconds": max(0.0, rest)}]
 
 
-def _sum(lines: list[dict[str, Any]], key: str) -> float:
-    return sum(line.get(key, 0) for line in lines)
+def _sum(lines: list[RoundMetrics], name: str) -> float:
+    return sum(getattr(line, name) for line in lines)
 
 
-def _tokens_audited(line: dict[str, Any], layout: Layout, samples: int) -> int:
+def _tokens_audited(line: RoundMetrics, layout: Layout, samples: int) -> int:
     """An answer for every problem at every length, and at the frontier an answer and a simplification."""
-    lengths = [int(digits) for digits in line["accuracy"]]
-    answers = sum(layout.answer_length(digits) for digits in lengths)
-    frontier = max(lengths)
+    answers = sum(layout.answer_length(digits) for digits in line.accuracy)
+    frontier = max(line.accuracy)
     return samples * (answers + layout.answer_length(frontier) + layout.simplification_length(frontier))
 
 

@@ -25,6 +25,7 @@ from sector.engine.errors import NoAgreement
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
     from sector.engine.run.phases import Event
+    from sector.engine.run.records import RoundMetrics
     from sector.engine.run.stopping import Stopping
 
 JSON_SECONDS = 1.0
@@ -130,7 +131,7 @@ class Tally:
     generated_per_s, trained_per_s: tokens, of the last time. lost: what would be done again if it ended now, in words.
     """
 
-    def __init__(self, config: RunConfig, rounds: Sequence[dict[str, Any]], frontier: int = 0) -> None:
+    def __init__(self, config: RunConfig, rounds: "Sequence[RoundMetrics]", frontier: int = 0) -> None:
         """frontier: digits that the run has reached before."""
         self.first, self.until = config.supervised.max_digits, config.until
         self.rounds = list(rounds)
@@ -139,7 +140,7 @@ class Tally:
         self.generated_per_s: float | None = None
         self.trained_per_s: float | None = None
         self._start = time.perf_counter()
-        self._before = self.rounds[-1]["seconds_total"] if rounds else 0.0
+        self._before = self.rounds[-1].seconds_total if rounds else 0.0
         self._phase_start = self._last_event = self._start
 
     @property
@@ -157,13 +158,13 @@ class Tally:
 
         Measured: a round takes about as long as the square of its digits (tokens a problem, and what each attends to).
         """
-        ends = [line["seconds_total"] for line in self.rounds]
+        ends = [line.seconds_total for line in self.rounds]
         taken = [end - start for start, end in pairwise(ends)][-_RECENT:]
         if not taken:
             return None
-        reached = self.rounds[-1]["digits"]
-        rate = sum(taken) / sum(line["digits"] ** 2 for line in self.rounds[-len(taken) :])
-        leap = self.rounds[-1].get("leap", 1)
+        reached = self.rounds[-1].digits
+        rate = sum(taken) / sum(line.digits**2 for line in self.rounds[-len(taken) :])
+        leap = self.rounds[-1].leap
         ahead = [*range(reached + leap, self.until, leap), self.until] if reached < self.until else []
         total = rate * sum(digits**2 for digits in ahead)
         return max(self._phase_left(), total - max(0.0, self.seconds - ends[-1]))
@@ -223,9 +224,10 @@ class Tally:
         self.lost = f"; {self.done} problems of {event['digits']} digits are tried again"
 
     def _round(self, event: "Event") -> None:
-        self.rounds.append(event)
-        if event["phase"] == "sft":
-            self.frontier = event["digits"]
+        metrics: RoundMetrics = event["metrics"]
+        self.rounds.append(metrics)
+        if not metrics.is_round:
+            self.frontier = metrics.digits
 
     def _rollback(self, event: "Event") -> None:
         self.note = (
@@ -273,11 +275,13 @@ class _JsonView:
         self._output, self._last = output, 0.0
 
     def show(self, event: "Event") -> None:
+        from sector.engine.run.phases import event_json
+
         if event["event"] == "train" and event["step"] < event["of"]:
             if time.perf_counter() - self._last < JSON_SECONDS:
                 return
             self._last = time.perf_counter()
-        self._output.line(event)
+        self._output.line(event_json(event))
 
 
 class _PlainView:
@@ -305,7 +309,7 @@ class _PlainView:
     def show(self, event: "Event") -> None:
         kind, tally = event["event"], self._tally
         if kind == "round":
-            self._say(_round_line(event))
+            self._say(_round_line(event["metrics"]))
         elif kind == "goal" and not event["digits"]:
             self._say(f"{tally.phase}: {tally.note}")
         elif kind in ("rollback", "mended"):
@@ -321,14 +325,14 @@ class _PlainView:
             self._last = time.perf_counter()
 
 
-def _round_line(line: "Event") -> str:
-    lowest = min(line["accuracy"][str(digits)] for digits in range(1, line["digits"] + 1))
-    accuracy = f"accuracy on 1 to {line['digits']} digits {percent(lowest)} or more"
-    if line.get("leap", 1) > 1:
-        accuracy += f", next {line['digits'] + line['leap']} digits"
-    if line["phase"] == "sft":
+def _round_line(line: "RoundMetrics") -> str:
+    lowest = min(line.trained_accuracies)
+    accuracy = f"accuracy on 1 to {line.digits} digits {percent(lowest)} or more"
+    if line.leap > 1:
+        accuracy += f", next {line.digits + line.leap} digits"
+    if not line.is_round:
         return f"Supervised phase done: {accuracy}"
     return (
-        f"Round at {line['digits']} digits: accepted {line['accepted']} of {line['tried']}, "
-        f"label error {percent(line['label_error'], 2)} (fast policy {percent(line['fast_label_error'])}), {accuracy}"
+        f"Round at {line.digits} digits: accepted {line.accepted} of {line.tried}, "
+        f"label error {percent(line.label_error, 2)} (fast policy {percent(line.fast_label_error)}), {accuracy}"
     )

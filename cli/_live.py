@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,6 +18,7 @@ from sector.cli._streams import Unwritable, printable
 if TYPE_CHECKING:
     from sector.cli._follow import Tally
     from sector.engine.run.phases import Event
+    from sector.engine.run.records import RoundMetrics
 
 # The trainer waits while a frame is drawn, so frames are few.
 FRAME_SECONDS = 1.0
@@ -116,16 +117,15 @@ def _bars(tally: "Tally") -> Group:
     return Group(grid, Text(printable(tally.note), style="dim"))
 
 
-def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
+def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:
     """A block a length, the lengths below, and what the blocks mean."""
-    accuracy = {int(digits): share for digits, share in line["accuracy"].items()}
-    cell = 2 if 2 * len(accuracy) <= width else 1
-    shown = list(accuracy.items())[-(width // cell) :]
+    cell = 2 if 2 * len(line.accuracy) <= width else 1
+    shown = list(line.accuracy.items())[-(width // cell) :]
     blocks, axis = Text(no_wrap=True), ""
     for index, (digits, share) in enumerate(shown):
         block, color = next((block, color) for least, block, color in _BLOCKS if share >= least)
         blocks.append((block * cell)[: cell - 1 or 1] + " " * (cell - 1), style=color)
-        if digits in (1, line["digits"]) or (digits % 5 == 0 and digits < line["digits"] - 2):
+        if digits in (1, line.digits) or (digits % 5 == 0 and digits < line.digits - 2):
             axis = axis.ljust(index * cell) + str(digits)
     legend = Text("direct answers, accuracy by length  ", style="bold")
     for least, block, color in _BLOCKS[:-1]:
@@ -134,22 +134,21 @@ def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
     return [legend, blocks, Text(axis, style="dim", no_wrap=True)]
 
 
-def _rounds(rounds: list[dict[str, Any]], count: int) -> Table:
+def _rounds(rounds: "list[RoundMetrics]", count: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for name in ("round", "accepted", "thought", "label error", "fast error", "next agrees", "cycles", "seconds"):
         # A word a line: all of them fit into 80 columns.
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for line in rounds[-count:]:
-        is_round = line["phase"] == "round"
         table.add_row(
-            str(line["digits"]),
-            percent(line["accepted"] / line["tried"] if is_round else None),
-            percent(line.get("thought_through", 0) / line["tried"] if is_round else None),
-            percent(line["label_error"], 2),
-            percent(line["fast_label_error"]),
-            percent(line["next_agreement"]),
-            str(line["cycles"]),
-            f"{sum(line[f'seconds_{what}'] for what in ('generate', 'train', 'audit')):.0f}",
+            str(line.digits),
+            percent(line.accepted / line.tried if line.is_round else None),
+            percent(line.thought_through / line.tried if line.is_round else None),
+            percent(line.label_error, 2),
+            percent(line.fast_label_error),
+            percent(line.next_agreement),
+            str(line.cycles),
+            f"{line.seconds_generate + line.seconds_train + line.seconds_audit:.0f}",
         )
     return table
 

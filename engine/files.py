@@ -1,6 +1,7 @@
 """Writing so that a kill at any moment leaves the old file or the new one, never half of either; reading any text."""
 
 import codecs
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def check_writable(path: Path) -> None:
     """InputError unless something can be written at `path`: to be known before long work, not after it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

@@ -12,6 +12,7 @@ from sector.benchmarks.small_run import small
 from sector.engine.config import RunConfig, run_config
 from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import TrainingRecord
 
 # A round takes a second. Neither goal is met, since some answers never agree: every cycle is used.
 SMALL = small(
@@ -45,7 +46,7 @@ def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
 def give_weights(run: RunDir) -> None:
     """To a run that has not begun: what six digits have taught, so that its supervised phase is but an audit."""
     run.save_checkpoint(load_checkpoint(_SUPERVISED), 6)
-    run.write_json(0, "training", json.loads((_SUPERVISED / "training.json").read_text()))
+    run.write_record(0, TrainingRecord.model_validate_json((_SUPERVISED / "training.json").read_text()))
 
 
 def final_weights(root: Path) -> str:
@@ -67,8 +68,8 @@ def assert_same(root: Path, finished: Path) -> None:
     assert final_weights(root) == final_weights(finished)
     for path in sorted(finished.glob("rounds/*/*.parquet")):
         assert (root / path.relative_to(finished)).read_bytes() == path.read_bytes(), path.name
-    digits = [line["digits"] for line in RunDir(root).metrics()]
-    assert digits == [line["digits"] for line in RunDir(finished).metrics()]
+    digits = [line.digits for line in RunDir(root).metrics()]
+    assert digits == [line.digits for line in RunDir(finished).metrics()]
     for name in ("latest", "best"):
         assert os.readlink(root / "checkpoints" / name) == os.readlink(finished / "checkpoints" / name)
     left = [path for path in root.rglob(".*") if path.name != ".lock"]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from recorded import generation, training
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
@@ -91,13 +92,13 @@ def trained(run: Path) -> Path:
     write_examples(
         directory.examples(3), labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", ""))
     )
-    write_table(directory.candidates(3), pa.table({"problem": problems.texts(), "direct": ["0"] * 8}))
+    tried = {"problem": problems.texts(), "direct": ["0"] * 8, "answer": ["0"] * 8, "votes": [5] * 8}
+    write_table(directory.candidates(3), pa.table({**tried, "verdict": ["accepted"] * 8}))
     rejected = dict.fromkeys(
         ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement", "not_through"), 0
     )
-    generation = {"tried": 8, "accepted": 8, "rejected": rejected, "agreement": 1.0, "tokens": 100, "seconds": 1.0}
-    directory.write_json(3, "generation", generation)
-    directory.write_json(3, "training", {"cycles": 1, "tokens": 100, "seconds": 1.0, "agreement": 1.0})
+    directory.write_record(3, generation(tried=8, accepted=8, rejected=rejected, agreement=1.0))
+    directory.write_record(3, training())
     directory.save_checkpoint(directory.load_checkpoint(2), 3)
     return run
 

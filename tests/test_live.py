@@ -2,34 +2,32 @@
 
 import io
 import re
-from typing import Any
 
 import pytest
+from recorded import round_metrics
 
 from sector.cli._follow import Tally
 from sector.cli._live import frame
 from sector.cli._output import PlainConsole
 from sector.engine.config import RunConfig
+from sector.engine.run.records import RoundMetrics
 
 
-def _metrics(digits: int) -> dict[str, Any]:
-    return {
-        "phase": "round" if digits > 6 else "sft",
-        "digits": digits,
-        "tried": 600 if digits > 6 else 0,
-        "accepted": 594 if digits > 6 else 0,
-        "thought_through": 12 if digits > 6 else 0,
-        "agreement": 0.97,
-        "label_error": 0.001,
-        "fast_label_error": 0.3,
-        "next_agreement": 0.95,
-        "cycles": 2,
-        "accuracy": {str(length): 0.99 for length in range(1, digits + 2)},
-        "seconds_generate": 10.0,
-        "seconds_train": 10.0,
-        "seconds_audit": 2.0,
-        "seconds_total": 30.0 * digits,
-    }
+def _metrics(digits: int) -> RoundMetrics:
+    is_round = digits > 6
+    return round_metrics(
+        digits,
+        tried=600 if is_round else 0,
+        accepted=594 if is_round else 0,
+        thought_through=12 if is_round else 0,
+        label_error=0.001 if is_round else None,
+        cycles=2,
+        accuracy=dict.fromkeys(range(1, digits + 2), 0.99),
+        seconds_generate=10.0,
+        seconds_train=10.0,
+        seconds_audit=2.0,
+        seconds_total=30.0 * digits,
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +62,7 @@ def test_the_time_left_counts_down_and_never_below_nothing() -> None:
     left = tally.seconds_left()
     # Rounds at 7 and 8 took 30 seconds each, 60 / (49 + 64) a squared digit.
     assert left == pytest.approx(81 * 60 / 113, abs=1)
-    tally.take({"event": "round", **_metrics(9)})
+    tally.take({"event": "round", "metrics": _metrics(9)})
     assert tally.seconds_left() == 0
 
 

@@ -1,45 +1,59 @@
 """What became of runs: figures of one, and means with intervals over several."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import SHA, generation, round_metrics, write_metrics
 
 from sector.engine.config import run_config
 from sector.engine.report.outcomes import Outcome, label_errors_of, mean_of, means_of, outcome_of
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import (
+    EvaluationRecord,
+    GenerationRecord,
+    LengthScore,
+    RoundMetrics,
+    StartRecord,
+    dump_file,
+)
 
 
-def line(digits: int, own: float = 1.0, **changes: Any) -> dict[str, Any]:
+def line(digits: int, own: float = 1.0, **changes: Any) -> RoundMetrics:
     """A line of metrics.jsonl with 1.0 everywhere but at the round's own length."""
-    return {
-        "phase": "round" if digits > 6 else "sft",
-        "digits": digits,
-        "accepted": 100 if digits > 6 else 0,
-        "label_error": 0.01 if digits > 6 else None,
-        "accuracy": {**{str(length): 1.0 for length in range(1, digits + 2)}, str(digits): own},
-        "next_agreement": 0.9,
-        "tokens_generated": 10,
-        "tokens_trained": 20,
-        "seconds_total": 2.0 * digits,
-        **changes,
-    }
+    accuracy = {**dict.fromkeys(range(1, digits + 2), 1.0), digits: own}
+    accepted = 100 if digits > 6 else 0
+    values = {"tried": 4 * accepted, "accepted": accepted, "label_error": 0.01 if accepted else None}
+    figures = {"tokens_generated": 10, "tokens_trained": 20, "seconds_total": 2.0 * digits}
+    return round_metrics(digits, **{"accuracy": accuracy, **values, **figures, **changes})
 
 
-def run_of(root: Path, *lines: dict[str, Any], **settings: Any) -> RunDir:
+def run_of(root: Path, *lines: RoundMetrics, **settings: Any) -> RunDir:
     run = RunDir(root)
     run.write_config(run_config({"until": 9, **settings}))
-    (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    write_metrics(root, *lines)
     return run
+
+
+def score(accuracy: float) -> LengthScore:
+    return LengthScore(digits=1, correct=0, samples=1, accuracy=accuracy, low=0.0, high=1.0)
 
 
 def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     run = run_of(tmp_path, line(6), line(7), line(8, accepted=300, label_error=0.05), line(9, own=0.5), seed=4)
-    run.write_json(0, "start", {"seconds": 60.0})
+    run.write_record(0, StartRecord(snapshot="other", seconds=60.0))
     (run.plots()).mkdir()
-    scores = [{"accuracy": 1.0}, {"accuracy": 0.5}]
-    (run.plots() / "eval-fast.json").write_text(json.dumps({"lengths": scores}))
+    evaluation = EvaluationRecord(
+        policy="fast",
+        samples=1,
+        lengths=[score(1.0), score(0.5)],
+        suite=[],
+        seed=0,
+        engine="native",
+        weights_sha256=SHA,
+        seconds=1.0,
+    )
+    (run.plots() / "eval-fast.json").write_text(dump_file(evaluation))
     outcome = outcome_of(run)
     assert outcome is not None
     assert (outcome.seed, outcome.stopped_because, outcome.final_digits) == (4, "reached", 9)
@@ -56,15 +70,15 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     [
         ({}, None, None),
         ({"next_agreement": 0.2}, None, "no agreement at 9 digits"),
-        ({}, {"accepted": 0}, "nothing accepted at 9 digits"),
-        ({}, {"accepted": 5}, None),
+        ({}, generation(accepted=0), "nothing accepted at 9 digits"),
+        ({}, generation(accepted=5), None),
     ],
     ids=["under way", "no agreement", "nothing accepted", "between phases"],
 )
-def test_why_a_run_is_over(tmp_path: Path, last: dict, generation: dict | None, said: str | None) -> None:
+def test_why_a_run_is_over(tmp_path: Path, last: dict, generation: GenerationRecord | None, said: str | None) -> None:
     run = run_of(tmp_path, line(6), line(7), line(8, **last))
     if generation:
-        run.write_json(9, "generation", generation)
+        run.write_record(9, generation)
     outcome = outcome_of(run)
     assert outcome is not None and outcome.stopped_because == said
 

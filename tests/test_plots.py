@@ -1,39 +1,28 @@
 """The pictures: drawn at any stage of a run, whole, and without pyplot's global state."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import round_metrics, write_metrics
 
 from sector.engine.run.audit import Score
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plots import plot_eval, plot_run
+from sector.engine.run.records import RoundMetrics
 
 PNG = b"\x89PNG"
 
 
-def line(digits: int, **changes: Any) -> dict[str, Any]:
+def line(digits: int, **changes: Any) -> RoundMetrics:
     """A line of metrics.jsonl."""
-    is_round = digits > 6
-    rejected = {"unparsable": 1, "outvoted": 9, "not_direct": 0, "not_commutative": 10} if is_round else {}
-    return {
-        "phase": "round" if is_round else "sft",
-        "digits": digits,
-        "tried": 100 if is_round else 0,
-        "accepted": 80 if is_round else 0,
-        "rejected": rejected,
-        "label_error": 0.0 if is_round else None,
-        "fast_label_error": 0.2 if is_round else None,
-        "accuracy": {str(length): 1 - 0.01 * length for length in range(1, digits + 2)},
-        **changes,
-    }
+    accuracy = {length: 1 - 0.01 * length for length in range(1, digits + 2)}
+    return round_metrics(digits, **{"accuracy": accuracy, **changes})
 
 
-def nothing_accepted(digits: int) -> dict[str, Any]:
-    rejected = {"unparsable": 100, "outvoted": 0, "not_direct": 0, "not_commutative": 0}
-    return line(digits, accepted=0, rejected=rejected, label_error=None)
+def nothing_accepted(digits: int) -> RoundMetrics:
+    return line(digits, accepted=0, rejected={"unparsable": 100, "outvoted": 0, "not_direct": 0})
 
 
 @pytest.mark.parametrize(
@@ -44,11 +33,11 @@ def nothing_accepted(digits: int) -> dict[str, Any]:
         pytest.param([line(digits) for digits in range(6, 30)], id="all"),
         pytest.param([line(6), nothing_accepted(7)], id="nothing accepted"),
         pytest.param([line(6), line(7, label_error=1.0, fast_label_error=1.0)], id="all wrong"),
-        pytest.param([line(6, accuracy={str(length): 0.0 for length in range(1, 8)})], id="nothing right"),
+        pytest.param([line(6, accuracy=dict.fromkeys(range(1, 8), 0.0))], id="nothing right"),
     ],
 )
-def test_a_run_has_its_two_pictures_at_any_stage(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+def test_a_run_has_its_two_pictures_at_any_stage(tmp_path: Path, lines: list[RoundMetrics]) -> None:
+    write_metrics(tmp_path, *lines)
     plot_run(RunDir(tmp_path))
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["accuracy.png", "labels.png"]
     for path in (tmp_path / "plots").iterdir():

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recorded import round_metrics, write_metrics
 from scripted import Scripted
 from scripted_task import Knowing
 from typer.testing import CliRunner
@@ -28,6 +29,7 @@ from sector.engine.policy.improve import improve
 from sector.engine.report import write_report
 from sector.engine.report.facts import read_run
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import FrontierMistakes, RoundMetrics
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
 from sector.engine.tasks import find_task
@@ -38,30 +40,24 @@ POISON = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def line(digits: int, accuracy: float) -> dict[str, Any]:
+def line(digits: int, accuracy: float) -> RoundMetrics:
     """A line of metrics.jsonl as a run of today writes it."""
     is_round = digits > 6
     counts = {kind.value: 0 for kind in Mistake} | {"right": 90, "carry_missed": 7, "copied": 3}
-    return {
-        "phase": "round" if is_round else "sft",
-        "digits": digits,
-        "tried": 40 if is_round else 0,
-        "accepted": 36 if is_round else 0,
-        "thought_through": 4 if is_round else 0,
-        "rejected": {"unparsable": 1, "outvoted": 1, "not_direct": 1, "not_complement": 1, "not_commutative": 0},
-        "label_error": 0.0 if is_round else None,
-        "fast_label_error": 0.1 if is_round else None,
-        "agreement": 0.9 if is_round else None,
-        "next_agreement": 0.9,
-        "accuracy": {str(length): accuracy for length in range(1, digits + 2)},
-        "frontier": {"fast": counts, "slow": counts},
-        "tokens_generated": 1000,
-        "tokens_trained": 2000,
-        "seconds_generate": 1.0 if is_round else 0.0,
-        "seconds_train": 2.0 if is_round else 60.0,
-        "seconds_audit": 0.5,
-        "seconds_total": 62.0 + 5.0 * (digits - 6),
-    }
+    rejected = {"unparsable": 1, "outvoted": 1, "not_direct": 1, "not_complement": 1, "not_commutative": 0}
+    return round_metrics(
+        digits,
+        tried=40 if is_round else 0,
+        accepted=36 if is_round else 0,
+        thought_through=4 if is_round else 0,
+        rejected=rejected if is_round else {},
+        fast_label_error=0.1 if is_round else None,
+        accuracy=dict.fromkeys(range(1, digits + 2), accuracy),
+        frontier=FrontierMistakes(fast=counts, slow=counts),
+        tokens_generated=1000,
+        seconds_train=2.0 if is_round else 60.0,
+        seconds_total=62.0 + 5.0 * (digits - 6),
+    )
 
 
 def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: Any) -> Path:
@@ -76,7 +72,7 @@ def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: 
         sampler = Scripted({texts[1]: 1, complement: 1}, {texts[3]})
         write_round(run, digits, sampler, problems, PlaceLayout())
         lines.append(line(digits, accuracy))
-    (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    write_metrics(root, *lines)
     return root
 
 
@@ -203,7 +199,7 @@ def test_a_chain_that_guesses_at_its_end_says_after_how_many_steps(tmp_path: Pat
     engine, run = Knowing(task), RunDir(tmp_path / "products")
     run.write_config(run_config({"task": task.name, "until": 7, "supervised": {"max_digits": 6}}))
     write_round(run, 7, engine, task.draw(7, 10, generator(0, "report")), engine.layout("lsd"))
-    (run.root / "metrics.jsonl").write_text("".join(json.dumps(line(digits, 1.0)) + "\n" for digits in (6, 7)))
+    write_metrics(run.root, *(line(digits, 1.0) for digits in (6, 7)))
     text = Page(write_report([run.root], None).page).text
     assert "after 7 simplifications guesses" in text and "after 1 simplification " not in text
     changed = text[text.index("Settings that are not the default") :]

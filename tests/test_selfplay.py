@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from forked import forked
+from recorded import training
 from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
@@ -108,7 +109,7 @@ def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) ->
         pass
     accepted = read_examples(run.examples(7))[7]
     assert len(accepted) > 0 and accepted.rest.digits == 0
-    assert run.metrics()[-1]["digits"] == 7 and run.metrics()[-1]["trained_agreement"] < 1
+    assert run.metrics()[-1].digits == 7 and (run.metrics()[-1].trained_agreement or 0) < 1
 
 
 KILLS: dict[str, Callable[[dict[str, Any]], bool]] = {
@@ -128,8 +129,8 @@ def test_killed_in_every_phase_it_ends_with_the_same_weights(fresh_run: Path, fi
         pass
     assert process.returncode == 0
     assert_same(fresh_run, finished_run)
-    rows = [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(fresh_run).metrics()]
-    assert rows == [(line["digits"], line["accepted"], line["accuracy"]) for line in RunDir(finished_run).metrics()]
+    rows = [(line.digits, line.accepted, line.accuracy) for line in RunDir(fresh_run).metrics()]
+    assert rows == [(line.digits, line.accepted, line.accuracy) for line in RunDir(finished_run).metrics()]
 
 
 def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
@@ -172,7 +173,7 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
     for _ in self_play(run, config):
         pass
     # What the supervised phase was told of leaps is on record: it was to take none.
-    assert [(line["digits"], line["leap"]) for line in run.metrics()] == [(6, 1), (7, 4), (11, 1), (12, 1)]
+    assert [(line.digits, line.leap) for line in run.metrics()] == [(6, 1), (7, 4), (11, 1), (12, 1)]
     assert os.readlink(run.root / "checkpoints" / "best") == "12" and run.rounds() == [7, 11, 12]
     teacher = json.loads((run.round_dir(11) / "generation.json").read_text())["weights_sha256"]
     assert teacher == weights_sha256(run.load_checkpoint(7))
@@ -212,7 +213,7 @@ def test_a_run_that_may_go_further_keeps_the_rounds_it_has(fresh_run: Path) -> N
     """A round at the old end stays, though a leap from the one before would go past it now."""
     run, config = start(fresh_run, until=8)
     for digits in (7, 8):
-        run.write_json(digits, "training", {"leap": 4})
+        run.write_record(digits, training(leap=4))
     assert list(Phases(run, config).frontiers()) == [7, 8]
     assert list(Phases(run, config.model_copy(update={"until": 12})).frontiers()) == [7, 8, 12]
 

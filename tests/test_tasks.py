@@ -324,8 +324,8 @@ def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.Monk
     events = list(self_play(run, config))
     assert [event["event"] for event in events][-1] == "frontier"
     line = run.metrics()[-1]
-    assert line["accepted"] == 12 and line["label_error"] == 0.0 and line["accuracy"]["4"] == 1.0
-    assert line["frontier"]["slow"]["right"] == line["frontier"]["fast"]["right"] == 8
+    assert line.accepted == 12 and line.label_error == 0.0 and line.accuracy[4] == 1.0
+    assert line.frontier is not None and line.frontier.slow["right"] == line.frontier.fast["right"] == 8
     assert run.load_checkpoint(4).config.task == task.name
 
 

@@ -104,8 +104,8 @@ def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
     assert _weights(finished, 0) == weights_sha256(load_checkpoint(pretrained))
     assert len({_weights(finished, digits) for digits in (0, 2, 3)}) == 3
     supervised, first = finished.metrics()
-    assert supervised["phase"] == "sft" and first["phase"] == "round" and first["digits"] == 3
-    assert first["accepted"] > 0 and first["tokens_trained"] > 0 and 0 <= first["label_error"] <= 1
+    assert not supervised.is_round and first.is_round and first.digits == 3
+    assert first.accepted > 0 and first.tokens_trained > 0 and first.label_error is not None
     model = load_checkpoint(finished.root)
     assert isinstance(model, TextModel)
     row = pq.read_table(finished.examples(3)).slice(0, 1).to_pylist()[0]

@@ -1,12 +1,12 @@
 """Trackers: what they are told, at which step, and that a resumed run goes on where it was."""
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from recorded import round_metrics, write_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -25,18 +25,11 @@ def train(digits: int, cycle: int, step: int, of: int, loss: float = 1.0) -> dic
     }  # fmt: skip
 
 
-def round_line(digits: int, cycles: int) -> dict[str, Any]:
-    return {
-        "event": "round",
-        "phase": "round" if digits > 6 else "sft",
-        "digits": digits,
-        "cycles": cycles,
-        "tried": 10 if digits > 6 else 0,
-        "accepted": 8 if digits > 6 else 0,
-        "rejected": {"outvoted": 2},
-        "label_error": 0.125 if digits > 6 else None,
-        "accuracy": {str(length): 1 - length / 100 for length in range(1, digits + 2)},
-    }
+def round_event(digits: int, cycles: int) -> dict[str, Any]:
+    tried = 10 if digits > 6 else 0
+    accuracy = {length: 1 - length / 100 for length in range(1, digits + 2)}
+    values = {"tried": tried, "accepted": tried * 8 // 10, "label_error": 0.125 if tried else None}
+    return {"event": "round", "metrics": round_metrics(digits, cycles=cycles, accuracy=accuracy, **values)}
 
 
 EVENTS = [
@@ -45,11 +38,11 @@ EVENTS = [
     {"event": "goal", "digits": 0, "cycle": 1, "agreement": 0.5, "accuracy": 0.9, "trained": None},
     train(0, 2, 20, 40),
     {"event": "goal", "digits": 0, "cycle": 2, "agreement": 0.95, "accuracy": 0.99, "trained": None},
-    round_line(6, 2),
+    round_event(6, 2),
     {"event": "generate", "digits": 7, "tried": 10, "of": 10, "accepted": 8, "tokens_per_s": 1.0},
     train(7, 1, 20, 20),
     {"event": "goal", "digits": 7, "cycle": 1, "agreement": 0.9, "accuracy": None, "trained": 0.8},
-    round_line(7, 1),
+    round_event(7, 1),
     {"event": "frontier", "digits": 7},
 ]
 
@@ -76,8 +69,7 @@ def test_a_resumed_run_goes_on_at_its_step_and_takes_back_what_was_lost(tmp_path
     run = RunDir(tmp_path)
     # Killed in the round at 7, after its training and before its audit.
     list(log_to_trackers(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
-    line = {key: value for key, value in EVENTS[5].items() if key != "event"}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    write_metrics(tmp_path, EVENTS[5]["metrics"])
     list(log_to_trackers(iter(EVENTS[6:]), run, CONFIG))
     found = scalars(tmp_path)
     assert found["train/loss"][-1] == (160, 1.0) and (160, 9.0) not in found["train/loss"]

@@ -3,33 +3,24 @@
 from typing import Any
 
 import pytest
+from recorded import round_metrics
 
 from sector.benchmarks.where_time_goes import phases
 from sector.engine.language.place_layout import PlaceLayout
+from sector.engine.run.records import RoundMetrics
 
 MATRICES, RATE, SAMPLES = 1000, 1e6, 10
 
 
-def line(digits: int, seconds_total: float, **more: Any) -> dict[str, Any]:
+def line(digits: int, seconds_total: float, **more: Any) -> RoundMetrics:
     """A line of metrics.jsonl, as far as time goes: a round that took 8 of the seconds before it."""
-    return {
-        "phase": "round",
-        "digits": digits,
-        "accuracy": {str(length): 1.0 for length in range(1, digits + 2)},
-        "tokens_generated": 100,
-        "tokens_trained": 300,
-        "tokens_probed": 50,
-        "seconds_generate": 2.0,
-        "seconds_train": 4.0,
-        "seconds_probe": 1.0,
-        "seconds_audit": 1.0,
-        "seconds_total": seconds_total,
-        **more,
-    }
+    seconds = {"seconds_generate": 2.0, "seconds_train": 4.0, "seconds_probe": 1.0, "seconds_audit": 1.0}
+    tokens = {"tokens_generated": 100, "tokens_trained": 300, "tokens_probed": 50}
+    return round_metrics(digits, first=2, seconds_total=seconds_total, **{**seconds, **tokens, **more})
 
 
-def start() -> dict[str, Any]:
-    return line(2, 10.0, phase="sft", tokens_generated=0, seconds_generate=0.0)
+def start() -> RoundMetrics:
+    return line(2, 10.0, tokens_generated=0, seconds_generate=0.0)
 
 
 def test_the_phases_of_a_run_that_leaps_add_up_to_it() -> None:
@@ -55,8 +46,7 @@ def test_a_phase_that_took_no_time_is_left_out() -> None:
 
 
 def test_older_runs_have_their_probes_among_the_files() -> None:
-    lines = [start(), line(3, 20.0)]
-    for each in lines:
-        del each["seconds_probe"], each["tokens_probed"]
+    written = [each.model_dump(exclude={"seconds_probe", "tokens_probed"}) for each in (start(), line(3, 20.0))]
+    lines = [RoundMetrics(**values) for values in written]
     rows = phases(lines, MATRICES, RATE, PlaceLayout(), SAMPLES)
     assert rows[-1] == {"phase": "probes and files", "seconds": 20 - 4 - 2 - 4 - 2}

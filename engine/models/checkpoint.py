@@ -16,6 +16,7 @@ from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.run.records import made_again
 from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 
@@ -83,6 +84,18 @@ def load_sector(path: Path) -> SectorForCausalLM:
     return model
 
 
+def check_checkpoint(path: Path) -> None:
+    """InputError if the config cannot be read, or the weights are not whole; the weights are not loaded."""
+    try:
+        if _is_sector(path):
+            _read_config(path)
+        # The header says how long the file is; a truncated one is refused.
+        with safetensors.safe_open(path / WEIGHTS, framework="pt"):
+            pass
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
 def _load_sector(path: Path) -> SectorForCausalLM:
     try:
         config = _read_config(path)
@@ -91,10 +104,16 @@ def _load_sector(path: Path) -> SectorForCausalLM:
         model = SectorForCausalLM(config)
         model.load_state_dict(state)
     except Exception as error:
-        # Whatever transformers and torch make of a config that someone else wrote: they check by many kinds of error.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
+        raise _unreadable(path, error) from error
     return model
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    """Say what transformers and torch make of a file that someone else wrote: they check by many kinds of error."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    is_of_run = path.parent.name == "checkpoints"
+    mend = made_again(path.parent.parent) if is_of_run else "restore it or train again"
+    return InputError(f"{path} is not a readable sector checkpoint ({reason}); {mend}")
 
 
 def _is_sector(path: Path) -> bool:

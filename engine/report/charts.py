@@ -33,6 +33,7 @@ from sector.engine.run.plots import (
     scale_errors,
     scale_lengths,
 )
+from sector.engine.run.records import RoundMetrics
 from sector.engine.tasks.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run_charts(run: RunFacts) -> list[Chart]:
         _chart("time", "Where the time of each round went", "", lambda axes: _time(axes, run)),
     ]
     for policy in ("fast", "slow"):
-        if all("frontier" in line for line in run.metrics):
+        if all(line.frontier for line in run.metrics):
             title = f"Mistakes of the {policy} policy one digit past the frontier"
             charts.append(_chart(f"mistakes-{policy}", title, "", partial(_mistakes, run=run, policy=policy)))
     return charts
@@ -170,49 +171,47 @@ def _accuracy(axes: Axes, run: RunFacts) -> None:
     lowest = 1.0
     ends = [(first, "after the supervised phase", EDGE)]
     if last is not first:
-        ends.append((last, f"after the round at {last['digits']} digits", COLORS[0]))
+        ends.append((last, f"after the round at {last.digits} digits", COLORS[0]))
     for line, label, color in ends:
-        lengths = [int(digits) for digits in line["accuracy"]]
-        shares = list(line["accuracy"].values())
+        lengths, shares = list(line.accuracy), list(line.accuracy.values())
         axes.plot(lengths, shares, "o-", color=color, ms=3, lw=1.8, label=label)
         lowest = min(lowest, *shares)
     if last is not first:
-        own = [(line["digits"], line["accuracy"][str(line["digits"])]) for line in run.rounds]
+        own = [(line.digits, line.own_accuracy) for line in run.rounds]
         axes.plot(*zip(*own, strict=True), "x", color=COLORS[1], ms=5, label="right after its own round")
         lowest = min(lowest, *(share for _, share in own))
     axes.axvline(run.config.supervised.max_digits + 0.5, color=INK, lw=0.8, ls=":")
     scale_accuracy(axes, lowest)
-    scale_lengths(axes, 1, last["digits"] + 1)
+    scale_lengths(axes, 1, last.digits + 1)
     axes.set(xlabel="digits per operand", ylabel="right")
 
 
-def _labels(axes: Axes, rounds: list[dict[str, Any]]) -> None:
-    known = [line for line in rounds if line["label_error"] is not None]
+def _labels(axes: Axes, rounds: list[RoundMetrics]) -> None:
+    known = [line for line in rounds if line.label_error is not None]
     plot_errors(axes, known)
-    scale_lengths(axes, rounds[0]["digits"], rounds[-1]["digits"])
+    scale_lengths(axes, rounds[0].digits, rounds[-1].digits)
     axes.set_xlabel("digits of the round")
 
 
-def _acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+def _acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
     plot_acceptance(axes, rounds)
-    scale_lengths(axes, rounds[0]["digits"], rounds[-1]["digits"])
+    scale_lengths(axes, rounds[0].digits, rounds[-1].digits)
     axes.set_xlabel("digits of the round")
 
 
 def _time(axes: Axes, run: RunFacts) -> None:
     rows = round_seconds(run.metrics)
-    _stack(axes, [line["digits"] for line in run.rounds], rows, _TIME_COLORS)
+    _stack(axes, [line.digits for line in run.rounds], rows, _TIME_COLORS)
     axes.set(xlabel="digits of the round", ylabel="seconds")
 
 
 def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
-    rows = []
-    for line in run.metrics:
-        counts = line["frontier"][policy]
-        tried = sum(counts.values())
-        rows.append({kind.value: 100 * counts[kind] / tried for kind in _MISTAKE_COLORS})
+    tallies = [getattr(line.frontier, policy) for line in run.metrics]
+    rows = [
+        {kind.value: 100 * counts.get(kind, 0) / sum(counts.values()) for kind in _MISTAKE_COLORS} for counts in tallies
+    ]
     colors = {kind.value: color for kind, color in _MISTAKE_COLORS.items()}
-    _stack(axes, [line["digits"] + 1 for line in run.metrics], rows, colors)
+    _stack(axes, [line.digits + 1 for line in run.metrics], rows, colors)
     axes.set(xlabel="digits of the problem, one more than trained", ylabel="% of the problems")
 
 

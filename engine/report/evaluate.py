@@ -1,6 +1,5 @@
 """The evaluation: exact-match accuracy by length, on uniform problems and on kinds that uniform digits hardly hold."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from sector.engine.models.checkpoint import resolve_checkpoint
 from sector.engine.run.audit import Score, Solver, score, score_length
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plots import plot_eval
+from sector.engine.run.records import EvaluationRecord, FamilyScore, LengthScore, dump_file
 from sector.engine.run.steps import OnProgress, check_digits, open_engine
 from sector.engine.tasks.task import Task
 
@@ -28,17 +28,12 @@ def evaluate(solver: Solver, task: Task, lengths: list[int], samples: int, seed:
             yield score(solver, name, draw(digits, samples, seed))
 
 
-def score_json(each: Score) -> dict[str, Any]:
-    """A score with its Wilson 95 % interval."""
-    low, high = each.interval
-    return {
-        "digits": each.digits,
-        "correct": each.correct,
-        "samples": each.samples,
-        "accuracy": each.accuracy,
-        "low": low,
-        "high": high,
-    }
+def length_score(score: Score) -> LengthScore:
+    """Return a score as it is recorded, with its Wilson 95 % interval."""
+    low, high = score.interval
+    return LengthScore(
+        digits=score.digits, correct=score.correct, samples=score.samples, accuracy=score.accuracy, low=low, high=high
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +69,29 @@ def evaluate_model(
     folder = out or _plots_of(model)
     stem = None if folder is None else folder / f"eval-{policy}"
     if stem:
-        check_writable(stem.with_suffix(".png"))
+        for kind in (".png", ".json"):
+            check_writable(stem.with_suffix(kind))
     sampler, task, layout = open_engine(model, engine, given)
     solver = Solver(sampler, layout, policy, settings, seed)
     start, scores = time.perf_counter(), []
     for each in evaluate(solver, task, lengths, samples, seed, suite):
         scores.append(each)
         on_progress(len(scores), len(lengths) * (1 + suite * len(task.families())), f"{each.digits} digits")
-    values = {
-        "policy": policy,
-        "samples": samples,
-        "lengths": [score_json(each) for each in scores if each.name == "uniform"],
-        "suite": [{"family": each.name, **score_json(each)} for each in scores if each.name != "uniform"],
-        "seed": seed,
-        "engine": engine,
-        "weights_sha256": sampler.weights_sha256,
-        "seconds": time.perf_counter() - start,
-    }
+    record = EvaluationRecord(
+        policy=policy,
+        samples=samples,
+        lengths=[length_score(each) for each in scores if each.name == "uniform"],
+        suite=[FamilyScore(family=each.name, **dict(length_score(each))) for each in scores if each.name != "uniform"],
+        seed=seed,
+        engine=engine,
+        weights_sha256=sampler.weights_sha256,
+        seconds=time.perf_counter() - start,
+    )
     title = f"Accuracy of the {policy} policy, {resolve_checkpoint(model)}"
     if stem:
         plot_eval(scores, title, stem.with_suffix(".png"))
-        write_text(stem.with_suffix(".json"), json.dumps(values, indent=2) + "\n")
-    return Report(title, scores, values, stem and stem.with_suffix(".png"))
+        write_text(stem.with_suffix(".json"), dump_file(record))
+    return Report(title, scores, record.as_json(), stem and stem.with_suffix(".png"))
 
 
 def _plots_of(model: Path) -> Path | None:

@@ -11,17 +11,17 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from sector.engine.config import RunConfig, flat, run_config
 from sector.engine.errors import InputError
-from sector.engine.report.outcomes import Outcome, outcome_of, read_evaluation
+from sector.engine.report.outcomes import Outcome, outcome_of
 from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import RoundMetrics, made_again
 from sector.engine.tasks import find_task
-from sector.engine.training.dataset import read_examples, read_votes
+from sector.engine.training.dataset import read_examples, read_rows, read_votes
 
 # At least this much at every trained length, by the last audit, and the run is said to have worked.
 WORKED = 0.95
@@ -71,7 +71,7 @@ class RunFacts:
     name: str
     cell: str
     config: RunConfig
-    metrics: list[dict[str, Any]]
+    metrics: list[RoundMetrics]
     outcome: Outcome
     verdict: Verdict
     changed: dict[str, Any]
@@ -82,8 +82,8 @@ class RunFacts:
     thoughts: list[Thought]
 
     @property
-    def rounds(self) -> list[dict[str, Any]]:
-        return [line for line in self.metrics if line["phase"] == "round"]
+    def rounds(self) -> list[RoundMetrics]:
+        return [line for line in self.metrics if line.is_round]
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the verdict and the figures that only a report counts."""
@@ -119,12 +119,17 @@ def read_run(root: Path) -> RunFacts | None:
     metrics, outcome, config = run.metrics(), outcome_of(run), run.read_config()
     if outcome is None:
         return None
-    rounds = [line["digits"] for line in metrics if line["phase"] == "round"]
+    rounds = [line.digits for line in metrics if line.is_round]
+    try:
+        gates = {digits: _gate(run, digits) for digits in rounds}
+        label_mistakes = _label_mistakes(run, rounds)
+        thoughts = list(_thoughts(run, rounds, find_task(config.task).at_once))
+    except InputError as error:
+        raise InputError(f"{error}; {made_again(root)}") from error
     resolved = root.resolve()
     is_seed = _SEED.fullmatch(resolved.name) is not None
-    evaluation = read_evaluation(root)
-    last = metrics[-1]["accuracy"].items()
-    scores = [(each["digits"], each["accuracy"]) for each in evaluation["lengths"]] if evaluation else last
+    evaluation = run.read_evaluation()
+    scores = {score.digits: score.accuracy for score in evaluation.lengths} if evaluation else metrics[-1].accuracy
     return RunFacts(
         root=root,
         name=f"{resolved.parent.name}/{resolved.name}" if is_seed else resolved.name,
@@ -134,11 +139,11 @@ def read_run(root: Path) -> RunFacts | None:
         outcome=outcome,
         verdict=_verdict(config, metrics, outcome),
         changed=_changed(config),
-        gates={digits: _gate(run, digits) for digits in rounds},
-        label_mistakes=_label_mistakes(run, rounds),
+        gates=gates,
+        label_mistakes=label_mistakes,
         seconds=_seconds(metrics, outcome),
-        evaluation={int(digits): accuracy for digits, accuracy in scores},
-        thoughts=list(_thoughts(run, rounds, find_task(config.task).at_once)),
+        evaluation=scores,
+        thoughts=thoughts,
     )
 
 
@@ -167,9 +172,8 @@ def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
     return float(found.statistic), float(found.pvalue)
 
 
-def _verdict(config: RunConfig, metrics: list[dict[str, Any]], outcome: Outcome) -> Verdict:
-    last = metrics[-1]
-    trained = [last["accuracy"][str(digits)] for digits in range(1, outcome.final_digits + 1)]
+def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Verdict:
+    trained = metrics[-1].trained_accuracies
     because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {100 * min(trained):.1f} % by the last audit"
     survived = f"; {outcome.rounds_survived} of {outcome.rounds} rounds survived" if outcome.rounds else ""
     first, final = config.supervised.max_digits, outcome.final_digits
@@ -210,27 +214,27 @@ def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:
     return dict(total)
 
 
-def _seconds(metrics: list[dict[str, Any]], outcome: Outcome) -> dict[str, float]:
+def _seconds(metrics: list[RoundMetrics], outcome: Outcome) -> dict[str, float]:
     """Seconds by phase; they add up to the whole run."""
     parts = {
-        "supervise": metrics[0]["seconds_train"],
-        "generate": sum(line["seconds_generate"] for line in metrics),
-        "distill": sum(line["seconds_train"] for line in metrics[1:]),
-        "audit": sum(line["seconds_audit"] for line in metrics),
+        "supervise": metrics[0].seconds_train,
+        "generate": sum(line.seconds_generate for line in metrics),
+        "distill": sum(line.seconds_train for line in metrics[1:]),
+        "audit": sum(line.seconds_audit for line in metrics),
     }
     return {**parts, "probes and files": max(0.0, outcome.seconds - sum(parts.values()))}
 
 
-def round_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
+def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
     """The same of every round."""
     rows = []
     for before, line in pairwise(metrics):
         parts = {
-            "generate": line["seconds_generate"],
-            "distill": line["seconds_train"],
-            "audit": line["seconds_audit"],
+            "generate": line.seconds_generate,
+            "distill": line.seconds_train,
+            "audit": line.seconds_audit,
         }
-        whole = line["seconds_total"] - before["seconds_total"]
+        whole = line.seconds_total - before.seconds_total
         rows.append({**parts, "probes and files": max(0.0, whole - sum(parts.values()))})
     return rows
 
@@ -238,10 +242,10 @@ def round_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
-        candidates = pq.read_table(run.candidates(digits)).to_pylist()
+        candidates = read_rows(run.candidates(digits))
         problems, answers, _, accepted = read_votes(run.candidates(digits), digits)
         right = audit.answers_correct(problems, answers).tolist()
-        examples = {row["problem"]: row for row in pq.read_table(run.examples(digits)).to_pylist()}
+        examples = {row["problem"]: row for row in read_rows(run.examples(digits))}
         seen: set[str] = set()
         for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:

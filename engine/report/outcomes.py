@@ -3,10 +3,8 @@
 Reads what runs have on disk; asks for no sum itself, the audit has done that.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,11 +12,10 @@ from scipy import stats
 
 from sector.engine.config import RunConfig
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import GenerationRecord, RoundMetrics, StartRecord
 
 # A round survived if the audit finds at least this share of the answers right at its own length.
 SURVIVES = 0.9
-# The file beside a run's plots that holds its evaluation (`evaluate.py`).
-EVALUATION = "eval-fast.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,45 +79,38 @@ def outcome_of(run: RunDir) -> Outcome | None:
     lines = run.metrics()
     if not lines:
         return None
-    config, rounds = run.read_config(), [line for line in lines if line["phase"] == "round"]
+    config, rounds = run.read_config(), [line for line in lines if line.is_round]
     last = lines[-1]
-    wrong = [(line["label_error"], line["accepted"]) for line in rounds if line["label_error"] is not None]
-    accepted = sum(count for _, count in wrong)
-    evaluation = read_evaluation(run.root)
-    scores = [each["accuracy"] for each in evaluation["lengths"]] if evaluation else []
-    lent = run.read_json(0, "start") or {"seconds": 0.0}
+    accepted = sum(line.accepted for line in rounds)
+    evaluation = run.read_evaluation()
+    scores = [score.accuracy for score in evaluation.lengths] if evaluation else []
+    lent = run.read_record(0, StartRecord)
     return Outcome(
         seed=config.seed,
         stopped_because=stopped_because(run, config, lines),
-        final_digits=last["digits"],
+        final_digits=last.digits,
         rounds=len(rounds),
         rounds_survived=_survived(rounds),
-        label_errors={line["digits"]: line["label_error"] for line in rounds},
-        mean_label_error=sum(error * count for error, count in wrong) / accepted if accepted else None,
-        final_accuracy=fmean(last["accuracy"][str(digits)] for digits in range(1, last["digits"] + 1)),
+        label_errors={line.digits: line.label_error for line in rounds},
+        mean_label_error=sum(line.wrong_accepted for line in rounds) / accepted if accepted else None,
+        final_accuracy=fmean(last.trained_accuracies),
         eval_accuracy=fmean(scores) if scores else None,
         eval_lowest=min(scores, default=None),
-        tokens=sum(line["tokens_generated"] + line["tokens_trained"] for line in lines),
-        seconds=last["seconds_total"] + lent["seconds"],
+        tokens=sum(line.tokens_generated + line.tokens_trained for line in lines),
+        seconds=last.seconds_total + (lent.seconds if lent else 0.0),
     )
 
 
-def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[dict[str, Any]]) -> str | None:
+def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[RoundMetrics]) -> str | None:
     """Why a run with these metrics is over; None if it is not, as far as its files tell."""
     last = lines[-1]
-    if last["digits"] >= config.until:
+    if last.digits >= config.until:
         return "reached"
-    if last["phase"] == "round" and last["next_agreement"] < config.round.min_agreement:
-        return f"no agreement at {last['digits'] + 1} digits"
-    following = run.following(last["digits"], last.get("leap", 1))
-    generation = run.read_json(following, "generation")
-    return f"nothing accepted at {following} digits" if generation and not generation["accepted"] else None
-
-
-def read_evaluation(root: Path) -> dict[str, Any] | None:
-    """The evaluation of the fast policy that `sector eval` left in a run directory."""
-    path = RunDir(root).plots() / EVALUATION
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if last.is_round and last.next_agreement < config.round.min_agreement:
+        return f"no agreement at {last.digits + 1} digits"
+    following = run.following(last.digits, last.leap)
+    generation = run.read_record(following, GenerationRecord)
+    return f"nothing accepted at {following} digits" if generation and not generation.accepted else None
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -151,8 +141,8 @@ def label_errors_of(outcomes: Sequence[Outcome]) -> dict[int, Mean]:
     return {digits: mean_of(errors) for digits, errors in by_length.items() if errors}
 
 
-def _survived(rounds: Sequence[dict[str, Any]]) -> int:
+def _survived(rounds: Sequence[RoundMetrics]) -> int:
     for count, line in enumerate(rounds):
-        if line["accuracy"][str(line["digits"])] < SURVIVES:
+        if line.own_accuracy < SURVIVES:
             return count
     return len(rounds)

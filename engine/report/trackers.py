@@ -18,6 +18,7 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phases import Event
+from sector.engine.run.records import RoundMetrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -78,7 +79,7 @@ class _Steps:
     def __init__(self, run: RunDir, config: RunConfig) -> None:
         self._config, self._done = config, 0
         for line in run.metrics():
-            self.at({"event": "round", **line})
+            self.at({"event": "round", "metrics": line})
 
     def at(self, event: Event) -> int:
         """Steps done when the event came."""
@@ -88,7 +89,8 @@ class _Steps:
         if kind == "goal":
             return self._done + self._of(event["digits"], event["cycle"])
         if kind == "round":
-            self._done += self._of(0 if event["phase"] == "sft" else event["digits"], event["cycles"])
+            metrics: RoundMetrics = event["metrics"]
+            self._done += self._of(metrics.digits if metrics.is_round else 0, metrics.cycles)
         return self._done
 
     def _of(self, digits: int, cycles: int) -> int:
@@ -106,18 +108,18 @@ def figures_of(event: Event) -> dict[str, float]:
         return {"train/loss": event["loss"], "train/tokens_per_s": event["tokens_per_s"]}
     if kind == "goal":
         return {f"goal/{name}": event[name] for name in ("agreement", "trained") if event.get(name) is not None}
-    if kind != "round":
-        return {}
-    figures = {f"round/{name}": event[name] for name in _ROUND_FIGURES if event.get(name) is not None}
-    if event["tried"]:
-        figures |= {f"rejected/{reason}": count / event["tried"] for reason, count in event["rejected"].items()}
-        figures["round/accepted"] = event["accepted"] / event["tried"]
-    trained = [share for digits, share in event["accuracy"].items() if int(digits) <= event["digits"]]
-    ahead = event["accuracy"][str(event["digits"] + 1)]
+    return _figures_of_round(event["metrics"]) if kind == "round" else {}
+
+
+def _figures_of_round(metrics: RoundMetrics) -> dict[str, float]:
+    figures = {f"round/{name}": value for name in _ROUND_FIGURES if (value := getattr(metrics, name)) is not None}
+    if metrics.tried:
+        figures |= {f"rejected/{reason}": count / metrics.tried for reason, count in metrics.rejected.items()}
+        figures["round/accepted"] = metrics.accepted / metrics.tried
     return figures | {
-        "accuracy/own length": trained[-1],
-        "accuracy/lowest trained": min(trained),
-        "accuracy/one digit more": ahead,
+        "accuracy/own length": metrics.own_accuracy,
+        "accuracy/lowest trained": min(metrics.trained_accuracies),
+        "accuracy/one digit more": metrics.accuracy[metrics.digits + 1],
     }
 
 

@@ -18,27 +18,48 @@ What is done is read off the files: each is written once, whole, in this order.
 
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import safetensors
 import safetensors.torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from sector.engine import config as configuration
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
 from sector.engine.files import point_link, write_atomically, write_text
 from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, save_checkpoint
+from sector.engine.run.records import (
+    EVALUATION,
+    METRICS,
+    Damaged,
+    EvaluationRecord,
+    GenerationRecord,
+    RoundMetrics,
+    SnapshotRecord,
+    StartRecord,
+    TrainingRecord,
+    dump_file,
+    dump_line,
+    made_again,
+    parse_metrics,
+    read_content,
+    read_metrics,
+    read_record,
+)
 from sector.engine.training.distill import TrainState, restore, start_training, state_tensors
 
 CONFIG = "config.toml"
-METRICS = "metrics.jsonl"
 HOLDER = ".holder.json"
+
+R = TypeVar("R", GenerationRecord, TrainingRecord, StartRecord)
 
 
 class RunDir:
@@ -50,7 +71,8 @@ class RunDir:
 
     @property
     def exists(self) -> bool:
-        return (self.root / CONFIG).is_file()
+        """Is there a config, or something in its place?"""
+        return os.path.lexists(self.root / CONFIG)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -128,8 +150,13 @@ class RunDir:
         name = best.readlink().name if best.is_symlink() else ""
         if name.isdecimal():
             return int(name)
-        # Copied without its links.
-        return max((line["digits"] for line in self.metrics()), default=0) if best.is_dir() else 0
+        # Copied without its links. Damaged lines are not yet mended where a run is opened.
+        return max((line.digits for line in self._whole_metrics()), default=0) if best.is_dir() else 0
+
+    def _whole_metrics(self) -> Iterator[RoundMetrics]:
+        """Read the lines of metrics.jsonl before the first that is damaged."""
+        with suppress(Damaged):
+            yield from parse_metrics(read_content(self.root / METRICS, "") or b"", METRICS, "")
 
     def mark_best(self, digits: int) -> None:
         """Point `best` to these weights."""
@@ -141,17 +168,15 @@ class RunDir:
         if not link.is_symlink() or int(link.readlink().name) < digits:
             point_link(link, f"{digits:02d}")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl so far."""
-        path = self.root / METRICS
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    def metrics(self) -> list[RoundMetrics]:
+        """Read the lines of metrics.jsonl so far. InputError names the first that is damaged."""
+        return read_metrics(self.root / METRICS, made_again(self.root))
 
-    def add_metrics(self, line: dict[str, Any]) -> None:
+    def add_metrics(self, line: RoundMetrics) -> None:
         """Append a line; the file is rewritten whole, so that it never ends in half a line."""
-        lines = [*self.metrics(), line]
-        write_text(self.root / METRICS, "".join(json.dumps(each) + "\n" for each in lines))
+        path = self.root / METRICS
+        before = (read_content(path, made_again(self.root)) or b"").decode()
+        write_text(path, (before and before.removesuffix("\n") + "\n") + dump_line(line))
 
     def failed(self, digits: int) -> Path:
         """Where rounds at `digits` digits that were taken back lie, but for a number behind the name."""
@@ -166,17 +191,26 @@ class RunDir:
         self.failed(digits).parent.mkdir(exist_ok=True)
         os.rename(self.round_dir(digits), f"{self.failed(digits)}{self.num_failed(digits) + 1}")
 
-    def write_json(self, digits: int, name: str, values: dict[str, Any]) -> None:
-        write_text(self.round_dir(digits) / f"{name}.json", json.dumps(values, indent=2) + "\n")
+    def write_record(self, digits: int, record: GenerationRecord | TrainingRecord | StartRecord) -> None:
+        write_text(self.record(digits, type(record)), dump_file(record))
 
-    def read_json(self, digits: int, name: str) -> dict[str, Any] | None:
-        path = self.round_dir(digits) / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def record(self, digits: int, kind: type[GenerationRecord | TrainingRecord | StartRecord]) -> Path:
+        """Return where a record of a round lies."""
+        return self.round_dir(digits) / f"{kind.name}.json"
+
+    def read_record(self, digits: int, kind: type[R]) -> R | None:
+        """Read a record of a round; None before it is written. InputError if it is damaged."""
+        return read_record(self.record(digits, kind), kind, made_again(self.root))
+
+    def read_evaluation(self) -> EvaluationRecord | None:
+        """Read the evaluation of the fast policy that `sector eval` left; None without one. InputError if damaged."""
+        mend = f"remove it; `sector eval --model {shlex.quote(str(self.root))}` makes it again"
+        return read_record(self.plots() / EVALUATION, EvaluationRecord, mend)
 
     def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
-        where = {"phase": phase, "cycle": cycle, "step": state.step, "tokens": state.tokens, "seconds": seconds}
-        metadata = {key: str(value) for key, value in where.items()}
+        place = SnapshotRecord(phase=phase, cycle=cycle, step=state.step, tokens=state.tokens, seconds=seconds)
+        metadata = {key: str(value) for key, value in place.as_json().items()}
         check_finite(state.model)
         # `save_file` would hide a full disk behind an error of its own.
         content = safetensors.torch.save(state_tensors(state), metadata=metadata)
@@ -189,14 +223,24 @@ class RunDir:
         path = self.snapshot
         if not path.exists():
             return None
+        place = read_snapshot(path)
+        if place.phase != phase:
+            return None
         with safetensors.safe_open(path, framework="pt") as file:
-            where = file.metadata()
-            if where["phase"] != phase:
-                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        state = start_training(model, config, int(where["tokens"]))
-        restore(state, tensors, int(where["step"]))
-        return state, int(where["cycle"]), float(where["seconds"])
+        state = start_training(model, config, place.tokens)
+        restore(state, tensors, place.step)
+        return state, place.cycle, place.seconds
+
+
+def read_snapshot(path: Path) -> SnapshotRecord:
+    """Read where a snapshot stands. Raises Damaged if it is not one, or not the whole of one."""
+    try:
+        # The header says how long the file is; a truncated one is refused.
+        with safetensors.safe_open(path, framework="pt") as file:
+            return SnapshotRecord.model_validate_strings(file.metadata() or {})
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Damaged(f"{path} is no snapshot of a training ({' '.join(str(error).split())}); remove it") from error
 
 
 def _who(holder: Path) -> str:

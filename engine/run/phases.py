@@ -24,6 +24,7 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.followers import announce
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
 from sector.engine.run.plots import plot_run
+from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics, TrainingRecord
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -46,7 +47,16 @@ from sector.engine.training.distill import start_training, train_cycle, tune_all
 SNAPSHOT_STEPS = 200
 GOAL_SAMPLES = 300
 
+# `event` is its kind; that of a round has its `metrics`.
 Event = dict[str, Any]
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """Return an event as it is told to machines: that of a round has the keys of its line of metrics.jsonl."""
+    if event["event"] != "round":
+        return event
+    metrics: RoundMetrics = event["metrics"]
+    return {"event": "round", **metrics.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class Phases:
         self._first = config.supervised.max_digits
         # What the probes of the training under way have generated.
         self._tokens_probed = 0
-        self._started = time.perf_counter() - sum(line["seconds_total"] for line in run.metrics()[-1:])
+        self._started = time.perf_counter() - sum(line.seconds_total for line in run.metrics()[-1:])
 
     def supervise(self) -> Iterator[Event]:
         """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
@@ -111,7 +121,7 @@ class Phases:
         """Digits of the rounds up to `until`, one when the one before is over: those that have begun, then by leaps."""
         digits = self._first
         while digits < self._config.until:
-            leap = self._record(0 if digits == self._first else digits, "training").get("leap", 1)
+            leap = self._training(0 if digits == self._first else digits).leap
             digits = self._run.following(digits, leap)
             if digits <= self._config.until:
                 yield digits
@@ -142,21 +152,18 @@ class Phases:
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(self._run.candidates(digits), candidates_table(improved))
-        self._run.write_json(
-            digits,
-            "generation",
-            {
-                "tried": len(improved.problems),
-                "accepted": int(improved.accepted.sum()),
-                "thought_through": improved.num_thought_through,
-                "rejected": improved.rejected(),
-                "agreement": improved.agreement,
-                "tokens": improved.tokens,
-                "seconds": seconds,
-                "engine": config.engine,
-                "weights_sha256": sampler.weights_sha256,
-            },
+        record = GenerationRecord(
+            tried=len(improved.problems),
+            accepted=int(improved.accepted.sum()),
+            thought_through=improved.num_thought_through,
+            rejected=improved.rejected(),
+            agreement=improved.agreement,
+            tokens=improved.tokens,
+            seconds=seconds,
+            engine=config.engine,
+            weights_sha256=sampler.weights_sha256,
         )
+        self._run.write_record(digits, record)
         write_examples(self._run.examples(digits), improved_table(improved, torch.cat(rows), self._layout, provenance))
 
     def distill(self, digits: int) -> Iterator[Event]:
@@ -208,19 +215,16 @@ class Phases:
 
     def audit(self, digits: int) -> Iterator[Event]:
         """What the truth says of the round, for people only: a line of metrics.jsonl."""
-        if any(line["digits"] == (digits or self._first) for line in self._run.metrics()):
+        if any(line.digits == (digits or self._first) for line in self._run.metrics()):
             return
-        start = time.perf_counter()
-        report = self._report(digits)
-        now = time.perf_counter()
-        report |= {"seconds_audit": now - start, "seconds_total": now - self._started}
-        self._run.add_metrics(report)
+        metrics = self._metrics(digits)
+        self._run.add_metrics(metrics)
         plot_run(self._run)
-        yield {"event": "round", **report}
+        yield {"event": "round", "metrics": metrics}
 
     def advance(self, digits: int) -> Iterator[Event]:
         """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
-        agreement = self._record(digits, "training")["agreement"]
+        agreement = self._training(digits).agreement
         if agreement < self._config.round.min_agreement:
             raise NoAgreement(
                 f"at {digits + 1} digits the model agrees with itself on {agreement:.1%} of the problems only, less "
@@ -272,20 +276,17 @@ class Phases:
         done = time.perf_counter()
         leap = self._leap(sampler, digits or self._first) if reached.met else 1
         probing += time.perf_counter() - done
-        self._run.write_json(
-            digits,
-            "training",
-            {
-                "cycles": cycle + 1,
-                "tokens": state.tokens,
-                "seconds": trained,
-                "agreement": reached.agreement,
-                "trained_agreement": reached.trained,
-                "leap": leap,
-                "tokens_probed": self._tokens_probed,
-                "seconds_probe": probing,
-            },
+        record = TrainingRecord(
+            cycles=cycle + 1,
+            tokens=state.tokens,
+            seconds=trained,
+            agreement=reached.agreement,
+            trained_agreement=reached.trained,
+            leap=leap,
+            tokens_probed=self._tokens_probed,
+            seconds_probe=probing,
         )
+        self._run.write_record(digits, record)
         return reached
 
     def _supervised_goal(self, sampler: Sampler, cycle: int) -> Goal:
@@ -366,16 +367,16 @@ class Phases:
         self._tokens_probed += improved.tokens
         return improved.agreement
 
-    def _report(self, digits: int) -> dict[str, Any]:
-        """One line of metrics.jsonl, but for the seconds of the audit itself."""
+    def _metrics(self, digits: int) -> RoundMetrics:
+        """Audit a phase: a line of metrics.jsonl."""
+        start = time.perf_counter()
         model = self._run.load_checkpoint(digits or self._first)
         solver = self._solver(self._engine(model), "fast")
         reached = digits or self._first
-        training = self._record(digits, "training")
-        generation = {"tried": 0, "accepted": 0, "rejected": {}, "agreement": None, "tokens": 0, "seconds": 0.0}
+        training, generation = self._training(digits), self._run.read_record(digits, GenerationRecord)
+        assert (generation is not None) == bool(digits), "every round generates, and nothing else does"
         errors: dict[str, Any] = {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
         if digits:
-            generation = self._record(digits, "generation")
             examples = read_examples(self._run.examples(digits)).get(digits)
             problems, direct = read_candidates(self._run.candidates(digits), digits)
             errors = {
@@ -393,29 +394,33 @@ class Phases:
             audit.score_length(solver, self._task, length, self._config.audit_samples, self._config.seed)
             for length in range(1, reached + 2)
         ]
-        return {
-            "phase": "round" if digits else "sft",
-            "digits": reached,
-            "tried": generation["tried"],
-            "accepted": generation["accepted"],
-            "thought_through": generation.get("thought_through", 0),
-            "rejected": generation["rejected"],
+        frontier = audit.frontier_mistakes(solver.sampler, self._layout, ahead)
+        now = time.perf_counter()
+        return RoundMetrics(
+            phase="round" if digits else "sft",
+            digits=reached,
+            tried=generation.tried if generation else 0,
+            accepted=generation.accepted if generation else 0,
+            thought_through=generation.thought_through if generation else 0,
+            rejected=generation.rejected if generation else {},
             **errors,
-            "agreement": generation["agreement"],
-            "next_agreement": training["agreement"],
-            "trained_agreement": training.get("trained_agreement"),
-            "leap": training.get("leap", 1),
-            "accuracy": {str(score.digits): score.accuracy for score in scores},
-            "frontier": audit.frontier_mistakes(solver.sampler, self._layout, ahead),
-            "cycles": training["cycles"],
-            "taken_back": self._run.num_failed(reached),
-            "tokens_generated": generation["tokens"],
-            "tokens_trained": training["tokens"],
-            "tokens_probed": training.get("tokens_probed", 0),
-            "seconds_generate": generation["seconds"],
-            "seconds_train": training["seconds"],
-            "seconds_probe": training.get("seconds_probe", 0.0),
-        }
+            agreement=generation.agreement if generation else None,
+            next_agreement=training.agreement,
+            trained_agreement=training.trained_agreement,
+            leap=training.leap,
+            accuracy={score.digits: score.accuracy for score in scores},
+            frontier=FrontierMistakes(**frontier),
+            cycles=training.cycles,
+            taken_back=self._run.num_failed(reached),
+            tokens_generated=generation.tokens if generation else 0,
+            tokens_trained=training.tokens,
+            tokens_probed=training.tokens_probed,
+            seconds_generate=generation.seconds if generation else 0.0,
+            seconds_train=training.seconds,
+            seconds_probe=training.seconds_probe,
+            seconds_audit=now - start,
+            seconds_total=now - self._started,
+        )
 
     def _write_labelled(self) -> None:
         """Keep supervised examples, so that later rounds can replay them without asking for sums."""
@@ -443,7 +448,7 @@ class Phases:
         settings = self._config.filter
         return Solver(sampler, self._layout, policy, settings, self._config.seed)
 
-    def _record(self, digits: int, name: str) -> dict[str, Any]:
-        record = self._run.read_json(digits, name)
-        assert record is not None, f"{name} of {digits} is written before it is read"
+    def _training(self, digits: int) -> TrainingRecord:
+        record = self._run.read_record(digits, TrainingRecord)
+        assert record is not None, f"the training of {digits} is written before it is read"
         return record

@@ -15,6 +15,7 @@ import numpy as np
 from sector.engine.files import write_atomically
 from sector.engine.run.audit import Score
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import RoundMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,23 +93,22 @@ def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
         write_atomically(path, lambda aside: figure.savefig(aside, format="png"))
 
 
-def _accuracy_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
+def _accuracy_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.add_subplot()
-    first, last = metrics[0]["digits"], metrics[-1]["digits"]
+    first, last = metrics[0].digits, metrics[-1].digits
     colors = ScalarMappable(Normalize(first, max(last, first + 1)), ListedColormap(colormaps["viridis_r"](_DARK_END)))
     lowest = 1.0
     for line in metrics:
-        lengths = [int(digits) for digits in line["accuracy"]]
-        accuracies = list(line["accuracy"].values())
+        lengths, accuracies = list(line.accuracy), list(line.accuracy.values())
         newest, lowest = line is metrics[-1], min(lowest, *accuracies)
-        color = colors.to_rgba(line["digits"])
+        color = colors.to_rgba(line.digits)  # type: ignore[arg-type]  # a number will do
         axes.plot(lengths, accuracies, color=color, lw=2.4 if newest else 1.0, alpha=1.0 if newest else 0.75, zorder=3)
-        reached = lengths.index(line["digits"])
+        reached = lengths.index(line.digits)
         axes.plot(lengths[reached], accuracies[reached], "o", color=color, ms=5.5, zorder=4)
         # One digit past the round, nothing was trained there yet.
         axes.plot(lengths[-1], accuracies[-1], "o", mfc="white", mec=color, ms=4.5, zorder=4)
@@ -129,26 +129,26 @@ def _accuracy_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
     bar.outline.set_visible(False)
 
 
-def _labels_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
-    rounds = [line for line in metrics if line["phase"] == "round"]
+def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
+    rounds = [line for line in metrics if line.is_round]
     above, below = figure.subplots(2, 1, sharex=True)
     figure.subplots_adjust(hspace=0.16, bottom=0.13)
-    plot_errors(above, [line for line in rounds if line["label_error"] is not None])
+    plot_errors(above, [line for line in rounds if line.label_error is not None])
     plot_acceptance(below, rounds)
-    lengths = [line["digits"] for line in rounds] or [metrics[-1]["digits"] + 1]
+    lengths = [line.digits for line in rounds] or [metrics[-1].digits + 1]
     scale_lengths(below, lengths[0], lengths[-1])
     below.set_xlabel("digits of the round")
 
 
-def plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
     """Label error of what was accepted beside the fast policy's on the same problems, with Wilson intervals."""
     series = (
-        ("fast_label_error", "tried", "fast policy, all problems tried", COLORS[1]),
-        ("label_error", "accepted", "accepted examples", COLORS[0]),
+        ("fast policy, all problems tried", COLORS[1], [(line.wrong_fast, line.tried) for line in rounds]),
+        ("accepted examples", COLORS[0], [(line.wrong_accepted, line.accepted) for line in rounds]),
     )
-    lengths = [line["digits"] for line in rounds]
-    for error, count, label, color in series:
-        scores = [Score(label, line["digits"], round(line[error] * line[count]), line[count]) for line in rounds]
+    lengths = [line.digits for line in rounds]
+    for label, color, counts in series:
+        scores = [Score(label, digits, *wrong_of) for digits, wrong_of in zip(lengths, counts, strict=True)]
         low, high = np.array([score.interval for score in scores]).reshape(-1, 2).T
         axes.fill_between(lengths, low, high, color=color, alpha=0.15, lw=0)
         axes.plot(lengths, [score.accuracy for score in scores], "o-", color=color, ms=4, lw=1.8, label=label)
@@ -160,13 +160,13 @@ def plot_errors(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper right", ncols=3)
 
 
-def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
     """Where the candidates of each round went, as stacked shares."""
-    lengths = [line["digits"] for line in rounds]
+    lengths = [line.digits for line in rounds]
     bottom = np.zeros(len(rounds))
     for reason, color in _REASON_COLORS.items():
         counts = [_fates(line).get(reason, 0) for line in rounds]
-        shares = np.array(counts) / np.array([line["tried"] for line in rounds])
+        shares = np.array(counts) / np.array([line.tried for line in rounds])
         if reason == "accepted" or shares.any():
             axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))
         bottom = bottom + shares
@@ -177,10 +177,10 @@ def plot_acceptance(axes: Axes, rounds: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=4)
 
 
-def _fates(line: dict[str, Any]) -> dict[str, int]:
+def _fates(line: RoundMetrics) -> dict[str, int]:
     """Candidates of a round by what became of them: accepted at once, thought through, or the look that failed."""
-    through = line.get("thought_through", 0)
-    return {"accepted": line["accepted"] - through, "thought_through": through, **line["rejected"]}
+    through = line.thought_through
+    return {"accepted": line.accepted - through, "thought_through": through, **line.rejected}
 
 
 def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:

@@ -4,20 +4,26 @@ Files are written aside and renamed, so this is not what a kill leaves behind, b
 follow from seeds and earlier files: what is made again is the same.
 """
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors
-from safetensors import SafetensorError
 
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
-from sector.engine.models.checkpoint import WEIGHTS
-from sector.engine.run.directory import METRICS, RunDir
+from sector.engine.models.checkpoint import check_checkpoint
+from sector.engine.run.directory import R, RunDir, read_snapshot
+from sector.engine.run.records import (
+    METRICS,
+    Damaged,
+    GenerationRecord,
+    StartRecord,
+    TrainingRecord,
+    parse_metrics,
+    read_content,
+)
+from sector.engine.training.dataset import read_candidates, read_examples, read_votes
 
 
 def remove_damaged(run: RunDir) -> list[str]:
@@ -26,7 +32,7 @@ def remove_damaged(run: RunDir) -> list[str]:
     try:
         for path, evidence in damaged:
             for each in (path, evidence):
-                shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+                _remove(each)
         return sorted(str(path.relative_to(run.root)) for path, _ in damaged) + _cut_metrics(run)
     except OSError as error:
         raise InputError(f"cannot mend {run.root}: {error.strerror or error}") from error
@@ -34,56 +40,68 @@ def remove_damaged(run: RunDir) -> list[str]:
 
 def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     """What cannot be read, and what shows that its phase is done: a round's examples, or its checkpoint."""
-    for path in run.root.glob("rounds/*/*.parquet"):
-        if not _is_readable(path, pq.read_metadata):
-            yield path, path.with_name("examples.parquet")
-    for path in run.root.glob("rounds/*/*.json"):
-        if not _is_readable(path, _read_json):
-            name = path.parent.name
-            first = str(run.read_config().supervised.max_digits).zfill(2)
-            trained = run.root / "checkpoints" / (first if name == "supervised" else name)
-            yield path, trained if path.name == "training.json" else path.with_name("examples.parquet")
+    first = run.read_config().supervised.max_digits
+    for digits in (0, *run.rounds()):
+        examples, trained = run.examples(digits), run.checkpoint(digits or first)
+        if os.path.lexists(examples) and not _is_readable(examples, read_examples):
+            yield examples, examples
+        if digits and examples.exists() and not _is_readable(run.candidates(digits), partial(_read_round, digits)):
+            yield run.candidates(digits), examples
+        if not _is_whole(run, digits, GenerationRecord, is_due=bool(digits) and examples.exists()):
+            yield run.record(digits, GenerationRecord), examples
+        if not _is_whole(run, digits, TrainingRecord, is_due=trained.exists()):
+            yield run.record(digits, TrainingRecord), trained
+    # No file but this knows how long another run has trained; without it a report counts less.
+    if not _is_whole(run, 0, StartRecord, is_due=False):
+        yield run.record(0, StartRecord), run.record(0, StartRecord)
     for path in run.root.glob("checkpoints/[0-9]*"):
-        if not (_is_readable(path / WEIGHTS, _read_header) and _is_readable(path / "config.json", _read_json)):
+        if not _is_readable(path, check_checkpoint):
             yield path, path
-    if run.snapshot.exists() and not _is_readable(run.snapshot, _read_header):
+    if os.path.lexists(run.snapshot) and not _is_readable(run.snapshot, read_snapshot):
         yield run.snapshot, run.snapshot
 
 
 def _is_readable(path: Path, read: Callable[[Path], object]) -> bool:
     try:
         read(path)
-    except (OSError, ValueError, TypeError, pa.ArrowException, SafetensorError):
+    except InputError:
         return False
     return True
 
 
-def _read_json(path: Path) -> None:
-    if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-        raise TypeError("not an object")
+def _read_round(digits: int, path: Path) -> None:
+    """Read the candidates of a round, as the audit and a report do."""
+    read_candidates(path, digits)
+    read_votes(path, digits)
 
 
-def _read_header(path: Path) -> None:
-    """The header says how long the file is; a truncated one is refused."""
-    with safetensors.safe_open(path, framework="pt"):
-        pass
+def _is_whole(run: RunDir, digits: int, kind: type[R], is_due: bool) -> bool:
+    """Return whether a record can be read, or is not there and not due. InputError if it is of a later release."""
+    try:
+        return run.read_record(digits, kind) is not None or not is_due
+    except Damaged:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _cut_metrics(run: RunDir) -> list[str]:
-    """Keep the lines before the first that is none; the audits behind it are made again."""
-    path = run.root / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    good = []
-    for line in lines:
-        try:
-            if not isinstance(json.loads(line)["seconds_total"], float):
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        good.append(line)
-    if len(good) == len(lines):
-        return []
-    write_text(path, "".join(line + "\n" for line in good))
-    return [METRICS]
+    """Keep the lines before the first that is damaged; the audits behind it are made again."""
+    path, content, good = run.root / METRICS, b"", 0
+    try:
+        content = read_content(path, "") or b""
+        for _ in parse_metrics(content, str(path), ""):
+            good += 1
+    except Damaged:
+        # Another thing in its place cannot be written over.
+        if not path.is_file():
+            _remove(path)
+        write_text(path, "".join(f"{line.decode()}\n" for line in content.split(b"\n")[:good]))
+        return [METRICS]
+    return []

@@ -8,6 +8,7 @@ directories that lie below `failed/`, so that a kill at any moment is no matter.
 
 from sector.engine.errors import NoAgreement
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import TrainingRecord
 from sector.engine.seeding import stream_seed
 
 ATTEMPTS = 3
@@ -26,7 +27,8 @@ def seed_of_attempt(run: RunDir, seed: int, digits: int) -> int:
 
 def agreement_lost(run: RunDir, digits: int, trained: float | None, max_fall: float) -> float | None:
     """The agreement at trained lengths that the round at `digits` digits has lost; None if all is well."""
-    known = [record.get("trained_agreement") for each in range(digits) if (record := run.read_json(each, "training"))]
+    earlier = [run.read_record(each, TrainingRecord) for each in range(digits)]
+    known = [record.trained_agreement for record in earlier if record]
     highest = max((value for value in known if value is not None), default=None)
     if highest is None or trained is None or trained >= highest - max_fall:
         return None

@@ -143,6 +143,14 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     return read
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a parquet file as they are. InputError if it cannot be read."""
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file atomically."""
     write_atomically(path, lambda aside: pq.write_table(table, aside))
