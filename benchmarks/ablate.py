@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from sector.benchmarks.grid import Cell, Grid
 from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, NoAgreement
 from sector.engine.files import write_atomically, write_text
+from sector.engine.models.checkpoint import open_tensors
 from sector.engine.report.evaluate import evaluate_model
 from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of, read_evaluation
 from sector.engine.report.trackers import log_to_trackers
@@ -154,7 +153,7 @@ def _borrow(out: Path, run: RunDir, config: RunConfig) -> None:
     begun = run.snapshot.exists() or run.has_checkpoint(config.supervised.max_digits)
     if begun or not shared.exists():
         return
-    with safetensors.safe_open(shared, framework="pt") as file:
+    with open_tensors(shared) as file:
         seconds = float(file.metadata()["seconds"])
     write_atomically(run.snapshot, lambda aside: shutil.copyfile(shared, aside))
     run.write_json(0, "start", {"snapshot": shared.parent.name, "seconds": seconds})

@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -86,7 +89,7 @@ def load_sector(path: Path) -> SectorForCausalLM:
 def _load_sector(path: Path) -> SectorForCausalLM:
     try:
         config = _read_config(path)
-        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
+        with open_tensors(path / WEIGHTS) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = SectorForCausalLM(config)
         model.load_state_dict(state)
@@ -95,6 +98,16 @@ def _load_sector(path: Path) -> SectorForCausalLM:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a readable sector checkpoint ({reason}); restore it or train again") from error
     return model
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file of any name: the library itself opens none that is not UTF-8."""
+    with path.open("rb") as file:
+        # How Python writes bytes that are no text.
+        is_text = not any("\udc80" <= each <= "\udcff" for each in str(path))
+        with safetensors.safe_open(path if is_text else f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
+            yield tensors
 
 
 def _is_sector(path: Path) -> bool:

@@ -11,7 +11,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from sector.engine.config import RunConfig, flat, run_config
@@ -21,7 +20,7 @@ from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
 from sector.engine.tasks import find_task
-from sector.engine.training.dataset import read_examples, read_votes
+from sector.engine.training.dataset import read_examples, read_table, read_votes
 
 # At least this much at every trained length, by the last audit, and the run is said to have worked.
 WORKED = 0.95
@@ -238,10 +237,10 @@ def round_seconds(metrics: list[dict[str, Any]]) -> list[dict[str, float]]:
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
-        candidates = pq.read_table(run.candidates(digits)).to_pylist()
+        candidates = read_table(run.candidates(digits)).to_pylist()
         problems, answers, _, accepted = read_votes(run.candidates(digits), digits)
         right = audit.answers_correct(problems, answers).tolist()
-        examples = {row["problem"]: row for row in pq.read_table(run.examples(digits)).to_pylist()}
+        examples = {row["problem"]: row for row in read_table(run.examples(digits)).to_pylist()}
         seen: set[str] = set()
         for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:

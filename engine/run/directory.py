@@ -25,7 +25,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from filelock import FileLock, Timeout
 
@@ -33,7 +32,7 @@ from sector.engine import config as configuration
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
 from sector.engine.files import point_link, write_atomically, write_text
-from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, save_checkpoint
+from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, open_tensors, save_checkpoint
 from sector.engine.training.distill import TrainState, restore, start_training, state_tensors
 
 CONFIG = "config.toml"
@@ -189,7 +188,7 @@ class RunDir:
         path = self.snapshot
         if not path.exists():
             return None
-        with safetensors.safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             where = file.metadata()
             if where["phase"] != phase:
                 return None

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors
 from safetensors import SafetensorError
 
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
-from sector.engine.models.checkpoint import WEIGHTS
+from sector.engine.models.checkpoint import WEIGHTS, open_tensors
 from sector.engine.run.directory import METRICS, RunDir
 
 
@@ -35,7 +34,7 @@ def remove_damaged(run: RunDir) -> list[str]:
 def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     """What cannot be read, and what shows that its phase is done: a round's examples, or its checkpoint."""
     for path in run.root.glob("rounds/*/*.parquet"):
-        if not _is_readable(path, pq.read_metadata):
+        if not _is_readable(path, _read_metadata):
             yield path, path.with_name("examples.parquet")
     for path in run.root.glob("rounds/*/*.json"):
         if not _is_readable(path, _read_json):
@@ -63,9 +62,14 @@ def _read_json(path: Path) -> None:
         raise TypeError("not an object")
 
 
+def _read_metadata(path: Path) -> None:
+    with path.open("rb") as file:
+        pq.read_metadata(file)
+
+
 def _read_header(path: Path) -> None:
     """The header says how long the file is; a truncated one is refused."""
-    with safetensors.safe_open(path, framework="pt"):
+    with open_tensors(path):
         pass
 
 
