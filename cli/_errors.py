@@ -24,6 +24,7 @@ from sector.engine.training.torchrun import num_processes, rank
 FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED, SIGNALLED = 1, 2, 3, 130, 128
 
 _LEFT = "no file is half written"
+_UNDONE = f"interrupted before it was done; {_LEFT}"
 _LONGEST_CAUSE = 200
 
 
@@ -81,7 +82,7 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted before it was done; {_LEFT}") from error
+            raise Interrupted(_UNDONE) from error
 
 
 def forget_useless() -> None:
@@ -107,6 +108,11 @@ def _is_size(text: str) -> bool:
 
 def _as_expected(error: BaseException) -> BaseException | None:
     """The error that says what an error means; None for a bug of ours."""
+    # Compiled code hides what a signal raised inside of it.
+    if isinstance(error, SystemError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(_UNDONE)
     if isinstance(error, _EXPECTED):
         return error
     # Of torch, in the middle of a message of several lines.
@@ -177,4 +183,8 @@ def _usage(error: typer.TyperException) -> str:
         least, most = ("any" if bound is None else bound for bound in bounds)
         message = f"{message}; it takes {least} to {most}"
     context = getattr(error, "ctx", None)
-    return f"{message}; see `{context.command_path} --help`" if message and context else message
+    if not (message and context):
+        return message
+    # A guess of what was meant ends as a question.
+    see = " See" if message.endswith("?") else "; see"
+    return f"{message}{see} `{context.command_path} --help`"
