@@ -26,6 +26,7 @@ FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED, SIGNALLED = 1, 2, 3, 130, 128
 _LEFT = "no file is half written"
 _UNDONE = f"interrupted before it was done; {_LEFT}"
 _LONGEST_CAUSE = 200
+_NO_MEMORY = ("can't allocate memory", "failed to map segment")
 
 
 class Interrupted(Exception):
@@ -115,8 +116,8 @@ def _as_expected(error: BaseException) -> BaseException | None:
         return Interrupted(_UNDONE)
     if isinstance(error, _EXPECTED):
         return error
-    # Of torch, in the middle of a message of several lines.
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+    # Of torch, in the middle of a message of several lines; and of the linker, of a library that finds no room.
+    if isinstance(error, RuntimeError | ImportError) and any(each in str(error) for each in _NO_MEMORY):
         return MemoryError()
     if isinstance(error, OSError) and (named := _of_the_system(error)):
         return named

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def test_names_of_runs_are_shown_as_typed(finished_run: Path, tmp_path: Path, na
         ["solve", "--model", str(root), "1+2"],
     ):
         assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0, command
+
+
+def test_without_a_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long one step takes."""
+    assert _output.SILENCE_SECONDS == 10
+    monkeypatch.setattr(_output, "SILENCE_SECONDS", 0.05)
+    with Output(as_json=True).progress("generating 256 digits") as bar:
+        bar.at(0, 2, "0 accepted")
+        time.sleep(0.5)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("[0:00] generating 256 digits: 0 of 2, 0 accepted\n") > 1
 
 
 # Unwritable

@@ -1,6 +1,7 @@
 """The environment that a process finds itself in: read where it says something, left alone or refused where not."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_what_stops_a_library_is_one_line(said: dict[str, str], library: str, tm
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith(f"sector: {library} cannot be imported: ") and done.stderr.count("\n") == 1
     assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_too_little_address_space_is_one_line_at_once() -> None:
+    """OpenBLAS would spin in it for good; the help needs no more than there is."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1_000_000 << 10, resource.RLIM_INFINITY))
+
+    def sector(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("sector")), *words]
+        return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=300)
+
+    for words in (["solve", "1+2"], ["run"], ["report", "x"]):
+        done = sector(*words)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert "limited to 976 MiB (ulimit -v)" in done.stderr
+    assert sector("solve", "--help").returncode == 0
 
 
 @pytest.mark.parametrize("address", ["", "x:y", "127.0.0.1:1", "nowhere"], ids=str)
