@@ -6,6 +6,7 @@ cannot share the GPU's counters with torch.profiler, the same steps are only mar
 """
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from os import cpu_count, sysconf
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda
 
 def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[str, Any]:
     """Record with torch.profiler, write the trace, and read it."""
+    # Else its library prints two lines of its own on stderr, whatever happens.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     plan = schedule(wait=skip - 1, warmup=1, active=steps, repeat=1)
     # By default only the calling thread is recorded, and engines work in threads of their own.
@@ -165,7 +167,7 @@ def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[s
     return {
         "seconds_a_step": sum(recorded) / steps,
         "seconds_a_step_unrecorded": plain,
-        **summarize(read_events(trace), ProcessorTime(cpu_count() or 1, *used)),
+        **summarize(read_events(trace), ProcessorTime(os.cpu_count() or 1, *used)),
         "trace": str(path),
     }
 
@@ -205,4 +207,4 @@ def _processor_time() -> tuple[float, float]:
     # User and system time are the 14th and 15th field; the name before them may hold blanks.
     stats = [Path(f"/proc/self/task/{thread.native_id}/stat") for thread in threading.enumerate()]
     fields = [stat.read_text().rpartition(")")[2].split() for stat in stats if stat.exists()]
-    return total, sum(int(each[11]) + int(each[12]) for each in fields) / sysconf("SC_CLK_TCK")
+    return total, sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")

@@ -71,7 +71,8 @@ def summarize(events: Sequence[Event], processor: ProcessorTime) -> dict[str, An
 
     operations: longest first, `name`, `on` (cpu or gpu), `calls`, `self_seconds` (without the operations inside) and
         `share` of all self time on that device.
-    ranges: in order of appearance, `name`, `calls`, `seconds` (threads side by side add up), `share` of the steps.
+    ranges: in order of appearance, `name`, `calls`, `seconds` (threads side by side add up), `threads`: how many are
+        inside at a time, on average over the steps.
     shares: of time, see `gpu_shares` and `cpu_shares`; the first where a kernel ran.
     cores_used: processor seconds a second. An operation that waits for a core counts as under way: on a machine with
         other work, operations take longer than the cores that we got.
@@ -170,4 +171,4 @@ def _ranges(events: Iterable[Event], seconds: float) -> list[dict[str, Any]]:
             row = found.setdefault(event.name, {"name": event.name, "calls": 0, "seconds": 0.0})
             row["calls"] += 1
             row["seconds"] += event.seconds
-    return [{**row, "share": row["seconds"] / seconds} for row in found.values()]
+    return [{**row, "threads": row["seconds"] / seconds} for row in found.values()]

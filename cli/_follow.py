@@ -20,7 +20,7 @@ from sector.cli._options import DEFAULTS
 from sector.cli._output import SILENCE_SECONDS, Output, clock, every, percent
 from sector.cli._streams import Unwritable, printable
 from sector.engine.config import FILTERS, RunConfig, merged, parse_settings, read_config
-from sector.engine.errors import NoAgreement
+from sector.engine.errors import InputError, NoAgreement
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
@@ -46,7 +46,7 @@ def asked_for(
     """
     given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
-        given["pretrained"] = str(pretrained)
+        given["pretrained"] = _as_text(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
         table = given.get("filter", {})
@@ -54,6 +54,15 @@ def asked_for(
             exclude={"k", "temperature"}
         )
     return given, str(config) if config else "command line"
+
+
+def _as_text(path: Path) -> str:
+    """A path as config.toml can hold it. InputError if it is bytes and no text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {path} is not UTF-8, so that config.toml cannot hold it; rename it") from error
+    return str(path)
 
 
 def default_out(given: dict[str, Any]) -> Path:

@@ -46,11 +46,13 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: data on stdout
 Seed = Annotated[int, typer.Option(min=0, max=_MAX_SEED, metavar="N", help="Everything random follows from it.")]
 Model = Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Checkpoint, or run directory (then its best checkpoint).", show_default=False),
+    typer.Option(metavar="DIR", help="Checkpoint, or run directory: then its best checkpoint.", show_default=False),
 ]
 Digits = Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="What generates.")]
-FilterOption = Annotated[FilterName, typer.Option("--filter", help="What must agree (improved policy).")]
+EngineOption = Annotated[Engine, typer.Option("--engine", help="The engine that generates.")]
+FilterOption = Annotated[
+    FilterName, typer.Option("--filter", help="What must agree before the improved policy believes.")
+]
 PolicyOption = Annotated[
     Policy,
     typer.Option(
@@ -59,7 +61,10 @@ PolicyOption = Annotated[
     ),
 ]
 K = Annotated[
-    int, typer.Option("--k", min=1, max=100, metavar="K", help="Simplifications and guesses (improved policy).")
+    int,
+    typer.Option(
+        "--k", min=1, max=100, metavar="K", help="Simplifications and guesses a problem, for the improved policy."
+    ),
 ]
 Temperature = Annotated[
     float,
@@ -68,7 +73,7 @@ Temperature = Annotated[
         max=10,
         callback=_temperature,
         metavar="T",
-        help=f"0 is greedy, else from {_LEAST_TEMPERATURE:g} on.",
+        help=f"Temperature of sampling: 0 is greedy, else from {_LEAST_TEMPERATURE:g} on.",
     ),
 ]
 HardShare = Annotated[
@@ -114,7 +119,9 @@ MaybeTask = Annotated[
         "--task", metavar="NAME", help="What is learned: " + ", ".join(task_names()) + ".", show_default=DEFAULTS.task
     ),
 ]
-MaybeEngine = Annotated[Engine | None, typer.Option("--engine", help="What generates.", show_default=DEFAULTS.engine)]
+MaybeEngine = Annotated[
+    Engine | None, typer.Option("--engine", help="The engine that generates.", show_default=DEFAULTS.engine)
+]
 MaybeFilter = Annotated[
     FilterName | None,
     typer.Option("--filter", help="What must agree before an answer is believed.", show_default="thorough"),

@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sector.engine.run.stopping import ENDING
+from sector.engine.run.stopping import ENDING, Terminated
 
 _INTERRUPTED = 130
+_AGAIN_SECONDS = 0.05
 
 
 class Ended(BaseException):
@@ -41,10 +43,41 @@ def ended_by_signals() -> Iterator[None]:
     for number in taken:
         signal.signal(number, _end)
     try:
-        yield
+        with _never_lost():
+            yield
     finally:
         for number in taken:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _never_lost() -> Iterator[None]:
+    """Send a signal again where its exception came while an object was deleted: Python drops what is raised there."""
+    before = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        number = _signal_of(dropped.exc_value)
+        if number is None:
+            before(dropped)
+            return
+        # Not at once: raised in here it would be dropped, too.
+        timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _signal_of(error: BaseException | None) -> int | None:
+    """The signal whose handler raises this; None if none does."""
+    if isinstance(error, Ended):
+        return error.number
+    raised_by = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGALRM}
+    return next((number for kind, number in raised_by.items() if isinstance(error, kind)), None)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

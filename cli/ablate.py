@@ -21,7 +21,9 @@ _SHOWN_ROUNDS = 8
 
 
 def ablate(
-    grid_file: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Cells and seeds.", show_default=False)],
+    grid_file: Annotated[
+        Path, typer.Argument(metavar="GRID.toml", help="The grid: its cells and seeds.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs go, new or to be resumed.", show_default=False)],
     plan: Annotated[bool, typer.Option("--plan", help="Check the grid, say what is done, and run nothing.")] = False,
     as_json: options.Json = False,

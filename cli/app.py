@@ -1,11 +1,13 @@
 """`sector`: the commands, and nothing else. Each lives in the module of its name."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from sector import __version__
 from sector.cli._errors import CommandGroup
+from sector.cli._limits import check_address_space
 from sector.cli.ablate import ablate
 from sector.cli.bench import bench
 from sector.cli.distill import distill
@@ -51,6 +53,8 @@ def sector(
     at once, keeps the answers on which it agrees with itself, learns to give
     them fast, and repeats (SECToR, Zhang and Parkes 2023).
     """
+    if not {"-h", "--help"} & set(sys.argv):
+        check_address_space()
     if num_processes() > 1 and context.invoked_subcommand not in _SHARED:
         shared = ", ".join(_SHARED[:-1])
         raise InputError(

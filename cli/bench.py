@@ -25,31 +25,39 @@ def bench(
         str, typer.Option("--engine", metavar="NAMES", help="Engines, with commas; ratios are of the first.")
     ] = "native,hf",
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand: 20, or 8,16,29,64.")] = "20",
-    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems a length.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems of each length.")] = 1000,
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Problems at a time: 250, or 100,1000.")] = "1000",
-    repeats: Annotated[int, typer.Option(min=1, max=1000, metavar="R", help="Repetitions, taking turns.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="R", help="Repetitions; the engines take turns.")
+    ] = 3,
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights; a CPU computes in float32.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; a CPU computes in float32.")] = "float32",
     savings: Annotated[
         bool,
-        typer.Option("--savings", help="Also the native engine without each saving; on a GPU, each way to decode."),
+        typer.Option(
+            "--savings",
+            help="Measure the native engine without each of its savings too, and on a GPU each way to decode.",
+        ),
     ] = False,
-    kernels: Annotated[bool, typer.Option("--kernels", help="Also the kernels one by one.")] = False,
-    training: Annotated[bool, typer.Option("--training", help="Also the trainer beside plain eager torch.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Measure the kernels one by one, too.")] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="Measure the trainer beside plain eager torch, too.")
+    ] = False,
     peers: Annotated[
         bool,
         typer.Option(
-            "--peers", help="Also CTranslate2 and onnxruntime-genai at equal shape, at the first of the lengths."
+            "--peers",
+            help="Measure CTranslate2 and onnxruntime-genai too: a model of equal shape, the first of the lengths.",
         ),
     ] = False,
     isa: Annotated[
-        Isa, typer.Option(help="The processor's instructions: all that it has, or none beyond AVX2.")
+        Isa, typer.Option(help="Instructions to use: all that the processor has, or none beyond AVX2.")
     ] = "native",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Where the record goes.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.json", help="Where the record goes, as JSON.", show_default="no file")
     ] = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
@@ -57,16 +65,17 @@ def bench(
 ) -> None:
     """Measure the improved policy on several engines: same checkpoint, same problems, taking turns.
 
-    Accepted examples a second is the figure that matters. The ratio says how many times as fast the first engine is
-    as this one; the spread, how far its slowest and its fastest repetition are apart. With several lengths or sizes
+    Accepted examples a second is the figure that matters. The ratio says how
+    many times as fast the first engine is as this one; the spread, how far its
+    slowest and its fastest repetition are apart. With several lengths or sizes
     every combination is measured.
 
     Examples:
 
       sector bench --model runs/first
-      sector bench --model runs/first --engine native --savings --training --kernels
+      sector bench --model runs/first --engine native --savings --training
       sector bench --model runs/first --peers --isa avx2
-      sector bench --model runs/first --digits 8,16,29,64 --batch 100,1000 --out bench.json --json
+      sector bench --model runs/first --digits 8,16,29 --batch 100,1000 --json
     """
     from sector.benchmarks.instruction_set import hold_to
 

@@ -43,8 +43,8 @@ def distill(
     Examples:
 
       sector distill --model runs/first --data 12.parquet --out checkpoints/12
-      sector distill --model checkpoints/12 --data 13.parquet --replay 12.parquet --out c13
-      torchrun --nproc-per-node 2 --no-python sector distill --model runs/first ...
+      sector distill --model c12 --data 13.parquet --replay 12.parquet --out c13
+      torchrun --nproc-per-node 2 --no-python sector distill ...
     """
     from sector.engine.run.steps import distill_files
     from sector.engine.training.torchrun import leads

@@ -20,13 +20,16 @@ def evaluate(
     model: options.Model,
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[
-        int, typer.Option(min=1, max=options.MOST, metavar="N", help="Problems a length, and of each family.")
+        int,
+        typer.Option(min=1, max=options.MOST, metavar="N", help="Problems of each length, and of each family of them."),
     ] = 1000,
     policy: options.PolicyOption = "fast",
-    suite: Annotated[bool, typer.Option(help="Also long carries, unequal lengths and leading zeros.")] = True,
+    suite: Annotated[bool, typer.Option(help="Test long carries, unequal lengths and leading zeros, too.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where picture and JSON go.", show_default="the run's plots/, if it has one"),
+        typer.Option(
+            metavar="DIR", help="Where the picture and the JSON go.", show_default="the run's plots/, if it has one"
+        ),
     ] = None,
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
@@ -35,7 +38,7 @@ def evaluate(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Exact-match accuracy by length, with Wilson 95 % intervals, as a table and a PNG.
+    """Measure exact-match accuracy by length, with Wilson 95 % intervals, as a table and a PNG.
 
     fast: greedy direct answers. slow: one simplification, which must be right
     in every digit. improved: what it does not believe counts as wrong.

@@ -36,8 +36,8 @@ def generate(
     Examples:
 
       sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet
-      sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet --json
-      sector generate --model runs/first --digits 12 --count 9000 --out 12.parquet --workers 2
+      sector generate --model c9 --digits 9 --count 900 --out 9.parquet --json
+      sector generate --model c9 --digits 9 --count 90 --out 9.parquet --workers 2
     """
     from sector.engine.run.steps import generate_file
 

@@ -27,14 +27,16 @@ _ON_CPU = {
     "idle": "it does not work for us",
 }
 
-Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps of warm-up.")]
-Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps recorded.")]
+Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps of warm-up, before recording begins.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps to record.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the trace goes.", show_default=False)]
 Nsight = Annotated[
     bool, typer.Option("--nsight", help="Record nothing; mark steps and ranges for nsys or ncu, which run this.")
 ]
 
-profile = typer.Typer(no_args_is_help=True, help="Where the time goes, by torch.profiler: a trace, a table, shares.")
+profile = typer.Typer(
+    no_args_is_help=True, help="Show where the time goes, by torch.profiler: a trace, a table, shares."
+)
 
 
 @profile.command()
@@ -43,7 +45,7 @@ def generate(
     model: options.Model,
     digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Candidates a step.")] = 250,
+    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Candidates of each step.")] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",
@@ -62,7 +64,7 @@ def generate(
     Examples:
 
       sector profile generate --model runs/first --digits 20 --out profile
-      sector profile generate --model runs/first --digits 20 --count 1000 --steps 1 --out profile --json
+      sector profile generate --model runs/first --digits 20 --out profile --json
     """
     from sector.benchmarks.profiling import profile_generate
 
@@ -102,7 +104,7 @@ def distill(
     Examples:
 
       sector profile distill --model runs/first --data 12.parquet --out profile
-      sector profile distill --model runs/first --data 12.parquet --steps 20 --out profile --json
+      sector profile distill --model c12 --data 13.parquet --out profile --json
     """
     from sector.benchmarks.profiling import profile_distill
 
@@ -170,10 +172,10 @@ def _operations(operations: list[dict[str, Any]]) -> Table:
 
 
 def _ranges(ranges: list[dict[str, Any]]) -> Table:
-    # Threads side by side add up: of two cores there are two times the steps' time to take.
-    table = _table("range", "ms, all threads", "calls", "of a core")
+    # Threads side by side add up, so that no share of the steps' time would stay below 100 %.
+    table = _table("range", "ms, all threads", "calls", "threads")
     for each in ranges:
-        table.add_row(each["name"], f"{1000 * each['seconds']:,.1f}", f"{each['calls']:,}", percent(each["share"]))
+        table.add_row(each["name"], f"{1000 * each['seconds']:,.1f}", f"{each['calls']:,}", f"{each['threads']:.2f}")
     return table
 
 

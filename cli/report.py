@@ -15,7 +15,7 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Run directories; that of a grid names all its runs.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page.", show_default="RUN/report.html")
+        Path | None, typer.Option(metavar="FILE.html", help="Where the page goes.", show_default="RUN/report.html")
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -35,8 +35,9 @@ def run(
     After the supervised phase no true answer is seen. The same command on an
     existing directory resumes it; --until may be raised then, and --workers
     be another number: what is written stays the same. Exit code 3: the model
-    no longer agrees with itself; its last good weights are kept. SIGTERM
-    saves the step at hand and ends with exit code 0.
+    no longer agrees with itself; its last good weights are kept. Ctrl-C,
+    SIGTERM and SIGHUP save the step at hand; the exit code is 0 then, or 130
+    after Ctrl-C.
 
     Under torchrun several processes or GPUs share the training; the first
     does all else. The weights are the same to the bit.

@@ -22,7 +22,7 @@ def sft(
     track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
-    """The supervised phase: 1 digit to 6 with true answers, fast and slow.
+    """Run the supervised phase alone: short problems with true answers, fast and slow.
 
     It ends when short problems are right and the model agrees with itself
     one digit further. `sector run --out DIR` goes on from there. Under

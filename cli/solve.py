@@ -46,7 +46,7 @@ def solve(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Answers to problems of any lengths, of the task that the model has learned.
+    """Solve problems of any length, of the task that the model has learned.
 
     What cannot be read as a problem costs only itself, on the command line as
     in a file: all others are answered, and the exit code is 2 at the end. The
@@ -85,7 +85,9 @@ def _typed(problems: list[str], file: Path | None) -> list[str]:
         raise InputError(f"No such option: {stray}; see `sector solve --help`")
     if bool(problems) == (file is not None):
         raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
-    return [text.strip() for text in problems] if file is None else read_problems(_read(file), str(file))
+    if file is None:
+        return [text.strip() for text in problems]
+    return read_problems(_read(file), "stdin" if str(file) == "-" else str(file))
 
 
 def _read(file: Path) -> str:

@@ -1,5 +1,8 @@
 """What a person did wrong, in one line that names the mend."""
 
+import shlex
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Bad input from a command line, file, config or checkpoint. The CLI prints the message and exits with code 2."""
@@ -19,3 +22,8 @@ class EngineFailed(RuntimeError):
 
 class WorkersDied(RuntimeError):
     """Processes that shared the work died, worker after worker or one of a training. The CLI exits with code 1."""
+
+
+def made_again(root: Path) -> str:
+    """Return the mend of a damaged file that a run makes again."""
+    return f"`sector run --out {shlex.quote(str(root))}` makes it again"

@@ -1,9 +1,7 @@
 """Writing so that a kill at any moment leaves the old file or the new one, never half of either; reading any text."""
 
 import codecs
-import errno
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,15 +17,14 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
+_SPECIAL = (Path.is_char_device, Path.is_block_device, Path.is_fifo, Path.is_socket)
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a path beside `path`, then rename it over `path`. InputError if the disk will not have it."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = _aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A link in this place would lead the writing elsewhere. Devices may stand in for a disk that is full.
-        if not aside.is_char_device():
-            aside.unlink(missing_ok=True)
+        _make_room(path, aside)
         write(aside)
         os.replace(aside, path)
     except OSError as error:
@@ -38,8 +35,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    """Write a text file atomically. Names that are bytes and no text, as Python holds them, are written as escapes."""
+    content = text.encode("utf-8", errors="backslashreplace")
+    write_atomically(path, lambda aside: aside.write_bytes(content))
 
 
 def read_text(path: Path) -> str:
@@ -61,16 +59,36 @@ def decoded(content: bytes, source: str) -> str:
         raise InputError(f"{source} is no text file in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
 
 
-def check_writable(path: Path) -> None:
-    """InputError unless something can be written at `path`: to be known before long work, not after it."""
+def check_writable(path: Path, folder: bool = False) -> None:
+    """InputError unless something can be written at `path`: to be known before long work, not after it.
+
+    folder: `path` may be one that exists; a file may not take its place.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        if path.is_dir() and not folder:
+            raise InputError(f"cannot write {path}: it is a directory; name a file in it")
+        aside = _aside(path)
+        _make_room(path, aside)
+        if not aside.is_char_device():
+            # What cannot be made is known by making it: a name may be too long, a disk full or read-only.
+            aside.touch()
+            aside.unlink()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _make_room(path: Path, aside: Path) -> None:
+    """Make the folder, and see that nothing is in the way. InputError if a file would replace what is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if any(is_special(path) for is_special in _SPECIAL):
+        raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
+    # A link in this place would lead the writing elsewhere. Devices may stand in for a disk that is full.
+    if not aside.is_char_device():
+        aside.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target: str) -> None:

@@ -1,5 +1,6 @@
 """The commands as people and scripts meet them: help, JSON, exit codes, and one clear line for bad input."""
 
+import inspect
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+import typer
 from recorded import generation, training
 from scripted import Scripted
 from typer.testing import CliRunner, Result
 
+from sector.cli._signals import Ended
 from sector.cli.app import app
 from sector.engine.errors import Diverged
 from sector.engine.language.operands import draw_problems
@@ -148,6 +151,21 @@ def test_help_of_all_and_version() -> None:
     assert sector("--version").stdout.strip().count(".") == 2
 
 
+@pytest.mark.parametrize("words", [*COMMANDS, "bench", "profile generate", "profile distill"], ids=str)
+def test_help_says_its_sentences_whole(words: str) -> None:
+    """At 80 columns no line that we broke is broken again, and no option is explained by a piece of a sentence."""
+    command = typer.main.get_command(app)
+    for word in words.split():
+        command = command.commands[word]  # type: ignore[attr-defined]
+    lines = [line.strip(" \u2502") for line in sector(*words.split(), "--help").stdout.splitlines()]
+    for line in inspect.getdoc(command.callback).splitlines()[1:]:  # type: ignore[arg-type]
+        assert line.strip() in lines, line
+    helps = {parameter.name: getattr(parameter, "help", "") for parameter in command.params}
+    for name, said in helps.items():
+        assert said and said[0] not in "(" and said.endswith("."), name
+        assert not said.startswith(("Also ", "Of ", "And ")), name
+
+
 # Bad input
 
 
@@ -193,6 +211,7 @@ def _generate(run: Path, *more: object, out: Path | None = None) -> list[object]
         pytest.param(lambda run: ["run", "--speed", "9"], "--speed", id="unknown option"),
         pytest.param(lambda run: ["--speed"], "--speed", id="unknown option of all"),
         pytest.param(lambda run: ["walk"], "walk", id="unknown command"),
+        pytest.param(lambda run: ["slove"], "Did you mean 'solve'? See `sector --help`", id="misspelt command"),
         pytest.param(lambda run: ["eval"], "--model", id="missing option"),
         pytest.param(lambda run: _generate(run, "--digits", 0), "--digits", id="no digits"),
         pytest.param(lambda run: _generate(run, "--digits", 257), "257", id="too many digits"),
@@ -381,6 +400,8 @@ def test_solve_from_stdin_and_by_the_newest_run(run: Path, monkeypatch: pytest.M
     run.rename(run.parent / "runs" / "one")
     result = CliRunner().invoke(app, ["solve", "--file", "-"], input="1+2\n")
     assert result.stdout == "1+2 = 3\n"
+    result = CliRunner().invoke(app, ["solve", "--file", "-"], input="")
+    assert result.exit_code == 2 and "stdin is empty" in result.stderr
 
 
 @pytest.mark.usefixtures("true_engine")
@@ -504,6 +525,24 @@ def test_divergence_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("sector.engine.selfplay.self_play", diverge)
     assert "loss is nan at step 3" in refused("run", "--out", run, code=1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(Ended(signal.SIGHUP), 128 + signal.SIGHUP), (KeyboardInterrupt(), 130)],
+    ids=["SIGHUP", "Ctrl-C"],
+)
+def test_a_signal_inside_of_compiled_code_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int
+) -> None:
+    """As in Ray's: Python says of it that it returned with an exception set."""
+
+    def wait(*_: object, **__: object) -> Any:
+        raise SystemError("returned a result with an exception set") from raised
+
+    monkeypatch.setattr("sector.engine.run.steps.generate_file", wait)
+    line = refused("generate", "--model", run, "--digits", 3, "--count", 4, "--out", run / "out", code=code)
+    assert "before it was done" in line
 
 
 def test_ctrl_c_is_one_line_and_the_run_goes_on_later(config: Path, tmp_path: Path) -> None:

@@ -284,6 +284,31 @@ def test_signals_that_were_ignored_stay_ignored_and_others_ask() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGTERM, Ended), (signal.SIGHUP, Ended), (signal.SIGINT, KeyboardInterrupt)],
+    ids=["SIGTERM", "SIGHUP", "SIGINT"],
+)
+def test_a_signal_that_meets_a_deletion_is_not_lost(number: signal.Signals, raised: type[BaseException]) -> None:
+    """Python drops what is raised while an object is deleted, as happens when a library is imported."""
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, handler)
+    try:
+        with ended_by_signals():
+            # Nothing holds it.
+            Dying()
+            with pytest.raises(raised):
+                time.sleep(10)
+    finally:
+        signal.signal(number, before)
+
+
 def test_what_is_waited_for_after_being_asked() -> None:
     train, other = {"event": "train"}, {"event": "generate"}
     asked = stopping.Stopping()

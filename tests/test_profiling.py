@@ -1,6 +1,7 @@
 """`sector profile`: real steps of a real model, the trace they leave, and the lines for Nsight."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -120,6 +121,9 @@ def test_the_figures(name: str, request: pytest.FixtureRequest) -> None:
     seconds, cores = report["steps"] * report["seconds_a_step"], report["hardware"]["cores"]
     assert sum(row["self_seconds"] for row in operations) < 1.1 * seconds * (1 + cores)
     assert report["seconds_a_step_unrecorded"] > 0
+    # The step is one thread's, from its begin to its end.
+    step = next(row for row in report["ranges"] if row["name"].endswith(" step"))
+    assert step["threads"] == pytest.approx(1, abs=0.05) and "share" not in step
 
 
 def test_the_trace_names_no_host_and_nothing_half_written_is_left(generating: dict[str, Any]) -> None:
@@ -128,7 +132,7 @@ def test_the_trace_names_no_host_and_nothing_half_written_is_left(generating: di
     assert not list(trace.parent.glob(".*"))
 
 
-def test_for_people(model: Path, tmp_path: Path) -> None:
+def test_for_people(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # So many problems that matrix products stand far up in the table; of two it is noise what does.
     result = profile("generate", "--model", model, "--digits", 8, "--count", 64, "--steps", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -136,6 +140,10 @@ def test_for_people(model: Path, tmp_path: Path) -> None:
         assert text in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert f"trace: {tmp_path / 'generate-trace.json'};" in result.stderr
+    # Nothing but what we say, also from libraries.
+    assert capfd.readouterr() == ("", "")
+    percentages = [float(each) for each in re.findall(r"([\d.]+) %", result.stdout)]
+    assert percentages and max(percentages) <= 100 and "threads" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["generate", "distill"], ids=str)

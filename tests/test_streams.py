@@ -3,8 +3,10 @@
 import io
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_a_bar_shows_names_as_text() -> None:
     assert shown.count(SHOWN) >= 2 and "\x1b[31m" not in shown and "\x07" not in shown
 
 
-@pytest.mark.parametrize("name", ["[red]x[ b] :smile: \x1b[31mx $x$_{ \u6570\u5b66"], ids=ascii)
+@pytest.mark.parametrize("name", ["[red]x[ b] :smile: \x1b[31mx $x$_{ \u6570\u5b66", "x\udcff"], ids=ascii)
 def test_names_of_runs_are_shown_as_typed(finished_run: Path, tmp_path: Path, name: str) -> None:
     """In what is printed, in what is written, and in pictures, of which nothing is said."""
     root = tmp_path / name
@@ -94,6 +96,28 @@ def test_names_of_runs_are_shown_as_typed(finished_run: Path, tmp_path: Path, na
     assert result.exit_code == 0 and printable(str(root)) in result.stdout and printable(str(root)) in result.stderr
     result = CliRunner().invoke(app, ["run", "--out", str(root)], catch_exceptions=False)
     assert result.exit_code == 0 and f"Everything is in {printable(str(root))}, " in result.stdout
+    # Whatever a library makes of the name, nothing is damaged.
+    assert "made again" not in result.stdout
+    data = root / "rounds" / "supervised" / "examples.parquet"
+    for command in (
+        ["generate", "--model", str(root), "--digits", "2", "--count", "2", "--out", str(root / f"{name}.parquet")],
+        ["distill", "--model", str(root), "--data", str(data), "--steps", "1", "--out", str(root / f"new {name}")],
+        ["solve", "--model", str(root), "1+2"],
+    ):
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0, command
+
+
+def test_without_a_terminal_a_line_comes_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long one step takes."""
+    assert _output.SILENCE_SECONDS == 10
+    monkeypatch.setattr(_output, "SILENCE_SECONDS", 0.05)
+    with Output(as_json=True).progress("generating 256 digits") as bar:
+        bar.at(0, 2, "0 accepted")
+        time.sleep(0.5)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("[0:00] generating 256 digits: 0 of 2, 0 accepted\n") > 1
 
 
 # Unwritable
@@ -170,6 +194,46 @@ def test_closed_streams(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="stdin is closed"):
         _read(Path("-"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "link to a device", "folder", "long", "aside too long"])
+def test_what_cannot_become_a_file_is_refused_at_once_and_stays(
+    model: Path, finished_run: Path, tmp_path: Path, kind: str
+) -> None:
+    """A file renamed over /dev/null would take its place, for everybody."""
+    out = tmp_path / {"long": "x" * 300, "aside too long": "x" * 250}.get(kind, "out")
+    if kind == "fifo":
+        os.mkfifo(out)
+    elif kind == "device":
+        try:
+            os.mknod(out, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    elif kind == "link to a device":
+        out.symlink_to("/dev/null")
+    elif kind == "folder":
+        out.mkdir()
+    before = sorted(path.lstat() for path in tmp_path.iterdir())
+    for command in (
+        ["generate", "--model", model, "--digits", "2", "--count", "2"],
+        ["report", finished_run],
+        ["bench", "--model", model, "--engine", "native", "--digits", "2", "--count", "2", "--repeats", "1"],
+    ):
+        result = CliRunner().invoke(app, [*map(str, command), "--out", str(out)], prog_name="sector")
+        assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1, command
+        assert "cannot write" in result.stderr
+        assert sorted(path.lstat() for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["run", "sft", "report", "eval", "solve", "ablate"])
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path, command: str) -> None:
+    name = str(tmp_path / ("x" * 300))
+    words = {"report": [name], "eval": ["--model", name], "solve": ["1+2", "--model", name], "ablate": [name]}
+    result = CliRunner().invoke(
+        app, [command, *words.get(command, []), *["--out", name] * (command != "solve")], prog_name="sector"
+    )
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert "File name too long" in result.stderr
 
 
 # Encodings of a terminal

@@ -1,10 +1,11 @@
 """Text to ids and back, through the interface of transformers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 import sector  # noqa: F401 (registers)
 from sector.engine.errors import InputError
@@ -154,17 +155,35 @@ def test_a_token_that_says_nothing_is_not_shown() -> None:
     assert SectorTokenizer().convert_tokens_to_string(["1@1", "", "<pad>"]) == "1"
 
 
-def test_the_vocabulary_takes_no_more_tokens() -> None:
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda tokenizer: tokenizer.add_tokens(["7@3", "hello"]),
+        lambda tokenizer: tokenizer.add_special_tokens({"bos_token": "<s>"}),
+        lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": ["7@3", AddedToken("<s>")]}),
+        lambda tokenizer: tokenizer.add_special_tokens({"eos_token": "E@3", "extra_special_tokens": ["<s>"]}),
+        lambda tokenizer: setattr(tokenizer, "bos_token", "<s>"),
+        lambda tokenizer: setattr(tokenizer, "extra_special_tokens", ["<s>"]),
+        lambda tokenizer: SectorTokenizer(additional_special_tokens=["<s>"]),
+    ],
+    ids=["tokens", "special", "more special", "the second", "attribute", "more attributes", "new"],
+)
+def test_the_vocabulary_takes_no_more_tokens(add: Callable[[SectorTokenizer], object]) -> None:
+    """Nothing is left behind by what was refused, which every decoding would meet."""
     tokenizer = SectorTokenizer()
-    for add in (
-        lambda: tokenizer.add_tokens(["hello"]),
-        lambda: tokenizer.add_special_tokens({"bos_token": "<s>"}),
-        lambda: SectorTokenizer(additional_special_tokens=["<s>"]),
-    ):
-        with pytest.raises(InputError, match="cannot be added"):
-            add()
+    before = tokenizer.special_tokens_map
+    with pytest.raises(InputError, match="cannot be added"):
+        add(tokenizer)
+    assert tokenizer.special_tokens_map == before and len(tokenizer) == tokens.VOCAB_SIZE
+    assert tokenizer.decode(tokenizer("1+2=3")["input_ids"], skip_special_tokens=True) == "1+2=03"
+
+
+def test_names_of_the_vocabulary_are_no_more_tokens() -> None:
+    tokenizer = SectorTokenizer()
     assert tokenizer.add_tokens(["<pad>", "7@3"]) == 0
-    assert len(tokenizer) == tokens.VOCAB_SIZE
+    tokenizer.eos_token = "E@3"
+    tokenizer.bos_token = None
+    assert tokenizer.eos_token_id == tokenizer.get_vocab()["E@3"] and len(tokenizer) == tokens.VOCAB_SIZE
 
 
 def test_a_problem_is_not_cut() -> None:

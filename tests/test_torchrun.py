@@ -1,6 +1,9 @@
 """The environment that a process finds itself in: read where it says something, left alone or refused where not."""
 
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,47 @@ def test_sizes_of_a_terminal_that_are_none_are_forgotten(monkeypatch: pytest.Mon
             monkeypatch.setenv(name, value)
         forget_useless()
         assert "COLUMNS" not in os.environ and "TERMINAL_WIDTH" not in os.environ and os.environ["LINES"] == "24"
+
+
+def test_threads_and_backends_that_are_none_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "0", "x", "-1", "2,x", "1000000"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        monkeypatch.setenv("MPLBACKEND", "x")
+        forget_useless()
+        assert "OMP_NUM_THREADS" not in os.environ and "MPLBACKEND" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    forget_useless()
+    assert os.environ["OMP_NUM_THREADS"] == "2,1"
+
+
+@pytest.mark.parametrize(
+    ("said", "library"), [({"TORCH_LOGS": "x\x1b"}, "torch"), ({"SOURCE_DATE_EPOCH": "x"}, "scipy")], ids=str
+)
+def test_what_stops_a_library_is_one_line(said: dict[str, str], library: str, tmp_path: Path) -> None:
+    """In a process of its own: a library is imported once."""
+    command = [str(Path(sys.executable).with_name("sector")), "eval", "--model", str(tmp_path), "--digits", "1"]
+    environment = {**os.environ, **said}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"sector: {library} cannot be imported: ") and done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_too_little_address_space_is_one_line_at_once() -> None:
+    """OpenBLAS would spin in it for good; the help needs no more than there is."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1_000_000 << 10, resource.RLIM_INFINITY))
+
+    def sector(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("sector")), *words]
+        return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=300)
+
+    for words in (["solve", "1+2"], ["run"], ["report", "x"]):
+        done = sector(*words)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert "limited to 976 MiB (ulimit -v)" in done.stderr
+    assert sector("solve", "--help").returncode == 0
 
 
 @pytest.mark.parametrize("address", ["", "x:y", "127.0.0.1:1", "nowhere"], ids=str)

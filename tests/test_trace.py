@@ -65,7 +65,7 @@ def test_ranges_in_order_of_appearance() -> None:
     ranges = summary(HOST, ProcessorTime(2, 1e-4, 1e-4))["ranges"]
     assert [(row["name"], row["calls"]) for row in ranges] == [("vote", 1), ("answer", 2)]
     assert [row["seconds"] for row in ranges] == pytest.approx([40e-6, 80e-6], abs=1e-8)
-    assert [row["share"] for row in ranges] == pytest.approx([0.4, 0.8], abs=1e-4)
+    assert [row["threads"] for row in ranges] == pytest.approx([0.4, 0.8], abs=1e-4)
 
 
 @pytest.mark.parametrize(

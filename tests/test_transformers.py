@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
     GenerationConfig,
     Trainer,
     TrainingArguments,
@@ -254,6 +255,17 @@ def test_weights_may_lie_on_the_disk(new_checkpoint: Path, away: str, tmp_path: 
     assert _completed(model, [_prompt(SHORT), _prompt(LONG)]) == [SHORT, LONG]
 
 
+def test_shapes_follow_without_values(model: SectorForCausalLM) -> None:
+    """What counts memory or operations before there are weights."""
+    prompts = {
+        name: value.to("meta")
+        for name, value in TOKENIZER(["1+2=", _prompt(LONG)], return_tensors="pt", padding=True).items()
+    }
+    output = model.to("meta")(**prompts, labels=prompts["input_ids"], output_attentions=True, use_cache=True)
+    assert output.logits.shape == (*prompts["input_ids"].shape, model.config.vocab_size) and output.logits.is_meta
+    assert output.loss.shape == ()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("away", ["embed", "blocks.1", "norm", "head"])
@@ -278,21 +290,34 @@ def _rows() -> list[dict[str, Tensor]]:
     return [{"input_ids": ids, "labels": ids.clone()} for ids in TOKENIZER(texts, return_tensors="pt")["input_ids"]]
 
 
+def _rows_of_many_lengths() -> list[dict[str, list[int]]]:
+    return [{"input_ids": TOKENIZER(f"{10**length}+{length}=")["input_ids"]} for length in range(8)]
+
+
 def _trainer(model: SectorForCausalLM, folder: Path, **options: Any) -> Trainer:
     pytest.importorskip("accelerate")
-    collator = options.pop("data_collator", None)
+    collator, rows = options.pop("data_collator", None), options.pop("rows", _rows())
     arguments = TrainingArguments(
         str(folder), max_steps=1, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
         disable_tqdm=True, seed=0, **{"learning_rate": 0.0, **options},
     )  # fmt: skip
-    return Trainer(model, arguments, data_collator=collator, train_dataset=_rows(), eval_dataset=_rows())
+    return Trainer(model, arguments, data_collator=collator, train_dataset=rows, eval_dataset=rows)
 
 
-def test_accumulating_gradients_changes_no_loss(model: SectorForCausalLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("collator", ["stacked", "padded", "packed"])
+def test_accumulating_gradients_changes_no_loss(model: SectorForCausalLM, tmp_path: Path, collator: str) -> None:
+    """Padding stands on the right: behind padding, transformers counts the first token of a row as one to predict."""
+    right = SectorTokenizer(padding_side="right")
+    options: dict[str, Any] = {
+        "stacked": {},
+        "padded": {"data_collator": DataCollatorForLanguageModeling(right, mlm=False), "rows": _rows_of_many_lengths()},
+        "packed": {"data_collator": DataCollatorWithFlattening(), "rows": _rows_of_many_lengths()},
+    }[collator]
     logged = []
     for steps in (1, 4, 8):
-        options = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
-        trainer = _trainer(model, tmp_path, **options)
+        trainer = _trainer(
+            model, tmp_path, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps, **options
+        )
         trainer.train()
         logged.append([trainer.state.log_history[0][name] for name in ("loss", "grad_norm")])
     assert logged[0][0] > 0

@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,13 +154,42 @@ def test_a_proof_tells_weights_apart(model: SectorForCausalLM, engine: NativeSam
     assert prove(changed, ADDITION, PlaceLayout()).said != prove(engine, ADDITION, PlaceLayout()).said
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x"], ids=["nobody", "no port"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "127.0.0.1:x", "ray://127.0.0.1:1", "[::1]:1"],
+    ids=["nobody", "no port", "no client", "version 6"],
+)
 def test_a_cluster_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM, engine: NativeSampler, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(InputError, match=f"RAY_ADDRESS={address}"):
+    with pytest.raises(InputError, match=f"RAY_ADDRESS={re.escape(address)}"):
         Workers(2, "native").load(model, engine)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["nothing", "something else"])
+@pytest.mark.parametrize("scheme", ["", "ray://"], ids=["cluster", "client"])
+def test_what_listens_and_is_no_cluster_is_named_soon(
+    monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM, engine: NativeSampler, said: bytes, scheme: str
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(ConnectionResetError):
+                connection.sendall(said)
+                # Until the caller has had enough.
+                while connection.recv(1000):
+                    pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{server.getsockname()[1]}")
+        start = time.perf_counter()
+        with pytest.raises(InputError, match=r"no Ray cluster answers at RAY_ADDRESS=.*(timed out|is no Ray)"):
+            Workers(2, "native").load(model, engine)
+    # Ray tries for half a minute.
+    assert time.perf_counter() - start < 15
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

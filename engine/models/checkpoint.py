@@ -4,19 +4,21 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
-from sector.engine.errors import Diverged, InputError
+from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.language.layout import Layout
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer
-from sector.engine.run.records import made_again
 from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 
@@ -90,7 +92,7 @@ def check_checkpoint(path: Path) -> None:
         if _is_sector(path):
             _read_config(path)
         # The header says how long the file is; a truncated one is refused.
-        with safetensors.safe_open(path / WEIGHTS, framework="pt"):
+        with open_tensors(path / WEIGHTS):
             pass
     except Exception as error:
         raise _unreadable(path, error) from error
@@ -99,13 +101,23 @@ def check_checkpoint(path: Path) -> None:
 def _load_sector(path: Path) -> SectorForCausalLM:
     try:
         config = _read_config(path)
-        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
+        with open_tensors(path / WEIGHTS) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         model = SectorForCausalLM(config)
         model.load_state_dict(state)
     except Exception as error:
         raise _unreadable(path, error) from error
     return model
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file of any name: the library itself opens none that is not UTF-8."""
+    with path.open("rb") as file:
+        # How Python writes bytes that are no text.
+        is_text = not any("\udc80" <= each <= "\udcff" for each in str(path))
+        with safetensors.safe_open(path if is_text else f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
+            yield tensors
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -37,7 +37,8 @@ def attention_mask_of(
             )
     documents = _documents(position_ids, batch) if mask is None and cache is None else None
     plain = grows and documents is None and (length == 1 or past == 0)
-    if plain and (mask is None or (not is_tracing(mask) and bool(mask.all()))):
+    # Where a mask holds no values yet, there is nothing to look at.
+    if plain and (mask is None or (not is_tracing(mask) and not mask.is_meta and bool(mask.all()))):
         return None
     own = torch.arange(length, device=ids.device)[:, None] + past
     keys = torch.arange(size, device=ids.device)

@@ -318,7 +318,8 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         labels: `[B, T]`, the ids themselves; shifted here, -100 ignored. A target that can never follow, such as most
             tokens of a prompt, carries no loss. shift_labels: `[B, T]`, shifted already.
         num_items_in_batch: what the sum of losses is divided by; the mean otherwise. transformers counts all targets
-            that are not -100, over all the batches of a step.
+            that are not -100, over all the batches of a step; behind padding on the left that is one more a row, so pad
+            training batches on the right.
         logits_to_keep: only the last so many positions, or those at these indices.
         use_cache: hand back keys and values; only if asked for.
         """

@@ -15,6 +15,7 @@ In a chat the last message is the prompt, and what came before it is not read.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -153,13 +154,24 @@ class SectorTokenizer(PreTrainedTokenizer):
             raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}{mend}")
         return _NAMES[index]
 
+    def add_special_tokens(
+        self,
+        special_tokens_dict: dict[str, str | AddedToken | Sequence[str | AddedToken]],
+        replace_extra_special_tokens: bool = True,
+    ) -> int:
+        """Return 0: all that may be named is in the vocabulary. InputError on other tokens, before one is taken."""
+        for value in special_tokens_dict.values():
+            _check_known(value)
+        return super().add_special_tokens(special_tokens_dict, replace_extra_special_tokens)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # As `tokenizer.bos_token = "<s>"`: every later decoding would meet a token that is none.
+        if key in (*self.SPECIAL_TOKENS_ATTRIBUTES, "extra_special_tokens"):
+            _check_known(value)
+        super().__setattr__(key, value)
+
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
-        for token in map(str, new_tokens):
-            if token and token not in _IDS:
-                raise InputError(
-                    f"{_quoted(token)} cannot be added: the vocabulary is every token class at every place; "
-                    "leave the tokenizer as it is"
-                )
+        _check_known(new_tokens)
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _ordered(self, number: list[str]) -> list[str]:
@@ -215,6 +227,16 @@ def _problem(match: re.Match[str], digits: int) -> Problems:
 def _digits(number: str, length: int) -> Tensor:
     """`[1, length]` digits, padded with leading zeros."""
     return torch.tensor([[int(digit) for digit in number.zfill(length)]])
+
+
+def _check_known(added: str | AddedToken | Sequence[str | AddedToken] | None) -> None:
+    """InputError on a token outside of the vocabulary, which takes no more."""
+    for token in map(str, [added] if isinstance(added, str | AddedToken) else added or ()):
+        if token and token not in _IDS:
+            raise InputError(
+                f"{_quoted(token)} cannot be added: the vocabulary is every token class at every place; "
+                "leave the tokenizer as it is"
+            )
 
 
 def _quoted(text: str) -> str:

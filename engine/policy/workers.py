@@ -53,6 +53,10 @@ _QUIET = {
 MAX_DEATHS = 5
 _PROOF_ROWS, _PROOF_DIGITS = 16, 6
 _LEAST_STORE_BYTES = 1 << 28
+# How either side of HTTP/2 begins: the preface, for the caller, and settings, of which these are none.
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
+_ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +235,8 @@ class Workers:
         self._crew = [self._hire() for _ in range(self._count)]
 
     def _join(self, address: str) -> None:
-        host, colon, port = address.rpartition(":")
         try:
-            # Ray itself would try for minutes.
-            if colon and "://" not in host:
-                socket.create_connection((host, int(port)), timeout=10).close()
+            _check_answers(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({_first_line(error)})") from error
@@ -277,6 +278,18 @@ def check_cores(count: int) -> None:
             f"--workers {count}, but this machine has {cores} cores to give; ask for {cores} at most, or name a Ray "
             "cluster in RAY_ADDRESS"
         )
+
+
+def _check_answers(address: str) -> None:
+    """OSError or ValueError unless what is at HOST:PORT speaks HTTP/2, as Ray does: it would itself try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    # Under TLS the first word is another one, and addresses of other forms are Ray's to read.
+    if not colon or "://" in host or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+        connection.sendall(_HTTP2_HELLO)
+        if connection.recv(4)[3:] != _HTTP2_SETTINGS:
+            raise OSError("what listens there is no Ray")
 
 
 def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Generate:

@@ -14,12 +14,12 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from sector.engine.config import RunConfig, flat, run_config
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, made_again
 from sector.engine.report.outcomes import Outcome, outcome_of
 from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
-from sector.engine.run.records import RoundMetrics, made_again
+from sector.engine.run.records import RoundMetrics
 from sector.engine.tasks import find_task
 from sector.engine.training.dataset import read_examples, read_rows, read_votes
 

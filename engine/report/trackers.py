@@ -7,6 +7,7 @@ run so far, which a resumed run knows from its files.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from importlib import import_module
@@ -148,7 +149,7 @@ class _Service:
 
     def __init__(self, name: str, root: Path, config: RunConfig) -> None:
         module = _imported(name)
-        key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+        key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
         of_run = {"project": PROJECT, "name": f"{root.name}-{key[:4]}", "config": config.model_dump()}
         if name == "wandb":
             of_run |= {"id": key, "dir": str(root)}

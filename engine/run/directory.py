@@ -26,16 +26,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-import safetensors
 import safetensors.torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sector.engine import config as configuration
 from sector.engine.config import RunConfig
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, made_again
 from sector.engine.files import point_link, write_atomically, write_text
-from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, save_checkpoint
+from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, open_tensors, save_checkpoint
 from sector.engine.run.records import (
     EVALUATION,
     METRICS,
@@ -48,7 +47,6 @@ from sector.engine.run.records import (
     TrainingRecord,
     dump_file,
     dump_line,
-    made_again,
     parse_metrics,
     read_content,
     read_metrics,
@@ -226,7 +224,7 @@ class RunDir:
         place = read_snapshot(path)
         if place.phase != phase:
             return None
-        with safetensors.safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         state = start_training(model, config, place.tokens)
         restore(state, tensors, place.step)
@@ -237,7 +235,7 @@ def read_snapshot(path: Path) -> SnapshotRecord:
     """Read where a snapshot stands. Raises Damaged if it is not one, or not the whole of one."""
     try:
         # The header says how long the file is; a truncated one is refused.
-        with safetensors.safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             return SnapshotRecord.model_validate_strings(file.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:
         raise Damaged(f"{path} is no snapshot of a training ({' '.join(str(error).split())}); remove it") from error

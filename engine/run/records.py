@@ -5,7 +5,6 @@ this one did not write have defaults; keys that it does not know are those of a 
 """
 
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -354,11 +353,6 @@ def dump_line(record: Record) -> str:
 def dump_file(record: Record) -> str:
     """Write a record as a file of its own."""
     return json.dumps(record.as_json(), indent=2) + "\n"
-
-
-def made_again(root: Path) -> str:
-    """Return the mend of a damaged file that a run makes again."""
-    return f"`sector run --out {shlex.quote(str(root))}` makes it again"
 
 
 def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:

@@ -77,8 +77,6 @@ def generate_file(
     workers: engines in processes of their own (`workers.py`); by default one in this process.
     """
     check_digits(digits)
-    if out.is_dir():
-        raise InputError(f"cannot write {out}: it is a directory; name a file in it")
     check_writable(out)
     weights = load_checkpoint(model)
     sampler = make_sampler(engine, weights, vllm_settings(model, given))
@@ -133,7 +131,7 @@ def distill_files(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
     training = open_training(model, data, replay, seed)
-    check_writable(out)
+    check_writable(out, folder=True)
     steps = steps or training.max_steps
     check_useful(training.trainer.num_shards)
     with process_group() as ranks:

@@ -133,7 +133,7 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
     InputError if the file is none of ours, or a row does not fit.
     """
     try:
-        table = pq.read_table(path, columns=["problem", "answer", "votes", "verdict"])
+        table = read_table(path, columns=["problem", "answer", "votes", "verdict"])
         texts, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
         accepted = [verdict in BELIEVED for verdict in verdicts]
         problems = _task_in(table).parse(texts, digits)
@@ -146,14 +146,25 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a parquet file as they are. InputError if it cannot be read."""
     try:
-        return pq.read_table(path).to_pylist()
+        return read_table(path).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
 
 
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file of any name: pyarrow itself opens none that is not UTF-8."""
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file atomically."""
-    write_atomically(path, lambda aside: pq.write_table(table, aside))
+    """Write a parquet file of any name atomically."""
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            pq.write_table(table, file)
+
+    write_atomically(path, write)
 
 
 def write_examples(path: Path, table: pa.Table) -> None:
@@ -192,7 +203,7 @@ def read_examples(path: Path, missed: bool = False) -> dict[Any, Examples]:
 def _read_columns(path: Path, names: Sequence[str]) -> tuple[Task, list[list[Any]]]:
     """Columns of a parquet file, and the task that it is of. InputError if it is none, or lacks one."""
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
