@@ -17,10 +17,11 @@ import typer
 
 from sector.cli._errors import Interrupted
 from sector.cli._options import DEFAULTS
-from sector.cli._output import SILENCE_SECONDS, Output, clock, every, percent
+from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.engine.config import RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
+from sector.engine.shares import percent
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir

@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sector.cli._output import SILENCE_SECONDS, clock, every, percent
+from sector.cli._output import SILENCE_SECONDS, clock, every
 from sector.cli._streams import Unwritable, printable
+from sector.engine.shares import percent
 
 if TYPE_CHECKING:
     from sector.cli._follow import Tally

@@ -20,6 +20,7 @@ from sector.engine.report.outcomes import Outcome, outcome_of, read_evaluation
 from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
+from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 from sector.engine.training.dataset import read_examples, read_votes
 
@@ -170,7 +171,8 @@ def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
 def _verdict(config: RunConfig, metrics: list[dict[str, Any]], outcome: Outcome) -> Verdict:
     last = metrics[-1]
     trained = [last["accuracy"][str(digits)] for digits in range(1, outcome.final_digits + 1)]
-    because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {100 * min(trained):.1f} % by the last audit"
+    lowest = percent(min(trained), unlike=[WORKED])
+    because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {lowest} by the last audit"
     survived = f"; {outcome.rounds_survived} of {outcome.rounds} rounds survived" if outcome.rounds else ""
     first, final = config.supervised.max_digits, outcome.final_digits
     taught = f"from {first} to {final} digits" if outcome.rounds else f"1 to {final} digits with true answers"

@@ -28,6 +28,7 @@ from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
+from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 from sector.engine.training import supervised
 from sector.engine.training.data_parallel import Ranks, check_useful
@@ -221,10 +222,11 @@ class Phases:
     def advance(self, digits: int) -> Iterator[Event]:
         """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
         agreement = self._record(digits, "training")["agreement"]
-        if agreement < self._config.round.min_agreement:
+        least = self._config.round.min_agreement
+        if agreement < least:
             raise NoAgreement(
-                f"at {digits + 1} digits the model agrees with itself on {agreement:.1%} of the problems only, less "
-                f"than round.min_agreement ({self._config.round.min_agreement:.0%})"
+                f"at {digits + 1} digits the model agrees with itself on {percent(agreement, unlike=[least])} of the "
+                f"problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(digits)
         yield {"event": "frontier", "digits": digits}
