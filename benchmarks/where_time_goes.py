@@ -67,7 +67,7 @@ def _tokens_audited(line: dict[str, Any], layout: Layout, samples: int) -> int:
     """An answer for every problem at every length, and at the frontier an answer and a simplification."""
     lengths = [int(digits) for digits in line["accuracy"]]
     answers = sum(layout.answer_length(digits) for digits in lengths)
-    frontier = max(lengths)
+    frontier = line["digits"] + 1
     return samples * (answers + layout.answer_length(frontier) + layout.simplification_length(frontier))
 
 

@@ -126,7 +126,7 @@ def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
     for index, (digits, share) in enumerate(shown):
         block, color = next((block, color) for least, block, color in _BLOCKS if share >= least)
         blocks.append((block * cell)[: cell - 1 or 1] + " " * (cell - 1), style=color)
-        if digits in (1, line["digits"]) or (digits % 5 == 0 and digits < line["digits"] - 2):
+        if digits in (1, line["digits"]) or (digits % 5 == 0 and abs(digits - line["digits"]) > 2):
             axis = axis.ljust(index * cell) + str(digits)
     legend = Text("direct answers, accuracy by length  ", style="bold")
     for least, block, color in _BLOCKS[:-1]:

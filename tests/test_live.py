@@ -59,6 +59,16 @@ def test_a_frame_fits_the_terminal(reached: int, title: str) -> None:
         assert row[1:5] == ["99.0", "%", "2.0", "%"] and row[-2:] == ["2", "22"]
 
 
+@pytest.mark.parametrize("width", [80, 100, 120], ids=str)
+def test_the_supervised_phase_shows_all_lengths_to_come(width: int) -> None:
+    line = {**_metrics(6), "accuracy": {str(length): 0.99 if length < 20 else 0.4 for length in range(1, 31)}}
+    console = PlainConsole(width=width, height=24, file=io.StringIO(), record=True)
+    console.print(frame("runs/first", Tally(RunConfig(), [line], 6), width, 24))
+    lines = console.export_text().splitlines()
+    assert any(each.split() == ["\u2587"] * 19 + ["\u2581"] * 11 for each in lines)
+    assert any(each.split() == ["1", "6", "10", "15", "20", "25", "30"] for each in lines)
+
+
 def test_the_time_left_counts_down_and_never_below_nothing() -> None:
     tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)])
     left = tally.seconds_left()

@@ -83,6 +83,11 @@ class RunFacts:
     thoughts: list[Thought]
 
     @property
+    def longest(self) -> int:
+        """Digits of the longest problems of any audit."""
+        return max(int(digits) for line in self.metrics for digits in line["accuracy"])
+
+    @property
     def rounds(self) -> list[dict[str, Any]]:
         return [line for line in self.metrics if line["phase"] == "round"]
 

@@ -70,7 +70,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "clock": _clock, "shade": _shade}
+    environment.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
     environment.filters |= {"interval": _interval, "share_interval": _share_interval}
     return environment.get_template("page.html.jinja").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
@@ -80,6 +80,15 @@ def _render(
         correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
         version=__version__,
     )
+
+
+def _percent(share: float | None, places: int = 1) -> str:
+    return _unbroken(percent(share, places))
+
+
+def _unbroken(text: str) -> str:
+    """The text, with no line ended between a figure and its sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _clock(seconds: float) -> str:

@@ -392,7 +392,7 @@ class Phases:
         )
         scores = [
             audit.score_length(solver, self._task, length, self._config.audit_samples, self._config.seed)
-            for length in range(1, reached + 2)
+            for length in range(1, self._furthest_audited(digits) + 1)
         ]
         return {
             "phase": "round" if digits else "sft",
@@ -417,6 +417,10 @@ class Phases:
             "seconds_train": training["seconds"],
             "seconds_probe": training.get("seconds_probe", 0.0),
         }
+
+    def _furthest_audited(self, digits: int) -> int:
+        """One digit past the round; after the supervised phase as far as the loop is to go, to show what it adds."""
+        return 1 + (digits or max(self._first, self._config.until))
 
     def _write_labelled(self) -> None:
         """Keep supervised examples, so that later rounds can replay them without asking for sums."""
