@@ -1,76 +1,66 @@
-"""A picture of a run as it was on the screen:
+"""A picture of a run as it stood on the screen when a round was over, out of what the run left behind:
 
-    python -m sector.benchmarks.picture OUT.svg [options of sector run]
+    python -m sector.benchmarks.picture RUN OUT.svg [--digits 26]
 
-Runs `sector run` in a pseudo-terminal of 80 by 24 and keeps one frame, `--at` of the way through those that were drawn
-(default 0.6), as SVG by rich.
+The frame is the live view's own; the picture is one file, which asks for no font and no other file. By default the
+round is the last but one.
 """
 
 import argparse
-import os
-import pty
+import io
+import math
 import re
-import struct
-import subprocess
-import sys
-from fcntl import ioctl
 from pathlib import Path
-from termios import TIOCSWINSZ
 
-from rich.console import Console
-from rich.text import Text
+from rich._export_format import CONSOLE_SVG_FORMAT
 
+from sector.cli._follow import Tally
+from sector.cli._live import frame
+from sector.cli._output import LIVE_COLUMNS, LIVE_LINES, PlainConsole
 from sector.engine.files import write_text
+from sector.engine.run.directory import RunDir
 
-COLUMNS, LINES = 80, 24
-# Before a live view draws a frame, it goes back over the last one, line by line.
-_REDRAW = re.compile(r"(?:\x1b\[1A\x1b\[2K)+")
-
-
-def frames(recorded: str) -> list[str]:
-    """What stood on the screen, one after another, with colours and without cursor movements."""
-    shown = [re.sub(r"\x1b\[\?25[lh]|\x1b\[2K|\r", "", part).strip("\n") for part in _REDRAW.split(recorded)]
-    return [frame for frame in shown if frame.strip()]
+# Every system has one of these; rich's own template fetches one, and names its author's page.
+_FONTS = "'DejaVu Sans Mono', ui-monospace, Menlo, Consolas, monospace"
+_FORMAT = re.sub(r"@font-face {{.*?}}\n|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+_FORMAT = _FORMAT.replace("Fira Code, monospace", _FONTS).replace("font-family: arial", f"font-family: {_FONTS}")
 
 
-def record(command: list[str]) -> str:
-    """Everything that a command writes to a terminal."""
-    main, side = pty.openpty()
-    ioctl(side, TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(LINES)}
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment, close_fds=True)
-    os.close(side)
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(main, 65536)
-        except OSError:
-            # Linux says so when the other side is closed.
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(main)
-    if process.wait():
-        raise SystemExit(f"the run ended with exit code {process.returncode}")
-    return b"".join(chunks).decode("utf-8")
+def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
+    """Where the run stood when the round at so many digits was over, but for its audit's own events."""
+    lines = run.metrics()
+    digits = digits or lines[-2:][0]["digits"]
+    seen = [line for line in lines if line["digits"] <= digits]
+    tally, line = Tally(run.read_config(), seen, digits), seen[-1]
+    steps = run.read_config().round.cycle_steps
+    speed = line["tokens_trained"] / line["seconds_train"]
+    # Of the last step only the loss is not on record; the goal's words take its place.
+    tally.take({"event": "train", "digits": digits, "cycle": line["cycles"], "step": steps, "of": steps,
+                "loss": math.nan, "tokens_per_s": speed})  # fmt: skip
+    tally.take({"event": "goal", "digits": digits, "cycle": line["cycles"], "agreement": line["next_agreement"],
+                "trained": line["trained_agreement"], "accuracy": None})  # fmt: skip
+    tally.generated_per_s = line["tokens_generated"] / line["seconds_generate"]
+    return tally
 
 
-def svg(frame: str, title: str) -> str:
-    """A frame as rich draws terminals."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115 (lives as long as this)
-    console.print(Text.from_ansi(frame))
-    return console.export_svg(title=title)
+def svg(tally: Tally, title: str) -> str:
+    """The live view of a run, as rich draws terminals."""
+    console = PlainConsole(
+        record=True, width=LIVE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    console.print(frame(title, tally, LIVE_COLUMNS, LIVE_LINES))
+    # rich draws the last line with a clip that it does not define.
+    console.print(" ")
+    return console.export_svg(title=f"sector run --out {title}", code_format=_FORMAT, unique_id="live")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--at", type=float, default=0.6)
-    taken, options = parser.parse_known_args()
-    shown = frames(record([sys.executable, "-P", "-m", "sector.cli.app", "run", *options]))
-    write_text(taken.out, svg(shown[int(taken.at * (len(shown) - 1))], " ".join(["sector run", *options])))
-    print(f"{len(shown)} frames; wrote {taken.out}")
+    parser.add_argument("--digits", type=int)
+    taken = parser.parse_args()
+    write_text(taken.out, svg(at_the_end_of(RunDir(taken.run), taken.digits), str(taken.run)))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _bars(tally: "Tally") -> Group:
 
 
 def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
-    """A block a length, the lengths below, and what the blocks mean."""
+    """A block a length, the lengths below, and below them what the blocks mean: blocks of two lines would touch."""
     accuracy = {int(digits): share for digits, share in line["accuracy"].items()}
     cell = 2 if 2 * len(accuracy) <= width else 1
     shown = list(accuracy.items())[-(width // cell) :]
@@ -128,11 +128,11 @@ def _accuracies(line: dict[str, Any], width: int) -> list[RenderableType]:
         blocks.append((block * cell)[: cell - 1 or 1] + " " * (cell - 1), style=color)
         if digits in (1, line["digits"]) or (digits % 5 == 0 and abs(digits - line["digits"]) > 2):
             axis = axis.ljust(index * cell) + str(digits)
-    legend = Text("direct answers, accuracy by length  ", style="bold")
+    legend = Text.assemble(("direct answers, accuracy by length  ", "bold"))
     for least, block, color in _BLOCKS[:-1]:
         legend.append(block, style=color)
         legend.append(f" {100 * least:g}  ", style="dim")
-    return [legend, blocks, Text(axis, style="dim", no_wrap=True)]
+    return [blocks, Text(axis, style="dim", no_wrap=True), legend]
 
 
 def _rounds(rounds: list[dict[str, Any]], count: int) -> Table:
