@@ -17,6 +17,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from sector.cli._follow import Tally
 from sector.cli._live import frame
 from sector.cli._output import LIVE_COLUMNS, LIVE_LINES, PlainConsole
+from sector.engine.errors import InputError
 from sector.engine.files import write_text
 from sector.engine.run.directory import RunDir
 
@@ -27,9 +28,12 @@ _FORMAT = _FORMAT.replace("Fira Code, monospace", _FONTS).replace("font-family: 
 
 
 def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
-    """Where the run stood when the round at so many digits was over, but for its audit's own events."""
+    """Where the run stood when the round at so many digits was over. InputError if it has no such round."""
     lines = run.metrics()
-    digits = digits or lines[-2:][0]["digits"]
+    rounds = [line["digits"] for line in lines if line["phase"] == "round"]
+    if not rounds or (digits or rounds[0]) not in rounds:
+        raise InputError(f"{run.root} has no round at {digits or 'any'} digits, but at {rounds or 'none'}")
+    digits = digits or rounds[-2:][0]
     seen = [line for line in lines if line["digits"] <= digits]
     tally, line = Tally(run.read_config(), seen, digits), seen[-1]
     steps = run.read_config().round.cycle_steps
@@ -49,9 +53,10 @@ def svg(tally: Tally, title: str) -> str:
         record=True, width=LIVE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     console.print(frame(title, tally, LIVE_COLUMNS, LIVE_LINES))
-    # rich draws the last line with a clip that it does not define.
+    # rich defines no clip for the last line, and draws every end of a line as a text.
     console.print(" ")
-    return console.export_svg(title=f"sector run --out {title}", code_format=_FORMAT, unique_id="live")
+    drawn = console.export_svg(title=f"sector run --out {title}", code_format=_FORMAT, unique_id="live")
+    return re.sub(r"<text [^>]*>\n</text>", "", drawn)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sector.benchmarks.picture import at_the_end_of, svg
+from sector.engine.errors import InputError
 from sector.engine.run.directory import RunDir
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +35,14 @@ def test_the_live_view_of_a_finished_run_is_whole(finished_run: Path) -> None:
     picture = svg(tally, "runs/<here>")
     _check_whole(picture)
     lines = _texts(picture)
-    assert lines[0] == "sector run --out runs/<here>" and lines[1].startswith("sector  runs/<here>")
+    assert "sector run --out runs/<here>" in lines and lines[0].startswith("sector  runs/<here>")
     text = "\n".join(lines)
     # The round but one: bars of both kinds, a row a round so far, and both speeds.
     assert "7 of 8 digits" in text and "Distilling 7 digits" in text and text.count("\u2501") > 20
     assert [line.split()[0] for line in lines if line.strip()[:1] in "67" and "%" in line] == ["6", "7"]
     assert re.search(r"generated [\d,]+ +trained [\d,]+", text)
+    with pytest.raises(InputError, match="no round at 9 digits"):
+        at_the_end_of(RunDir(finished_run), 9)
     assert "8 of 8 digits" in "\n".join(_texts(svg(at_the_end_of(RunDir(finished_run), 8), "runs/first")))
 
 

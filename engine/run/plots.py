@@ -196,7 +196,8 @@ def _labels_figure(figure: Figure, metrics: list[dict[str, Any]]) -> None:
     plot_errors(above, [line for line in rounds if line["label_error"] is not None])
     plot_acceptance(below, rounds)
     lengths = [line["digits"] for line in rounds] or [metrics[-1]["digits"] + 1]
-    scale_rounds(below, lengths)
+    for axes in (above, below):
+        scale_rounds(axes, lengths)
     below.set_xlabel("digits of the round")
 
 
