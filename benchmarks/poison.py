@@ -23,6 +23,7 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.open import open_run
 from sector.engine.run.phases import Phases, event_json
 from sector.engine.selfplay import self_play
+from sector.engine.shares import percent
 from sector.engine.training.dataset import write_examples
 
 GUARDED = small(
@@ -69,11 +70,11 @@ def _line(event: dict[str, Any]) -> str | None:
     """What is shown of an event."""
     match event:
         case {"event": "goal", "digits": digits, "trained": trained}:
-            return f"trained on {digits} digits: agrees with itself on {trained:.1%} at trained lengths"
+            return f"trained on {digits} digits: agrees with itself on {percent(trained)} at trained lengths"
         case {"event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": trained}:
-            return f"taken back, attempt {failed} at {digits} digits: {before:.1%} fell to {trained:.1%}"
+            return f"taken back, attempt {failed} at {digits} digits: {percent(before)} fell to {percent(trained)}"
         case {"event": "round", "digits": digits, "label_error": float(error)}:
-            return f"round at {digits} digits: label error {error:.2%}"
+            return f"round at {digits} digits: label error {percent(error, 2)}"
         case {"event": "done", "ended": ended, "best": best}:
             return f"{ended}; best weights: {best}"
     return None

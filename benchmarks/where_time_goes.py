@@ -67,7 +67,7 @@ def _sum(lines: list[RoundMetrics], name: str) -> float:
 def _tokens_audited(line: RoundMetrics, layout: Layout, samples: int) -> int:
     """An answer for every problem at every length, and at the frontier an answer and a simplification."""
     answers = sum(layout.answer_length(digits) for digits in line.accuracy)
-    frontier = max(line.accuracy)
+    frontier = line.digits + 1
     return samples * (answers + layout.answer_length(frontier) + layout.simplification_length(frontier))
 
 

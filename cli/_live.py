@@ -12,11 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sector.cli._output import SILENCE_SECONDS, clock, every, percent
+from sector.cli._output import SILENCE_SECONDS, clock, every
 from sector.cli._streams import Unwritable, printable
+from sector.engine.shares import percent
 
 if TYPE_CHECKING:
-    from sector.cli._follow import Tally
+    from sector.cli._tally import Tally
     from sector.engine.run.phases import Event
     from sector.engine.run.records import RoundMetrics
 
@@ -118,20 +119,20 @@ def _bars(tally: "Tally") -> Group:
 
 
 def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:
-    """A block a length, the lengths below, and what the blocks mean."""
+    """A block a length, the lengths below, and below them what the blocks mean: blocks of two lines would touch."""
     cell = 2 if 2 * len(line.accuracy) <= width else 1
     shown = list(line.accuracy.items())[-(width // cell) :]
     blocks, axis = Text(no_wrap=True), ""
     for index, (digits, share) in enumerate(shown):
         block, color = next((block, color) for least, block, color in _BLOCKS if share >= least)
         blocks.append((block * cell)[: cell - 1 or 1] + " " * (cell - 1), style=color)
-        if digits in (1, line.digits) or (digits % 5 == 0 and digits < line.digits - 2):
+        if digits in (1, line.digits) or (digits % 5 == 0 and abs(digits - line.digits) > 2):
             axis = axis.ljust(index * cell) + str(digits)
-    legend = Text("direct answers, accuracy by length  ", style="bold")
+    legend = Text.assemble(("direct answers, accuracy by length  ", "bold"))
     for least, block, color in _BLOCKS[:-1]:
         legend.append(block, style=color)
         legend.append(f" {100 * least:g}  ", style="dim")
-    return [legend, blocks, Text(axis, style="dim", no_wrap=True)]
+    return [blocks, Text(axis, style="dim", no_wrap=True), legend]
 
 
 def _rounds(rounds: "list[RoundMetrics]", count: int) -> Table:

@@ -158,11 +158,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def percent(share: float | None, places: int = 1) -> str:
-    """`98.3 %`; a dash for what was not measured."""
-    return "-" if share is None else f"{100 * share:.{places}f} %"
-
-
 def unwrapped(text: str, style: str = "") -> Text:
     """A line that stays one, however long: names are there to be copied."""
     return Text(printable(text), style=style, no_wrap=True, overflow="ignore")

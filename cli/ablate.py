@@ -1,5 +1,7 @@
 """`sector ablate`: a grid of runs over settings and seeds."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +11,15 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Interrupted
-from sector.cli._output import Output, clock, percent
+from sector.cli._output import Output, clock
+from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
     from sector.benchmarks.ablate import Step
     from sector.benchmarks.grid import Grid
     from sector.engine.run.stopping import Stopping
+
+Figure = Callable[[float], str]
 
 # The table shows the label error of so many rounds, the first and the last among them.
 _SHOWN_ROUNDS = 8
@@ -112,18 +117,18 @@ def _report(step: "Step", total: int, output: Output) -> None:
 def _view(found: dict[str, Any]) -> Group:
     """A row a cell: what became of it; and its label error round by round."""
     accuracy = f"accuracy 1-{found['longest']}, %"
-    figures = {
-        "digits": ("final_digits", 1.0, 1),
-        "rounds survived": ("rounds_survived", 1.0, 1),
-        accuracy: ("eval_accuracy", 100.0, 1),
-        "lowest, %": ("eval_lowest", 100.0, 1),
-        "label error, %": ("mean_label_error", 100.0, 2),
-        "tokens, M": ("tokens", 1e-6, 1),
-        "minutes": ("seconds", 1 / 60, 1),
+    figures: dict[str, tuple[str, Figure]] = {
+        "digits": ("final_digits", _tenths),
+        "rounds survived": ("rounds_survived", _tenths),
+        accuracy: ("eval_accuracy", hundredths),
+        "lowest, %": ("eval_lowest", hundredths),
+        "label error, %": ("mean_label_error", partial(hundredths, places=2)),
+        "tokens, M": ("tokens", lambda count: _tenths(count / 1e6)),
+        "minutes": ("seconds", lambda seconds: _tenths(seconds / 60)),
     }
     summary = _table(found["title"], ["cell", "seeds", *figures])
     for row in found["cells"]:
-        cells = [_interval(row["means"].get(name), unit, places) for name, unit, places in figures.values()]
+        cells = [_interval(row["means"].get(name), figure) for name, figure in figures.values()]
         summary.add_row(_name(row), str(len(row["runs"])), *cells)
     lengths = sorted({int(digits) for row in found["cells"] for digits in row["label_errors"]})
     shown = sorted(
@@ -131,7 +136,7 @@ def _view(found: dict[str, Any]) -> Group:
     )
     errors = _table("Label error by digits of the round, %", ["cell", *map(str, shown)])
     for row in found["cells"]:
-        errors.add_row(_name(row), *(_interval(row["label_errors"].get(str(digits)), 100.0, 1) for digits in shown))
+        errors.add_row(_name(row), *(_interval(row["label_errors"].get(str(digits)), hundredths) for digits in shown))
     return Group(summary, "", errors) if shown else Group(summary)
 
 
@@ -149,11 +154,15 @@ def _name(row: dict[str, Any]) -> str:
     return str(row["cell"]).replace("_", "\n")
 
 
-def _interval(mean: dict[str, Any] | None, unit: float, places: int) -> str:
+def _tenths(figure: float) -> str:
+    return f"{figure:.1f}"
+
+
+def _interval(mean: dict[str, Any] | None, figure: Figure) -> str:
     """A mean, and below it half its interval; the mean alone where runs do not differ, or there is only one."""
     if mean is None:
         return "-"
-    center = f"{unit * mean['mean']:.{places}f}"
+    center = figure(mean["mean"])
     if mean["low"] is None or mean["low"] == mean["high"]:
         return center
-    return f"{center}\n\N{PLUS-MINUS SIGN}{unit * (mean['high'] - mean['mean']):.{places}f}"
+    return f"{center}\n\N{PLUS-MINUS SIGN}{figure(mean['high'] - mean['mean'])}"

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent
+from sector.cli._output import Output
 from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
+from sector.engine.shares import percent
 
 Dtype = Literal["float32", "bfloat16"]
 Isa = Literal["native", "avx2"]

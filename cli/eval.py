@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent, unwrapped
+from sector.cli._output import Output, unwrapped
 from sector.engine.config import parse_settings
+from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
     from sector.engine.report.evaluate import Report
@@ -70,9 +71,9 @@ def _view(report: "Report") -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     for digits in dict.fromkeys(score.digits for score in report.scores):
         score = at["uniform", digits]
-        low, high = (100 * bound for bound in score.interval)
+        low, high = (hundredths(bound) for bound in score.interval)
         others = [_colored(at[name, digits].accuracy) for name in families]
-        table.add_row(str(digits), _colored(score.accuracy), f"{low:.1f}-{high:.1f}", *others)
+        table.add_row(str(digits), _colored(score.accuracy), f"{low}-{high}", *others)
     # As a title of the table it would be folded to the table's width.
     return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
 

@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent, unwrapped
+from sector.cli._output import Output, unwrapped
 from sector.engine.config import parse_settings
+from sector.engine.shares import percent
 
 
 def generate(

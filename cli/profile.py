@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sector.cli import _options as options
-from sector.cli._output import Output, percent
+from sector.cli._output import Output
 from sector.engine.config import parse_settings
+from sector.engine.shares import percent
 
 # Rows of the table; the JSON holds all.
 _TOP = 15

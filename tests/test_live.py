@@ -6,9 +6,9 @@ import re
 import pytest
 from recorded import round_metrics
 
-from sector.cli._follow import Tally
 from sector.cli._live import frame
 from sector.cli._output import PlainConsole
+from sector.cli._tally import Tally
 from sector.engine.config import RunConfig
 from sector.engine.run.records import RoundMetrics
 
@@ -55,6 +55,17 @@ def test_a_frame_fits_the_terminal(reached: int, title: str) -> None:
     if reached > 6:
         row = next(line.split() for line in lines if line.split()[:1] == [str(reached)])
         assert row[1:5] == ["99.0", "%", "2.0", "%"] and row[-2:] == ["2", "22"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120], ids=str)
+def test_the_supervised_phase_shows_all_lengths_to_come(width: int) -> None:
+    accuracy = {length: 0.99 if length < 20 else 0.4 for length in range(1, 31)}
+    line = _metrics(6).model_copy(update={"accuracy": accuracy})
+    console = PlainConsole(width=width, height=24, file=io.StringIO(), record=True)
+    console.print(frame("runs/first", Tally(RunConfig(), [line], 6), width, 24))
+    lines = console.export_text().splitlines()
+    assert any(each.split() == ["\u2587"] * 19 + ["\u2581"] * 11 for each in lines)
+    assert any(each.split() == ["1", "6", "10", "15", "20", "25", "30"] for each in lines)
 
 
 def test_the_time_left_counts_down_and_never_below_nothing() -> None:

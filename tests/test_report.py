@@ -168,6 +168,28 @@ def test_the_page_needs_nothing_but_itself(page: Page) -> None:
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
 
 
+def test_no_share_is_rounded_to_all_and_no_figure_is_broken(tmp_path: Path) -> None:
+    root = finished_run(tmp_path / "run")
+    lines = [json.loads(each) for each in (root / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["accuracy"] |= {"8": 0.9968}
+    (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    page = Page(write_report([root], None).page)
+    # Seven lengths without a mistake, and one with 32 in 10,000.
+    assert "mean accuracy 99.96 %" in page.text and "digits: 99.7 % by" in page.text
+    assert "99.96\N{NO-BREAK SPACE}%" in page.source and "99.7\N{NO-BREAK SPACE}%" in page.source
+
+
+def test_the_heat_map_is_as_wide_as_any_audit_looked(tmp_path: Path) -> None:
+    root = finished_run(tmp_path / "run")
+    lines = [json.loads(each) for each in (root / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["accuracy"] = {str(length): 0.9 for length in range(1, 13)}
+    (root / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    source = Page(write_report([root], None).page).source
+    heat = source[source.index('class="heat"') : source.index("</table>")]
+    assert [row.count("<td") for row in heat.split("<tr>")[2:]] == [12, 12, 12]
+    assert [row.count(" digits:") for row in heat.split("<tr>")[2:]] == [12, 8, 9]
+
+
 def test_charts_take_the_page_s_colours_and_come_as_pngs(run: Path, page: Page) -> None:
     assert page.tags["svg"] == 2 * 7 and "var(--ink)" in page.source
     names = {path.name for path in (run / "report").iterdir()}

@@ -12,7 +12,7 @@ ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run",
 # From the bottom up; a line may import itself and the lines before it.
 FLOORS = (
     ("kernels",),
-    ("engine.errors", "engine.files", "engine.seeding", "engine.spans", "engine.threads"),
+    ("engine.errors", "engine.files", "engine.seeding", "engine.shares", "engine.spans", "engine.threads"),
     ("engine.language",),
     ("engine.tasks",),
     ("engine.config",),

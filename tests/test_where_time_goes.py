@@ -40,6 +40,12 @@ def test_an_audit_asks_for_answers_of_all_lengths_and_for_the_frontier() -> None
     assert rows["audits"]["tokens"] == SAMPLES * ((3 + 4 + 5) + 5 + 10)
 
 
+def test_an_audit_that_looks_ahead_asks_for_more_answers_and_the_same_frontier() -> None:
+    ahead = line(2, 10.0, phase="sft", accuracy=dict.fromkeys(range(1, 6), 1.0))
+    rows = {row["phase"]: row for row in phases([ahead], MATRICES, RATE, PlaceLayout(), SAMPLES)}
+    assert rows["audits"]["tokens"] == SAMPLES * ((3 + 4 + 5 + 6 + 7) + 5 + 10)
+
+
 def test_a_phase_that_took_no_time_is_left_out() -> None:
     rows = phases([start()], MATRICES, RATE, PlaceLayout(), SAMPLES)
     assert [row["phase"] for row in rows] == ["supervise", "probes", "audits", "files"]

@@ -25,13 +25,17 @@ from sector.engine.run.plots import (
     EDGE,
     FAINT,
     INK,
+    SOFT,
     STYLE,
     drawable,
+    load_matplotlib,
     plot_acceptance,
     plot_errors,
+    plot_gain,
     scale_accuracy,
     scale_errors,
     scale_lengths,
+    scale_rounds,
 )
 from sector.engine.run.records import RoundMetrics
 from sector.engine.tasks.mistakes import Mistake
@@ -44,7 +48,13 @@ if TYPE_CHECKING:
 _WIDE, _NARROW = (7.6, 3.3), (3.7, 3.0)
 _LEGEND_ROW = 0.24
 # What the page colours by itself, so that charts follow it into the dark.
-_PAGE_COLORS = {INK: "var(--ink)", FAINT: "var(--faint)", EDGE: "var(--soft)", "#ffffff": "var(--paper)"}
+_PAGE_COLORS = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    EDGE: "var(--soft)",
+    SOFT: "var(--soft)",
+    "#ffffff": "var(--paper)",
+}
 CELL_COLORS = (*COLORS, "#e8590c", "#1098ad", "#846358", "#868e96")
 _TIME_COLORS = {"generate": COLORS[0], "distill": COLORS[1], "audit": COLORS[2], "probes and files": "#868e96"}
 _MISTAKE_COLORS = {
@@ -78,7 +88,7 @@ class Chart:
 
 def run_charts(run: RunFacts) -> list[Chart]:
     """What there is to draw of one run."""
-    charts = [_chart("accuracy", "Accuracy by length", _ACCURACY, lambda axes: _accuracy(axes, run))]
+    charts = [_chart("accuracy", "What the loop added", _accuracy_caption(run), partial(_accuracy, run=run))]
     rounds = run.rounds
     if not rounds:
         return charts
@@ -104,7 +114,6 @@ def comparison_charts(cells: dict[str, list[RunFacts]]) -> list[Chart]:
     ]
 
 
-_ACCURACY = "Exact match of direct answers, greedy, by the audit. The dotted line is where the labels ended."
 _LABELS = "Bands are Wilson 95 % intervals. The loop never sees these figures."
 _GATE = (
     "A dot is a round: the share of candidates that passed, which needs no label, against the share whose voted answer "
@@ -114,6 +123,7 @@ _COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
 
 
 def _chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
+    load_matplotlib()
     from matplotlib import rc_context
 
     style = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": name, "axes.titlesize": 0, "font.size": 9}
@@ -167,35 +177,26 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _accuracy(axes: Axes, run: RunFacts) -> None:
-    first, last = run.metrics[0], run.metrics[-1]
-    lowest = 1.0
-    ends = [(first, "after the supervised phase", EDGE)]
-    if last is not first:
-        ends.append((last, f"after the round at {last.digits} digits", COLORS[0]))
-    for line, label, color in ends:
-        lengths, shares = list(line.accuracy), list(line.accuracy.values())
-        axes.plot(lengths, shares, "o-", color=color, ms=3, lw=1.8, label=label)
-        lowest = min(lowest, *shares)
-    if last is not first:
-        own = [(line.digits, line.own_accuracy) for line in run.rounds]
-        axes.plot(*zip(*own, strict=True), "x", color=COLORS[1], ms=5, label="right after its own round")
-        lowest = min(lowest, *(share for _, share in own))
-    axes.axvline(run.config.supervised.max_digits + 0.5, color=INK, lw=0.8, ls=":")
-    scale_accuracy(axes, lowest)
-    scale_lengths(axes, 1, last.digits + 1)
-    axes.set(xlabel="digits per operand", ylabel="right")
+    plot_gain(axes, run.metrics, run.config)
+
+
+def _accuracy_caption(run: RunFacts) -> str:
+    return (
+        f"Direct answers, greedy, by the audit: {run.config.audit_samples} problems of each length. Towards the top "
+        "the scale is the chance of an error."
+    )
 
 
 def _labels(axes: Axes, rounds: list[RoundMetrics]) -> None:
     known = [line for line in rounds if line.label_error is not None]
     plot_errors(axes, known)
-    scale_lengths(axes, rounds[0].digits, rounds[-1].digits)
+    scale_rounds(axes, [line.digits for line in rounds])
     axes.set_xlabel("digits of the round")
 
 
 def _acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
     plot_acceptance(axes, rounds)
-    scale_lengths(axes, rounds[0].digits, rounds[-1].digits)
+    scale_rounds(axes, [line.digits for line in rounds])
     axes.set_xlabel("digits of the round")
 
 
@@ -213,6 +214,8 @@ def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
     colors = {kind.value: color for kind, color in _MISTAKE_COLORS.items()}
     _stack(axes, [line.digits + 1 for line in run.metrics], rows, colors)
     axes.set(xlabel="digits of the problem, one more than trained", ylabel="% of the problems")
+    if not any(map(any, (row.values() for row in rows))):
+        axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT, fontsize=11)
 
 
 def _stack(axes: Axes, lengths: list[int], rows: Sequence[dict[str, float]], colors: dict[str, str]) -> None:
@@ -224,7 +227,7 @@ def _stack(axes: Axes, lengths: list[int], rows: Sequence[dict[str, float]], col
             axes.bar(lengths, heights, bottom=bottom, width=0.8, color=color, label=name.replace("_", " "))
         bottom = bottom + heights
     axes.set_ylim(0, max(1.0, 1.05 * bottom.max()))
-    scale_lengths(axes, lengths[0], lengths[-1])
+    scale_rounds(axes, lengths)
 
 
 def _gates(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:

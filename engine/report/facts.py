@@ -20,6 +20,7 @@ from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import RoundMetrics
+from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 from sector.engine.training.dataset import read_examples, read_rows, read_votes
 
@@ -80,6 +81,11 @@ class RunFacts:
     seconds: dict[str, float]
     evaluation: dict[int, float]
     thoughts: list[Thought]
+
+    @property
+    def longest(self) -> int:
+        """Digits of the longest problems of any audit."""
+        return max(max(line.accuracy) for line in self.metrics)
 
     @property
     def rounds(self) -> list[RoundMetrics]:
@@ -174,7 +180,8 @@ def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
 
 def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Verdict:
     trained = metrics[-1].trained_accuracies
-    because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {100 * min(trained):.1f} % by the last audit"
+    lowest = percent(min(trained), unlike=[WORKED])
+    because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {lowest} by the last audit"
     survived = f"; {outcome.rounds_survived} of {outcome.rounds} rounds survived" if outcome.rounds else ""
     first, final = config.supervised.max_digits, outcome.final_digits
     taught = f"from {first} to {final} digits" if outcome.rounds else f"1 to {final} digits with true answers"

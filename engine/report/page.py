@@ -1,6 +1,6 @@
 """The page of a report: facts and charts into a template that escapes everything, written as one file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -14,6 +14,7 @@ from sector.engine.files import check_writable, write_text
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
 from sector.engine.report.outcomes import Mean, means_of
+from sector.engine.shares import hundredths, percent
 
 # Lower bounds of the shades of the heat map.
 _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
@@ -69,7 +70,8 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "clock": _clock, "interval": _interval, "shade": _shade}
+    environment.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
+    environment.filters |= {"interval": _interval, "share_interval": _share_interval}
     return environment.get_template("page.html.jinja").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
         runs=list(zip(runs, charts, strict=True)),
@@ -81,25 +83,40 @@ def _render(
 
 
 def _percent(share: float | None, places: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{places}f} %"
+    return _unbroken(percent(share, places))
+
+
+def _unbroken(text: str) -> str:
+    """The text, with no line ended between a figure and its sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _clock(seconds: float) -> str:
+    """`45 s`, `2:38 min` or `1:02 h`: short enough for a card."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
-def _interval(mean: Mean | None, unit: float = 1.0, places: int = 1, floor: float = -inf, ceiling: float = inf) -> str:
-    """`12.3 (10.1 to 14.5)`: a mean with its interval, in a unit; the mean alone where there is no interval.
+def _interval(mean: Mean | None, unit: float = 1.0, floor: float = -inf) -> str:
+    """A mean with its interval, in a unit. floor: what the figure cannot fall below, whatever Student says."""
+    return _with_bounds(mean, lambda value: f"{unit * max(floor, value):.1f}")
 
-    floor, ceiling: what a figure cannot leave, whatever Student says.
-    """
+
+def _share_interval(mean: Mean | None, places: int = 1) -> str:
+    """The same of a share, in percent."""
+    return _with_bounds(mean, lambda value: hundredths(min(1.0, max(0.0, value)), places))
+
+
+def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
+    """`12.3 (10.1 to 14.5)`: a mean with its interval; the mean alone where there is no interval."""
     if mean is None:
         return "-"
-    text = f"{unit * mean.mean:.{places}f}"
+    text = figure(mean.mean)
     if mean.low is None or mean.high is None or mean.low == mean.high:
         return text
-    return f"{text} ({unit * max(floor, mean.low):.{places}f} to {unit * min(ceiling, mean.high):.{places}f})"
+    return f"{text} ({figure(mean.low)} to {figure(mean.high)})"
 
 
 def _shade(share: Any) -> int:

@@ -10,7 +10,7 @@
     checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
     training.safetensors          the training under way, if one is
     failed/07-1/                  a round that was taken back (rollback.py)
-    plots/                        accuracy by length over rounds; label error and acceptance
+    plots/                        accuracy by length before and after the loop; label error and acceptance
     tensorboard/                  the same and the loss, for TensorBoard (`trackers.py`)
 
 What is done is read off the files: each is written once, whole, in this order.

@@ -29,6 +29,7 @@ from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
+from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 from sector.engine.training import supervised
 from sector.engine.training.data_parallel import Ranks, check_useful
@@ -225,10 +226,11 @@ class Phases:
     def advance(self, digits: int) -> Iterator[Event]:
         """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
         agreement = self._training(digits).agreement
-        if agreement < self._config.round.min_agreement:
+        least = self._config.round.min_agreement
+        if agreement < least:
             raise NoAgreement(
-                f"at {digits + 1} digits the model agrees with itself on {agreement:.1%} of the problems only, less "
-                f"than round.min_agreement ({self._config.round.min_agreement:.0%})"
+                f"at {digits + 1} digits the model agrees with itself on {percent(agreement, unlike=[least])} of the "
+                f"problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(digits)
         yield {"event": "frontier", "digits": digits}
@@ -392,7 +394,7 @@ class Phases:
         )
         scores = [
             audit.score_length(solver, self._task, length, self._config.audit_samples, self._config.seed)
-            for length in range(1, reached + 2)
+            for length in range(1, self._furthest_audited(digits) + 1)
         ]
         frontier = audit.frontier_mistakes(solver.sampler, self._layout, ahead)
         now = time.perf_counter()
@@ -421,6 +423,10 @@ class Phases:
             seconds_audit=now - start,
             seconds_total=now - self._started,
         )
+
+    def _furthest_audited(self, digits: int) -> int:
+        """One digit past the round; after the supervised phase as far as the loop is to go, to show what it adds."""
+        return 1 + (digits or max(self._first, self._config.until))
 
     def _write_labelled(self) -> None:
         """Keep supervised examples, so that later rounds can replay them without asking for sums."""

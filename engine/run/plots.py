@@ -6,25 +6,29 @@ with its global state, never.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sector.engine.config import RunConfig
 from sector.engine.files import write_atomically
 from sector.engine.run.audit import Score
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import RoundMetrics
+from sector.engine.tasks import DEFAULT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 120
-# The brightest eighth of a colour map is hard to see on white.
-_DARK_END = np.linspace(0.12, 1.0, 256)
-INK, FAINT, EDGE = "#22272e", "#d5d9df", "#8b949e"
+INK, SOFT, FAINT, EDGE = "#22272e", "#626b76", "#d5d9df", "#8b949e"
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.edgecolor": EDGE,
@@ -58,18 +62,24 @@ _REASON_COLORS = {
 
 # The scale of accuracies is logarithmic in the error down to this one, so that 98 and 99.5 % look different.
 _LEAST_ERROR = 0.002
+# Inches; narrower axes have no room for whole sentences.
+_NARROW = 4.0
+_NAMED_ROUNDS = 15
+_CHANCES = {0.9: 10, 0.95: 20, 0.98: 50, 0.99: 100, 0.995: 200}
 _ACCURACY_TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 _ERROR_TICKS = (0.0, 0.002, 0.007, 0.02, 0.05, 0.1, 0.28, 0.6, 1.0)
 # Published for the paper's filter and for the fast policy alone (mission: second-hand).
 _PUBLISHED = (0.007, 0.28)
+# How far the paper's model taught itself to add.
+_PUBLISHED_DIGITS = 29
 
 
 def plot_run(run: RunDir) -> None:
-    """Draw accuracy by length over rounds, and label error and acceptance per round, from the run's metrics."""
+    """Draw accuracy by length before and after the loop, and label error and acceptance per round."""
     metrics = run.metrics()
     if not metrics:
         return
-    _draw(run.plots() / "accuracy.png", (8.0, 4.6), _accuracy_figure, metrics)
+    _draw(run.plots() / "accuracy.png", (8.0, 4.6), _accuracy_figure, metrics, run.read_config())
     _draw(run.plots() / "labels.png", (8.0, 6.4), _labels_figure, metrics)
 
 
@@ -78,8 +88,31 @@ def plot_eval(scores: Sequence[Score], title: str, path: Path) -> None:
     _draw(path, (8.0, 4.6), _eval_figure, scores, title)
 
 
+@cache
+def load_matplotlib() -> None:
+    """Import matplotlib for pictures in files, whatever display, home or folder of its own it is promised.
+
+    Without a folder it takes a temporary one, and with a backend that it does not know it is not imported: neither
+    matters to a picture, and what is said of them would run into the views of a run.
+    """
+    logger, backend = logging.getLogger("matplotlib"), os.environ.pop("MPLBACKEND", None)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib.font_manager
+    finally:
+        logger.setLevel(level)
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        # Others in this process may still want it.
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
 def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
     """Make a figure, let `fill` draw on it, and write it atomically."""
+    load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -93,40 +126,63 @@ def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
         write_atomically(path, lambda aside: figure.savefig(aside, format="png"))
 
 
-def _accuracy_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.ticker import MaxNLocator
-
+def _accuracy_figure(figure: Figure, metrics: list[RoundMetrics], config: RunConfig) -> None:
     axes = figure.add_subplot()
-    first, last = metrics[0].digits, metrics[-1].digits
-    colors = ScalarMappable(Normalize(first, max(last, first + 1)), ListedColormap(colormaps["viridis_r"](_DARK_END)))
-    lowest = 1.0
-    for line in metrics:
-        lengths, accuracies = list(line.accuracy), list(line.accuracy.values())
-        newest, lowest = line is metrics[-1], min(lowest, *accuracies)
-        color = colors.to_rgba(line.digits)  # type: ignore[arg-type]  # a number will do
-        axes.plot(lengths, accuracies, color=color, lw=2.4 if newest else 1.0, alpha=1.0 if newest else 0.75, zorder=3)
-        reached = lengths.index(line.digits)
-        axes.plot(lengths[reached], accuracies[reached], "o", color=color, ms=5.5, zorder=4)
-        # One digit past the round, nothing was trained there yet.
-        axes.plot(lengths[-1], accuracies[-1], "o", mfc="white", mec=color, ms=4.5, zorder=4)
-    axes.axvline(last, color=INK, lw=0.8, ls=":")
-    axes.annotate(f"frontier {last}", (last, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-                  textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
-    scale_accuracy(axes, lowest)
-    scale_lengths(axes, 1, last + 1)
-    axes.set(
-        title="Accuracy by length after each round", xlabel="digits per operand", ylabel="exact match, fast policy"
+    plot_gain(axes, metrics, config)
+    _plot_between(axes, metrics)
+    axes.set_title(f"Accuracy by length, {config.audit_samples} problems each")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.015, 0.0))
+
+
+def plot_gain(axes: Axes, metrics: list[RoundMetrics], config: RunConfig) -> None:
+    """What the loop added: accuracy by length after the supervised phase and after the last round."""
+    before, after = metrics[0].accuracy, metrics[-1].accuracy
+    taught, longest = metrics[0].digits, max(*before, *after)
+    axes.axvspan(
+        0, taught + 0.5, fc=FAINT, ec=EDGE, alpha=0.5, lw=0.8, label=f"learned with labels: 1 to {taught} digits"
     )
-    axes.plot([], [], "o", color=INK, ms=5.5, label="the round's own length")
-    axes.plot([], [], "o", mfc="white", mec=INK, ms=4.5, label="one digit more, never trained")
-    axes.legend(loc="lower left")
-    figure.subplots_adjust(right=0.9)
-    bar = figure.colorbar(colors, cax=figure.add_axes((0.915, 0.14, 0.014, 0.76)), label="digits of the round")
-    bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    bar.outline.set_visible(False)
+    axes.plot(list(before), list(before.values()), "o-", color=COLORS[1], ms=3.5, lw=2.0, zorder=4,
+              label="before the loop")  # fmt: skip
+    if len(metrics) > 1:
+        axes.plot(list(after), list(after.values()), "o-", color=COLORS[0], ms=3.5, lw=2.4, zorder=5,
+                  label=f"after the round at {metrics[-1].digits} digits, no labels since")  # fmt: skip
+        both = [digits for digits in before if digits in after]
+        low, high = ([shares[digits] for digits in both] for shares in (before, after))
+        axes.fill_between(both, low, high, color=COLORS[0], alpha=0.09, lw=0)
+    if config.task == DEFAULT and longest >= _PUBLISHED_DIGITS:
+        axes.axvline(_PUBLISHED_DIGITS, color=INK, lw=0.9, ls=(0, (2, 3)))
+        axes.annotate(f"the paper: {_PUBLISHED_DIGITS}", (_PUBLISHED_DIGITS, 0.04), xycoords=("data", "axes fraction"),
+                      xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    scale_accuracy(axes, min(*before.values(), *after.values()))
+    _say_chances(axes)
+    scale_lengths(axes, 1, longest)
+    axes.set(xlabel="digits per operand", ylabel="direct answers that are right")
+
+
+def _plot_between(axes: Axes, metrics: list[RoundMetrics]) -> None:
+    """The rounds before the last: a thin line each, a dot at its own length and a ring one digit past it."""
+    from matplotlib import colormaps
+
+    rounds = metrics[1:-1]
+    for line, shade in zip(rounds, np.linspace(0.35, 0.75, len(rounds)), strict=True):
+        shares, own = line.accuracy, line.digits
+        color = colormaps["Blues"](shade)
+        axes.plot(list(shares), list(shares.values()), color=color, lw=1.0, zorder=3)
+        axes.plot(own, shares[own], "o", color=color, ms=4.5, zorder=3)
+        axes.plot(own + 1, shares[own + 1], "o", mfc="white", mec=color, ms=4.5, zorder=3)
+    if rounds:
+        color = colormaps["Blues"](0.6)
+        axes.plot([], [], "o-", color=color, lw=1.0, ms=4.5, label="rounds between, each to its own length")
+        axes.plot([], [], "o", mfc="white", mec=color, ms=4.5, label="and one digit more, not trained yet")
+
+
+def _say_chances(axes: Axes) -> None:
+    """What the grid lines near the top mean: there the scale is the chance of an error."""
+    narrow = axes.get_window_extent().width / axes.figure.dpi < _NARROW
+    for accuracy, wrong in _CHANCES.items():
+        said = f"1 in {wrong}" if narrow else f"1 in {wrong} wrong"
+        axes.annotate(said, (0.008, accuracy), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
+                      textcoords="offset points", color=SOFT, fontsize=7, zorder=2)  # fmt: skip
 
 
 def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
@@ -136,7 +192,8 @@ def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
     plot_errors(above, [line for line in rounds if line.label_error is not None])
     plot_acceptance(below, rounds)
     lengths = [line.digits for line in rounds] or [metrics[-1].digits + 1]
-    scale_lengths(below, lengths[0], lengths[-1])
+    for axes in (above, below):
+        scale_rounds(axes, lengths)
     below.set_xlabel("digits of the round")
 
 
@@ -235,6 +292,13 @@ def scale_lengths(axes: Axes, first: int, last: int) -> None:
     axes.set_xlim(first - 0.6, last + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(15, integer=True, min_n_ticks=1))
     axes.grid(visible=False, axis="x")
+
+
+def scale_rounds(axes: Axes, lengths: Sequence[int]) -> None:
+    """The same where there is something at some lengths only: a few of them are named, and nothing between."""
+    scale_lengths(axes, lengths[0], lengths[-1])
+    if len(lengths) <= _NAMED_ROUNDS:
+        axes.set_xticks(lengths)
 
 
 def _stretch_accuracy(accuracy: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ class RoundMetrics(Record):
     leap: Digits = 1
     """Digits from this phase to the next round."""
     accuracy: dict[int, Share]
-    """Exact-match accuracy of the fast policy at 1 to `digits + 1` digits."""
+    """Exact-match accuracy of the fast policy at 1 to `digits + 1` digits; after the supervised phase further."""
     frontier: FrontierMistakes | None = None
     """Mistakes one digit past the round; None in runs of releases that did not count them."""
     cycles: Annotated[Count, Field(ge=1)]
@@ -228,8 +228,8 @@ class RoundMetrics(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if list(self.accuracy) != list(range(1, self.digits + 2)):
-            raise ValueError(f"accuracy should be of the lengths 1 to {self.digits + 1}, one more than digits")
+        if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
+            raise ValueError(f"accuracy should be of the lengths 1 to {self.digits + 1} or more, one more than digits")
         _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
         if self.is_round != bool(self.tried):
             raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")

@@ -1,0 +1,72 @@
+"""A picture of a run as it stood on the screen when a round was over, out of what the run left behind:
+
+    python -m sector.cli._picture RUN OUT.svg [--digits 26]
+
+The frame is the live view's own; the picture is one file, which asks for no font and no other file. By default the
+round is the last but one.
+"""
+
+import argparse
+import io
+import math
+import re
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+
+from sector.cli._live import frame
+from sector.cli._output import LIVE_COLUMNS, LIVE_LINES, PlainConsole
+from sector.cli._tally import Tally
+from sector.engine.errors import InputError
+from sector.engine.files import write_text
+from sector.engine.run.directory import RunDir
+
+# Every system has one of these; rich's own template fetches one, and names its author's page.
+_FONTS = "'DejaVu Sans Mono', ui-monospace, Menlo, Consolas, monospace"
+_FORMAT = re.sub(r"@font-face {{.*?}}\n|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+_FORMAT = _FORMAT.replace("Fira Code, monospace", _FONTS).replace("font-family: arial", f"font-family: {_FONTS}")
+
+
+def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
+    """Where the run stood when the round at so many digits was over. InputError if it has no such round."""
+    lines = run.metrics()
+    rounds = [line.digits for line in lines if line.is_round]
+    if not rounds or (digits or rounds[0]) not in rounds:
+        raise InputError(f"{run.root} has no round at {digits or 'any'} digits, but at {rounds or 'none'}")
+    digits = digits or rounds[-2:][0]
+    seen = [line for line in lines if line.digits <= digits]
+    tally, line = Tally(run.read_config(), seen, digits), seen[-1]
+    steps = run.read_config().round.cycle_steps
+    speed = line.tokens_trained / line.seconds_train
+    # Of the last step only the loss is not on record; the goal's words take its place.
+    tally.take({"event": "train", "digits": digits, "cycle": line.cycles, "step": steps, "of": steps,
+                "loss": math.nan, "tokens_per_s": speed})  # fmt: skip
+    tally.take({"event": "goal", "digits": digits, "cycle": line.cycles, "agreement": line.next_agreement,
+                "trained": line.trained_agreement, "accuracy": None})  # fmt: skip
+    tally.generated_per_s = line.tokens_generated / line.seconds_generate
+    return tally
+
+
+def svg(tally: Tally, title: str) -> str:
+    """The live view of a run, as rich draws terminals."""
+    console = PlainConsole(
+        record=True, width=LIVE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    console.print(frame(title, tally, LIVE_COLUMNS, LIVE_LINES))
+    # rich defines no clip for the last line, and draws every end of a line as a text.
+    console.print(" ")
+    drawn = console.export_svg(title=f"sector run --out {title}", code_format=_FORMAT, unique_id="live")
+    return re.sub(r"<text [^>]*>\n</text>", "", drawn)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--digits", type=int)
+    taken = parser.parse_args()
+    write_text(taken.out, svg(at_the_end_of(RunDir(taken.run), taken.digits), str(taken.run)))
+
+
+if __name__ == "__main__":
+    main()
