@@ -1,4 +1,4 @@
-"""What a person did wrong, in one line that names the mend."""
+"""What went wrong, in one line that names the mend."""
 
 
 class InputError(ValueError):
@@ -19,3 +19,8 @@ class EngineFailed(RuntimeError):
 
 class WorkersDied(RuntimeError):
     """Processes that shared the work died, worker after worker or one of a training. The CLI exits with code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
