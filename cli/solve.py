@@ -68,12 +68,22 @@ def solve(
     with output.progress("solving"):
         # What a problem is depends on what the model has learned.
         sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
-        solutions = Mind(sampler, task, layout, options.filter_config(filter_name, k)).solve(texts, policy, show)
+        solver = Mind(sampler, task, layout, options.filter_config(filter_name, k))
+        solutions = solver.solve(texts, policy, show)
+    unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
-        _print(solution, output)
-    if unread := [solution for solution in solutions if solution.unread]:
-        many = f"{len(unread)} of {len(texts)} problems cannot be read, the first: " if len(texts) > 1 else ""
-        raise InputError(f"{many}{unread[0].error}")
+        # Of a single one stderr says why; of several, their lines do.
+        _print(solution, output, why=unread != [solution])
+    if unread:
+        raise InputError(_why_unread(unread, len(texts)))
+
+
+def _why_unread(unread: list["Solution"], count: int) -> str:
+    """One line about the problems that cannot be read, which repeats nothing that their own lines say."""
+    if count == 1:
+        return str(unread[0].error)
+    many = f"{len(unread)} of {count} problems cannot be read"
+    return f"{many}: {unread[0].error}" if len(unread) == 1 else f"{many}; the line of each says why"
 
 
 def _typed(problems: list[str], file: Path | None) -> list[str]:
@@ -99,13 +109,15 @@ def _read(file: Path) -> str:
     return decoded(sys.stdin.buffer.read(), "stdin")
 
 
-def _print(solution: "Solution", output: Output) -> None:
+def _print(solution: "Solution", output: Output, why: bool) -> None:
+    """Print a solution, and why there is none if that is not said elsewhere."""
     if output.as_json:
         output.line(solution.as_json())
         return
     if solution.thought is not None:
         output.console.print(_thinking(solution.thought, output.console.width))
-    answer = solution.answer if solution.error is None else f"?  ({solution.error})"
+    reason = f"  ({solution.error})" if why else ""
+    answer = solution.answer if solution.error is None else f"?{reason}"
     output.text(f"{solution.problem.rstrip('= ')} = {answer}")
 
 

@@ -1,4 +1,4 @@
-"""What a person did wrong, in one line that names the mend."""
+"""What went wrong, in one line that names the mend."""
 
 import shlex
 from pathlib import Path
@@ -27,3 +27,8 @@ class WorkersDied(RuntimeError):
 def made_again(root: Path) -> str:
     """Return the mend of a damaged file that a run makes again."""
     return f"`sector run --out {shlex.quote(str(root))}` makes it again"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

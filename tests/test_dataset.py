@@ -25,6 +25,7 @@ from sector.engine.training.dataset import (
     labelled_table,
     read_candidates,
     read_examples,
+    read_missed,
     read_votes,
     write_examples,
     write_table,
@@ -101,9 +102,10 @@ def test_what_the_fast_policy_missed_can_be_read_alone(tmp_path: Path) -> None:
     improved.ballot.direct[::2, -1] = (truth.answers[::2, -1] + 1) % 10
     write_examples(tmp_path / "some.parquet", improved_table(improved, rows, PlaceLayout(), OURS))
     assert same(read_examples(tmp_path / "some.parquet")[3], truth)
-    assert same(read_examples(tmp_path / "some.parquet", missed=True)[3], truth[torch.arange(0, 12, 2)])
+    ((examples, missed),) = read_missed(tmp_path / "some.parquet")
+    assert same(examples, truth) and missed.tolist() == list(range(0, 12, 2))
     write_examples(tmp_path / "labelled.parquet", labelled_table(truth, PlaceLayout(), OURS))
-    assert read_examples(tmp_path / "labelled.parquet", missed=True) == {}
+    assert [missed.tolist() for _, missed in read_missed(tmp_path / "labelled.parquet")] == [[]]
 
 
 @pytest.mark.parametrize(

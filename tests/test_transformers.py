@@ -336,6 +336,34 @@ def test_trainer_learns_and_evaluates_by_the_usual_collator(model: SectorForCaus
     assert trainer.predict(_rows()).predictions.shape[:2] == (8, 17)
 
 
+def test_label_smoothing_is_refused_before_a_weight_changes(model: SectorForCausalLM, tmp_path: Path) -> None:
+    """Its loss is infinite, and Trainer would log zero and train on what is left."""
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="leave out label_smoothing_factor") as caught:
+        _trainer(model, tmp_path, label_smoothing_factor=0.1, learning_rate=1e-3).train()
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_loss_of_ones_own_on_tokens_that_can_follow_has_the_gradient_of_the_models(model: SectorForCausalLM) -> None:
+    ids = TOKENIZER([SHORT], return_tensors="pt")["input_ids"]
+    answer = slice(ids.shape[1] - 5, None)
+    labels = torch.full_like(ids, -100)
+    labels[:, answer] = ids[:, answer]
+    gradients = []
+    for own in (True, False):
+        model.zero_grad()
+        if own:
+            logits = model(ids).logits[:, :-1].flatten(0, 1)
+            nn.functional.cross_entropy(logits, labels[:, 1:].flatten()).backward()
+        else:
+            model(ids, labels=labels).loss.backward()
+        gradients.append(model.head.weight.grad.clone())
+    model.zero_grad()
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any()
+
+
 class _Adapter(nn.Module):
     """What peft puts in the place of a linear layer."""
 

@@ -36,6 +36,23 @@ def next_token_loss(
     return total / count.clamp(min=1)
 
 
+def refuse_impossible_targets(logits: Tensor) -> None:
+    """Have `backward` raise ValueError where a loss made of `[B, T, V]` elsewhere asks for what never follows.
+
+    Such a loss is infinite, as that of label smoothing is; its gradients are not, and a trainer may log it as zero.
+    """
+    impossible = logits.detach() == float("-inf")
+
+    def refuse(gradient: Tensor) -> None:
+        if gradient.masked_fill(~impossible, 0.0).any():
+            raise ValueError(
+                "this loss gives weight to tokens that can never follow, as label smoothing does, and is infinite; "
+                "leave out label_smoothing_factor, or give the model its labels"
+            )
+
+    logits.register_hook(refuse)
+
+
 def never_follows(targets: Tensor, ids: Tensor) -> Tensor:
     """Which ids of the vocabulary `targets [...]` have no chance to come after `ids [...]`, whatever the weights?"""
     in_vocabulary = (targets >= 0) & (targets < tokens.VOCAB_SIZE)

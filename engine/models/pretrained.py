@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, first_line
 from sector.engine.models.text import TextModel
 
 GGUF = ".gguf"
@@ -54,7 +54,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
             )
     except Exception as error:
         # Whatever transformers makes of files that someone else wrote: it checks by many kinds of error.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path} is not a causal model that transformers reads ({reason})") from error
     network, loading = opened
     if lacking := loading["missing_keys"]:

@@ -22,7 +22,7 @@ from transformers.utils.import_utils import is_tracing
 
 from sector.engine.language import tokens
 from sector.engine.language.constant import Constant
-from sector.engine.models.loss import next_token_loss
+from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
 from sector.engine.tasks import DEFAULT, task_names
 
@@ -342,6 +342,8 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
             if logits.shape[1] != ids.shape[1]:
                 raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
             loss = next_token_loss(logits, ids, labels, shift_labels, num_items_in_batch)
+        elif logits.requires_grad and not is_tracing(logits):
+            refuse_impossible_targets(logits)
         output = CausalLMOutputWithPast(
             # transformers says FloatTensor and means a Tensor.
             loss=loss,  # type: ignore[arg-type]

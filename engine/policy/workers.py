@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.config import VllmConfig
-from sector.engine.errors import InputError, WorkersDied
+from sector.engine.errors import InputError, WorkersDied, first_line
 from sector.engine.language.layout import Layout
 from sector.engine.models.checkpoint import Model, weights_bytes
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
@@ -187,7 +187,7 @@ class Workers:
                 deaths += 1
                 if deaths > MAX_DEATHS:
                     raise WorkersDied(
-                        f"{deaths} workers died in one batch, the last of: {_first_line(error)}"
+                        f"{deaths} workers died in one batch, the last of: {first_line(error)}"
                     ) from error
                 if start is not None:
                     blocks.appendleft(start)
@@ -239,7 +239,7 @@ class Workers:
             _check_answers(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="error")
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({_first_line(error)})") from error
+            raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)})") from error
         cpus = int(self._ray.cluster_resources().get("CPU", 0))
         if cpus < self._count:
             self._ray.shutdown()
@@ -309,7 +309,3 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise InputError("several workers need Ray; pip install 'sector-lm[ray]'") from error
     return ray
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

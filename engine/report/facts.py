@@ -22,7 +22,8 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.records import RoundMetrics
 from sector.engine.shares import percent
 from sector.engine.tasks import find_task
-from sector.engine.training.dataset import read_examples, read_rows, read_votes
+from sector.engine.training.columns import read_rows
+from sector.engine.training.dataset import read_examples, read_votes
 
 # At least this much at every trained length, by the last audit, and the run is said to have worked.
 WORKED = 0.95

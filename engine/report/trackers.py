@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from sector.engine.config import RunConfig
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, first_line
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phases import Event
 from sector.engine.run.records import RoundMetrics
@@ -157,7 +157,7 @@ class _Service:
             self._run = module.init(resume="allow", **of_run)
         except Exception as error:
             # Whatever keeps it from starting (no account, no network) is between the user and the service.
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InputError(f"--track {name} does not start: {reason}") from error
         self._module = module
 

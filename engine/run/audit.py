@@ -20,7 +20,6 @@ from sector.engine.tasks import mistakes, task_of, true_answers, truth_of
 from sector.engine.tasks.mistakes import Mistake
 from sector.engine.tasks.task import Task
 
-POLICIES = ("fast", "slow", "improved")
 EVAL_BATCH = 1000
 
 

@@ -16,7 +16,7 @@ from sector.engine.seeding import stream_seed
 from sector.engine.tasks import find_task
 from sector.engine.training import supervised
 from sector.engine.training.batches import mixed_batches
-from sector.engine.training.dataset import read_examples
+from sector.engine.training.dataset import read_examples, read_missed
 from sector.engine.training.distill import Batches
 
 
@@ -63,11 +63,15 @@ def replayed(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
 
 def examples_of(run: RunDir, config: RunConfig, digits: int) -> list[Examples]:
     """List the sets of a round's examples that take turns: all, and those that the fast policy missed."""
-    sets, settings = list(read_examples(run.examples(digits)).values()), config.round
+    settings = config.round
     if settings.missed_turns:
+        written = read_missed(run.examples(digits))
         # Fewer than a shard would be the same few over and over. What was missed is the answer, not the step.
-        missed = read_examples(run.examples(digits), missed=True).values()
-        sets += [examples.answers_only() for examples in missed if len(examples) >= settings.trainer.shard_rows]
+        few = settings.trainer.shard_rows
+        sets = [examples for examples, _ in written]
+        sets += [examples[missed].answers_only() for examples, missed in written if len(missed) >= few]
+    else:
+        sets = list(read_examples(run.examples(digits)).values())
     task = find_task(config.task)
     return [Examples.cat([examples, *task.restated(examples)]) for examples in sets] if settings.restated else sets
 

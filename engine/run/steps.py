@@ -26,7 +26,7 @@ from sector.engine.run.directory import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
-from sector.engine.tasks.task import Task, one_task
+from sector.engine.tasks.task import Task
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
 from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
@@ -176,12 +176,12 @@ class Training:
 
 def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
     """Read weights, examples and settings. InputError names the file that is none of them."""
-    sets = _read_all(data)
+    weights, settings = load_checkpoint(model), _run_config(model).round
+    task = task_and_layout(weights)[0].name
+    sets = _read_all(data, task)
     digits = max(each.digits for each in sets)
     new = [Examples.cat(each for each in sets if each.digits == digits)]
-    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)])
-    weights, settings = load_checkpoint(model), _run_config(model).round
-    one_task([task_and_layout(weights)[0].name, *(each.problems.task for each in [*new, *old])])
+    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)], task)
     trainer = settings.trainer
     tune_allocator()
     return Training(
@@ -203,13 +203,15 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
     )
 
 
-def _read_all(paths: Sequence[Path]) -> list[Examples]:
-    """The examples of some files, a set for every file and length. InputError if a file holds none."""
+def _read_all(paths: Sequence[Path], task: str) -> list[Examples]:
+    """The examples of some files, a set for every file and length. InputError if a file holds none, or another task."""
     sets: list[Examples] = []
     for path in paths:
         by_length = read_examples(path)
         if not by_length:
             raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
+        if (found := next(iter(by_length.values())).problems.task) != task:
+            raise InputError(f"{path} holds examples of {found}, and the model has learned {task}; train one of them")
         sets += by_length.values()
     return sets
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sector.engine.errors import InputError, WorkersDied
+from sector.engine.errors import InputError, WorkersDied, first_line
 from sector.engine.training.torchrun import check_launch, local_rank, num_processes
 
 T = TypeVar("T")
@@ -170,6 +170,6 @@ def _death_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # gloo begins with a line of its source, and ends with advice.
-        reason = str(error).strip().partition("\n")[0].rpartition("] Conn")
+        reason = first_line(error).rpartition("] Conn")
         said = "".join(reason[1:]).removeprefix("] ").partition(". ")[0]
         raise WorkersDied(f"a process of this training died, or cannot be reached ({said})") from error

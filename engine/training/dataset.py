@@ -1,7 +1,6 @@
 """Accepted examples on disk: parquet with provenance, and a short JSONL preview for people."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,37 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sector.engine.errors import InputError
+from sector.engine.errors import InputError, first_line
 from sector.engine.files import write_atomically, write_text
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.improve import BELIEVED, Improved
-from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.task import Task
+from sector.engine.training.columns import TASK, read_columns
 
 PREVIEW_ROWS = 20
 # What values that are not ours make of the code that reads them.
 _NOT_OURS = (ValueError, TypeError, AttributeError, RuntimeError, LookupError)
 
+# Columns of examples.
+#
+# problem: as people write it, every operand with all its digits.
+# answer: plain decimals, the vote of the slow policy or the label.
+# prompt_ids: the ids of the prompt that asks for the answer.
+# answer_ids: the ids of the answer, end included.
+# simplification: the problem that remains and the digit split off, as `12+45|9`; '' where nothing was simplified.
+# direct: what the fast policy said; null where it was not asked.
+# guesses: the K guesses of the slow policy; none for a label.
+# votes: how many of them gave the answer; 0 for a label.
+# commutes: did the second look give it too?
+# digits: N of the problem.
+# task: the name of the task; readers take it from here.
+# round: the digits of the round; 0 for the supervised phase.
+# seed: of the run.
+# engine: what generated it, or `oracle`.
+# weights_sha256: of the weights that generated it; '' for the oracle.
+# index: of the problem in its stream.
 SCHEMA = pa.schema(
     [
         ("problem", pa.string()),
@@ -36,11 +53,25 @@ SCHEMA = pa.schema(
         ("votes", pa.int32()),
         ("commutes", pa.bool_()),
         ("digits", pa.int32()),
+        (TASK, pa.string()),
         ("round", pa.int32()),
         ("seed", pa.uint64()),
         ("engine", pa.string()),
         ("weights_sha256", pa.string()),
         ("index", pa.int64()),
+    ]
+)
+
+# Columns of candidates. problem, direct, answer, votes, task: as above, answer and direct whatever became of them.
+# verdict: that of the filter, as `improve.Verdict` names it.
+CANDIDATES = pa.schema(
+    [
+        ("problem", pa.string()),
+        ("direct", pa.string()),
+        ("answer", pa.string()),
+        ("votes", pa.int64()),
+        ("verdict", pa.string()),
+        (TASK, pa.string()),
     ]
 )
 
@@ -105,26 +136,25 @@ def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -
 
 def candidates_table(improved: Improved) -> pa.Table:
     """Everything tried, for the audit and for people who study what a filter throws away."""
-    table = pa.table(
-        {
-            "problem": improved.problems.texts(),
-            "direct": plain_decimals(improved.ballot.direct),
-            "answer": plain_decimals(improved.ballot.answers),
-            "votes": improved.ballot.votes.tolist(),
-            "verdict": improved.verdicts,
-        }
-    )
-    return _of_task(table, improved.problems.task)
+    columns = {
+        "problem": improved.problems.texts(),
+        "direct": plain_decimals(improved.ballot.direct),
+        "answer": plain_decimals(improved.ballot.answers),
+        "votes": improved.ballot.votes.tolist(),
+        "verdict": improved.verdicts,
+        TASK: [improved.problems.task] * len(improved.problems),
+    }
+    return pa.table(columns, schema=CANDIDATES)
 
 
 def read_candidates(path: Path, digits: int) -> tuple[Any, Tensor]:
     """What a round tried: the problems, and the fast policy's direct answers `[B, W]`."""
-    task, (texts, direct) = _read_columns(path, ("problem", "direct"))
+    task, (texts, direct) = read_columns(path, CANDIDATES, ("problem", "direct"))
     try:
         problems = task.parse(texts, digits)
         return problems, _answers(direct, problems)
     except _NOT_OURS as error:
-        raise InputError(f"{path} holds a row that is no candidate ({_first_line(error)})") from error
+        raise InputError(f"{path} holds a row that is no candidate ({first_line(error)})") from error
 
 
 def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
@@ -132,29 +162,13 @@ def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
 
     InputError if the file is none of ours, or a row does not fit.
     """
+    task, (texts, answers, votes, verdicts) = read_columns(path, CANDIDATES, ("problem", "answer", "votes", "verdict"))
     try:
-        table = read_table(path, columns=["problem", "answer", "votes", "verdict"])
-        texts, answers, votes, verdicts = (column.to_pylist() for column in table.columns)
+        problems = task.parse(texts, digits)
         accepted = [verdict in BELIEVED for verdict in verdicts]
-        problems = _task_in(table).parse(texts, digits)
-        read = problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
-    except (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} holds no candidates of {digits} digits ({str(error).splitlines()[0]})") from error
-    return read
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a parquet file as they are. InputError if it cannot be read."""
-    try:
-        return read_table(path).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
-
-
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a parquet file of any name: pyarrow itself opens none that is not UTF-8."""
-    with path.open("rb") as file:
-        return pq.read_table(file, columns=columns)
+        return problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
+    except _NOT_OURS as error:
+        raise InputError(f"{path} holds no candidates of {digits} digits ({first_line(error)})") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -176,46 +190,45 @@ def write_examples(path: Path, table: pa.Table) -> None:
     write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
 
 
-def read_examples(path: Path, missed: bool = False) -> dict[Any, Examples]:
-    """Examples of a file by length, and by size where a length has several.
+def read_examples(path: Path) -> dict[Any, Examples]:
+    """Read examples of a file by length, and by size where a length has several.
 
-    missed: only those to which the fast policy said something else when it was asked directly.
     InputError if it is no parquet of ours or a row does not fit its own length.
     """
-    by_size: dict[Any, list[tuple[str, str, str]]] = {}
-    columns_read = ("problem", "answer", "simplification", "digits", *["direct"] * missed)
-    task, columns = _read_columns(path, columns_read)
+    task, columns = read_columns(path, SCHEMA, _LEARNED)
+    sets = {size: examples for size, examples, _ in _sets(path, task, [*columns, [None] * len(columns[0])])}
+    # Of several sizes of one length the last is the largest; it is the one that goes by the length alone.
+    names = {size[0]: size for size in sets}
+    return {size[0] if names[size[0]] == size else size[1]: examples for size, examples in sets.items()}
+
+
+def read_missed(path: Path) -> list[tuple[Examples, Tensor]]:
+    """Read the sets that `read_examples` reads, each with the rows `[M]` that the fast policy missed.
+
+    Those are the ones to which it said something else when it was asked directly.
+    """
+    task, columns = read_columns(path, SCHEMA, (*_LEARNED, "direct"), optional=("direct",))
+    return [(examples, missed) for _, examples, missed in _sets(path, task, columns)]
+
+
+# What of an example is learned.
+_LEARNED = ("problem", "answer", "simplification", "digits")
+
+
+def _sets(path: Path, task: Task, columns: list[list[Any]]) -> list[tuple[Any, Examples, Tensor]]:
+    """Sort rows into sets of one size, in the order of sizes: the size, its examples, and which rows were missed."""
+    by_size: dict[Any, list[tuple[Any, ...]]] = {}
     try:
-        for problem, answer, simplification, digits, *direct in zip(*columns, strict=True):
-            if missed and direct[0] in (None, answer):
-                continue
-            by_size.setdefault((digits, task.size_of(problem, digits)), []).append((problem, answer, simplification))
-        sizes = sorted(by_size)
-        # Of several sizes of one length the last is the largest; it is the one that goes by the length alone.
-        names = {size[0]: size for size in sizes}
-        return {
-            size[0] if names[size[0]] == size else size[1]: _examples(task, by_size[size], size[0]) for size in sizes
-        }
+        for row in zip(*columns, strict=True):
+            by_size.setdefault((row[3], task.size_of(row[0], row[3])), []).append(row)
+        return [(size, _examples(task, by_size[size], size[0]), _missed(by_size[size])) for size in sorted(by_size)]
     except _NOT_OURS as error:
-        raise InputError(f"{path} holds a row that is no example ({_first_line(error)})") from error
+        raise InputError(f"{path} holds a row that is no example ({first_line(error)})") from error
 
 
-def _read_columns(path: Path, names: Sequence[str]) -> tuple[Task, list[list[Any]]]:
-    """Columns of a parquet file, and the task that it is of. InputError if it is none, or lacks one."""
-    try:
-        table = read_table(path)
-        missing = [name for name in names if name not in table.column_names]
-        if missing:
-            raise InputError(f"{path} lacks the column {missing[0]!r}; write it with `sector generate`")
-        return _task_in(table), [table.column(name).to_pylist() for name in names]
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _missed(rows: list[tuple[Any, ...]]) -> Tensor:
+    """Indices of rows with a direct answer that is not the answer."""
+    return torch.tensor([at for at, row in enumerate(rows) if row[4] not in (None, row[1])], dtype=torch.int64)
 
 
 def simplification_texts(rest: Batch, digit: Tensor) -> list[str]:
@@ -234,13 +247,14 @@ def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns
         "answer_ids": _without(layout.pad_id, layout.answer_ids(examples.answers)),
         "simplification": simplification_texts(examples.rest, examples.digit),
         "digits": [examples.digits] * count,
+        TASK: [examples.problems.task] * count,
         "round": [provenance.round] * count,
         "seed": [provenance.seed] * count,
         "engine": [provenance.engine] * count,
         "weights_sha256": [provenance.weights_sha256] * count,
         **columns,
     }
-    return _of_task(pa.table(values, schema=SCHEMA), examples.problems.task)
+    return pa.table(values, schema=SCHEMA)
 
 
 def _without(pad: int, ids: Tensor) -> list[list[int]]:
@@ -248,7 +262,7 @@ def _without(pad: int, ids: Tensor) -> list[list[int]]:
     return [[each for each in row if each != pad] for row in ids.tolist()]
 
 
-def _examples(task: Task, rows: list[tuple[str, str, str]], digits: int) -> Examples:
+def _examples(task: Task, rows: list[tuple[Any, ...]], digits: int) -> Examples:
     problems = task.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], problems)
     if not any(row[2] for row in rows):
@@ -264,13 +278,3 @@ def _answers(texts: list[str], problems: Batch) -> Tensor:
     if bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None):
         raise ValueError(f"answer {bad!r} to a problem of {problems.digits} digits")
     return torch.tensor([[int(digit) for digit in text.zfill(width)] for text in texts]).view(len(texts), width)
-
-
-def _of_task(table: pa.Table, task: str) -> pa.Table:
-    """The table with its task's name on it; what bears none is of the first task there was."""
-    return table if task == DEFAULT else table.replace_schema_metadata({"task": task})
-
-
-def _task_in(table: pa.Table) -> Task:
-    """The task that a table is of. InputError if it is none of ours."""
-    return find_task((table.schema.metadata or {}).get(b"task", DEFAULT.encode()).decode())
