@@ -21,6 +21,7 @@ from sector.cli._output import SILENCE_SECONDS, Output, clock, every, percent
 from sector.cli._streams import Unwritable, printable
 from sector.engine.config import RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import NoAgreement
+from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
@@ -53,6 +54,17 @@ def asked_for(
         table = given.get("filter", {})
         given["filter"] = (table if isinstance(table, dict) else {}) | filter_settings(filter_name)
     return given, str(config) if config else "command line"
+
+
+def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
+    """InputError, before torch is waited for, if the run is refused at once.
+
+    Under torchrun the first process says so once it has met the others, which end with it then.
+    """
+    from sector.engine.run.open import check_run
+
+    if num_processes() == 1:
+        check_run(root, given, source)
 
 
 def default_out(given: dict[str, Any]) -> Path:

@@ -61,10 +61,12 @@ def decoded(content: bytes, source: str) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """InputError unless something can be written at `path`: to be known before long work, not after it."""
+    """InputError unless something can be written at `path`: to be known before long work, not after it.
+
+    Folders that are not there yet are not made: the work may be refused for another reason.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=next(each for each in path.absolute().parents if os.path.lexists(each))):
             pass
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error

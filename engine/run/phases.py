@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from sector.engine.config import FilterConfig, RunConfig
-from sector.engine.errors import NoAgreement
+from sector.engine.errors import InputError, NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.pretrained import open_pretrained
@@ -25,7 +25,7 @@ from sector.engine.run.followers import announce
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
 from sector.engine.run.plots import plot_run
 from sector.engine.run.stopping import Stopping
-from sector.engine.samplers import make_sampler
+from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.tasks import find_task
@@ -77,8 +77,11 @@ class Phases:
         """Who does the work, if not this process alone: `workers` generate, `ranks` share the training.
 
         stopping: says when to save and expect the end.
-        InputError if there are more ranks than shards.
+        InputError if there are more ranks than shards, the engine is not installed, or workers are to run text.
         """
+        check_engine(config.engine)
+        if workers and config.pretrained:
+            raise InputError("--workers takes sector's own models only; leave it out for a pretrained model")
         check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
         tune_allocator()
         self._run, self._config = run, config
@@ -104,6 +107,7 @@ class Phases:
                 goal=self._supervised_goal,
             )
             self._run.save_checkpoint(model, self._first)
+        self._run.mark_latest(self._first)
         yield from self.audit(0)
         self._run.mark_best(self._first)
 
@@ -162,6 +166,7 @@ class Phases:
     def distill(self, digits: int) -> Iterator[Event]:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
         if self._run.has_checkpoint(digits):
+            self._run.mark_latest(digits)
             return
         while True:
             model, reached = yield from self._train_round(digits)
