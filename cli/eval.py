@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent, unwrapped
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 
 if TYPE_CHECKING:
     from sector.engine.report.evaluate import Report
@@ -20,7 +20,7 @@ def evaluate(
     model: options.Model,
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[
-        int, typer.Option(min=1, max=options.MOST, metavar="N", help="Problems a length, and of each family.")
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Problems a length, and of each family.")
     ] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[bool, typer.Option(help="Also long carries, unequal lengths and leading zeros.")] = True,
@@ -56,7 +56,17 @@ def evaluate(
             on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
-    output.say(f"picture: {report.picture}" if report.picture else "no picture: name a directory with --out")
+    output.say(_where(report))
+
+
+def _where(report: "Report") -> str:
+    """Where it is written, or why nowhere."""
+    if report.written:
+        picture, record = report.written
+        return f"picture: {picture}, record: {record}"
+    if report.kept:
+        return f"not written: {report.kept} holds more of the same weights and stays; name a directory with --out"
+    return "no picture: name a directory with --out"
 
 
 def _view(report: "Report") -> Group:

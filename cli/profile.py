@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, percent
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 
 # Rows of the table; the JSON holds all.
 _TOP = 15
@@ -43,7 +43,7 @@ def generate(
     model: options.Model,
     digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Candidates a step.")] = 250,
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Candidates a step.")] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",

@@ -44,12 +44,16 @@ def score_json(each: Score) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An evaluation: its scores in order, the same for machines, and the picture if one was drawn."""
+    """An evaluation: its scores in order, the same for machines, and where its picture and record are written.
+
+    kept: the record among the run's plots that was left in that place, since it holds more of the same weights.
+    """
 
     title: str
     scores: list[Score]
     values: dict[str, Any]
-    picture: Path | None
+    written: tuple[Path, Path] | None
+    kept: Path | None
 
 
 def evaluate_model(
@@ -68,7 +72,7 @@ def evaluate_model(
 ) -> Report:
     """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots.
 
-    given: as in `open_engine`.
+    Among the plots an evaluation of the same weights stays that holds more. given: as in `open_engine`.
     """
     for digits in lengths:
         check_digits(digits)
@@ -93,10 +97,30 @@ def evaluate_model(
         "seconds": time.perf_counter() - start,
     }
     title = f"Accuracy of the {policy} policy, {resolve_checkpoint(model)}"
-    if stem:
-        plot_eval(scores, title, stem.with_suffix(".png"))
-        write_text(stem.with_suffix(".json"), json.dumps(values, indent=2) + "\n")
-    return Report(title, scores, values, stem and stem.with_suffix(".png"))
+    if stem is None:
+        return Report(title, scores, values, None, None)
+    picture, record = stem.with_suffix(".png"), stem.with_suffix(".json")
+    if out is None and _holds_more(record, values):
+        return Report(title, scores, values, None, record)
+    plot_eval(scores, title, picture)
+    write_text(record, json.dumps(values, indent=2) + "\n")
+    return Report(title, scores, values, (picture, record), None)
+
+
+def _holds_more(record: Path, values: dict[str, Any]) -> bool:
+    """Is there an evaluation of the same weights that holds something which this one lacks?"""
+    try:
+        old = json.loads(record.read_text(encoding="utf-8"))
+        same = old["weights_sha256"] == values["weights_sha256"]
+        return same and (old["samples"] > values["samples"] or not _asked(old) <= _asked(values))
+    except (OSError, ValueError, KeyError, TypeError):
+        # None, or one that nobody can read.
+        return False
+
+
+def _asked(values: dict[str, Any]) -> set[tuple[str, int]]:
+    """The families of problems, and their lengths; uniform problems have no name."""
+    return {(each.get("family", ""), each["digits"]) for each in [*values["lengths"], *values["suite"]]}
 
 
 def _plots_of(model: Path) -> Path | None:

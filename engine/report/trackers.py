@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PROJECT = "sector"
+TENSORBOARD = "tensorboard"
 # The loss of every so many steps.
 _LOSS_STEPS = 20
 # What a line of metrics.jsonl is not told of: it is drawn over digits elsewhere, or no number.
@@ -58,12 +59,13 @@ def log_to_trackers(
 
     InputError before the first event if one of them is not installed, or will not start.
     """
-    steps = _Steps(run, config)
+    steps = _Steps(config, run.metrics())
     with ExitStack() as open_trackers:
         trackers: list[Tracker] = [_TensorBoard(run.root)]
         trackers += [_Service(name, run.root, config) for name in names]
         for tracker in trackers:
             open_trackers.enter_context(closing(tracker))
+        _retell(run, config, trackers[0])
         for event in events:
             now = steps.at(event)
             if figures := figures_of(event):
@@ -72,12 +74,23 @@ def log_to_trackers(
             yield event
 
 
+def _retell(run: RunDir, config: RunConfig, board: Tracker) -> None:
+    """Tell TensorBoard of the rounds that are done, if what it was told is gone; the loss of their steps stays gone."""
+    if any((run.root / TENSORBOARD).glob("*")):
+        return
+    steps = _Steps(config, ())
+    for line in run.metrics():
+        event = {"event": "round", **line}
+        board.log(figures_of(event), steps.at(event))
+
+
 class _Steps:
     """Training steps of a run, from the phases that are done and where its events say that it stands."""
 
-    def __init__(self, run: RunDir, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, lines: Iterable[dict[str, Any]]) -> None:
+        """lines: of metrics.jsonl so far."""
         self._config, self._done = config, 0
-        for line in run.metrics():
+        for line in lines:
             self.at({"event": "round", **line})
 
     def at(self, event: Event) -> int:
@@ -125,7 +138,7 @@ class _TensorBoard:
     """Event files in the run's `tensorboard/`; what a killed run had written past the first step is taken back."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "tensorboard"
+        self._root = root / TENSORBOARD
         self._writer: SummaryWriter | None = None
 
     def log(self, figures: dict[str, float], step: int) -> None:

@@ -23,7 +23,7 @@ from sector.engine.run.audit import Solver
 from sector.engine.run.directory import RunDir
 from sector.engine.run.followers import announce
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
-from sector.engine.run.plots import plot_run
+from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -214,6 +214,8 @@ class Phases:
     def audit(self, digits: int) -> Iterator[Event]:
         """What the truth says of the round, for people only: a line of metrics.jsonl."""
         if any(line["digits"] == (digits or self._first) for line in self._run.metrics()):
+            if not has_plots(self._run):
+                plot_run(self._run)
             return
         start = time.perf_counter()
         report = self._report(digits)

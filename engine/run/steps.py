@@ -11,20 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from sector.engine.bound import WEIGHTS
 from sector.engine.config import FilterConfig, RunConfig, TrainerConfig, VllmConfig, vllm_config
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout
 from sector.engine.language.tokens import MAX_DIGITS
-from sector.engine.models.checkpoint import (
-    WEIGHTS,
-    Model,
-    load_checkpoint,
-    save_checkpoint,
-    task_and_layout,
-    weights_sha256,
-)
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.sector import best_device
 from sector.engine.policy import improve
 from sector.engine.policy.generate import Assignment
