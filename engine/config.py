@@ -391,11 +391,14 @@ def _range_of(settings: type[Settings], key: Sequence[int | str]) -> str:
         kind = field.annotation  # type: ignore[assignment]  # a table of settings, since there is a key in it
         field = kind.model_fields[str(part)]
     bounds = {type(each): each for each in field.metadata}
-    first = bounds.get(Ge) or bounds.get(Gt)
-    last = bounds.get(Le) or bounds.get(Lt)
-    least = getattr(first, "ge", None) if isinstance(first, Ge) else getattr(first, "gt", None)
-    most = f"{last.le:g}" if isinstance(last, Le) else f"below {getattr(last, 'lt', 0):g}"
-    return f"{least:g} to {most}"
+    first, last = bounds.get(Ge), bounds.get(Le)
+    least = first.ge if isinstance(first, Ge) else bounds[Gt].gt
+    most = last.le if isinstance(last, Le) else bounds[Lt].lt
+    return f"{_plain(least)} to {'' if last else 'below '}{_plain(most)}"
+
+
+def _plain(number: object) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
