@@ -44,13 +44,14 @@ def asked_for(
 
     settings: one by one, as `--set` takes them.
     """
-    from sector.engine.policy.generate import filter_settings
-
     given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
         given["pretrained"] = str(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
+        # Imported here: torch comes with it.
+        from sector.engine.policy.generate import filter_settings
+
         table = given.get("filter", {})
         given["filter"] = (table if isinstance(table, dict) else {}) | filter_settings(filter_name)
     return given, str(config) if config else "command line"

@@ -1,7 +1,7 @@
 """The record of the settings that a run was made with: what is refused against it, and what may change."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,19 @@ def test_a_setting_edited_between_resumes_is_refused_unless_it_may_change(run: R
         assert f"says {key} = {other!r}, but this run was made with {key} = {before!r}; put it back" in message
 
 
-@pytest.mark.parametrize("command", ["run", "report"])
-def test_every_command_that_reads_a_run_refuses_it(run: RunDir, command: str) -> None:
+def _resume(run: RunDir) -> None:
+    with open_run(run.root, {}, "test"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "read", [_resume, lambda run: write_report([run.root], None)], ids=["run", "report"]
+)  # fmt: skip
+def test_every_command_that_reads_a_run_refuses_it(run: RunDir, read: Callable[[RunDir], object]) -> None:
     _edit(run, "seed", 1)
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="says seed = 1, but this run was made with seed = 0"):
-        if command == "report":
-            write_report([run.root], None)
-        else:
-            with open_run(run.root, {}, "test"):
-                pass
+        read(run)
     assert {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()} == before
 
 
