@@ -8,7 +8,6 @@ Runs of one seed and one supervised phase begin alike, to the bit, so one of the
 it over as if they had been interrupted right after it; whether it suffices each judges by its own settings.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from sector.engine.report.evaluate import evaluate_model
 from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of
 from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run.directory import RunDir, read_snapshot
+from sector.engine.run.made_with import digest
 from sector.engine.run.open import open_run
 from sector.engine.run.phases import Event
 from sector.engine.run.records import Damaged, StartRecord
@@ -136,12 +136,12 @@ def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgres
 
 def _shared(out: Path, config: RunConfig) -> Path:
     """Where the first supervised cycle lies that a run of these settings begins with."""
-    values = config.model_dump(include={"pretrained", "preset", "digit_order", "seed", "hard_share", "supervised"})
+    names = {"pretrained", "preset", "task", "digit_order", "seed", "hard_share", "supervised"}
+    values = config.model_dump(include=names)
     # Goals are judged after the cycle, and say nothing of it.
     goals = ("target_accuracy", "target_agreement", "max_cycles", "more_steps", "examples")
     values["supervised"] = {key: value for key, value in values["supervised"].items() if key not in goals}
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-    return out / "supervised" / key / "training.safetensors"
+    return out / "supervised" / digest(values)[:16] / "training.safetensors"
 
 
 def _lend(out: Path, run: RunDir, config: RunConfig) -> None:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from sector.engine.config import Count, Settings, merged, read_config, run_config, validated
+from sector.engine.config import MAX_DIGITS, Count, Settings, merged, read_config, run_config, validated
 from sector.engine.errors import InputError
 
 # Names become directories.
@@ -42,7 +42,7 @@ class GridConfig(Settings):
     """Every cell is run with each of them."""
     samples: Count = 200
     """Problems a length when a finished run is evaluated."""
-    longest: Count = 29
+    longest: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = 29
     """The evaluation asks for 1 digit to so many, whatever a cell was trained on."""
     settings: Table = {}
     """Of every cell."""

@@ -22,6 +22,7 @@ from sector.cli._tally import Tally
 from sector.engine.config import FILTERS, RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import InputError, NoAgreement
 from sector.engine.shares import percent
+from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
@@ -48,6 +49,8 @@ def asked_for(
         given["pretrained"] = _as_text(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
+        # Imported here: torch comes with it.
+
         table = given.get("filter", {})
         given["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
             exclude={"k", "temperature"}
@@ -62,6 +65,17 @@ def _as_text(path: Path) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"the name {path} is not UTF-8, so that config.toml cannot hold it; rename it") from error
     return str(path)
+
+
+def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
+    """InputError, before torch is waited for, if the run is refused at once.
+
+    Under torchrun the first process says so once it has met the others, which end with it then.
+    """
+    from sector.engine.run.open import check_run
+
+    if num_processes() == 1:
+        check_run(root, given, source)
 
 
 def default_out(given: dict[str, Any]) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sector.engine.config import FILTERS, Filter, RunConfig
+from sector.engine.config import FILTERS, LEAST_TEMPERATURE, MAX_K, MAX_TEMPERATURE, Filter, RunConfig
 from sector.engine.errors import InputError
 from sector.engine.tasks import task_names
 
@@ -27,18 +27,15 @@ class Tracker(StrEnum):
 DEFAULTS = RunConfig()
 DEFAULT_FILTER: FilterName = "strict"
 
-# Of problems and steps: more than any machine does, and few enough to count and to write down.
-MOST = 1_000_000_000
 # What a seed is written down as.
 _MAX_SEED = 2**63 - 1
 
-# Below it a logit divided by the temperature need not be a number.
-_LEAST_TEMPERATURE = 0.001
-
 
 def _temperature(value: float) -> float:
-    if 0 < value < _LEAST_TEMPERATURE:
-        raise typer.BadParameter(f"{value:g} is no temperature; give 0, or one from {_LEAST_TEMPERATURE:g} to 10")
+    if 0 < value < LEAST_TEMPERATURE:
+        raise typer.BadParameter(
+            f"{value:g} is no temperature; give 0, or one from {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        )
     return value
 
 
@@ -63,17 +60,17 @@ PolicyOption = Annotated[
 K = Annotated[
     int,
     typer.Option(
-        "--k", min=1, max=100, metavar="K", help="Simplifications and guesses a problem, for the improved policy."
+        "--k", min=1, max=MAX_K, metavar="K", help="Simplifications and guesses a problem, for the improved policy."
     ),
 ]
 Temperature = Annotated[
     float,
     typer.Option(
         min=0,
-        max=10,
+        max=MAX_TEMPERATURE,
         callback=_temperature,
         metavar="T",
-        help=f"Temperature of sampling: 0 is greedy, else from {_LEAST_TEMPERATURE:g} on.",
+        help=f"Temperature of sampling: 0 is greedy, else from {LEAST_TEMPERATURE:g} on.",
     ),
 ]
 HardShare = Annotated[

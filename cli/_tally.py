@@ -128,7 +128,7 @@ class Tally:
         )
 
     def _mended(self, event: "Event") -> None:
-        self.note = f"made again, because it was damaged: {event['file']}"
+        self.note = f"made again, because it was damaged or gone: {event['file']}"
 
     def _frontier(self, event: "Event") -> None:
         self.frontier = event["digits"]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
 from sector.engine.shares import percent
 
@@ -26,7 +26,7 @@ def bench(
         str, typer.Option("--engine", metavar="NAMES", help="Engines, with commas; ratios are of the first.")
     ] = "native,hf",
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand: 20, or 8,16,29,64.")] = "20",
-    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems of each length.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Problems of each length.")] = 1000,
     batch: Annotated[str, typer.Option(metavar="SIZES", help="Problems at a time: 250, or 100,1000.")] = "1000",
     repeats: Annotated[
         int, typer.Option(min=1, max=1000, metavar="R", help="Repetitions; the engines take turns.")
@@ -100,6 +100,8 @@ def bench(
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
     output.data(record, lambda: view(record))
+    if out:
+        output.say(f"record: {out}")
 
 
 def _sizes(text: str) -> list[int]:

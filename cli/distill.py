@@ -8,6 +8,7 @@ import typer
 from sector.cli import _options as options
 from sector.cli._output import Output
 from sector.cli._streams import printable
+from sector.engine.config import MOST
 
 
 def distill(
@@ -24,7 +25,7 @@ def distill(
         int | None,
         typer.Option(
             min=1,
-            max=options.MOST,
+            max=MOST,
             metavar="N",
             help="Training steps.",
             show_default="the most that a round of a run takes",

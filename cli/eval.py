@@ -10,7 +10,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, unwrapped
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def evaluate(
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[
         int,
-        typer.Option(min=1, max=options.MOST, metavar="N", help="Problems of each length, and of each family of them."),
+        typer.Option(min=1, max=MOST, metavar="N", help="Problems of each length, and of each family of them."),
     ] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[bool, typer.Option(help="Test long carries, unequal lengths and leading zeros, too.")] = True,
@@ -60,7 +60,17 @@ def evaluate(
             on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
-    output.say(f"picture: {report.picture}" if report.picture else "no picture: name a directory with --out")
+    output.say(_where(report))
+
+
+def _where(report: "Report") -> str:
+    """Where it is written, or why nowhere."""
+    if report.written:
+        picture, record = report.written
+        return f"picture: {picture}, record: {record}"
+    if report.kept:
+        return f"not written: {report.kept} holds more of the same weights and stays; name a directory with --out"
+    return "no picture: name a directory with --out"
 
 
 def _view(report: "Report") -> Group:

@@ -9,16 +9,14 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, unwrapped
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
 
 def generate(
     model: options.Model,
     digits: options.Digits,
-    count: Annotated[
-        int, typer.Option(min=1, max=options.MOST, metavar="M", help="Problems to try.", show_default=False)
-    ],
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Problems to try.", show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where examples go.", show_default=False)],
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,

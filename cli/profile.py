@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output
-from sector.engine.config import parse_settings
+from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
 # Rows of the table; the JSON holds all.
@@ -46,7 +46,7 @@ def generate(
     model: options.Model,
     digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, max=options.MOST, metavar="M", help="Candidates of each step.")] = 250,
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Candidates of each step.")] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",

@@ -41,5 +41,5 @@ def report(
     runs_read = [run.as_json() for run in written.runs]
     values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": runs_read}
     lines = [f"{each['run']}: {each['verdict']}" for each in runs_read]
-    lines.append(f"the page is {written.page}, its pictures are beside it")
+    lines.append(f"the page is {written.page}, its pictures are in {written.beside}")
     output.data(values, lambda: "\n".join(map(printable, lines)))

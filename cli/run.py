@@ -54,7 +54,13 @@ def run(
       sector run --track wandb
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
-    from sector.cli._follow import asked_for, default_out, follow, next_steps
+    from sector.cli._follow import asked_for, check_alone, default_out, follow, next_steps
+
+    given, source = asked_for(
+        config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
+    )
+    root = out or default_out(given)
+    check_alone(root, given, source)
     from sector.engine.policy.workers import start_workers
     from sector.engine.report.trackers import log_to_trackers
     from sector.engine.run.followers import followed, leading
@@ -65,13 +71,10 @@ def run(
     if followed():
         return
     output = Output(as_json)
-    given, source = asked_for(
-        config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
-    )
     with (
         leading() as ranks,
         stop_on_signals() as stopping,
-        open_run(out or default_out(given), given, source) as (run_dir, settled),
+        open_run(root, given, source) as (run_dir, settled),
         start_workers(workers, settled.engine, settled.vllm) as crew,
     ):
         events = log_to_trackers(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())

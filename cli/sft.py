@@ -33,7 +33,12 @@ def sft(
       sector sft --out runs/first
       sector sft --out runs/seed1 --seed 1 --json
     """
-    from sector.cli._follow import asked_for, follow, next_steps
+    from sector.cli._follow import asked_for, check_alone, follow, next_steps
+
+    given, source = asked_for(
+        config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
+    )
+    check_alone(out, given, source)
     from sector.engine.report.trackers import log_to_trackers
     from sector.engine.run.followers import followed, leading
     from sector.engine.run.open import open_run
@@ -43,9 +48,6 @@ def sft(
     if followed():
         return
     output = Output(as_json)
-    given, source = asked_for(
-        config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
-    )
     with leading() as ranks, stop_on_signals() as stopping, open_run(out, given, source) as (run_dir, settled):
         phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
         events = log_to_trackers(phases.supervise(), run_dir, settled, track or ())

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sector.engine.errors import InputError
+from sector.engine.files import read_text
 from sector.engine.tasks import DEFAULT, find_task, task_names
 
 MAX_DIGITS = 256
@@ -19,15 +21,33 @@ MAX_DIGITS = 256
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
+CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
 # The checks there are (`checks.py`), in the order of their reasons in every record; `shifted` is the third at other
 # places. No filter has more than MAX_CHECKS.
-CHECKS = ("direct", "commutative", "complement", "through")
-SHIFTED = "shifted"
+CHECKS: tuple[CheckName, ...] = ("direct", "commutative", "complement", "through")
+SHIFTED: CheckName = "shifted"
 MAX_CHECKS = 12
 
+# Of problems and steps: more than any machine does, and few enough to count and to write down.
+MOST = 1_000_000_000
+# Below it a logit divided by the temperature need not be a number.
+LEAST_TEMPERATURE = 0.001
+MAX_TEMPERATURE = 10.0
+# Guesses of one problem.
+MAX_K = 100
+# What may change while a run goes on: how far it goes, and how the engine `vllm` uses its machine. All other settings
+# shape something that a run writes: weights, examples, or figures that stand side by side.
+MAY_CHANGE = frozenset(
+    {"until", "vllm.compiled", "vllm.max_digits", "vllm.rows", "vllm.memory_mib", "vllm.prefix_caching"}
+)
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+CountOrNone = Annotated[int, Field(ge=0, le=MOST)]
+# Learning rates: beyond these ends nothing is learned, or the first step ends in numbers that are none.
+Rate = Annotated[float, Field(ge=1e-8, le=10.0)]
+# A decay of 1 would never forget, and its correction would divide by nothing.
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 def _as_tuple(values: object) -> object:
@@ -38,10 +58,17 @@ def _as_tuple(values: object) -> object:
 class Settings(BaseModel):
     """Frozen, strict about types, and deaf to no typo: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 Model = TypeVar("Model", bound=Settings)
+
+# What pydantic calls errors of numbers that are none, or too small, or too large.
+_OUT_OF_RANGE = (
+    "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal"
+)  # fmt: skip
 
 
 class Filter(Settings):
@@ -49,19 +76,26 @@ class Filter(Settings):
 
     vote: Literal["off", "majority", "unanimous"] = "unanimous"
     """How K guesses become one answer: the first alone, the most frequent, or only one that all give."""
-    checks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
+    checks: Annotated[tuple[CheckName, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
     """The checks, in the order in which they are tried. direct: the fast answer to the whole problem. complement: the
     fast answer to the nines' complement. commutative: the vote on the swapped operands. shifted: the same at other
     places. through: a chain of thought to the end. A task without a check goes without it."""
-    k: Count = 5
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 5
     """Simplifications, and so guesses, a vote."""
     think_through: bool = True
     """Solve rejected candidates by chains of thought to the end, and accept an answer on which all of them agree?"""
     use_chain: bool = True
     """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
     in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    """Sampling temperature; 0 is greedy."""
+    temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] = 0.0
+    """Sampling temperature; 0 is greedy, else from 0.001 on."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, temperature: float) -> float:
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"{temperature:g} is no temperature; give 0, or one from {LEAST_TEMPERATURE:g} on")
+        return temperature
 
     @model_validator(mode="before")
     @classmethod
@@ -71,10 +105,7 @@ class Filter(Settings):
 
     @field_validator("checks")
     @classmethod
-    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = (*CHECKS, SHIFTED)
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"unknown check {unknown[0]!r}; choose of {', '.join(known)}")
+    def _check_names(cls, names: tuple[CheckName, ...]) -> tuple[CheckName, ...]:
         # A check and itself at other places bear one name.
         if len({name.replace(SHIFTED, "commutative") for name in names}) < len(names):
             raise ValueError(f"{', '.join(names)} names a check twice; shifted is commutative at other places")
@@ -138,29 +169,29 @@ FILTERS = {
 class TrainerConfig(Settings):
     """Optimizers, their schedule, and the augmentation of places (`distill.py`)."""
 
-    learning_rate: Positive = 4e-3
+    learning_rate: Rate = 4e-3
     """Peak of a cycle for embeddings, head and norms (AdamW)."""
-    muon_learning_rate: Positive = 0.02
+    muon_learning_rate: Rate = 0.02
     """Peak of a cycle for the matrices of the blocks (Muon)."""
     fast_weight: Share = 0.6
     """Weight of the fast answer's loss; the simplification has the rest."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """On matrices. 0.01 does not generalise to one more digit."""
-    beta1: Share = 0.9
+    beta1: Decay = 0.9
     """AdamW's decay of the first moment."""
-    beta2: Share = 0.98
+    beta2: Decay = 0.98
     """AdamW's decay of the second moment."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: CountOrNone = 100
     """Steps of linear warm-up at the start of a cycle."""
     final_rate: Share = 0.05
     """Share of the peak learning rate left at the end of a cycle."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Largest norm of the gradient."""
     gap_share: Share = 0.5
     """Share of training rows with a gap of random width at a random column."""
-    num_shards: Count = 4
+    num_shards: Annotated[int, Field(ge=1, le=1024)] = 4
     """Shards a step; each holds problems of one length and is worked on by one core."""
-    shard_rows: Count = 16
+    shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Problems a shard."""
 
 
@@ -170,15 +201,15 @@ class RoundTrainerConfig(TrainerConfig):
     A kind of its own, so that whoever sets one of them keeps the others.
     """
 
-    learning_rate: Positive = 2e-3
+    learning_rate: Rate = 2e-3
     """Peak of a cycle for embeddings, head and norms (AdamW)."""
-    muon_learning_rate: Positive = 0.01
+    muon_learning_rate: Rate = 0.01
     """Peak of a cycle for the matrices of the blocks (Muon)."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    warmup_steps: CountOrNone = 10
     """Steps of linear warm-up at the start of a cycle."""
-    num_shards: Count = 8
+    num_shards: Annotated[int, Field(ge=1, le=1024)] = 8
     """Shards a step; each holds problems of one length and is worked on by one core."""
-    shard_rows: Count = 8
+    shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 8
     """Problems a shard."""
 
 
@@ -227,7 +258,7 @@ class RoundConfig(Settings):
 
     candidates: Count = 1000
     """Problems tried a round."""
-    pool: Count = 8
+    pool: Annotated[int, Field(ge=1, le=1000)] = 8
     """Problems drawn for each candidate. The fast policy answers them and their complements, and those on which it
     contradicts itself are tried first, up to half of the candidates. 1 tries problems as they are drawn."""
     teacher: Literal["last", "supervised"] = "last"
@@ -248,9 +279,9 @@ class RoundConfig(Settings):
     """Problems of one digit more on which agreement is measured after each cycle."""
     target_agreement: Share = 0.85
     """Agreement at the next frontier that ends a round's training."""
-    probe_trained: Annotated[int, Field(ge=0)] = 40
+    probe_trained: CountOrNone = 40
     """Problems of a trained length on which agreement is measured after each cycle; 0 measures none."""
-    probe_lengths: Annotated[int, Field(ge=0)] = 6
+    probe_lengths: CountOrNone = 6
     """Trained lengths that are measured so, drawn anew for each cycle; all of them are where one of those is in doubt.
     0 always measures all."""
     target_trained: Share = 0.8
@@ -258,7 +289,7 @@ class RoundConfig(Settings):
     max_fall: Share = 0.25
     """How far agreement at trained lengths may fall below the highest it was; a round that falls further is taken back
     and tried again with other problems, three times at most (`rollback.py`). 1 takes nothing back."""
-    max_leap: Count = 5
+    max_leap: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = 5
     """How many digits further the next round may be. As long as the model agrees with itself there by
     `leap_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""
     leap_agreement: Share = 0.7
@@ -352,6 +383,11 @@ class RunConfig(Settings):
     def _check_pretrained(self) -> Self:
         if not self.pretrained:
             return self
+        if self.task != DEFAULT and not find_task(self.task).has_text:
+            raise ValueError(
+                f"a pretrained model cannot learn the task {self.task}, which is not written as text yet; leave out "
+                "pretrained, or learn addition"
+            )
         if self.engine == "native":
             raise ValueError("the engine native runs sector's own models only; with pretrained choose hf or vllm")
         if self.digit_order != "msd":
@@ -377,13 +413,14 @@ class RunConfig(Settings):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A TOML file as nested dicts. InputError if it is missing or not TOML."""
+    """A TOML file as nested dicts. InputError if it is missing, no text or not TOML."""
+    text = read_text(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not TOML that can be read: it is nested too deeply") from error
 
 
 def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
@@ -400,7 +437,26 @@ def validated(settings: type[Model], values: dict[str, Any], source: str) -> Mod
         key = ".".join(str(part) for part in first["loc"])
         known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
+        if first["type"] in _OUT_OF_RANGE:
+            message += f"; it takes {_range_of(settings, first['loc'])}"
         raise InputError(f"{source}: {key + ': ' if key else ''}{message}{known}") from error
+
+
+def _range_of(settings: type[Settings], key: Sequence[int | str]) -> str:
+    """The numbers that a setting takes, in words."""
+    field, kind = settings.model_fields[str(key[0])], settings
+    for part in key[1:]:
+        kind = field.annotation  # type: ignore[assignment]  # a table of settings, since there is a key in it
+        field = kind.model_fields[str(part)]
+    bounds = {type(each): each for each in field.metadata}
+    first, last = bounds.get(Ge), bounds.get(Le)
+    least = first.ge if isinstance(first, Ge) else bounds[Gt].gt
+    most = last.le if isinstance(last, Le) else bounds[Lt].lt
+    return f"{_plain(least)} to {'' if last else 'below '}{_plain(most)}"
+
+
+def _plain(number: object) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

@@ -62,15 +62,18 @@ def decoded(content: bytes, source: str) -> str:
 def check_writable(path: Path, folder: bool = False) -> None:
     """InputError unless something can be written at `path`: to be known before long work, not after it.
 
+    Folders that are not there yet are not made: the work may be refused for another reason.
     folder: `path` may be one that exists; a file may not take its place.
     """
     try:
         if path.is_dir() and not folder:
             raise InputError(f"cannot write {path}: it is a directory; name a file in it")
-        aside = _aside(path)
-        _make_room(path, aside)
+        _refuse_special(path)
+        # What cannot be made is known by making it: a name may be too long, a disk full or read-only.
+        home = next(each for each in path.absolute().parents if os.path.lexists(each))
+        aside = _aside(home / path.name)
         if not aside.is_char_device():
-            # What cannot be made is known by making it: a name may be too long, a disk full or read-only.
+            aside.unlink(missing_ok=True)
             aside.touch()
             aside.unlink()
     except OSError as error:
@@ -84,11 +87,15 @@ def _aside(path: Path) -> Path:
 def _make_room(path: Path, aside: Path) -> None:
     """Make the folder, and see that nothing is in the way. InputError if a file would replace what is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if any(is_special(path) for is_special in _SPECIAL):
-        raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
+    _refuse_special(path)
     # A link in this place would lead the writing elsewhere. Devices may stand in for a disk that is full.
     if not aside.is_char_device():
         aside.unlink(missing_ok=True)
+
+
+def _refuse_special(path: Path) -> None:
+    if any(is_special(path) for is_special in _SPECIAL):
+        raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
 
 
 def point_link(link: Path, target: str) -> None:

@@ -192,3 +192,9 @@ def test_a_cell_that_was_started_otherwise_is_refused(done: Path, grid_file: Pat
     grid_file.write_text(grid_file.read_text().replace('vote = "off"', 'vote = "majority"'))
     result = sector(grid_file, "--out", done)
     assert result.exit_code == 2 and "filter.vote" in result.stderr and "looser" in result.stderr
+
+
+def test_tasks_do_not_lend_to_each_other(tmp_path: Path) -> None:
+    """Where all else is alike, the first cycle is still another one."""
+    configs = [run_config({"schedule": "paper", "task": task}) for task in ("addition", "subtraction")]
+    assert len({ablate._shared(tmp_path, config) for config in configs}) == 2

@@ -104,7 +104,7 @@ def test_older_checkpoints_load_as_they_were(model: SectorForCausalLM, checkpoin
     """They hold weights, config and tokenizer, and nothing about generation or chats."""
     kept = {"config.json", "model.safetensors", "tokenizer_config.json"}
     others = {path.name for path in checkpoint.iterdir()} - kept
-    assert others == {"generation_config.json", "chat_template.jinja"}
+    assert others == {"generation_config.json", "chat_template.jinja", "learned.json"}
     for name in others:
         (checkpoint / name).unlink()
     tokenizer = json.loads((checkpoint / "tokenizer_config.json").read_text())

@@ -370,6 +370,26 @@ def test_the_families_of_an_eval_hold_as_many_samples(run: Path, tmp_path: Path)
     assert all((score["samples"], score["correct"], score["accuracy"]) == (1001, 1001, 1) for score in report["suite"])
 
 
+def test_a_smaller_eval_does_not_replace_a_larger_one(run: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(run, tmp_path / "copy", symlinks=True))
+    record = root / "plots" / "eval-fast.json"
+
+    def evaluate(digits: str, samples: int, *more: object) -> str:
+        return sector("eval", "--model", root, "--digits", digits, "--samples", samples, "--no-suite", *more).stderr
+
+    assert f"record: {record}" in evaluate("1-3", 5)
+    larger = record.read_bytes()
+    for digits, samples in (("1-3", 4), ("1-2", 5), ("1,5", 9)):
+        assert f"not written: {record} holds more" in evaluate(digits, samples)
+        assert record.read_bytes() == larger
+    evaluate("2", 4, "--out", record.parent)
+    assert json.loads(record.read_text())["samples"] == 4
+    evaluate("1-4", 5)
+    record.write_text("{")
+    evaluate("2", 4)
+    assert json.loads(record.read_text())["samples"] == 4
+
+
 def test_eval_as_a_table(run: Path, tmp_path: Path) -> None:
     model = run / "checkpoints" / "02"
     result = sector("eval", "--model", model, "--digits", "1-3", "--samples", 5, "--no-suite")

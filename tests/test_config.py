@@ -54,7 +54,7 @@ def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
         ({"filter": {"use_chain": False}}, "leave that check out"),
         ({"filter": {"use_chain": False, "checks": [], "k": 7}}, "lower k"),
         ({"filter": {"use_chain": False, "checks": []}}, "set think_through to false"),
-        ({"filter": {"checks": ["direkt"]}}, "unknown check 'direkt'"),
+        ({"filter": {"checks": ["direkt"]}}, "filter.checks.0"),
         ({"filter": {"checks": ["shifted", "commutative"]}}, "names a check twice"),
         ({"filter": {"second_look": "twice"}}, "filter.second_look"),
         ({"supervised": {"trainer": {"shard_rows": 0}}}, "supervised.trainer.shard_rows"),
@@ -68,14 +68,78 @@ def test_bad_settings_are_named(values: dict, key: str) -> None:
     assert str(caught.value).startswith("some.toml: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["until = ", "until = 9\nuntil = 10", b"\xff\xfe"], ids=["half", "twice", "bytes"])
-def test_what_is_no_toml_is_refused(tmp_path: Path, text: str | bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"until = ", "is not TOML"),
+        (b"until = 9\nuntil = 10", "is not TOML"),
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"until = 9 # \xff", "is no text file in UTF-8"),
+    ],
+    ids=["half", "twice", "deep", "bytes"],
+)
+def test_what_is_no_toml_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:
     path = tmp_path / "some.toml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match="TOML"):
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=reason):
         read_config(path)
     with pytest.raises(InputError, match="cannot read"):
         read_config(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_config_is_read_in_any_encoding_that_tells(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "some.toml").write_bytes("until = 9\r\nseed = 3\r\n".encode(encoding))
+    assert read_config(tmp_path / "some.toml") == {"until": 9, "seed": 3}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\xff\xfe"], ids=["empty", "mark", "mark_utf16"])
+def test_a_file_without_text_has_no_settings(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "some.toml").write_bytes(content)
+    assert read_config(tmp_path / "some.toml") == {}
+
+
+def _numbers(settings: type[Settings], prefix: str = "") -> list[tuple[str, type]]:
+    """Dotted settings that are numbers."""
+    found: list[tuple[str, type]] = []
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            found += _numbers(kind, f"{prefix}{name}.")
+        elif kind in (int, float):
+            found.append((prefix + name, kind))
+    return found
+
+
+@pytest.mark.parametrize(("key", "kind"), _numbers(RunConfig), ids=str)
+def test_every_number_has_two_ends_and_says_them(key: str, kind: type) -> None:
+    values = ["-1", "99999999999999999999"] + (["inf", "-inf", "nan", "1e300", "-1e-300"] if kind is float else [])
+    for value in values:
+        with pytest.raises(InputError, match=rf"{key}: .*; it takes \S+ to (below )?\S+$"):
+            run_config(parse_settings([f"{key}={value}{'.0' if kind is float and value.isdecimal() else ''}"]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("round.trainer.learning_rate=1e-300", "it takes 1e-08 to 10"),
+        ("round.trainer.beta2=1.0", "it takes 0 to below 1"),
+        ("filter.temperature=1e-300", "give 0, or one from 0.001 on"),
+        ("supervised.trainer.clip_norm=0.0", "it takes 1e-06 to 1e"),
+        ("seed=9223372036854775808", "it takes 0 to below 9"),
+    ],
+    ids=str,
+)
+def test_numbers_that_lead_nowhere_are_refused(setting: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        run_config(parse_settings([setting]))
+
+
+@pytest.mark.parametrize("task", ["subtraction", "multiplication"])
+def test_a_pretrained_model_and_a_task_without_text_do_not_go_together(task: str) -> None:
+    with pytest.raises(InputError, match=f"cannot learn the task {task}, which is not written as text yet") as caught:
+        run_config({"pretrained": "model", "task": task})
+    assert "digit_order" not in str(caught.value)
 
 
 def settings_classes() -> list[type[Settings]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from sector.cli._streams import Unwritable
 from sector.engine.config import RoundConfig, RunConfig
 from sector.engine.errors import Diverged, InputError
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run import stopping
 from sector.engine.run.directory import RunDir
 from sector.engine.run.open import open_run
@@ -36,7 +38,7 @@ from sector.engine.training.data_parallel import Gradient
 def go_on(root: Path) -> list[dict[str, Any]]:
     """What `sector run --out ROOT` does, to the end."""
     with open_run(root, {}, "test") as (run, config):
-        return list(self_play(run, config))
+        return list(log_to_trackers(self_play(run, config), run, config))
 
 
 def next_step(root: Path) -> int:
@@ -113,8 +115,6 @@ DAMAGED = [
 
 @pytest.fixture
 def ended_run(finished_run: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(finished_run, tmp_path / "ended", symlinks=True))
 
 
@@ -125,6 +125,89 @@ def test_truncated_files_are_made_again_as_they_were(ended_run: Path, finished_r
     assert mended == [*sorted(name.removesuffix("/model.safetensors") for name in DAMAGED[:-1]), "metrics.jsonl"]
     assert_same(ended_run, finished_run)
     assert not [event for event in go_on(ended_run) if event["event"] in ("mended", "train", "generate")]
+
+
+# Each file and link of a finished run that is not the record of its own making, and what says that it is made again.
+GONE = [
+    "checkpoints/07",
+    "checkpoints/best",
+    "checkpoints/latest",
+    "checkpoints/08/chat_template.jinja",
+    "checkpoints/08/config.json",
+    "checkpoints/08/generation_config.json",
+    "checkpoints/08/learned.json",
+    "checkpoints/08/model.safetensors",
+    "checkpoints/08/tokenizer_config.json",
+    "metrics.jsonl",
+    "plots",
+    "plots/accuracy.png",
+    "plots/labels.png",
+    "rounds/07",
+    "rounds/07/candidates.parquet",
+    "rounds/07/examples.parquet",
+    "rounds/07/examples.preview.jsonl",
+    "rounds/07/generation.json",
+    "rounds/07/training.json",
+    "rounds/supervised/examples.parquet",
+    "rounds/supervised/examples.preview.jsonl",
+    "settings.json",
+    "tensorboard",
+]
+
+
+def _tree(root: Path) -> set[str]:
+    """Names below a run; TensorBoard's hold the time and the process."""
+    names = (path.relative_to(root) for path in root.rglob("*") if not path.name.startswith("."))
+    return {str(name.parent if name.parts[0] == "tensorboard" and len(name.parts) > 1 else name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def tracked_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, opened and told to TensorBoard as the command does."""
+    root = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("runs") / "tracked", symlinks=True))
+    go_on(root)
+    return root
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_what_is_gone_is_made_again(name: str, tracked_run: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tracked_run, tmp_path / "run", symlinks=True))
+    path = root / name
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    go_on(root)
+    assert _tree(root) == _tree(tracked_run)
+    assert_same(root, tracked_run)
+    for kept in ("settings.json", "rounds/07/examples.preview.jsonl", "checkpoints/08/learned.json"):
+        assert (root / kept).read_bytes() == (tracked_run / kept).read_bytes()
+
+
+def test_all_of_a_run_is_made_again_or_named_here(tracked_run: Path) -> None:
+    """What is not: the settings themselves, of which the command says that they are gone."""
+    whole = {"checkpoints/06", "rounds/08", "rounds/supervised/training.json", "config.toml"}
+    gone = {*GONE, *whole, "checkpoints", "rounds", "rounds/supervised", "checkpoints/08"}
+    for name in _tree(tracked_run):
+        like_it = name.replace("checkpoints/07/", "checkpoints/08/").replace("rounds/08/", "rounds/07/")
+        assert like_it in gone or like_it.startswith("checkpoints/06/"), name
+
+
+def test_a_run_without_its_settings_says_so(ended_run: Path) -> None:
+    (ended_run / "config.toml").unlink()
+    with pytest.raises(InputError, match=r"is not empty and has no config\.toml"), open_run(ended_run, {}, "test"):
+        pass
+
+
+def test_a_record_of_training_that_is_gone_has_its_phase_done_again(ended_run: Path) -> None:
+    (ended_run / "rounds" / "supervised" / "training.json").unlink()
+    with open_run(ended_run, {}, "test") as (run, config):
+        assert next(self_play(run, config)) == {"event": "mended", "file": "rounds/supervised/training.json"}
+        assert not run.has_checkpoint(6)
+
+
+def test_a_run_copied_without_its_links_goes_on(finished_run: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(finished_run, tmp_path / "copied"))
+    assert not (root / "checkpoints" / "best").is_symlink()
+    go_on(root)
+    assert_same(root, finished_run)
 
 
 def test_a_truncated_snapshot_is_no_snapshot(fresh_run: Path, finished_run: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sector.engine.errors import InputError
-from sector.engine.files import decoded, read_text
+from sector.engine.files import check_writable, decoded, read_text
 
 TEXT = "1+2\r\n3+4\n"
 
@@ -42,3 +42,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_zeros_alone_are_no_encoding() -> None:
     assert decoded(b"1\0+2", "f") == "1\0+2" and decoded(b"\0\0", "f") == "\0\0" and decoded(b"", "f") == ""
+
+
+def test_looking_whether_a_place_can_be_written_makes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder" / "file")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        check_writable(tmp_path / "file" / "inside")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

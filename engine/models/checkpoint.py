@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.language.layout import Layout
+from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.models.text import TextModel
@@ -22,7 +23,8 @@ from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 
-WEIGHTS = "model.safetensors"
+# Files of a checkpoint of ours that follow from its weights and config.
+_FOLLOWS = ("chat_template.jinja", "generation_config.json", LEARNED, "tokenizer_config.json")
 
 # What the loop trains: a model of ours, or one of text.
 Model = SectorForCausalLM | TextModel
@@ -49,7 +51,9 @@ def save_checkpoint(model: Model, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         # What `save_pretrained` writes, without its progress bar.
-        (aside / WEIGHTS).write_bytes(weights_bytes(model))
+        content = weights_bytes(model)
+        (aside / WEIGHTS).write_bytes(content)
+        (aside / LEARNED).write_text(learned_json(model.config, content), encoding="utf-8")
         model.config.save_pretrained(aside)
         if isinstance(model, SectorForCausalLM):
             model.generation_config.save_pretrained(aside)
@@ -74,6 +78,7 @@ def load_checkpoint(path: Path) -> Model:
     """
     path = resolve_checkpoint(path)
     model = _load_sector(path) if _is_sector(path) else open_pretrained(path)
+    check_learned(path, model.config)
     # transformers declares `to` as a function of the class.
     return model.to(best_device()).eval()  # type: ignore[arg-type]
 
@@ -148,6 +153,16 @@ def weights_bytes(model: Model) -> bytes:
     """The content of model.safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
+
+
+def complete_checkpoint(path: Path) -> list[str]:
+    """Write what of a checkpoint is gone and follows from the rest; the names of those files."""
+    if not _is_sector(path):
+        return []
+    lacking = [name for name in _FOLLOWS if not (path / name).exists()]
+    if lacking:
+        save_checkpoint(load_checkpoint(path), path)
+    return lacking
 
 
 def _read_config(path: Path) -> SectorConfig:

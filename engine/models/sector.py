@@ -7,7 +7,9 @@ In the shape descriptions B is the batch, T the tokens of a row, S the tokens at
 heads, K the size of a head and V the vocabulary.
 """
 
+import os
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +24,7 @@ from transformers.utils.import_utils import is_tracing
 
 from sector.engine.language import tokens
 from sector.engine.language.constant import Constant
+from sector.engine.models.bound import check_learned
 from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
 from sector.engine.tasks import DEFAULT, task_names
@@ -247,6 +250,15 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         self._rope = Constant(partial(rope_table, config))
         self._complete_generation_config()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **others: Any) -> Any:
+        """As of every model; InputError if a folder's config is not what its weights were trained with."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *arguments, **others)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            check_learned(Path(pretrained_model_name_or_path) / others.get("subfolder", ""), model.config)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

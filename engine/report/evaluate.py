@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sector.engine.config import Filter
+from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.models.checkpoint import resolve_checkpoint
 from sector.engine.run.audit import Score, Solver, score, score_length
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plots import plot_eval
-from sector.engine.run.records import EvaluationRecord, FamilyScore, LengthScore, dump_file
+from sector.engine.run.records import EvaluationRecord, FamilyScore, LengthScore, dump_file, read_record
 from sector.engine.run.steps import OnProgress, check_digits, open_engine
 from sector.engine.tasks.task import Task
 
@@ -38,12 +39,16 @@ def length_score(score: Score) -> LengthScore:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An evaluation: its scores in order, the same for machines, and the picture if one was drawn."""
+    """An evaluation: its scores in order, the same for machines, and where its picture and record are written.
+
+    kept: the record among the run's plots that was left in that place, since it holds more of the same weights.
+    """
 
     title: str
     scores: list[Score]
     values: dict[str, Any]
-    picture: Path | None
+    written: tuple[Path, Path] | None
+    kept: Path | None
 
 
 def evaluate_model(
@@ -62,7 +67,7 @@ def evaluate_model(
 ) -> Report:
     """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots.
 
-    given: as in `open_engine`.
+    Among the plots an evaluation of the same weights stays that holds more. given: as in `open_engine`.
     """
     for digits in lengths:
         check_digits(digits)
@@ -88,10 +93,30 @@ def evaluate_model(
         seconds=time.perf_counter() - start,
     )
     title = f"Accuracy of the {policy} policy, {resolve_checkpoint(model)}"
-    if stem:
-        plot_eval(scores, title, stem.with_suffix(".png"))
-        write_text(stem.with_suffix(".json"), dump_file(record))
-    return Report(title, scores, record.as_json(), stem and stem.with_suffix(".png"))
+    if stem is None:
+        return Report(title, scores, record.as_json(), None, None)
+    picture, file = stem.with_suffix(".png"), stem.with_suffix(".json")
+    if out is None and _holds_more(file, record):
+        return Report(title, scores, record.as_json(), None, file)
+    plot_eval(scores, title, picture)
+    write_text(file, dump_file(record))
+    return Report(title, scores, record.as_json(), (picture, file), None)
+
+
+def _holds_more(file: Path, record: EvaluationRecord) -> bool:
+    """Return whether a file has an evaluation of the same weights with more samples or scores."""
+    try:
+        old = read_record(file, EvaluationRecord, "")
+    except InputError:
+        return False
+    if old is None or old.weights_sha256 != record.weights_sha256:
+        return False
+    return old.samples > record.samples or not _lengths(old) <= _lengths(record)
+
+
+def _lengths(record: EvaluationRecord) -> set[tuple[str, int]]:
+    """Return the families of problems with their lengths; uniform problems have no name."""
+    return {("", score.digits) for score in record.lengths} | {(score.family, score.digits) for score in record.suite}
 
 
 def _plots_of(model: Path) -> Path | None:

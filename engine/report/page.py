@@ -22,9 +22,10 @@ _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written: the page, and the pictures beside it."""
+    """What was written: the page, and the pictures in the folder beside it."""
 
     page: Path
+    beside: Path
     pictures: list[Path]
     runs: list[RunFacts]
 
@@ -51,7 +52,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     for run, own in zip(runs, charts, strict=True):
         folder = beside / run.name if len(runs) > 1 else beside
         pictures += [chart.save(folder) for chart in own]
-    return Report(page, pictures, runs)
+    return Report(page, beside, pictures, runs)
 
 
 def _default_page(paths: Sequence[Path]) -> Path:

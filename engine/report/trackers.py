@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PROJECT = "sector"
+TENSORBOARD = "tensorboard"
 # The loss of every so many steps.
 _LOSS_STEPS = 20
 # What a line of metrics.jsonl is not told of: it is drawn over digits elsewhere, or no number.
@@ -60,12 +61,13 @@ def log_to_trackers(
 
     InputError before the first event if one of them is not installed, or will not start.
     """
-    steps = _Steps(run, config)
+    steps = _Steps(config, run.metrics())
     with ExitStack() as open_trackers:
         trackers: list[Tracker] = [_TensorBoard(run.root)]
         trackers += [_Service(name, run.root, config) for name in names]
         for tracker in trackers:
             open_trackers.enter_context(closing(tracker))
+        _retell(run, config, trackers[0])
         for event in events:
             now = steps.at(event)
             if figures := figures_of(event):
@@ -74,12 +76,23 @@ def log_to_trackers(
             yield event
 
 
+def _retell(run: RunDir, config: RunConfig, board: Tracker) -> None:
+    """Tell TensorBoard of the rounds that are done, if what it was told is gone; the loss of their steps stays gone."""
+    if any((run.root / TENSORBOARD).glob("*")):
+        return
+    steps = _Steps(config, ())
+    for line in run.metrics():
+        event = {"event": "round", "metrics": line}
+        board.log(figures_of(event), steps.at(event))
+
+
 class _Steps:
     """Training steps of a run, from the phases that are done and where its events say that it stands."""
 
-    def __init__(self, run: RunDir, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, lines: Iterable[RoundMetrics]) -> None:
+        """lines: of metrics.jsonl so far."""
         self._config, self._done = config, 0
-        for line in run.metrics():
+        for line in lines:
             self.at({"event": "round", "metrics": line})
 
     def at(self, event: Event) -> int:
@@ -128,7 +141,7 @@ class _TensorBoard:
     """Event files in the run's `tensorboard/`; what a killed run had written past the first step is taken back."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "tensorboard"
+        self._root = root / TENSORBOARD
         self._writer: SummaryWriter | None = None
 
     def log(self, figures: dict[str, float], step: int) -> None:

@@ -1,6 +1,7 @@
 """A run directory: where everything of a run lies, and what is already done.
 
     config.toml                   the resolved settings
+    settings.json                 those that all of this was made with, and their digest (`made_with.py`)
     metrics.jsonl                 a line a phase
     rounds/07/examples.parquet    accepted examples of the round at 7 digits (supervised/ for the supervised phase)
     rounds/07/candidates.parquet  everything that round tried, with verdicts
@@ -16,17 +17,19 @@
 What is done is read off the files: each is written once, whole, in this order.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import safetensors.torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -34,7 +37,7 @@ from sector.engine import config as configuration
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, made_again
 from sector.engine.files import point_link, write_atomically, write_text
-from sector.engine.models.checkpoint import Model, check_finite, load_checkpoint, open_tensors, save_checkpoint
+from sector.engine.run.made_with import SETTINGS, check_settings, keep_settings
 from sector.engine.run.records import (
     EVALUATION,
     METRICS,
@@ -52,9 +55,14 @@ from sector.engine.run.records import (
     read_metrics,
     read_record,
 )
-from sector.engine.training.distill import TrainState, restore, start_training, state_tensors
+
+# What handles weights imports torch where it is used: that takes seconds, and what is refused is refused before.
+if TYPE_CHECKING:
+    from sector.engine.models.checkpoint import Model
+    from sector.engine.training.distill import TrainState
 
 CONFIG = "config.toml"
+LOCK = ".lock"
 HOLDER = ".holder.json"
 
 R = TypeVar("R", GenerationRecord, TrainingRecord, StartRecord)
@@ -74,8 +82,12 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process. InputError if another holds it, and who; or it cannot be written."""
-        lock, holder = FileLock(self.root / ".lock"), self.root / HOLDER
+        """Hold the directory for this process. InputError if another holds it, and who; or it cannot be written.
+
+        A directory in which nothing came to be is removed again, with those above it that were made for it.
+        """
+        lock, holder = FileLock(self.root / LOCK), self.root / HOLDER
+        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -91,14 +103,33 @@ class RunDir:
             yield
         finally:
             holder.unlink(missing_ok=True)
+            if [path.name for path in self.root.iterdir()] == [LOCK]:
+                (self.root / LOCK).unlink()
             lock.release()
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Has a phase made anything?"""
+        return self.snapshot.exists() or any((self.root / name).exists() for name in ("rounds", "checkpoints"))
 
     def read_config(self) -> RunConfig:
+        """The settings in config.toml. InputError if they are bad, or not those that the run was made with."""
         path = self.root / CONFIG
-        return configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path))
+        config = configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path))
+        if self.begun:
+            check_settings(self.root, config, path)
+        return config
 
     def write_config(self, config: RunConfig) -> None:
         write_text(self.root / CONFIG, configuration.dump_config(config))
+
+    def keep_settings(self, config: RunConfig) -> None:
+        """Record the settings that what there will be is made with; what there is keeps its record."""
+        if not self.begun or not (self.root / SETTINGS).exists():
+            keep_settings(self.root, config)
 
     def rounds(self) -> list[int]:
         """Digits of the rounds that have begun, shortest first."""
@@ -134,11 +165,15 @@ class RunDir:
 
     def save_checkpoint(self, model: Model, digits: int) -> None:
         """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
+        from sector.engine.models.checkpoint import save_checkpoint
+
         save_checkpoint(model, self.checkpoint(digits))
-        self._point_ahead("latest", digits)
+        self.mark_latest(digits)
         self.snapshot.unlink(missing_ok=True)
 
     def load_checkpoint(self, digits: int) -> Model:
+        from sector.engine.models.checkpoint import load_checkpoint
+
         return load_checkpoint(self.checkpoint(digits))
 
     @property
@@ -156,6 +191,10 @@ class RunDir:
         with suppress(Damaged):
             yield from parse_metrics(read_content(self.root / METRICS, "") or b"", METRICS, "")
 
+    def mark_latest(self, digits: int) -> None:
+        """Point `latest` to these weights."""
+        self._point_ahead("latest", digits)
+
     def mark_best(self, digits: int) -> None:
         """Point `best` to these weights."""
         self._point_ahead("best", digits)
@@ -163,6 +202,9 @@ class RunDir:
     def _point_ahead(self, name: str, digits: int) -> None:
         """Point a link to these weights; a resumed run passes its old rounds again, and never points it back."""
         link = self.root / "checkpoints" / name
+        if link.is_dir() and not link.is_symlink():
+            # Copied without its links, so it is the copy of a checkpoint that is there.
+            shutil.rmtree(link)
         if not link.is_symlink() or int(link.readlink().name) < digits:
             point_link(link, f"{digits:02d}")
 
@@ -207,6 +249,11 @@ class RunDir:
 
     def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
+        import safetensors.torch
+
+        from sector.engine.models.checkpoint import check_finite
+        from sector.engine.training.distill import state_tensors
+
         place = SnapshotRecord(phase=phase, cycle=cycle, step=state.step, tokens=state.tokens, seconds=seconds)
         metadata = {key: str(value) for key, value in place.as_json().items()}
         check_finite(state.model)
@@ -218,6 +265,9 @@ class RunDir:
         self, model: Model, config: configuration.TrainerConfig, phase: str
     ) -> tuple[TrainState, int, float] | None:
         """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
+        from sector.engine.models.checkpoint import open_tensors
+        from sector.engine.training.distill import restore, start_training
+
         path = self.snapshot
         if not path.exists():
             return None
@@ -233,6 +283,8 @@ class RunDir:
 
 def read_snapshot(path: Path) -> SnapshotRecord:
     """Read where a snapshot stands. Raises Damaged if it is not one, or not the whole of one."""
+    from sector.engine.models.checkpoint import open_tensors
+
     try:
         # The header says how long the file is; a truncated one is refused.
         with open_tensors(path) as file:

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sector.engine.config import Filter, RunConfig
-from sector.engine.errors import NoAgreement
+from sector.engine.config import CheckName, Filter, RunConfig
+from sector.engine.errors import InputError, NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
@@ -23,10 +23,10 @@ from sector.engine.run.audit import Solver
 from sector.engine.run.directory import RunDir
 from sector.engine.run.followers import announce
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
-from sector.engine.run.plots import plot_run
+from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics, TrainingRecord
 from sector.engine.run.stopping import Stopping
-from sector.engine.samplers import make_sampler
+from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.shares import percent
@@ -88,8 +88,11 @@ class Phases:
         """Who does the work, if not this process alone: `workers` generate, `ranks` share the training.
 
         stopping: says when to save and expect the end.
-        InputError if there are more ranks than shards.
+        InputError if there are more ranks than shards, the engine is not installed, or workers are to run text.
         """
+        check_engine(config.engine)
+        if workers and config.pretrained:
+            raise InputError("--workers takes sector's own models only; leave it out for a pretrained model")
         check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
         tune_allocator()
         self._run, self._config = run, config
@@ -115,6 +118,7 @@ class Phases:
                 goal=self._supervised_goal,
             )
             self._run.save_checkpoint(model, self._first)
+        self._run.mark_latest(self._first)
         yield from self.audit(0)
         self._run.mark_best(self._first)
 
@@ -170,6 +174,7 @@ class Phases:
     def distill(self, digits: int) -> Iterator[Event]:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
         if self._run.has_checkpoint(digits):
+            self._run.mark_latest(digits)
             return
         while True:
             model, reached = yield from self._train_round(digits)
@@ -217,6 +222,8 @@ class Phases:
     def audit(self, digits: int) -> Iterator[Event]:
         """What the truth says of the round, for people only: a line of metrics.jsonl."""
         if any(line.digits == (digits or self._first) for line in self._run.metrics()):
+            if not has_plots(self._run):
+                plot_run(self._run)
             return
         metrics = self._metrics(digits)
         self._run.add_metrics(metrics)
@@ -331,12 +338,15 @@ class Phases:
     def _quick_agreement(self, sampler: Sampler, digits: int) -> float:
         """Agreement at a trained length by the cheapest looks that show forgetting: one step, and other problems."""
         use_chain = self._config.filter.use_chain
-        wanted = {"direct": True, "complement": "complement" in self._config.filter.checks}
-        # Where nothing is answered at once, only another problem tells.
-        wanted["commutative"] = self._task.at_once is not None
+        checks: list[CheckName] = ["direct"]
+        if "complement" in self._config.filter.checks:
+            checks.append("complement")
+        if self._task.at_once is not None:
+            # Where nothing is answered at once, only another problem tells.
+            checks.append("commutative")
         quick = Filter(
             vote="off" if use_chain else "unanimous",
-            checks=tuple(name for name, is_wanted in wanted.items() if is_wanted),
+            checks=tuple(checks),
             k=2,
             use_chain=use_chain,
             think_through=False,

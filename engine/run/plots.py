@@ -79,8 +79,18 @@ def plot_run(run: RunDir) -> None:
     metrics = run.metrics()
     if not metrics:
         return
-    _draw(run.plots() / "accuracy.png", (8.0, 4.6), _accuracy_figure, metrics, run.read_config())
-    _draw(run.plots() / "labels.png", (8.0, 6.4), _labels_figure, metrics)
+    accuracy, labels = _pictures(run)
+    _draw(accuracy, (8.0, 4.6), _accuracy_figure, metrics, run.read_config())
+    _draw(labels, (8.0, 6.4), _labels_figure, metrics)
+
+
+def has_plots(run: RunDir) -> bool:
+    """Are both pictures of the run there?"""
+    return all(path.exists() for path in _pictures(run))
+
+
+def _pictures(run: RunDir) -> tuple[Path, Path]:
+    return run.plots() / "accuracy.png", run.plots() / "labels.png"
 
 
 def plot_eval(scores: Sequence[Score], title: str, path: Path) -> None:

@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from sector.engine.config import MAX_DIGITS
 from sector.engine.errors import InputError
-from sector.engine.tasks.mistakes import Mistake
 
 METRICS = "metrics.jsonl"
 # The file beside a run's plots that holds its evaluation (`evaluate.py`).
@@ -24,6 +23,9 @@ _TELLING = {"missing": 1, "extra_forbidden": 2}
 
 
 def _check_mistake(name: str) -> str:
+    # Imported here: torch comes with it.
+    from sector.engine.tasks.mistakes import Mistake
+
     Mistake(name)
     return name
 

@@ -1,4 +1,4 @@
-"""Damaged files of a run: found when it is opened, and removed, so that the phase that made them makes them again.
+"""Damaged and missing files of a run: found when it is opened, so that the phase that made them makes them again.
 
 Files are written aside and renamed, so this is not what a kill leaves behind, but what disks and people do. All of them
 follow from seeds and earlier files: what is made again is the same.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
-from sector.engine.models.checkpoint import check_checkpoint
+from sector.engine.models.checkpoint import check_checkpoint, complete_checkpoint
 from sector.engine.run.directory import R, RunDir, read_snapshot
 from sector.engine.run.records import (
     METRICS,
@@ -23,30 +23,41 @@ from sector.engine.run.records import (
     parse_metrics,
     read_content,
 )
-from sector.engine.training.dataset import read_candidates, read_examples, read_votes
+from sector.engine.training.dataset import preview_of, read_candidates, read_examples, read_votes
 
 
 def remove_damaged(run: RunDir) -> list[str]:
-    """Remove what cannot be read, with all that shows its phase as done; names below the run directory."""
+    """Remove files that cannot be read, with the evidence that their phase is done; return their names in the run.
+
+    A file that is missing counts as well, where its phase is done.
+    """
     damaged = list(_damaged(run))
     try:
         for path, evidence in damaged:
             for each in (path, evidence):
                 _remove(each)
-        return sorted(str(path.relative_to(run.root)) for path, _ in damaged) + _cut_metrics(run)
+            # A round whose folder is gone has begun all the same.
+            path.parent.mkdir(parents=True, exist_ok=True)
+        names = {str(path.relative_to(run.root)) for path, _ in damaged}
+        return sorted(names) + _completed(run) + _cut_metrics(run)
     except OSError as error:
         raise InputError(f"cannot mend {run.root}: {error.strerror or error}") from error
 
 
 def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
-    """What cannot be read, and what shows that its phase is done: a round's examples, or its checkpoint."""
+    """Yield files that cannot be read or are missing, each with the evidence that its phase is done.
+
+    That is a round's examples, or its checkpoint.
+    """
     first = run.read_config().supervised.max_digits
-    for digits in (0, *run.rounds()):
+    for digits in _phases(run, first):
         examples, trained = run.examples(digits), run.checkpoint(digits or first)
         if os.path.lexists(examples) and not _is_readable(examples, read_examples):
             yield examples, examples
         if digits and examples.exists() and not _is_readable(run.candidates(digits), partial(_read_round, digits)):
             yield run.candidates(digits), examples
+        if examples.exists() and not preview_of(examples).exists():
+            yield preview_of(examples), examples
         if not _is_whole(run, digits, GenerationRecord, is_due=bool(digits) and examples.exists()):
             yield run.record(digits, GenerationRecord), examples
         if not _is_whole(run, digits, TrainingRecord, is_due=trained.exists()):
@@ -59,6 +70,19 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
             yield path, path
     if os.path.lexists(run.snapshot) and not _is_readable(run.snapshot, read_snapshot):
         yield run.snapshot, run.snapshot
+
+
+def _phases(run: RunDir, first: int) -> list[int]:
+    """Return the digits of all phases, 0 for the supervised one: of those that left a folder, or a checkpoint alone."""
+    trained = {int(path.name) for path in run.root.glob("checkpoints/[0-9]*")}
+    # Checkpoint 0 is what a pretrained model came with.
+    return sorted({0, *run.rounds(), *(trained - {first})})
+
+
+def _completed(run: RunDir) -> list[str]:
+    """Complete the checkpoints; names of the files that were missing."""
+    found = sorted(run.root.glob("checkpoints/[0-9]*"))
+    return [str((path / name).relative_to(run.root)) for path in found for name in complete_checkpoint(path)]
 
 
 def _is_readable(path: Path, read: Callable[[Path], object]) -> bool:

@@ -18,6 +18,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.language.tokens import MAX_DIGITS
+from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
@@ -131,6 +132,7 @@ def distill_files(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
     training = open_training(model, data, replay, seed)
+    check_writable(out / WEIGHTS)
     check_writable(out, folder=True)
     steps = steps or training.max_steps
     check_useful(training.trainer.num_shards)

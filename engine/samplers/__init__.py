@@ -13,6 +13,14 @@ from sector.engine.samplers.protocol import Sampler
 ENGINES = ("native", "hf", "vllm")
 
 
+def check_engine(engine: str) -> None:
+    """InputError if an engine is not installed: to be known before long work."""
+    if engine == "vllm":
+        from sector.engine.samplers.vllm.start import check_installed
+
+        check_installed()
+
+
 def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_threads: int | None = None) -> Sampler:
     """The engine of that name with the model's weights. InputError on an unknown name, one that is not installed, or
     one that does not run such a model.

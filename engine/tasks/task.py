@@ -42,6 +42,11 @@ class Task(ABC):
     def layout(self, order: str) -> Layout:
         """The place-coupled layout, plain variant; order: `msd` or `lsd`."""
 
+    @property
+    def has_text(self) -> bool:
+        """Can its problems be written as text, as a pretrained model reads them?"""
+        return type(self).text_layout is not Task.text_layout
+
     def text_layout(self, alphabet: Alphabet) -> Layout:
         """The layout for models of text. InputError where there is none."""
         raise InputError(f"{self.name} cannot be written as text yet; a pretrained model learns addition")

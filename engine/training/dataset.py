@@ -181,13 +181,18 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_atomically(path, write)
 
 
+def preview_of(path: Path) -> Path:
+    """Where the preview of a file of examples lies."""
+    return path.with_suffix(".preview.jsonl")
+
+
 def write_examples(path: Path, table: pa.Table) -> None:
     """Write the table, and a preview of its first rows beside it."""
     write_table(path, table)
     lines = [
         json.dumps(row) for row in table.slice(0, PREVIEW_ROWS).drop_columns(["prompt_ids", "answer_ids"]).to_pylist()
     ]
-    write_text(path.with_suffix(".preview.jsonl"), "".join(line + "\n" for line in lines))
+    write_text(preview_of(path), "".join(line + "\n" for line in lines))
 
 
 def read_examples(path: Path) -> dict[Any, Examples]:

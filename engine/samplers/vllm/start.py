@@ -20,7 +20,8 @@ from torch import Tensor
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
 from sector.engine.language.tokens import row_length
-from sector.engine.models.checkpoint import WEIGHTS, Model, save_checkpoint
+from sector.engine.models.bound import WEIGHTS
+from sector.engine.models.checkpoint import Model, save_checkpoint
 from sector.engine.models.text import TextModel
 
 if TYPE_CHECKING:
