@@ -2,6 +2,7 @@
 # make test    set up with vLLM, then run all tests in two processes, and name the ten slowest
 # make check   set up, then formatting, lint and types
 # make format  set up, then format in place
+# make docs    set up, then build the documentation as a site, build/site; a broken link fails
 # make vllm    set up the engine vllm: the build for GPUs where torch sees one, else the build for CPUs
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: run test check format vllm types
+.PHONY: run test check format docs vllm types
 
 run: $(INSTALLED)
 	@$(BIN)/sector run --out runs/first --until 29
@@ -35,6 +36,9 @@ check: $(INSTALLED) types
 format: $(INSTALLED)
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --quiet --fix-only
+
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 PYTHONSAFEPATH=1 $(BIN)/mkdocs build --strict --quiet
 
 vllm: $(VLLM)
 

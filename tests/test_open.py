@@ -121,7 +121,7 @@ def test_what_is_made_stays_when_a_later_phase_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="refused"):
         refused_within(tmp_path / "run", {}, makes=True)
     run = RunDir(tmp_path / "run")
-    assert run.exists and run.read_json(0, "start") == {}
+    assert run.exists and run.read_record(0, StartRecord) == StartRecord(snapshot="lent", seconds=1.0)
 
 
 def test_a_run_is_refused_before_torch_is_waited_for(tmp_path: Path) -> None:
