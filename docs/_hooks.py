@@ -62,7 +62,8 @@ def _table(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
             tables.append((prefix + name, field.annotation))
             continue
         default = "" if field.default is PydanticUndefined else f"`{field.default}`"
-        yield f"| `{prefix}{name}` | {_cell(_kind(field.annotation))} | {_cell(default)} | {_cell(field.description or '')} |"
+        meaning = _cell(field.description or "")
+        yield f"| `{prefix}{name}` | {_cell(_kind(field.annotation))} | {_cell(default)} | {meaning} |"
     yield ""
     for inner, kind in tables:
         yield from _table(f"[{inner}]", kind, f"{inner}.")
