@@ -56,8 +56,9 @@ def runs_kernel(tensor: Tensor) -> bool:
 
 
 def block_rows(rows: int, compiled: int, smallest: int = 1) -> int:
-    """Return the rows per program, a power of two: `compiled` on a GPU, more for the interpreter, which is slow per
-    program.
+    """Return the rows per program, a power of two: `compiled` on a GPU, many rows if interpreted.
+
+    The time of the interpreter depends on the number of programs, not on their size.
     """
     return max(smallest, min(_INTERPRETED_ROWS, next_power_of_2(rows))) if INTERPRETED else compiled
 

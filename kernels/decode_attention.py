@@ -230,7 +230,7 @@ def _decode_attention_kernel(
     b_total = tl.full([BLOCK_ROWS], 1.0, dtype=tl.float32)
     b_low = b_value_low.to(tl.float32)
     b_high = b_value_high.to(tl.float32)
-    # Later slots are empty in all rows of the block.
+    # No row of the block attends to later slots.
     num_slots = tl.max(b_slot, axis=0)
     for start in range(0, num_slots, BLOCK_SLOTS):
         o_slots = start + tl.arange(0, BLOCK_SLOTS)[None, :]

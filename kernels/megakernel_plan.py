@@ -28,8 +28,10 @@ class Plan:
     feature_block: features of the feed-forward, of F, that a product takes at a time.
     group_heads: heads, of H, that a product takes at a time.
     inner: hidden components, of D, that a product takes at a time; if it is D, there is no scratch.
+    layers, hidden, heads, features, classes: L, D, H, F, C.
     hidden_block: D rounded up to a power of two.
     half: K/2.
+    num_local, num_digits, max_place, eos, pad_id: as in `TokenTable`.
     interpreted: whether Triton interprets the kernel.
     """
 

@@ -79,7 +79,7 @@ class GpuSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`."""
+        """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         marks = torch.cat([branch.mark for branch in branches], dim=1)

@@ -46,7 +46,7 @@ class HuggingFaceSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`."""
+        """Complete every prefix; see `protocol.Sampler`."""
         return [self._complete(prefix, branch, sampling, index) for index, branch in enumerate(branches)]
 
     @torch.inference_mode()

@@ -7,10 +7,10 @@ of a row is the same beside any other rows, so that its bits depend on its own t
 A batch of rows is read at a time: prefixes, marks and drafts. Rows that have ended then free their place in the cache
 for the next rows. Once all places are taken, the unfinished rows are decoded together.
 
-A cache has one layout for keys, where each component of W slots is contiguous, and one for values, slot by slot.
-Vectors are the vector types of GCC and clang, which compile them to the instructions of the processor. Matrices are cut
-into panels of TILE columns, and the rows of a panel are contiguous. Sizes of heads and layers are padded with zeros
-(`native_compiled.py`).
+In the cache, keys are stored in blocks of W slots, where the W numbers of a component are adjacent; values are stored
+slot by slot. Vectors are the vector types of GCC and clang, which compile them to the instructions of the processor.
+Matrices are cut into panels of TILE columns, and the rows of a panel follow one another. Sizes of heads and layers are
+padded with zeros (`native_compiled.py`).
 
 `native_compiled.py` defines the numbers of `tokens.py`: CLASSES, LOCAL, DIGITS, EOS, PAD_ID, MAX_PLACE.
 

@@ -62,7 +62,7 @@ class NativeSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`."""
+        """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         if not self._savings.drafts:

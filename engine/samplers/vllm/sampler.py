@@ -56,7 +56,7 @@ class VllmSampler:
     def load(self, model: Model) -> None:
         """Load the model's weights into the running engine, and verify them.
 
-        Raise EngineFailed, with figures, if the engine then computes something else than the model.
+        Raise EngineFailed, with figures, if the log-probabilities of the engine then differ from those of the model.
         """
         state = vllm_weights(model)
         if self._sizes != _sizes(model):
@@ -73,7 +73,10 @@ class VllmSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`. Raise InputError if prompts exceed `vllm.max_digits`, or for a high temperature."""
+        """Complete every prefix; see `protocol.Sampler`.
+
+        Raise InputError if prompts exceed `vllm.max_digits`, or if the temperature is above `MAX_TEMPERATURE`.
+        """
         if sampling.temperature > MAX_TEMPERATURE:
             raise InputError(
                 f"the engine vllm takes temperatures up to {MAX_TEMPERATURE}, not {sampling.temperature:g}"

@@ -36,8 +36,8 @@ class ServedTokenizer(SectorTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Return the text for a client from token names: all of them, or the end of a prompt and its completion."""
         answer = next((index + 1 for index, name in enumerate(tokens) if name.startswith("=")), None)
-        # Without the carry-in mark before `=` the place of the last digit is unknown, but then the first digit of the
-        # answer has been sent already.
+        # Without `=` and the carry-in mark before it the place of the last digit is unknown. Then the first digit of
+        # the answer has already been sent.
         if not answer or answer < 2:
             return super().convert_tokens_to_string(tokens)
         last = int(tokens[answer - 2].partition("@")[2]) + 1

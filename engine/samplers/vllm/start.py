@@ -136,7 +136,7 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
         values["compiled"] = "on" if on_gpu else "off"
     if settings.dtype == "model":
         values["dtype"] = str(model.dtype).removeprefix("torch.")
-    arguments = {name: translate(values[setting]) for setting, (name, translate) in ARGUMENTS.items()}
+    arguments = {argument: translate(values[name]) for name, (argument, translate) in ARGUMENTS.items()}
     if isinstance(model, TextModel):
         # Prompts of text have lead tokens. No prompt may exceed the positions of the pretrained model.
         length = arguments["max_model_len"] + len(model.alphabet.lead)
