@@ -14,8 +14,8 @@ padded with zeros (`native_compiled.py`).
 
 `native_compiled.py` defines the numbers of `tokens.py`: CLASSES, LOCAL, DIGITS, EOS, PAD_ID, MAX_PLACE.
 
-Legend: B rows, N tokens of a pass, P prefix tokens, L of them kept, T tokens of a branch, D hidden size, H heads, K head
-size, I inner size, C classes. */
+Legend: B rows, N tokens of a pass, P prefix tokens, L of them kept, T tokens of a branch, D hidden size, H heads,
+K head size, I inner size, C classes. */
 
 #include <math.h>
 #include <stdint.h>
@@ -125,18 +125,18 @@ typedef struct {
 /* ---- vectors ---- */
 
 #define AT(pointer) (*(Vector *)(pointer))
-#define SEEN_AT(pointer) (*(const Vector *)(pointer))
+#define CONST_AT(pointer) (*(const Vector *)(pointer))
 
 INLINE Vector all(float value) { return value - (Vector){0}; }
 
-INLINE Vector larger(Vector a, Vector b)
+INLINE Vector max_each(Vector a, Vector b)
 {
     Integers first = a > b;
     return (Vector)(((Integers)a & first) | ((Integers)b & ~first));
 }
 
 /* Swap the two components of each pair. */
-INLINE Vector swapped(Vector x)
+INLINE Vector swap_pairs(Vector x)
 {
 #if W == 16
     return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
@@ -154,18 +154,18 @@ INLINE float sum_of(Vector x)
     return sum;
 }
 
-INLINE float most_of(Vector x)
+INLINE float max_of(Vector x)
 {
-    float most = x[0];
-    for (int i = 1; i < W; i++) most = x[i] > most ? x[i] : most;
-    return most;
+    float highest = x[0];
+    for (int i = 1; i < W; i++) highest = x[i] > highest ? x[i] : highest;
+    return highest;
 }
 
-/* Return powers of two for exponents of at most 0. The integer part becomes the exponent of a float; a polynomial of the
-   rest has an error of one unit in the last place. NaN and exponents far below zero give almost zero. */
+/* Return powers of two for exponents of at most 0. The integer part becomes the exponent of a float. A polynomial of
+   the rest has an error of one unit in the last place. NaN and exponents far below zero give almost zero. */
 INLINE Vector power_of_two(Vector x)
 {
-    x = larger(x, all(-126.0f));
+    x = max_each(x, all(-126.0f));
     const Vector shifted = x + 12582912.0f, rest = x - (shifted - 12582912.0f);
     Vector y = all(1.535336188319500e-4f);
     y = y * rest + 1.339887440266574e-3f;
@@ -183,16 +183,16 @@ enum Then { STORE, ADD, SQUARE_RELU };
 
 /* Multiply `rows` rows of x [N, depth] by a panel. Store the result in y, add it to y, or store its squared ReLU. */
 INLINE void multiply_tile(
-    const int rows, const enum Then then, const int goes_on, const float *x, int64_t x_stride, const float *panel,
+    const int rows, const enum Then then, const int continues, const float *x, int64_t x_stride, const float *panel,
     int64_t depth, float *y, int64_t y_stride)
 {
     Vector sums[TILE_ROWS][TILE_VECTORS];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < TILE_VECTORS; v++)
-            sums[r][v] = goes_on || then == ADD ? AT(y + r * y_stride + v * W) : all(0);
+            sums[r][v] = continues || then == ADD ? AT(y + r * y_stride + v * W) : all(0);
     for (int64_t k = 0; k < depth; k++) {
         Vector weights[TILE_VECTORS];
-        for (int v = 0; v < TILE_VECTORS; v++) weights[v] = SEEN_AT(panel + k * TILE + v * W);
+        for (int v = 0; v < TILE_VECTORS; v++) weights[v] = CONST_AT(panel + k * TILE + v * W);
         for (int r = 0; r < rows; r++) {
             const Vector factor = all(x[r * x_stride + k]);
             for (int v = 0; v < TILE_VECTORS; v++) sums[r][v] += factor * weights[v];
@@ -202,7 +202,7 @@ INLINE void multiply_tile(
         for (int v = 0; v < TILE_VECTORS; v++) {
             Vector sum = sums[r][v];
             if (then == SQUARE_RELU) {
-                sum = larger(sum, all(0));
+                sum = max_each(sum, all(0));
                 sum = sum * sum;
             }
             AT(y + r * y_stride + v * W) = sum;
@@ -210,17 +210,17 @@ INLINE void multiply_tile(
 }
 
 INLINE void multiply_rows(
-    const enum Then then, const int goes_on, const float *x, int64_t x_stride, int64_t count, const float *panel,
+    const enum Then then, const int continues, const float *x, int64_t x_stride, int64_t count, const float *panel,
     int64_t depth, float *y, int64_t y_stride)
 {
     for (; count >= TILE_ROWS; count -= TILE_ROWS, x += TILE_ROWS * x_stride, y += TILE_ROWS * y_stride)
-        multiply_tile(TILE_ROWS, then, goes_on, x, x_stride, panel, depth, y, y_stride);
+        multiply_tile(TILE_ROWS, then, continues, x, x_stride, panel, depth, y, y_stride);
     switch (count) {
-    case 5: multiply_tile(5, then, goes_on, x, x_stride, panel, depth, y, y_stride); break;
-    case 4: multiply_tile(4, then, goes_on, x, x_stride, panel, depth, y, y_stride); break;
-    case 3: multiply_tile(3, then, goes_on, x, x_stride, panel, depth, y, y_stride); break;
-    case 2: multiply_tile(2, then, goes_on, x, x_stride, panel, depth, y, y_stride); break;
-    case 1: multiply_tile(1, then, goes_on, x, x_stride, panel, depth, y, y_stride); break;
+    case 5: multiply_tile(5, then, continues, x, x_stride, panel, depth, y, y_stride); break;
+    case 4: multiply_tile(4, then, continues, x, x_stride, panel, depth, y, y_stride); break;
+    case 3: multiply_tile(3, then, continues, x, x_stride, panel, depth, y, y_stride); break;
+    case 2: multiply_tile(2, then, continues, x, x_stride, panel, depth, y, y_stride); break;
+    case 1: multiply_tile(1, then, continues, x, x_stride, panel, depth, y, y_stride); break;
     }
 }
 
@@ -270,9 +270,9 @@ static void norm(const Model *model, const float *x, int64_t count, float *y)
     const int64_t width = model->width;
     for (; count > 0; count--, x += width, y += width) {
         Vector squares = all(0);
-        for (int64_t i = 0; i < width; i += W) squares += SEEN_AT(x + i) * SEEN_AT(x + i);
+        for (int64_t i = 0; i < width; i += W) squares += CONST_AT(x + i) * CONST_AT(x + i);
         const float scale = 1.0f / sqrtf(sum_of(squares) / (float)model->hidden + model->eps);
-        for (int64_t i = 0; i < width; i += W) AT(y + i) = SEEN_AT(x + i) * scale;
+        for (int64_t i = 0; i < width; i += W) AT(y + i) = CONST_AT(x + i) * scale;
     }
 }
 
@@ -289,8 +289,8 @@ static void rotate(const Model *model, float *heads, int64_t id)
     const float *cosines = model->rope + place_of(id) * 2 * size, *sines = cosines + size;
     for (int64_t head = 0; head < model->heads; head++, heads += size)
         for (int64_t i = 0; i < size; i += W) {
-            const Vector x = SEEN_AT(heads + i);
-            AT(heads + i) = x * SEEN_AT(cosines + i) + swapped(x) * SEEN_AT(sines + i);
+            const Vector x = CONST_AT(heads + i);
+            AT(heads + i) = x * CONST_AT(cosines + i) + swap_pairs(x) * CONST_AT(sines + i);
         }
 }
 
@@ -303,7 +303,7 @@ static float *keys_of(const Job *job, int64_t place, int64_t layer, int64_t head
 }
 
 /* Store keys and values [2, H, K] of a token in the cache. */
-static void remember(const Job *job, int64_t layer, const Token *token, const float *key_value)
+static void store_key_value(const Job *job, int64_t layer, const Token *token, const float *key_value)
 {
     const Model *model = job->model;
     const int64_t size = model->head_size;
@@ -316,7 +316,7 @@ static void remember(const Job *job, int64_t layer, const Token *token, const fl
     }
 }
 
-/* Compute scores of a query [K] with the keys of slots from start to stop, in whole blocks; return the count written. */
+/* Compute scores of a query [K] with the keys of slots from start to stop, in whole blocks; return their count. */
 INLINE int64_t score(const float *query, const float *keys, int64_t size, int64_t start, int64_t stop, float *scores)
 {
     const int64_t first = start / W, last = (stop + W - 1) / W;
@@ -326,17 +326,17 @@ INLINE int64_t score(const float *query, const float *keys, int64_t size, int64_
         Vector a = all(0), b = a, c = a, d = a;
         for (int64_t i = 0; i < size; i++) {
             const Vector factor = all(query[i]);
-            a += factor * SEEN_AT(here + i * W);
-            b += factor * SEEN_AT(here + (size + i) * W);
-            c += factor * SEEN_AT(here + (2 * size + i) * W);
-            d += factor * SEEN_AT(here + (3 * size + i) * W);
+            a += factor * CONST_AT(here + i * W);
+            b += factor * CONST_AT(here + (size + i) * W);
+            c += factor * CONST_AT(here + (2 * size + i) * W);
+            d += factor * CONST_AT(here + (3 * size + i) * W);
         }
         float *to = scores + (block - first) * W;
         AT(to) = a, AT(to + W) = b, AT(to + 2 * W) = c, AT(to + 3 * W) = d;
     }
     for (; block < last; block++) {
         Vector sum = all(0);
-        for (int64_t i = 0; i < size; i++) sum += query[i] * SEEN_AT(keys + (block * size + i) * W);
+        for (int64_t i = 0; i < size; i++) sum += query[i] * CONST_AT(keys + (block * size + i) * W);
         AT(scores + (block - first) * W) = sum;
     }
     for (int64_t slot = first * W; slot < start; slot++) scores[slot - first * W] = -INFINITY;
@@ -345,14 +345,14 @@ INLINE int64_t score(const float *query, const float *keys, int64_t size, int64_
 }
 
 /* Turn scores into weights that are not yet divided by their sum; return the sum. */
-INLINE float soften(float *scores, int64_t count)
+INLINE float softmax_weights(float *scores, int64_t count)
 {
-    Vector most = SEEN_AT(scores);
-    for (int64_t i = W; i < count; i += W) most = larger(SEEN_AT(scores + i), most);
-    const float highest = most_of(most);
+    Vector maxima = CONST_AT(scores);
+    for (int64_t i = W; i < count; i += W) maxima = max_each(CONST_AT(scores + i), maxima);
+    const float highest = max_of(maxima);
     Vector sum = all(0);
     for (int64_t i = 0; i < count; i += W) {
-        const Vector weights = power_of_two(SEEN_AT(scores + i) - highest);
+        const Vector weights = power_of_two(CONST_AT(scores + i) - highest);
         AT(scores + i) = weights;
         sum += weights;
     }
@@ -360,21 +360,21 @@ INLINE float soften(float *scores, int64_t count)
 }
 
 /* Add the weighted values of `count` slots to W components of the sum. */
-INLINE Vector weigh(const float *weights, const float *values, int64_t size, int64_t count, Vector sum)
+INLINE Vector add_values(const float *weights, const float *values, int64_t size, int64_t count, Vector sum)
 {
     Vector b = all(0), c = b, d = b;
     int64_t slot = 0;
     for (; slot + 4 <= count; slot += 4, values += 4 * size) {
-        sum += weights[slot] * SEEN_AT(values);
-        b += weights[slot + 1] * SEEN_AT(values + size);
-        c += weights[slot + 2] * SEEN_AT(values + 2 * size);
-        d += weights[slot + 3] * SEEN_AT(values + 3 * size);
+        sum += weights[slot] * CONST_AT(values);
+        b += weights[slot + 1] * CONST_AT(values + size);
+        c += weights[slot + 2] * CONST_AT(values + 2 * size);
+        d += weights[slot + 3] * CONST_AT(values + 3 * size);
     }
-    for (; slot < count; slot++, values += size) sum += weights[slot] * SEEN_AT(values);
+    for (; slot < count; slot++, values += size) sum += weights[slot] * CONST_AT(values);
     return (sum + b) + (c + d);
 }
 
-/* Attend with a query [K] of one head -> out [K]. The slots of the first branch follow those of its prefix, so that both
+/* Attend with a query [K] of one head -> out [K]. The slots of the first branch follow those of its prefix, so both
    are one range of slots. */
 INLINE void attend(Job *job, const Token *token, const float *query, const float *keys, int64_t size, float *out)
 {
@@ -384,12 +384,12 @@ INLINE void attend(Job *job, const Token *token, const float *query, const float
     const int64_t stop = token->slot + 1;
     const int64_t before = seen ? score(query, keys, size, 0, seen, scores) : 0;
     const int64_t count = before + score(query, keys, size, start, stop, scores + before);
-    const float sum = soften(scores, count);
+    const float sum = softmax_weights(scores, count);
     /* The highest score has the weight 1, so the sum is less only if scores are NaN. */
     if (!(sum >= 0.5f)) job->is_broken = 1;
     for (int64_t i = 0; i < size; i += W) {
-        Vector mixed = weigh(scores, values + i, size, seen, all(0));
-        mixed = weigh(scores + before + start % W, values + start * size + i, size, stop - start, mixed);
+        Vector mixed = add_values(scores, values + i, size, seen, all(0));
+        mixed = add_values(scores + before + start % W, values + start * size + i, size, stop - start, mixed);
         AT(out + i) = mixed / sum;
     }
 }
@@ -425,7 +425,7 @@ static void query_keys_values(
             const float *first = model->first + tokens[n].id * (query_width + key_value_width);
             if (n >= skip)
                 memcpy(job->query + (n - skip) * query_width, first, sizeof(float) * (size_t)query_width);
-            remember(job, layer, tokens + n, first + query_width);
+            store_key_value(job, layer, tokens + n, first + query_width);
         }
         return;
     }
@@ -435,7 +435,7 @@ static void query_keys_values(
     for (int64_t n = 0; n < count; n++) {
         float *key_value = job->key_value + n * key_value_width;
         rotate(model, key_value, tokens[n].id);
-        remember(job, layer, tokens + n, key_value);
+        store_key_value(job, layer, tokens + n, key_value);
         if (n >= skip) rotate(model, job->query + (n - skip) * query_width, tokens[n].id);
     }
 }
@@ -524,7 +524,8 @@ static int is_unfinished(const Branch *branch, int64_t row, int64_t known)
 }
 
 /* Copy the first `count` slots of all heads from a place of `from_blocks` blocks to one of `to_blocks`. */
-static void copy_slots(const Model *model, const float *from, int64_t from_blocks, float *to, int64_t to_blocks, int64_t count)
+static void copy_slots(
+    const Model *model, const float *from, int64_t from_blocks, float *to, int64_t to_blocks, int64_t count)
 {
     const int64_t size = model->head_size, keys = (count + W - 1) / W * W * size;
     for (int64_t n = 0; n < model->num_layers * model->heads; n++) {
@@ -647,9 +648,9 @@ static void decode(Job *job)
             const Branch *branch = call->branches + unit->branch;
             if (is_unfinished(branch, unit->row, unit->known))
                 branch->output[unit->row * branch->length + unit->known++] = job->chosen[i];
-            const int goes_on = is_unfinished(branch, unit->row, unit->known);
-            unfinished += goes_on;
-            if (goes_on || !call->drop_finished) job->units[left++] = *unit;
+            const int continues = is_unfinished(branch, unit->row, unit->known);
+            unfinished += continues;
+            if (continues || !call->drop_finished) job->units[left++] = *unit;
         }
         job->num_units = left;
     }
@@ -663,7 +664,7 @@ static int64_t clamp(int64_t value, int64_t low, int64_t high)
 }
 
 /* Return the number of tokens of a row that are read at once. */
-static int64_t count_read(const Call *call)
+static int64_t tokens_per_row(const Call *call)
 {
     int64_t count = call->prefix_length;
     for (int64_t b = 0; b < call->num_branches; b++) count += 1 + call->branches[b].drafted;
@@ -671,16 +672,16 @@ static int64_t count_read(const Call *call)
 }
 
 /* Return the number of rows that are read at once. */
-static int64_t count_at_once(const Job *job) { return clamp(CHUNK / count_read(job->call), 1, job->places); }
+static int64_t rows_per_pass(const Job *job) { return clamp(CHUNK / tokens_per_row(job->call), 1, job->places); }
 
 /* Lay a job out in memory, unless that is null; return the number of bytes that it takes. */
-static int64_t lay_job(Job *job, const Model *model, const Call *call, char *memory)
+static int64_t lay_out_job(Job *job, const Model *model, const Call *call, char *memory)
 {
     const int64_t blocks = (start_of(call, call->num_branches) + W - 1) / W;
     const int64_t place_size = model->num_layers * 2 * blocks * W * model->heads_width;
     const int64_t places = clamp(CACHE_SIZE / place_size, 1, call->rows < PLACES ? call->rows : PLACES);
     *job = (Job){.model = model, .call = call, .places = places, .blocks = blocks, .place_size = place_size};
-    const int64_t read = count_read(call) * count_at_once(job), units = places * call->num_branches;
+    const int64_t read = tokens_per_row(call) * rows_per_pass(job), units = places * call->num_branches;
     const int64_t tokens = read > units ? read : units, classes = (CLASSES + TILE - 1) / TILE * TILE;
     const int64_t inner = model->inner > classes ? model->inner : classes;
     int64_t size = 0;
@@ -711,7 +712,7 @@ int64_t tile_width(void) { return TILE; }
 int64_t memory_size(const Model *model, const Call *call)
 {
     Job job;
-    return lay_job(&job, model, call, 0);
+    return lay_out_job(&job, model, call, 0);
 }
 
 /* Complete all branches of all rows; return the number of tokens read, or -1 if scores or logits are not finite.
@@ -719,11 +720,11 @@ int64_t memory_size(const Model *model, const Call *call)
 int64_t complete(const Model *model, const Call *call, char *memory)
 {
     Job job;
-    lay_job(&job, model, call, memory);
+    lay_out_job(&job, model, call, memory);
     decode(&job);
-    const int64_t at_once = count_at_once(&job);
-    for (int64_t row = 0; row < call->rows; row += at_once) {
-        const int64_t rows = call->rows - row < at_once ? call->rows - row : at_once;
+    const int64_t batch = rows_per_pass(&job);
+    for (int64_t row = 0; row < call->rows; row += batch) {
+        const int64_t rows = call->rows - row < batch ? call->rows - row : batch;
         if (job.num_free < rows) decode(&job);
         read_rows(&job, row, rows);
     }
