@@ -31,7 +31,7 @@ SETTINGS = small(
 # A loss that is no number at the fifth step of training at 7 digits, in a process that else is `sector`.
 NAN = """
 import sys
-from sector.engine import distill
+from sector.engine.training import distill
 true_loss, calls = distill.Rows.loss, []
 def poisoned(model, rows, weight):
     calls.append(1)

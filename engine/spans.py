@@ -1,7 +1,7 @@
-"""Named ranges of the loop, for profilers: `with named("vote"): ...`. Nearly free while none of them listens.
+"""Named spans of the loop, for profilers: `with span("vote"): ...`. Nearly free while no profiler records.
 
-A range of torch costs many microseconds even where nothing records it; this costs a tenth of one. So there is a switch,
-one for all threads, and `profiling.py` has it.
+A range of torch costs many microseconds even if no profiler records; a span costs a tenth of a microsecond. So all
+threads share one switch, which `benchmarks/profiling.py` turns on.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,18 +9,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 Recorder = Callable[[str], AbstractContextManager[object]]
 
-_NOTHING = nullcontext()
+_UNRECORDED = nullcontext()
 _recorder: Recorder | None = None
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """A range of that name, from now to the end of the block, for whoever records."""
-    return _NOTHING if _recorder is None else _recorder(name)
+    """Return a context manager that records its block under that name if a profiler is on."""
+    return _UNRECORDED if _recorder is None else _recorder(name)
 
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Open ranges with `recorder` while the block runs, in all threads."""
+    """Open spans with `recorder` while the block runs, in all threads."""
     global _recorder
     before, _recorder = _recorder, recorder
     try:

@@ -1,4 +1,4 @@
-"""How many cores there are, and how many an operation takes."""
+"""The number of cores, and the number of threads that operations of torch use."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 def num_cores() -> int:
-    """Count the cores that this process may use: fewer than there are, where it is held to some of them."""
+    """Return the number of cores that this process may use, which its affinity may limit."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -16,7 +16,7 @@ def num_cores() -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Operations on small matrices lose more to the meeting of two cores than they gain."""
+    """Run operations on one thread in the block: on small matrices, a second core costs more time than it saves."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

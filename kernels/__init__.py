@@ -1,6 +1,6 @@
-"""The operations of digit-tokenized decoding, one a file: plain torch, a launcher, and a Triton kernel beside it.
+"""The operations of digit-tokenized decoding, one per file: plain torch, a launcher, and a Triton kernel beside it.
 
-Plain torch is what runs on a CPU and what the tests hold the kernel to. The public function of a file checks what it is
-given and chooses by device: `<operation>_kernel` on a GPU, `<operation>_reference` elsewhere. Nothing here knows the
-engine; what an operation must know of tokens is handed in (`token_table.py`).
+Plain torch runs on a CPU, and is the reference that the tests compare the kernel with. The public function of a file
+checks its arguments and chooses by device: `<operation>_kernel` on a GPU, `<operation>_reference` elsewhere. Nothing
+here imports the engine: the caller passes in the token constants (`token_table.py`).
 """

@@ -1,9 +1,9 @@
-"""The one place that imports Triton, and what every kernel file needs around a kernel.
+"""The only file that imports Triton, and the helpers that every kernel file needs.
 
-Triton exists for Linux only, and without a GPU it can merely interpret. Kernel files import `triton` and `tl` from
-here, so that they load everywhere; where Triton is missing, their plain-torch references are what runs.
+Triton exists for Linux only, and without a GPU it can only interpret. Kernel files import `triton` and `tl` from here,
+so that they load everywhere. Without Triton their plain-torch references run.
 
-Whether kernels are interpreted (TRITON_INTERPRET=1) is fixed when this file is first imported.
+The first import of this file fixes whether kernels are interpreted (TRITON_INTERPRET=1).
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ except ImportError:
     AVAILABLE = INTERPRETED = False
 
     class _Absent:
-        """Stands in for both modules: enough for `@triton.jit` and for annotations, and nothing can be launched."""
+        """Placeholder for both modules: enough for `@triton.jit` and for annotations, but it cannot launch anything."""
 
         constexpr = staticmethod(lambda value: value)
 
@@ -46,27 +46,30 @@ except ImportError:
 
 _ROUND_BY_HAND = tl.constexpr(INTERPRETED)
 
-# Interpreted, a program costs about 5 ms whatever its size.
+# An interpreted program costs about 5 ms at any size.
 _INTERPRETED_ROWS = 256
 
 
 def runs_kernel(tensor: Tensor) -> bool:
-    """Do operations on this tensor run the Triton kernel (on a GPU), or the reference (everywhere else)?"""
+    """Return whether operations on this tensor run the Triton kernel (on a GPU) and not the reference."""
     return AVAILABLE and tensor.is_cuda
 
 
 def block_rows(rows: int, compiled: int, smallest: int = 1) -> int:
-    """Rows a program, a power of two: as tuned for a GPU, or many where the interpreter pays by the program."""
+    """Return the rows per program, a power of two: `compiled` on a GPU, many rows if interpreted.
+
+    The time of the interpreter depends on the number of programs, not on their size.
+    """
     return max(smallest, min(_INTERPRETED_ROWS, next_power_of_2(rows))) if INTERPRETED else compiled
 
 
 def next_power_of_2(size: int) -> int:
-    """The smallest power of two that is at least `size`, and at least 1."""
+    """Return the smallest power of two that is at least `size`, and at least 1."""
     return 1 << max(size - 1, 0).bit_length()
 
 
 def num_programs(rows: int, block: int) -> int:
-    """Programs that cover `rows` at `block` a program."""
+    """Return the number of programs that cover `rows` at `block` rows each."""
     return -(-rows // block)
 
 
@@ -78,9 +81,12 @@ def expect(
     device: torch.device,
     contiguous: bool = True,
 ) -> None:
-    """Raise ValueError, naming the tensor and the rule, unless it is what a kernel takes; None fits any size."""
+    """Raise ValueError, naming the tensor and the rule, unless shape, dtype, device and layout are as expected.
+
+    shape: the expected sizes; None matches any size.
+    """
     dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes,)
-    fits = all(want is None or want == have for want, have in zip(shape, tensor.shape, strict=False))
+    fits = all(expected in (None, size) for expected, size in zip(shape, tensor.shape, strict=False))
     if tensor.ndim != len(shape) or not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must be [{wanted}], not {list(tensor.shape)}")
@@ -94,9 +100,9 @@ def expect(
 
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
-    """A float32 block rounded to DTYPE, to nearest and of two to the even one: `.to(DTYPE)` as compiled.
+    """Round a float32 block to DTYPE, to nearest with ties to even, as `.to(DTYPE)` does when it is compiled.
 
-    Triton's interpreter cuts the bits that do not fit a bfloat16, so there they are rounded first.
+    Triton's interpreter truncates to bfloat16, so there the bits are rounded first.
     """
     if _ROUND_BY_HAND and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)

@@ -1,7 +1,7 @@
-"""Completion: from the ids of prefixes to the ids of every branch. What is asked of it, and the answer in plain torch.
+"""Completion, from the ids of prefixes to the ids of every branch: the types, the checks and the plain-torch reference.
 
-A model is weights and a table of tokens; a request is prefixes and the marks that begin their branches. Branches of one
-prefix do not see each other. `megakernel.py` does all of this in one launch.
+A model is weights and a table of tokens. A request is prefixes and the marks that begin their branches. Branches of one
+prefix do not attend to each other. `megakernel.py` computes all of it in one launch.
 
 Legend: B rows of the batch, P prefix tokens, J branches, T tokens of a pass, S tokens in the cache, D hidden size,
 L layers, H heads, K head size, F features of the feed-forward, C classes.
@@ -19,15 +19,20 @@ from sector.kernels._triton import expect
 from sector.kernels.philox import uniforms
 from sector.kernels.token_table import TokenTable
 
-# Of each layer a key and a value, `[B, H, S, K]`.
+# Keys and values `[B, H, S, K]`, one pair per layer.
 _Cache: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
 class Weights(NamedTuple):
-    """The tensors of a model, layers stacked; all of one dtype but `rope`. Linear weights are [out, in], as in torch.
+    """Tensors of a model, layers stacked. All have one dtype except `rope`. Linear weights are [out, in], as in torch.
 
-    embed, head: `[C, D]`. attention_norm, mlp_norm: `[L, D]`; norm: `[D]`.
-    qkv: `[L, 3D, D]`; out: `[L, D, D]`; up: `[L, F, D]`; down: `[L, D, F]`.
+    embed, head: `[C, D]`.
+    attention_norm, mlp_norm: `[L, D]`.
+    norm: `[D]`.
+    qkv: `[L, 3D, D]`.
+    out: `[L, D, D]`.
+    up: `[L, F, D]`.
+    down: `[L, D, F]`.
     rope: `[places, 2, K/2]` float32 cosines and sines.
     """
 
@@ -45,7 +50,13 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What completes: weights, the table of its tokens, and the two numbers that no weight tells."""
+    """A model as the kernels take it.
+
+    weights: its tensors.
+    table: its tokens.
+    num_heads: H, which no shape tells.
+    eps: epsilon of the RMS norms.
+    """
 
     weights: Weights
     table: TokenTable
@@ -55,10 +66,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to complete.
+    """Prefixes to complete, and how to sample.
 
-    prefix: `[B, P]` int64 ids. marks: `[B, J]` int64 ids, one completion each. lengths: J most new tokens.
-    rows: `[B]` int64 counters of the random stream. Branch j draws from stage + j; temperature 0 is greedy.
+    prefix: `[B, P]` int64 ids.
+    marks: `[B, J]` int64 ids; each begins one completion.
+    lengths: the maximum of new tokens of each of the J branches.
+    rows: `[B]` int64 counters of the random stream.
+    stage: stage of the random stream; branch j draws from stage + j.
+    seed: key of the random stream.
+    temperature: 0 is greedy.
     """
 
     prefix: Tensor
@@ -74,7 +90,7 @@ class Request:
 
 
 def check_request(model: Model, request: Request, logits: Tensor | None) -> None:
-    """Raise ValueError on what a completion would misread."""
+    """Raise ValueError unless the tensors have the shapes, dtypes and device that a completion needs."""
     weights, table, device = model.weights, model.table, request.prefix.device
     classes, hidden = table.num_classes, weights.norm.shape[0]
     layers, features = weights.up.shape[:2]
@@ -107,13 +123,13 @@ def check_request(model: Model, request: Request, logits: Tensor | None) -> None
     expect("marks", request.marks, (batch, branches), torch.int64, device)
     expect("rows", request.rows, (batch,), torch.int64, device)
     if not branches or min(request.lengths) < 1:
-        raise ValueError(f"lengths must be at least 1, one a branch, not {list(request.lengths)}")
+        raise ValueError(f"lengths must be at least 1, one per branch, not {list(request.lengths)}")
     if logits is not None:
         expect("logits", logits, (branches, batch, max(request.lengths), classes), torch.float32, device)
 
 
 def complete_reference(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
-    """`complete` in plain torch, all in float32."""
+    """Compute `complete` in plain torch, in float32."""
     table = model.table
     model = replace(model, weights=Weights(*(tensor.float() for tensor in model.weights)))
     if logits is not None:
@@ -141,7 +157,10 @@ def complete_reference(model: Model, request: Request, logits: Tensor | None = N
 
 
 def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
-    """Ids `[B, T]` behind the tokens in the cache -> `[B, T, D]` before the final norm; the cache gets them too."""
+    """Return hidden states `[B, T, D]`, before the final norm, of ids `[B, T]` that follow the tokens in the cache.
+
+    Appends their keys and values to the cache.
+    """
     weights, table, (batch, length) = model.weights, model.table, ids.shape
     cos, sin = weights.rope[ids // table.num_local].unsqueeze(1).unbind(dim=3)
     x = weights.embed[table.class_of(ids)]
@@ -168,7 +187,10 @@ def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
 def _reference_choice(
     model: Model, request: Request, hidden: Tensor, ids: Tensor, branch: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states `[B, D]` of the tokens `ids [B]` -> logits `[B, C]`, -inf where illegal, and classes `[B]`."""
+    """Return logits `[B, C]`, -inf where illegal, and chosen classes `[B]`.
+
+    hidden: `[B, D]` states of the tokens `ids [B]`.
+    """
     normed = F.rms_norm(hidden, hidden.shape[-1:], model.weights.norm, model.eps)
     logits = F.linear(normed, model.weights.head).masked_fill(~model.table.may_follow(ids), float("-inf"))
     if request.temperature == 0:
@@ -179,6 +201,6 @@ def _reference_choice(
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, H, T, K]` by `[B, 1, T, K/2]` cosines and sines; halves are the two components."""
+    """Rotate `[B, H, T, K]` by `[B, 1, T, K/2]` cosines and sines; the halves of K are the two components."""
     real, imaginary = x.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)

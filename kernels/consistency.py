@@ -1,6 +1,6 @@
 """The vote over K guesses: the most frequent answer of each problem and its count, without leaving the device.
 
-Legend: B rows, K guesses a row, L digits of an answer.
+Legend: B rows, K guesses per row, L digits of an answer.
 """
 
 import torch
@@ -8,32 +8,32 @@ from torch import Tensor
 
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 
-# What an output holds until a kernel has written it.
+# Value of an output before a kernel writes it.
 PLACEHOLDER = -1
 
-# Digits of an answer that a program compares at a time, and pairs of guesses a compiled program.
+# Digits of an answer that a program copies at a time, and pairs of guesses per compiled program.
 _BLOCK_DIGITS = 32
 _COMPILED_PAIRS = 1024
-_COMPILED_ROWS = 32
 
 
 def majority(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Vote over `[B, K, L]` guesses, of which `valid [B, K]` count: the most frequent answer and its count `[B]`.
+    """Return the most frequent answer `[B, L]` of `[B, K, L]` guesses, and its count `[B]`.
 
-    Of equally frequent answers the earliest guess wins. Rows without a valid guess get zeros and count 0.
+    valid: `[B, K]` bool, the guesses that count. Of equally frequent answers the earliest guess wins. Rows without a
+    valid guess get zeros and count 0.
     """
     count, num_guesses, _ = guesses.shape
     expect("guesses", guesses, (count, num_guesses, None), torch.int64, guesses.device, contiguous=False)
     expect("valid", valid, (count, num_guesses), torch.bool, guesses.device, contiguous=False)
     if num_guesses == 0:
-        raise ValueError("a vote needs at least one guess a row")
+        raise ValueError("a vote needs at least one guess per row")
     if runs_kernel(guesses):
         return majority_kernel(guesses.contiguous(), valid.contiguous())
     return majority_reference(guesses, valid)
 
 
 def majority_reference(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """`majority` in plain torch."""
+    """Compute `majority` in plain torch."""
     same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3)
     counts = (same & valid.unsqueeze(1) & valid.unsqueeze(2)).sum(dim=2)
     votes, winner = counts.max(dim=1)
@@ -42,7 +42,7 @@ def majority_reference(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def majority_kernel(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """`majority` by the Triton kernel."""
+    """Compute `majority` with the Triton kernel."""
     count, num_guesses, length = guesses.shape
     answers = torch.full((count, length), PLACEHOLDER, dtype=torch.int64, device=guesses.device)
     votes = torch.full((count,), PLACEHOLDER, dtype=torch.int64, device=guesses.device)
@@ -97,7 +97,7 @@ def _majority_kernel(
     p_valid = valid_ptr + o_long[:, None] * num_guesses + o_guesses[None, :]
     b_valid = tl.load(p_valid, mask=m_guesses, other=0).to(tl.int32)
     b_same = (1 - b_differs) * b_valid[:, :, None] * b_valid[:, None, :]
-    # A guess that does not exist has no count, not even 0, and so never wins.
+    # Padding guesses get -1, below every count, so that they never win.
     b_counts = tl.where((o_guesses < num_guesses)[None, :], tl.sum(b_same, axis=2), -1)
     b_votes = tl.max(b_counts, axis=1)
     b_winner = tl.argmax(b_counts, axis=1)

@@ -1,10 +1,11 @@
-"""Decode attention: rotate by place, append to the cache, and attend, for one new token a row over a short context.
+"""Decode attention: rotate by place, append to the cache, and attend, for one new token per row over a short context.
 
-A row of the cache holds a prefix and, behind it, branches that share the prefix and do not see each other. A new token
-sees the prefix `[0, prefix_length)` and its own branch `[start, slot]`, itself included. What other slots hold, NaN
-even, does not matter. Rows are found by index, so a batch shrinks as rows finish and the cache stays where it is.
+A row of the cache holds a prefix and the branches behind it. Branches share the prefix and do not attend to each other.
+A new token attends to the prefix `[0, prefix_length)` and to its own branch `[start, slot]`, itself included. Other
+slots may hold any values, NaN included. Rows are addressed by index, so that a batch shrinks as rows finish while the
+cache stays in place.
 
-Arithmetic is float32 whatever the dtypes; a key or value is read back as the cache rounds it, the new one too.
+Arithmetic is float32 for all dtypes. Keys and values are used as the cache rounds them, the new ones too.
 
 Legend: R new tokens, B rows of the cache, H heads, S slots of a row, K head size, P places.
 """
@@ -18,10 +19,10 @@ from sector.kernels._triton import block_rows, expect, next_power_of_2, num_prog
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-# What an output holds until the kernel has written it.
+# Value of an output before the kernel writes it.
 PLACEHOLDER = float("nan")
 
-# Slots that a program reads at a time, and rows a compiled program: 64 KiB of keys and values in float32 at head size
+# Slots that a program reads at a time, and rows per compiled program: 64 KiB of keys and values in float32 at head size
 # 32, which four warps hold in registers.
 _BLOCK_SLOTS = 32
 _COMPILED_ROWS = 4
@@ -29,10 +30,13 @@ _COMPILED_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where each new token stands and what it sees, all `[R]` int64; prefix_lengths <= starts <= slots < S.
+    """Cache positions of the new tokens, all `[R]` int64, with prefix_lengths <= starts <= slots < S.
 
-    rows: the row of the cache, at most once a branch. A negative row is idle: its output is zero, no cache is touched.
-    slots: where the token goes. starts: the first slot of its branch. prefix_lengths: slots of the shared prefix.
+    rows: the row of the cache, at most once per branch. A negative row is idle: its output is zero, and the cache is
+        not touched.
+    slots: the slot of the new token.
+    starts: the first slot of its branch.
+    prefix_lengths: the number of slots of the shared prefix.
     """
 
     rows: Tensor
@@ -44,10 +48,14 @@ class Positions:
 def decode_attention(
     qkv: Tensor, places: Tensor, rope: Tensor, keys: Tensor, values: Tensor, at: Positions, out: Tensor | None = None
 ) -> Tensor:
-    """Attend from `qkv [R, 3HK]` at `places [R]`; append to `keys`, `values [B, H, S, K]` in place; return `[R, HK]`.
+    """Append new keys and values to the cache in place, and return the attended values `[R, HK]`.
 
-    rope: `[P, 2, K/2]` float32, cosines and sines of each place; the halves of a head are the two components. out:
-    where to write, for callers that keep their memory.
+    qkv: `[R, 3HK]` queries, keys and values of the new tokens.
+    places: `[R]` int64.
+    rope: `[P, 2, K/2]` float32 cosines and sines of each place; the halves of a head are the two components.
+    keys, values: `[B, H, S, K]` the cache.
+    at: the cache positions of the new tokens.
+    out: `[R, HK]` optional memory for the result.
     """
     _check(qkv, places, rope, keys, values, at, out)
     if runs_kernel(qkv):
@@ -59,7 +67,7 @@ def decode_attention(
 def decode_attention_reference(
     qkv: Tensor, places: Tensor, rope: Tensor, keys: Tensor, values: Tensor, at: Positions
 ) -> Tensor:
-    """`decode_attention` in plain torch."""
+    """Compute `decode_attention` in plain torch."""
     count, (_, heads, num_slots, size) = len(qkv), keys.shape
     query, key, value = qkv.float().view(count, 3, heads, size).unbind(1)
     cos, sin = rope[places].unsqueeze(2).unbind(1)
@@ -71,16 +79,16 @@ def decode_attention_reference(
     visible = _visible(at, num_slots).unsqueeze(1)
     scores = torch.einsum("rhk,rhsk->rhs", query, keys[at.rows.clamp(min=0)].float()) * size**-0.5
     weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=2)
-    # An unseen slot may hold NaN, and 0 * NaN is NaN.
-    seen = values[at.rows.clamp(min=0)].float().masked_fill(~visible.unsqueeze(3), 0)
-    attended = torch.einsum("rhs,rhsk->rhk", weights, seen).flatten(1)
+    # A masked slot may hold NaN, and 0 * NaN is NaN.
+    visible_values = values[at.rows.clamp(min=0)].float().masked_fill(~visible.unsqueeze(3), 0)
+    attended = torch.einsum("rhs,rhsk->rhk", weights, visible_values).flatten(1)
     return attended.masked_fill(~active.unsqueeze(1), 0).to(qkv.dtype)
 
 
 def decode_attention_kernel(
     qkv: Tensor, places: Tensor, rope: Tensor, keys: Tensor, values: Tensor, at: Positions, out: Tensor | None = None
 ) -> Tensor:
-    """`decode_attention` by the Triton kernel."""
+    """Compute `decode_attention` with the Triton kernel."""
     count, (_, heads, _, size) = len(qkv), keys.shape
     if out is None:
         out = torch.full((count, heads * size), PLACEHOLDER, dtype=qkv.dtype, device=qkv.device)
@@ -116,7 +124,10 @@ def decode_attention_kernel(
 def _check(
     qkv: Tensor, places: Tensor, rope: Tensor, keys: Tensor, values: Tensor, at: Positions, out: Tensor | None
 ) -> None:
-    """Raise ValueError on what the kernel would misread. What is in the tensors stays on the device, unread."""
+    """Raise ValueError unless shapes, dtypes, strides and devices are as the kernel expects.
+
+    Values are not checked: reading them would wait for the device.
+    """
     expect("keys", keys, (None, None, None, None), FLOATS, qkv.device, contiguous=False)
     expect("values", values, tuple(keys.shape), keys.dtype, qkv.device, contiguous=False)
     if keys.stride(3) != 1 or keys.stride() != values.stride():
@@ -143,10 +154,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _visible(at: Positions, num_slots: int) -> Tensor:
-    """`[R, S]` bool, which slots each new token sees."""
+    """Return `[R, S]` bool: the slots that each new token attends to."""
     slots = torch.arange(num_slots, device=at.slots.device)
-    own = (slots >= at.starts.unsqueeze(1)) & (slots <= at.slots.unsqueeze(1))
-    return (slots < at.prefix_lengths.unsqueeze(1)) | own
+    branch = (slots >= at.starts.unsqueeze(1)) & (slots <= at.slots.unsqueeze(1))
+    return (slots < at.prefix_lengths.unsqueeze(1)) | branch
 
 
 @triton.jit(do_not_specialize=["stride_row", "stride_head", "stride_slot", "num_rows", "num_heads"])
@@ -172,7 +183,7 @@ def _decode_attention_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
 ):
-    """Rows of one head a program. A head is held as its two halves, which are what a rotation mixes."""
+    """Attend for a block of rows and one head. A program holds a head as two halves, the components of its rotation."""
     i_head = tl.program_id(1)
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_half = tl.arange(0, BLOCK_HALF)[None, :]
@@ -212,25 +223,25 @@ def _decode_attention_kernel(
     tl.store(values_ptr + o_new, b_value_low, mask=mask)
     tl.store(values_ptr + o_new + HALF, b_value_high, mask=mask)
 
-    # The new token attends to itself from registers: what it stored need not be visible to other threads yet. It also
-    # makes every maximum finite. From here on, softmax as the slots come.
-    b_own = b_query_real * b_key_real.to(tl.float32) + b_query_imag * b_key_imag.to(tl.float32)
-    b_highest = tl.sum(b_own, axis=1)
+    # The new token attends to itself from registers, since other threads may not see its stores yet. Its score also
+    # makes every maximum finite. The loop below is an online softmax over the earlier slots.
+    b_products = b_query_real * b_key_real.to(tl.float32) + b_query_imag * b_key_imag.to(tl.float32)
+    b_highest = tl.sum(b_products, axis=1)
     b_total = tl.full([BLOCK_ROWS], 1.0, dtype=tl.float32)
     b_low = b_value_low.to(tl.float32)
     b_high = b_value_high.to(tl.float32)
-    # Nothing lies behind the last slot of these rows.
+    # No row of the block attends to later slots.
     num_slots = tl.max(b_slot, axis=0)
     for start in range(0, num_slots, BLOCK_SLOTS):
         o_slots = start + tl.arange(0, BLOCK_SLOTS)[None, :]
-        m_own = (o_slots >= b_start) & (o_slots < b_slot[:, None])
-        m_slots = ((o_slots < b_prefix) | m_own) & m_rows[:, None]
+        m_branch = (o_slots >= b_start) & (o_slots < b_slot[:, None])
+        m_slots = ((o_slots < b_prefix) | m_branch) & m_rows[:, None]
         o_old = (o_cache[:, None] + o_slots.to(tl.int64) * stride_slot)[:, :, None] + o_half[:, None, :]
         m_old = m_slots[:, :, None] & (o_half < HALF)[:, None, :]
         b_old_real = tl.load(keys_ptr + o_old, mask=m_old, other=0.0).to(tl.float32)
         b_old_imag = tl.load(keys_ptr + o_old + HALF, mask=m_old, other=0.0).to(tl.float32)
-        b_products = b_query_real[:, None, :] * b_old_real + b_query_imag[:, None, :] * b_old_imag
-        b_scores = tl.where(m_slots, tl.sum(b_products, axis=2), float("-inf"))
+        b_old_products = b_query_real[:, None, :] * b_old_real + b_query_imag[:, None, :] * b_old_imag
+        b_scores = tl.where(m_slots, tl.sum(b_old_products, axis=2), float("-inf"))
         b_new_highest = tl.maximum(b_highest, tl.max(b_scores, axis=1))
         b_fade = tl.exp(b_highest - b_new_highest)
         b_weights = tl.exp(b_scores - b_new_highest[:, None])
@@ -243,6 +254,6 @@ def _decode_attention_kernel(
 
     p_out = out_ptr + o_rows.to(tl.int64)[:, None] * width + i_head * 2 * HALF + o_half
     m_out = m_all[:, None] & (o_half < HALF)
-    # An idle row has read zeros only, and writes them.
+    # An idle row has loaded zeros, and stores zeros.
     tl.store(p_out, round_to(b_low / b_total[:, None], out_ptr.dtype.element_ty), mask=m_out)
     tl.store(p_out + HALF, round_to(b_high / b_total[:, None], out_ptr.dtype.element_ty), mask=m_out)

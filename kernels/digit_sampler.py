@@ -1,11 +1,11 @@
 """Digit sampler: from the last hidden state to the next token, in one pass over the few classes that may follow.
 
-Final RMS norm, class head, legality by the current token's class, temperature and Gumbel-max choice (or the greedy one;
-of equal scores the lowest class wins), log-probability of the choice, the next id by the place rule, and whether the
-row has ended. The log-probability is that of the distribution at temperature 1 over the legal classes, whatever the
-temperature of the choice. The noise is the row's own (`philox.Stream`), so a row's token does not depend on its batch.
+The steps are: final RMS norm, class head, mask of illegal classes, choice (greedy, or by temperature and Gumbel noise;
+of equal scores the lowest class wins), log-probability of the choice, next id by the place rule, and whether the row
+has ended. The log-probability is that of the distribution at temperature 1 over the legal classes, at any temperature
+of the choice. Each row draws its own noise (`philox.Stream`), so that a row's token does not depend on its batch.
 
-All arithmetic is float32; weights and hidden states may be bfloat16.
+All arithmetic is float32. Weights and hidden states may be bfloat16.
 
 Legend: B rows, D hidden size, C classes (32).
 """
@@ -22,17 +22,22 @@ from sector.kernels.token_table import TokenTable, class_of, next_ids
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-# What an output holds until the kernel has written it: no id, and no log-probability.
+# Values of outputs before the kernel writes them: neither an id nor a log-probability.
 PLACEHOLDER_ID = -1
 PLACEHOLDER_LOGPROB = float("nan")
 
-# Hidden components that a compiled program takes at a time.
+# Hidden components that a compiled program loads at a time.
 _BLOCK_HIDDEN = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of the model: weights `norm [D]` and `classes [C, D]`, and the epsilon of the norm."""
+    """The last weights of the model.
+
+    norm: `[D]` of the final RMS norm.
+    classes: `[C, D]` of the class head.
+    eps: epsilon of the norm.
+    """
 
     norm: Tensor
     classes: Tensor
@@ -41,7 +46,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """ids: `[B]` int64, the next tokens. logprobs: `[B]` float32. stopped: `[B]` bool, the row ends with this token."""
+    """Sampled tokens.
+
+    ids: `[B]` int64, the next tokens.
+    logprobs: `[B]` float32, their log-probabilities.
+    stopped: `[B]` bool, whether the row ends with this token.
+    """
 
     ids: Tensor
     logprobs: Tensor
@@ -49,7 +59,7 @@ class Sampled:
 
     @staticmethod
     def placeholder(count: int, device: torch.device) -> "Sampled":
-        """Outputs for `count` rows that show whether they were written."""
+        """Return outputs for `count` rows that show which of their values were written."""
         return Sampled(
             torch.full((count,), PLACEHOLDER_ID, dtype=torch.int64, device=device),
             torch.full((count,), PLACEHOLDER_LOGPROB, dtype=torch.float32, device=device),
@@ -66,10 +76,11 @@ def sample_digits(
     stream: Stream | None = None,
     out: Sampled | None = None,
 ) -> Sampled:
-    """Hidden states `[B, D]` (before the final norm) of the tokens `ids [B]` -> the tokens that follow.
+    """Sample the tokens that follow `ids [B]`.
 
-    temperature: 0 is greedy and needs no stream. out: where to write, for callers that keep their memory; its ids may
-    be `ids`.
+    hidden: `[B, D]` states of these tokens, before the final norm.
+    temperature: 0 is greedy and needs no stream.
+    out: optional memory for the result; `out.ids` may be `ids`.
     """
     _check(hidden, ids, head, table, temperature, stream, out)
     if runs_kernel(hidden):
@@ -86,7 +97,7 @@ def sample_digits(
 def sample_digits_reference(
     hidden: Tensor, ids: Tensor, head: Head, table: TokenTable, temperature: float = 0.0, stream: Stream | None = None
 ) -> Sampled:
-    """`sample_digits` in plain torch."""
+    """Compute `sample_digits` in plain torch."""
     normed = F.rms_norm(hidden.float(), (hidden.shape[1],), head.norm.float(), head.eps)
     logits = F.linear(normed, head.classes.float()).masked_fill(~table.may_follow(ids), float("-inf"))
     scores = logits
@@ -106,16 +117,13 @@ def sample_digits_kernel(
     stream: Stream | None = None,
     out: Sampled | None = None,
 ) -> Sampled:
-    """`sample_digits` by the Triton kernel."""
+    """Compute `sample_digits` with the Triton kernel."""
     count, size = hidden.shape
     out = Sampled.placeholder(count, hidden.device) if out is None else out
     if count == 0:
         return out
-    greedy = temperature == 0
-    # Greedy, the kernel reads no stream; any pointer will do.
-    seed, rows, stages, steps = (
-        (ids,) * 4 if stream is None else (stream.seed, stream.rows, stream.stages, stream.steps)
-    )
+    # A greedy kernel reads no stream, so any pointers do.
+    stream = Stream(ids, ids, ids, ids) if stream is None else stream
     block = block_rows(count, compiled=32, smallest=16)
     _digit_sampler_kernel[(num_programs(count, block),)](
         hidden,
@@ -125,10 +133,10 @@ def sample_digits_kernel(
         head.classes,
         table.legal,
         table.mark_base,
-        seed,
-        rows,
-        stages,
-        steps,
+        stream.seed,
+        stream.rows,
+        stream.stages,
+        stream.steps,
         out.ids,
         out.logprobs,
         out.stopped,
@@ -138,7 +146,7 @@ def sample_digits_kernel(
         HIDDEN=size,
         BLOCK_HIDDEN=max(16, min(_BLOCK_HIDDEN, next_power_of_2(size))),
         BLOCK_ROWS=block,
-        GREEDY=greedy,
+        GREEDY=temperature == 0,
         NUM_LOCAL=table.num_local,
         NUM_DIGITS=table.num_digits,
         MAX_PLACE=table.max_place,
@@ -158,7 +166,7 @@ def _check(
     stream: Stream | None,
     out: Sampled | None,
 ) -> None:
-    """Raise ValueError on what the kernel would misread."""
+    """Raise ValueError unless the arguments have the shapes, dtypes and device that the kernel expects."""
     if hidden.ndim != 2 or hidden.stride(1) != 1:
         raise ValueError(
             f"hidden must be [B, D] with adjacent components, not {list(hidden.shape)} of strides {hidden.stride()}"
@@ -217,7 +225,7 @@ def _digit_sampler_kernel(
     o_classes = tl.arange(0, NUM_CLASSES)
     m_rows = o_rows < num_rows
 
-    # The norm's factor is one number a row, so the head runs on unnormalised components in the same pass.
+    # The factor of the norm is one number per row, so the head multiplies unnormalised components in the same pass.
     b_logits = tl.zeros([BLOCK_ROWS, NUM_CLASSES], dtype=tl.float32)
     b_squares = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     p_rows = hidden_ptr + o_rows.to(tl.int64)[:, None] * stride_hidden

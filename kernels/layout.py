@@ -1,8 +1,9 @@
-"""Chain-of-thought layout on the device: problems to prompts, completions to digits, and on to the next prompt.
+"""Chain-of-thought layout on the device: problems to prompts, and completions to digits.
 
-The same as `engine/language/place_layout.py`, for loops that never wait for the host: a whole simplify-then-guess runs
-as launches. Sequences are read by columns. In each column one kind of token may stand, so one interval of ids: a
-row is well-formed if every id lies in its column's interval, and what an id exceeds the interval by is its digit.
+The functions compute the same as `engine/language/place_layout.py` and never wait for the host, so that a whole
+simplify-then-guess runs as launches. Sequences are read by columns. Each column allows one kind of token, which is one
+interval of ids. A row is well-formed if every id lies in the interval of its column; the offset of an id within its
+interval is the digit.
 
 Legend: B rows, N digits of an operand, T ids of a completion.
 """
@@ -15,20 +16,21 @@ from torch import Tensor
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 from sector.kernels.token_table import TokenTable
 
-# What an output holds until a kernel has written it: no id and no digit.
+# Value of an output before a kernel writes it: neither an id nor a digit.
 PLACEHOLDER = -1
 
-# Ids of a compiled program: 8 a thread.
+# Ids per compiled program: 8 per thread.
 _COMPILED_IDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Simplified:
-    """What simplifications say; rows that do not parse hold zeros.
+    """Parsed simplifications; rows that do not parse hold zeros.
 
-    a, b: `[B, N-1]`, most significant digit first, and carry `[B]`: the remaining problem, int64. digit: `[B]` int64,
-    the digit split off. valid: `[B]` bool. prompts: `[B, 2N+3]` or, with a mode mark, `[B, 2N+4]` int64 ids that ask
-    for the remaining problem.
+    a, b: `[B, N-1]` int64, the operands of the remaining problem, most significant digit first.
+    carry: `[B]` int64, the carry-in of the remaining problem.
+    digit: `[B]` int64, the digit of the answer that was split off.
+    valid: `[B]` bool, which rows parse.
     """
 
     a: Tensor
@@ -36,7 +38,6 @@ class Simplified:
     carry: Tensor
     digit: Tensor
     valid: Tensor
-    prompts: Tensor
 
 
 def prompt_ids(
@@ -48,10 +49,13 @@ def prompt_ids(
     mode: int | None = None,
     least_first: bool = False,
 ) -> Tensor:
-    """`[B, 2N+5]` ids of `< a ) + b ) c`; `[B, 2N+6]` with the mark of `mode`, the class table.answer or table.think.
+    """Return the `[B, 2N+5]` ids of `< a ) + b ) c`, or `[B, 2N+6]` with a mode mark at the end.
 
-    a, b: `[B, N]` digits, most significant first. carry: `[B]`. variants: `[B]`, which start marks. All int64.
-    least_first: are digits written least significant first?
+    a, b: `[B, N]` int64 digits, most significant first.
+    carry: `[B]` int64.
+    variants: `[B]` int64, the variant of each row's marks.
+    mode: class of the mode mark, `table.answer` or `table.think`.
+    least_first: whether the ids have the least significant digit first.
     """
     _check_problems(a, b, carry, variants, table)
     if runs_kernel(a):
@@ -60,31 +64,26 @@ def prompt_ids(
 
 
 def parse_simplifications(
-    ids: Tensor,
-    digits: int,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Simplified:
-    """Completions `[B, T]` of problems of N = `digits`, T >= 2N+4, to what they say and the next prompts.
+    """Parse completions `[B, T]` of problems of N = `digits`, T >= 2N+4, as simplifications.
 
-    mode: of the next prompts. variants, least_first: as in `prompt_ids`.
+    variants, least_first: as in `prompt_ids`.
     """
     if digits < 2:
         raise ValueError(f"a problem of {digits} digits cannot be simplified")
     _check_completions(ids, 2 * digits + 4, variants, table)
     if runs_kernel(ids):
-        return parse_simplifications_kernel(ids, digits, variants, table, mode, least_first)
-    return parse_simplifications_reference(ids, digits, variants, table, mode, least_first)
+        return parse_simplifications_kernel(ids, digits, variants, table, least_first)
+    return parse_simplifications_reference(ids, digits, variants, table, least_first)
 
 
 def parse_answers(
     ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Completions `[B, T]` of problems of N = `digits`, T >= N+2, to answers `[B, N+1]` and which parsed `[B]`.
+    """Parse completions `[B, T]` of problems of N = `digits`, T >= N+2; return answers `[B, N+1]`, valid `[B]`.
 
-    Answers are most significant digit first, int64; rows that do not parse hold zeros.
+    Answers are int64 with the most significant digit first; rows that do not parse hold zeros.
     """
     if digits < 1:
         raise ValueError(f"there is no problem of {digits} digits")
@@ -103,7 +102,7 @@ def prompt_ids_reference(
     mode: int | None = None,
     least_first: bool = False,
 ) -> Tensor:
-    """`prompt_ids` in plain torch."""
+    """Compute `prompt_ids` in plain torch."""
     places = _place_ids(a.shape[1], variants, table)
     last = places[:, -1:]
     columns = [
@@ -121,14 +120,9 @@ def prompt_ids_reference(
 
 
 def parse_simplifications_reference(
-    ids: Tensor,
-    digits: int,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Simplified:
-    """`parse_simplifications` in plain torch."""
+    """Compute `parse_simplifications` in plain torch."""
     rest = digits - 1
     places = _place_ids(digits, variants, table)
     before, last = places[:, -2:-1], places[:, -1:]
@@ -145,21 +139,22 @@ def parse_simplifications_reference(
         ],
         dim=1,
     )
-    any_digit = [table.num_digits - 1]
-    span = torch.tensor([*any_digit * rest, 0, 0, *any_digit * rest, 0, 1, *any_digit, 0], device=ids.device)
+    span = torch.zeros(lowest.shape[1], dtype=torch.int64, device=ids.device)
+    span[:rest] = span[rest + 2 : 2 * rest + 2] = span[2 * rest + 4] = table.num_digits - 1
+    span[2 * rest + 3] = 1
     values, valid = _parse(ids, lowest, span)
     a, b = values[:, :rest], values[:, rest + 2 : 2 * rest + 2]
     if least_first:
         a, b = a.flip(1), b.flip(1)
-    # Contiguous, as the kernel's are: the next call asks for that.
+    # Contiguous like the outputs of the kernel: `prompt_ids` requires it of its arguments.
     a, b, carry, digit = (part.contiguous() for part in (a, b, values[:, 2 * rest + 3], values[:, 2 * rest + 4]))
-    return Simplified(a, b, carry, digit, valid, prompt_ids_reference(a, b, carry, variants, table, mode, least_first))
+    return Simplified(a, b, carry, digit, valid)
 
 
 def parse_answers_reference(
     ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`parse_answers` in plain torch."""
+    """Compute `parse_answers` in plain torch."""
     places = _place_ids(digits + 1, variants, table)
     lowest = torch.cat([places, places[:, -1:] + table.eos], dim=1)
     span = torch.tensor([table.num_digits - 1] * (digits + 1) + [0], device=ids.device)
@@ -177,15 +172,14 @@ def prompt_ids_kernel(
     mode: int | None = None,
     least_first: bool = False,
 ) -> Tensor:
-    """`prompt_ids` by the Triton kernel."""
+    """Compute `prompt_ids` with the Triton kernel."""
     count, digits = a.shape
-    width = 2 * digits + 5 + (mode is not None)
-    out = torch.full((count, width), PLACEHOLDER, dtype=torch.int64, device=a.device)
+    width = 2 * digits + 5 if mode is None else 2 * digits + 6
+    out = _placeholder(a.device, count, width)
     if count == 0:
         return out
-    columns = next_power_of_2(width)
-    block = block_rows(count, compiled=max(1, _COMPILED_IDS // columns))
-    _prompt_kernel[(num_programs(count, block),)](
+    grid, blocks = _launch_shape(count, width)
+    _prompt_kernel[grid](
         a,
         b,
         carry,
@@ -199,39 +193,30 @@ def prompt_ids_kernel(
         NUM_LOCAL=table.num_local,
         START=table.start,
         PLUS=table.plus,
-        MODE=mode or table.pad,
+        MODE=table.pad if mode is None else mode,
         END=table.end,
         CARRY_0=table.carry_0,
-        BLOCK_ROWS=block,
-        BLOCK_COLUMNS=columns,
-        num_warps=4,
+        **blocks,
     )
     return out
 
 
 def parse_simplifications_kernel(
-    ids: Tensor, digits: int, variants: Tensor, table: TokenTable, mode: int | None = None, least_first: bool = False
+    ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Simplified:
-    """`parse_simplifications` by the Triton kernel."""
-    count, rest = len(ids), digits - 1
-    prompt_width = 2 * rest + 5 + (mode is not None)
-
-    def placeholder(*shape: int) -> Tensor:
-        return torch.full(shape, PLACEHOLDER, dtype=torch.int64, device=ids.device)
-
+    """Compute `parse_simplifications` with the Triton kernel."""
+    count, rest, device = len(ids), digits - 1, ids.device
     out = Simplified(
-        a=placeholder(count, rest),
-        b=placeholder(count, rest),
-        carry=placeholder(count),
-        digit=placeholder(count),
-        valid=torch.zeros(count, dtype=torch.bool, device=ids.device),
-        prompts=placeholder(count, prompt_width),
+        a=_placeholder(device, count, rest),
+        b=_placeholder(device, count, rest),
+        carry=_placeholder(device, count),
+        digit=_placeholder(device, count),
+        valid=torch.zeros(count, dtype=torch.bool, device=device),
     )
     if count == 0:
         return out
-    columns = next_power_of_2(2 * rest + 6)
-    block = block_rows(count, compiled=max(1, _COMPILED_IDS // columns))
-    _simplification_kernel[(num_programs(count, block),)](
+    grid, blocks = _launch_shape(count, 2 * rest + 6)
+    _simplification_kernel[grid](
         ids,
         ids.stride(0),
         variants,
@@ -241,23 +226,17 @@ def parse_simplifications_kernel(
         out.carry,
         out.digit,
         out.valid,
-        out.prompts,
         count,
         rest,
-        prompt_width,
         LEAST_FIRST=least_first,
         NUM_LOCAL=table.num_local,
         NUM_DIGITS=table.num_digits,
         START=table.start,
-        PLUS=table.plus,
         JOIN=table.join,
-        MODE=mode or table.pad,
         END=table.end,
         CARRY_0=table.carry_0,
         EOS=table.eos,
-        BLOCK_ROWS=block,
-        BLOCK_COLUMNS=columns,
-        num_warps=4,
+        **blocks,
     )
     return out
 
@@ -265,15 +244,14 @@ def parse_simplifications_kernel(
 def parse_answers_kernel(
     ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`parse_answers` by the Triton kernel."""
+    """Compute `parse_answers` with the Triton kernel."""
     count, length = len(ids), digits + 1
-    answers = torch.full((count, length), PLACEHOLDER, dtype=torch.int64, device=ids.device)
+    answers = _placeholder(ids.device, count, length)
     valid = torch.zeros(count, dtype=torch.bool, device=ids.device)
     if count == 0:
         return answers, valid
-    columns = next_power_of_2(length + 1)
-    block = block_rows(count, compiled=max(1, _COMPILED_IDS // columns))
-    _answer_kernel[(num_programs(count, block),)](
+    grid, blocks = _launch_shape(count, length + 1)
+    _answer_kernel[grid](
         ids,
         ids.stride(0),
         variants,
@@ -287,56 +265,73 @@ def parse_answers_kernel(
         NUM_DIGITS=table.num_digits,
         START=table.start,
         EOS=table.eos,
-        BLOCK_ROWS=block,
-        BLOCK_COLUMNS=columns,
-        num_warps=4,
+        **blocks,
     )
     return answers, valid
 
 
+def _launch_shape(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
+    """Return the grid and the block sizes of a launch that covers `[rows, width]` ids."""
+    columns = next_power_of_2(width)
+    block = block_rows(rows, compiled=max(1, _COMPILED_IDS // columns))
+    return (num_programs(rows, block),), {"BLOCK_ROWS": block, "BLOCK_COLUMNS": columns, "num_warps": 4}
+
+
+def _placeholder(device: torch.device, *shape: int) -> Tensor:
+    """Return an int64 output that shows which of its values were written."""
+    return torch.full(shape, PLACEHOLDER, dtype=torch.int64, device=device)
+
+
 def _place_ids(length: int, variants: Tensor, table: TokenTable) -> Tensor:
-    """`[B, length]` ids of the digit 0 at the places of a number."""
+    """Return the `[B, length]` ids of the digit 0 at the places of a number."""
     first = 1 + table.mark_base[table.start - table.num_local + variants].long()
     return table.num_local * (first.unsqueeze(1) + torch.arange(length, device=variants.device))
 
 
 def _mark(kind: int, variants: Tensor, table: TokenTable) -> Tensor:
-    """`[B, 1]` ids of a mark in each row's variant."""
+    """Return the `[B, 1]` ids of a mark in each row's variant."""
     return (kind - table.num_local + variants).unsqueeze(1)
 
 
 def _parse(ids: Tensor, lowest: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much ids exceed the lowest of their column, zero in rows where any lies outside; which rows are valid."""
+    """Return the offset of each id from the lowest of its column, and which rows are valid.
+
+    A row is valid if all its offsets are at most `span`. Invalid rows hold zeros.
+    """
     values = ids[:, : lowest.shape[1]] - lowest
     valid = ((values >= 0) & (values <= span)).all(dim=1)
     return values * valid.unsqueeze(1), valid
 
 
 def _check_problems(a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable) -> None:
-    """Raise ValueError on what the kernels would misread."""
+    """Raise ValueError unless the kernel can read problems from these tensors."""
     expect("a", a, (None, None), torch.int64, a.device)
     if a.shape[1] == 0:
         raise ValueError("there is no problem of 0 digits")
     expect("b", b, tuple(a.shape), torch.int64, a.device)
     expect("carry", carry, (len(a),), torch.int64, a.device)
-    expect("variants", variants, (len(a),), torch.int64, a.device)
-    expect("table.mark_base", table.mark_base, (table.num_local,), torch.int32, a.device)
+    _check_marks(variants, table, a)
 
 
 def _check_completions(ids: Tensor, length: int, variants: Tensor, table: TokenTable) -> None:
-    """Raise ValueError on what the kernels would misread."""
+    """Raise ValueError unless the kernels can read completions of `length` ids from these tensors."""
     expect("ids", ids, (None, None), torch.int64, ids.device, contiguous=False)
     if ids.shape[1] < length or (ids.numel() and ids.stride(1) != 1):
         raise ValueError(
             f"ids must be [B, at least {length}] with adjacent ids, not {list(ids.shape)} of strides {ids.stride()}"
         )
-    expect("variants", variants, (len(ids),), torch.int64, ids.device)
-    expect("table.mark_base", table.mark_base, (table.num_local,), torch.int32, ids.device)
+    _check_marks(variants, table, ids)
+
+
+def _check_marks(variants: Tensor, table: TokenTable, rows: Tensor) -> None:
+    """Raise ValueError unless variants and table fit `rows [B, ...]`."""
+    expect("variants", variants, (len(rows),), torch.int64, rows.device)
+    expect("table.mark_base", table.mark_base, (table.num_local,), torch.int32, rows.device)
 
 
 @triton.jit
 def _first_place(mark_base_ptr, variants, START: tl.constexpr, NUM_LOCAL: tl.constexpr):
-    """Place of the first digit of a number after marks of these variants."""
+    """Return the place of the first digit of a number after marks of these variants."""
     return 1 + tl.load(mark_base_ptr + (START - NUM_LOCAL) + variants)
 
 
@@ -361,7 +356,7 @@ def _prompt_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Columns: `<` 0, a 1..N, `)` N+1, `+` N+2, b N+3..2N+2, `)` 2N+3, c 2N+4, and the mode mark 2N+5."""
+    """Write prompts. Columns: `<` 0, a 1..N, `)` N+1, `+` N+2, b N+3..2N+2, `)` 2N+3, c 2N+4, mode mark 2N+5."""
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -387,7 +382,7 @@ def _prompt_kernel(
     tl.store(out_ptr + o_long * width + o_columns, b_ids.to(tl.int64), mask=m_out)
 
 
-@triton.jit(do_not_specialize=["stride_ids", "num_rows", "rest", "prompt_width"])
+@triton.jit(do_not_specialize=["stride_ids", "num_rows", "rest"])
 def _simplification_kernel(
     ids_ptr,  # [B, T]
     stride_ids,
@@ -398,24 +393,23 @@ def _simplification_kernel(
     carry_ptr,  # [B]
     digit_ptr,  # [B]
     valid_ptr,  # [B]
-    prompts_ptr,  # [B, prompt_width]
     num_rows,
     rest,
-    prompt_width,
     LEAST_FIRST: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
     START: tl.constexpr,
-    PLUS: tl.constexpr,
     JOIN: tl.constexpr,
-    MODE: tl.constexpr,
     END: tl.constexpr,
     CARRY_0: tl.constexpr,
     EOS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Columns, M = N-1 = rest: a' 0..M-1, `)` M, `&` M+1, b' M+2..2M+1, `)` 2M+2, c' 2M+3, d 2M+4, E 2M+5."""
+    """Parse simplifications. With M = N-1 = rest, the remaining problem a', b', c', its digit d, and the end E:
+
+    columns a' 0..M-1, `)` M, `&` M+1, b' M+2..2M+1, `)` 2M+2, c' 2M+3, d 2M+4, E 2M+5.
+    """
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -433,7 +427,7 @@ def _simplification_kernel(
     m_digit = o_columns == 2 * rest + 4
     i_digit = tl.where(m_a, o_columns, o_columns - rest - 2)
     b_last = NUM_LOCAL * (b_first + rest)
-    # The lowest id of each column and how far above it an id may lie; the first case is the last column's.
+    # The lowest id of each column, and the largest offset from it. The last column, E, has no mask and comes first.
     b_lowest = tl.where(o_columns == rest + 1, JOIN - NUM_LOCAL + b_variant, b_last + EOS)
     b_lowest = tl.where(m_a | m_b, NUM_LOCAL * (b_first + i_digit), b_lowest)
     b_lowest = tl.where(m_end, b_last - NUM_LOCAL + END, b_lowest)
@@ -452,13 +446,6 @@ def _simplification_kernel(
     tl.store(carry_ptr + o_long + 0 * o_columns, b_stored, mask=m_all & m_carry)
     tl.store(digit_ptr + o_long + 0 * o_columns, b_stored, mask=m_all & m_digit)
     tl.store(valid_ptr + o_rows, b_valid, mask=m_rows)
-
-    # The next prompt is what was written up to the carry mark, one column on, behind `<` and with `+` for `&`.
-    b_next = tl.where(o_columns == rest + 1, PLUS - NUM_LOCAL + b_variant, b_lowest + b_value)
-    b_next = tl.where(m_digit, MODE - NUM_LOCAL + b_variant, b_next)
-    p_prompts = prompts_ptr + o_long * prompt_width
-    tl.store(p_prompts + o_columns + 1, b_next.to(tl.int64), mask=m_rows[:, None] & (o_columns + 1 < prompt_width))
-    tl.store(p_prompts, (START - NUM_LOCAL + b_variant).to(tl.int64), mask=m_rows[:, None])
 
 
 @triton.jit(do_not_specialize=["stride_ids", "num_rows", "length"])
@@ -479,7 +466,7 @@ def _answer_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Columns: the answer's digits 0..length-1, E."""
+    """Parse answers. Columns: the digits of the answer 0..length-1, then the end E."""
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]

@@ -1,37 +1,37 @@
 """Decode megakernel: one launch completes a whole batch, from the ids of the prefixes to the ids of every branch.
 
-At the size of the presets a token is a third of a million to thirty million operations, and what an engine of one
-kernel an operation spends its time on is the gaps between kernels (1.3-2.1 us each, some thirty a token) and the host.
-Here there is one kernel and no gap: a program owns a tile of rows and carries it through all layers for all tokens.
-Nothing passes between programs, so that no barrier spans the grid.
+At the size of the presets a token takes a third of a million to thirty million operations. An engine with one kernel
+per operation spends its time on the gaps between kernels (1.3-2.1 us each, some thirty per token) and on the host.
+This kernel has no gaps: a program owns a tile of rows and carries it through all layers for all tokens. Programs do not
+communicate, so no barrier spans the grid.
 
-Legend: B rows of the batch, R rows of a tile, P prefix tokens, J branches, T tokens a row in one pass, M = R * T,
+Legend: B rows of the batch, R rows of a tile, P prefix tokens, J branches, T tokens per row in one pass, M = R * T,
 D hidden size (padded to a power of two in registers), L layers, H heads, G heads of a group, K head size, S slots,
-F features of the feed-forward, C classes. A slot is where a token's key and value are kept; a place is what rotates
-them, and a token's id holds it.
+F features of the feed-forward, C classes. A slot is the index of a token's key and value in the cache. A place is the
+position that rotates them; it is part of the token's id.
 
 Design
-  1. Prefill: passes of T tokens a row over the prefix, in the same launch. The last layer is left at its keys and
-     values, because nobody reads the logits of a prefix.
-  2. Decode: branch after branch, passes of one token a row: first the mark, then what the row chose. Branches share
-     the slots of the prefix, and each overwrites the slots of the one before. A row that has ended is masked, and its
-     cache is read no more; a tile leaves a branch as soon as all its rows have ended.
+  1. Prefill: passes of T tokens per row over the prefix, in the same launch. The last layer stops at its keys and
+     values, because the logits of a prefix are not needed.
+  2. Decode: one branch after another, in passes of one token per row: first the mark, then the chosen tokens. Branches
+     share the slots of the prefix, and each overwrites the slots of the branch before. A row that has ended is masked,
+     and its cache is no longer read. A tile leaves a branch as soon as all its rows have ended.
   3. The residual stream `[M, D]` stays in registers. Attention goes by groups of heads and the feed-forward by blocks
-     of features: each block is projected, used, and what it contributes is added to the stream. Only keys and values
-     go to memory. Real and imaginary halves of queries and keys are projected apart, so that rotation is elementwise.
-  4. Where D is large, a product with all of it at once would overflow the registers. The normed stream then goes
-     through a scratch (L1 and L2 resident) and the products loop over blocks of it.
+     of features: each block is projected, used, and its contribution added to the stream. Only keys and values go to
+     memory. Real and imaginary halves of queries and keys are projected separately, so that rotation is elementwise.
+  4. If D is large, a product with all of it at once would overflow the registers. The normed stream then goes through a
+     scratch buffer (resident in L1 and L2), and the products loop over blocks of it.
   5. Rows share no keys, so attention is a batch of matrix-vector products: vector arithmetic and an online softmax over
-     blocks of slots. What has weights is `tl.dot`.
+     blocks of slots. Products with weights use `tl.dot`.
   6. Logits, legality, temperature, Gumbel noise (`philox.py`), choice and next id stay in registers.
-  7. The grid is persistent: a program takes tile after tile and reuses one slab of cache, so that what must stay in L2
-     is the slabs of the programs that run, and not the batch.
+  7. The grid is persistent: a program takes one tile after another and reuses one slab of cache. So L2 must hold the
+     slabs of the running programs only, not the cache of the batch.
 
-Arithmetic: float32 weights multiply in float32 (never tf32), so that greedy tokens are those of the reference; with
-bfloat16 weights operands and cache are bfloat16, and sums, norms, softmax, logits and the choice are float32.
+Arithmetic: float32 weights multiply in float32 (never tf32), so that greedy tokens equal those of the reference. With
+bfloat16 weights, operands and cache are bfloat16, and sums, norms, softmax, logits and the choice are float32.
 
-What bounds it on an H100: arithmetic, with 3.0 TB/s for device memory and an assumed 5.5 TB/s for L2, 132 programs of
-16 rows, 65 tokens of context, bfloat16. **The kernel has not been timed on any GPU: these are bounds, not results.**
+Bounds on an H100, computed with 3.0 TB/s for device memory, an assumed 5.5 TB/s for L2, 132 programs of 16 rows, 65
+tokens of context, bfloat16. **The kernel has not been timed on any GPU: these are bounds, not results.**
 
     a token                                    tiny (3 x 64)            base (8 x 384)
     operations in weights + attention          0.30 + 0.05 MFLOP        28.3 + 0.8 MFLOP
@@ -39,12 +39,12 @@ What bounds it on an H100: arithmetic, with 3.0 TB/s for device memory and an as
     keys and values read, device memory        50 kB:  60 M tok/s       0.80 MB: 3.8 M tok/s
     weights read, L2 (whole by each program)   18 kB: 300 M tok/s       1.8 MB:  3.1 M tok/s
 
-So tiny is bound by its cache as long as the batch is large, and base by weights and cache alike, 1.7 M tok/s together;
-operations bound neither. More rows a tile would read weights less often, and need more than the 255 registers a thread
+So tiny is bound by its cache if the batch is large, and base by weights and cache together, at 1.7 M tok/s; operations
+bound neither. More rows per tile would read weights less often, but would need more than the 255 registers per thread
 that sixteen rows already take. Slabs that fit in L2 (50 MB; tiny: 1,000 rows of 65 tokens) lift the bound of the cache.
-The bounds leave latency out: a pass is a chain of about ten dependent steps a layer and one more for every block of
-slots, and a small batch is bound by that. Tiny's weights (295 kB) exceed shared memory (227 KiB), so they come from L1
-and L2 in every pass.
+The bounds leave out latency: a pass is a chain of about ten dependent steps per layer and one more per block of slots,
+which bounds a small batch. The weights of tiny (295 kB) exceed shared memory (227 KiB), so every pass reads them from
+L1 and L2.
 """
 
 import torch
@@ -58,10 +58,10 @@ from sector.kernels.token_table import class_of, next_ids
 
 
 def complete(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
-    """J completions `[B, length]` int64, PAD behind the end.
+    """Return J completions `[B, length]` int64, with PAD after the end.
 
-    logits: `[J, B, longest, C]` float32, to be filled with the logits that each token was chosen by, before
-    temperature: -inf where illegal, NaN where nothing was chosen.
+    logits: `[J, B, longest, C]` float32, optional output: the logits of each choice before temperature, -inf where
+        illegal, NaN where no token was chosen.
     """
     check_request(model, request, logits)
     run = complete_kernel if runs_kernel(request.prefix) else complete_reference
@@ -71,7 +71,7 @@ def complete(model: Model, request: Request, logits: Tensor | None = None) -> li
 def complete_kernel(
     model: Model, request: Request, logits: Tensor | None = None, plan: Plan | None = None
 ) -> list[Tensor]:
-    """`complete` by one launch of the Triton kernel."""
+    """Compute `complete` with one launch of the Triton kernel."""
     plan = make_plan(model) if plan is None else plan
     (batch, prefix_length), longest = request.prefix.shape, max(request.lengths)
     device, dtype = request.prefix.device, model.weights.qkv.dtype
@@ -117,30 +117,33 @@ def complete_kernel(
 
 
 def _resident_programs(device: torch.device, plan: Plan) -> int:
-    """Programs that run at a time: the registers of an SM hold eight warps that take all they can. Interpreted, two."""
+    """Return the number of programs that run at a time, 2 if interpreted.
+
+    The registers of an SM hold eight warps at the maximum of registers per thread.
+    """
     if device.type != "cuda":
         return 2
     return max(1, 8 // plan.num_warps) * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _signed_word(value: int) -> int:
-    """The low 32 bits as a signed number, so that every seed makes arguments of one type."""
+    """Return the low 32 bits as a signed number, so that all seeds give arguments of the same type."""
     return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 @triton.jit
 def _dot(x, w, total, PLAN: tl.constexpr):
-    """`total [M, O]` plus `[M, I]` times `[I, O]`, in the dtype of the weights `w` and summed in float32."""
+    """Return `total [M, O]` plus `x [M, I]` times `w [I, O]`, multiplied in the dtype of `w` and summed in float32."""
     x = x.to(w.dtype)
     if PLAN.interpreted:
-        # The interpreter multiplies the bits of bfloat16 as if they were integers.
+        # The interpreter would multiply the bits of bfloat16 as integers.
         x, w = x.to(tl.float32), w.to(tl.float32)
     return tl.dot(x, w, total, input_precision="ieee")
 
 
 @triton.jit
 def _project(normed, scratch_ptr, weight_ptr, outputs, PLAN: tl.constexpr):
-    """`[M, D]` -> `[M, O]`: the features `outputs [O]` of a linear weight `[any, D]`."""
+    """Multiply `[M, D]` by the rows `outputs [O]` of a linear weight `[any, D]` -> `[M, O]`."""
     total = tl.zeros((normed.shape[0], outputs.shape[0]), tl.float32)
     if PLAN.inner == PLAN.hidden:
         inputs = tl.arange(0, PLAN.hidden)
@@ -156,7 +159,7 @@ def _project(normed, scratch_ptr, weight_ptr, outputs, PLAN: tl.constexpr):
 
 @triton.jit
 def _project_back(x, weight_ptr, inputs, WIDTH: tl.constexpr, PLAN: tl.constexpr):
-    """`[M, I]` -> `[M, D]`: what the features `inputs` `[I]` contribute through a linear weight `[D, WIDTH]`."""
+    """Multiply `[M, I]` by the columns `inputs [I]` of a linear weight `[D, WIDTH]` -> `[M, D]`."""
     BLOCK: tl.constexpr = PLAN.hidden_block
     outputs = tl.arange(0, BLOCK)
     pointers = weight_ptr + outputs[None, :] * WIDTH + inputs[:, None]
@@ -166,14 +169,14 @@ def _project_back(x, weight_ptr, inputs, WIDTH: tl.constexpr, PLAN: tl.constexpr
 
 @triton.jit
 def _rms_norm(x, scratch_ptr, weight_ptr, PLAN: tl.constexpr):
-    """`[M, D]` -> `[M, D]`, padding stays zero; into the scratch too where that is what `_project` reads."""
+    """Normalise `[M, D]`; padding stays zero. If `_project` reads the result from the scratch, write it there too."""
     columns = tl.arange(0, PLAN.hidden_block)
     weight = tl.load(weight_ptr + columns, mask=columns < PLAN.hidden, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / PLAN.hidden + PLAN.eps)
     normed = x * scale[:, None] * weight[None, :]
     if PLAN.inner < PLAN.hidden:
         tokens = tl.arange(0, x.shape[0])
-        # All have read what was there before; then all can read what is there now.
+        # The first barrier waits for reads of the old contents, the second one for writes of the new contents.
         tl.debug_barrier()
         pointers = scratch_ptr + tokens[:, None] * PLAN.hidden + columns[None, :]
         tl.store(pointers, normed, mask=(columns < PLAN.hidden)[None, :])
@@ -183,7 +186,7 @@ def _rms_norm(x, scratch_ptr, weight_ptr, PLAN: tl.constexpr):
 
 @triton.jit
 def _read(ids, weights, PLAN: tl.constexpr):
-    """Ids `[M]` -> embeddings `[M, D]` and, for the pairs of a group of heads, cosines and sines `[M, G * K/2]`."""
+    """Return embeddings `[M, D]` of ids `[M]`, and cosines and sines `[M, G * K/2]` of the pairs of a head group."""
     columns = tl.arange(0, PLAN.hidden_block)
     pointers = weights.embed + class_of(ids, PLAN.num_local)[:, None] * PLAN.hidden + columns[None, :]
     x = tl.load(pointers, mask=(columns < PLAN.hidden)[None, :], other=0.0).to(tl.float32)
@@ -194,7 +197,7 @@ def _read(ids, weights, PLAN: tl.constexpr):
 
 @triton.jit
 def _rotated(normed, scratch_ptr, weight_ptr, group, cos, sin, PLAN: tl.constexpr):
-    """The queries or keys of a group of heads, rotated: real and imaginary halves `[M, G * K/2]`."""
+    """Return the rotated queries or keys of a group of heads: real and imaginary halves `[M, G * K/2]`."""
     pairs = tl.arange(0, PLAN.group_heads * PLAN.half)
     features = (group * PLAN.group_heads + pairs // PLAN.half) * (2 * PLAN.half) + pairs % PLAN.half
     real = _project(normed, scratch_ptr, weight_ptr, features, PLAN)
@@ -207,7 +210,7 @@ def _keys_values(
     normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, TOKENS: tl.constexpr,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Keys (two halves `[M, G * K/2]`) and values `[M, G * K]` of a group of heads; kept in the cache where `real`."""
+    """Return keys (two halves `[M, G * K/2]`) and values `[M, G * K]` of a head group; cache them where `real`."""
     SQUARE: tl.constexpr = PLAN.hidden * PLAN.hidden
     PAIRS: tl.constexpr = PLAN.group_heads * PLAN.half
     pairs = tl.arange(0, PAIRS)
@@ -219,7 +222,7 @@ def _keys_values(
     row = layer * (2 * PLAN.tile_rows) + tokens // TOKENS
     keys = cache_ptr + (row * num_slots + first_slot + tokens % TOKENS) * PLAN.hidden
     values = keys + PLAN.tile_rows * num_slots * PLAN.hidden
-    # In the cache a group's real halves come first, so that what is read together lies together.
+    # In the cache the real halves of a group come first, so that each load is contiguous.
     k_pointers = keys[:, None] + group * (2 * PAIRS) + pairs[None, :]
     tl.store(k_pointers, k_real, mask=real[:, None])
     tl.store(k_pointers + PAIRS, k_imag, mask=real[:, None])
@@ -229,10 +232,15 @@ def _keys_values(
 
 @triton.jit
 def _attend(q_real, q_imag, k_real, k_imag, v, visible, peak, total, mixed):
-    """One step of the online softmax: queries `[R, T, G, K/2]` over a block of slots, keys `[R, S, G, K/2]`.
+    """Take one step of the online softmax over a block of slots; return the new peak, total and mixed.
 
-    visible: `[1, T or 1, S, 1]`. peak, total: `[R, T, G]`, the largest score so far and the sum of powers of two
-    below it; mixed: `[R, T, G, K]`, the values so weighted.
+    q_real, q_imag: `[R, T, G, K/2]` queries.
+    k_real, k_imag: `[R, S, G, K/2]` keys.
+    v: `[R, S, G, K]` values.
+    visible: `[1, T or 1, S, 1]` bool, the slots that a query attends to.
+    peak: `[R, T, G]` the largest score so far.
+    total: `[R, T, G]` the sum of weights, 2 ** (score - peak).
+    mixed: `[R, T, G, K]` the weighted sum of values.
     """
     products = q_real[:, :, None] * k_real[:, None] + q_imag[:, :, None] * k_imag[:, None]
     scores = tl.where(visible, tl.sum(products, axis=4), float("-inf"))
@@ -249,7 +257,7 @@ def _attention(
     normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """What one group of heads adds to the residual stream, `[M, D]`."""
+    """Return the contribution `[M, D]` of one group of heads to the residual stream."""
     R: tl.constexpr = PLAN.tile_rows
     G: tl.constexpr = PLAN.group_heads
     HALF: tl.constexpr = PLAN.half
@@ -261,7 +269,7 @@ def _attention(
     )
     q_real = tl.reshape(q_real * PLAN.score_scale, (R, TOKENS, G, HALF))
     q_imag = tl.reshape(q_imag * PLAN.score_scale, (R, TOKENS, G, HALF))
-    # The tokens of this pass first, from registers: every query sees at least itself, so that the peak is finite.
+    # First the tokens of this pass, from registers: every query attends at least to itself, so the peak is finite.
     steps = tl.arange(0, TOKENS)
     causal = steps[None, :, None, None] >= steps[None, None, :, None]
     peak, total, mixed = _attend(
@@ -288,8 +296,8 @@ def _attention(
         k_real4 = tl.load(k_pointers, mask=mask, other=0.0).to(tl.float32)
         k_imag4 = tl.load(k_pointers + G * HALF, mask=mask, other=0.0).to(tl.float32)
         v4 = tl.load(values + slots * PLAN.hidden + heads * (2 * HALF) + whole, mask=mask, other=0.0).to(tl.float32)
-        seen = (block + tl.arange(0, SLOTS) < first_slot)[None, None, :, None]
-        peak, total, mixed = _attend(q_real, q_imag, k_real4, k_imag4, v4, seen, peak, total, mixed)
+        visible = (block + tl.arange(0, SLOTS) < first_slot)[None, None, :, None]
+        peak, total, mixed = _attend(q_real, q_imag, k_real4, k_imag4, v4, visible, peak, total, mixed)
     y = tl.reshape(mixed / total[:, :, :, None], (R * TOKENS, 2 * G * HALF))
     columns = group * (2 * G * HALF) + tl.arange(0, 2 * G * HALF)
     return _project_back(y, weights.out + layer * (PLAN.hidden * PLAN.hidden), columns, PLAN.hidden, PLAN)
@@ -297,7 +305,7 @@ def _attention(
 
 @triton.jit
 def _feed_forward(normed, scratch_ptr, layer, weights, PLAN: tl.constexpr):
-    """`[M, D]` -> what the feed-forward adds to the residual stream, a block of features at a time."""
+    """Return the contribution `[M, D]` of the feed-forward to the residual stream, one block of features at a time."""
     WEIGHT: tl.constexpr = PLAN.features * PLAN.hidden
     added = tl.zeros_like(normed)
     for first in tl.range(0, PLAN.features, PLAN.feature_block):
@@ -313,7 +321,7 @@ def _layer(
     x, layer, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """One block of the model: `[M, D]` -> `[M, D]`."""
+    """Run one block of the model: `[M, D]` -> `[M, D]`."""
     normed = _rms_norm(x, scratch_ptr, weights.attention_norm + layer * PLAN.hidden, PLAN)
     for group in tl.range(0, PLAN.heads // PLAN.group_heads):
         x += _attention(
@@ -326,7 +334,7 @@ def _layer(
 
 @triton.jit
 def _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN: tl.constexpr):
-    """Hidden states `[R, D]` of the tokens `ids` `[R]` -> `[R, C]`, -inf where illegal."""
+    """Return logits `[R, C]` from hidden states `[R, D]` of the tokens `ids [R]`, -inf where illegal."""
     lanes = tl.arange(0, PLAN.classes)
     logits = _project(_rms_norm(x, scratch_ptr, weights.norm, PLAN), scratch_ptr, weights.head, lanes, PLAN)
     legal = tl.load(legal_ptr + class_of(ids, PLAN.num_local))
@@ -337,10 +345,10 @@ def _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN: tl.constexpr):
 def _choose(
     logits, ids, mark_base_ptr, seed, counters, stage, step, temperature, SAMPLE: tl.constexpr, PLAN: tl.constexpr
 ):  # fmt: skip
-    """Logits `[R, C]` of the tokens `ids [R]` -> the ids `[R]` that follow and whether the rows end with them."""
+    """Choose the ids `[R]` that follow the tokens `ids [R]` from logits `[R, C]`; return them and which rows end."""
     if SAMPLE:
-        nothing = tl.zeros_like(counters)
-        noise = gumbel_lanes(seed, counters, nothing + stage, nothing + step, PLAN.classes)
+        zeros = tl.zeros_like(counters)
+        noise = gumbel_lanes(seed, counters, zeros + stage, zeros + step, PLAN.classes)
         logits = tl.div_rn(logits, tl.zeros_like(logits) + temperature) + noise
     classes = tl.argmax(logits, axis=1)
     chosen = next_ids(ids, classes, mark_base_ptr, PLAN.num_local, PLAN.num_digits, PLAN.max_place)
@@ -351,7 +359,7 @@ def _choose(
 def _prefill(
     tile, prefix_ptr, num_rows, prefix_length, weights, cache_ptr, scratch_ptr, num_slots, PLAN: tl.constexpr
 ):  # fmt: skip
-    """Fill the slots of a tile's prefixes."""
+    """Fill the cache slots of the prefixes of a tile."""
     TOKENS: tl.constexpr = PLAN.prefill_tokens
     LAST: tl.constexpr = PLAN.layers - 1
     live = tile * PLAN.tile_rows + tl.arange(0, PLAN.tile_rows) < num_rows
@@ -372,11 +380,11 @@ def _prefill(
             _keys_values(
                 normed, LAST, group, cos, sin, weights, cache_ptr, scratch_ptr, first, num_slots, real, TOKENS, PLAN
             )
-        # What one thread has written to the cache, others read in the next pass.
+        # In the next pass threads read each other's writes to the cache.
         tl.debug_barrier()
 
 
-# Compiled once a plan, not once for every size of a batch.
+# Compiled once per plan, not once per batch size.
 @triton.jit(
     do_not_specialize=[
         "num_rows", "num_tiles", "prefix_length", "num_branches", "longest", "num_slots", "key_low", "key_high", "stage"
@@ -422,7 +430,7 @@ def _complete_kernel(
             ids = tl.load(marks_ptr + rows * num_branches + branch, mask=in_batch, other=PLAN.pad_id).to(tl.int32)
             live = in_batch
             step = 0
-            # Falls to 0 when the last row of the tile has ended.
+            # Set to 0 when the last row of the tile has ended.
             until = length
             while step < until:
                 x, cos, sin = _read(ids, weights, PLAN)

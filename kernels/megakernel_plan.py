@@ -1,4 +1,4 @@
-"""How the megakernel cuts its work: the sizes of blocks, chosen for a model, and the constants compiled into it.
+"""The plan of the megakernel: the block sizes, chosen for a model, and the constants compiled into it.
 
 The letters are those of `megakernel.py`.
 """
@@ -11,19 +11,28 @@ import torch
 from sector.kernels._triton import INTERPRETED, next_power_of_2
 from sector.kernels.completion import Model
 
-# The smallest extent that tl.dot takes on any axis.
+# The smallest extent of any axis that `tl.dot` accepts.
 _MIN_DOT = 16
-# The widest stream that products take whole, without the scratch.
+# The largest hidden size that products take whole, without the scratch.
 _WHOLE = 128
 _LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the kernel knows when it is compiled: how work is cut, the sizes of the model, the constants of its tokens.
+    """Constants of the compiled kernel: its block sizes, the sizes of the model, and the constants of its tokens.
 
-    tile_rows: R, at least 16. prefill_tokens: T of prefill. prefill_slots, decode_slots: slots read at a time.
-    feature_block, group_heads, inner: how many of F, H and D a product takes at a time; inner = D is without scratch.
+    tile_rows: R, at least 16.
+    prefill_tokens: T of prefill.
+    prefill_slots, decode_slots: slots that attention reads at a time.
+    feature_block: features of the feed-forward, of F, that a product takes at a time.
+    group_heads: heads, of H, that a product takes at a time.
+    inner: hidden components, of D, that a product takes at a time; if it is D, there is no scratch.
+    layers, hidden, heads, features, classes: L, D, H, F, C.
+    hidden_block: D rounded up to a power of two.
+    half: K/2.
+    num_local, num_digits, max_place, eos, pad_id: as in `TokenTable`.
+    interpreted: whether Triton interprets the kernel.
     """
 
     tile_rows: int
@@ -52,17 +61,17 @@ class Plan:
 
     @property
     def score_scale(self) -> float:
-        """Queries carry the root of the head size, and log2(e) because scores are powers of two."""
+        """Factor of the queries: 1 / sqrt(K), times log2(e) since the softmax uses powers of two."""
         return (2 * self.half) ** -0.5 * _LOG2_E
 
 
 def make_plan(model: Model, **overrides: Any) -> Plan:
-    """The plan for a model; ValueError, naming the rule, for a model that the kernel cannot run."""
+    """Return the plan for a model. Raise ValueError, naming the rule, if the kernel cannot run it."""
     layers, features, hidden = model.weights.up.shape
     head_dim = hidden // model.num_heads
     if hidden % model.num_heads or head_dim != next_power_of_2(head_dim):
         raise ValueError(f"the size of a head must be a power of two, not {hidden}/{model.num_heads}")
-    # Chosen so that the presets compile for sm_90 with few or no spills (tests/test_megakernel.py); not timed.
+    # With these sizes the presets compile for sm_90 with few or no spills (tests/test_megakernel.py). Not timed.
     exact = model.weights.qkv.dtype == torch.float32
     whole = hidden <= _WHOLE and hidden == next_power_of_2(hidden)
     inner = hidden if whole else _largest_divisor(hidden, 32 if exact else 64)
@@ -104,5 +113,5 @@ def make_plan(model: Model, **overrides: Any) -> Plan:
 
 
 def _largest_divisor(size: int, limit: int) -> int:
-    """The largest power of two that divides `size` and is at most `limit`, itself one."""
+    """Return the largest power of two that divides `size` and is at most `limit`, a power of two."""
     return min(size & -size, limit)

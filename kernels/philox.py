@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based random stream (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-A draw depends on its key and counter alone, so a row's sample does not depend on the batch it is in. In the plain-torch
-reference 32-bit words live in int64 tensors; `uniform_lanes` draws the same bits inside a kernel.
+A draw depends on its key and counter alone, so a row's sample does not depend on its batch. The plain-torch reference
+holds 32-bit words in int64 tensors; `uniform_lanes` draws the same bits inside a kernel.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _ROUNDS = 10
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Four 32-bit words of counter (broadcastable int64 tensors) and a 64-bit key -> four random 32-bit words."""
+    """Return four random 32-bit words from four words of counter (broadcastable int64) and the two words of the key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # The int64 product wraps modulo 2^64, which leaves both halves right once masked.
+        # The int64 product wraps modulo 2^64, so both halves are right after the mask.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -35,28 +35,31 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
 
 
 def uniforms(seed: int, rows: Tensor, stage: int | Tensor, steps: Tensor, lanes: int) -> Tensor:
-    """Uniforms in (0, 1) for each row, step and lane.
+    """Return float32 uniforms `[..., lanes]` in (0, 1), one per row, step and lane.
 
-    seed: 64 bits, the key. rows, steps: broadcastable int64 tensors `[...]`; a row is a problem's index in its stream.
-    stage: which generation of that problem, one number or a tensor too. lanes: a multiple of 4. Returns float32
-    `[..., lanes]`.
+    seed: the key, 64 bits.
+    rows: `[...]` int64, the index of the problem in its stream.
+    stage: the index of the call for that problem, an int or an int64 tensor that broadcasts with `rows`.
+    steps: int64 that broadcasts with `rows`, the index of the new token.
+    lanes: a multiple of 4.
     """
     if lanes % 4:
         raise ValueError(f"lanes must be a multiple of 4, got {lanes}")
     stages = torch.as_tensor(stage, dtype=torch.int64, device=rows.device)
-    rows, stages, steps = (each.unsqueeze(-1) for each in torch.broadcast_tensors(rows, stages, steps))
+    rows, stages, steps = (part.unsqueeze(-1) for part in torch.broadcast_tensors(rows, stages, steps))
     blocks = torch.arange(lanes // 4, device=rows.device)
     counter = (rows & _MASK, (rows >> 32) & _MASK, (steps << 8) | blocks, stages)
     words = philox_4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    # 23 bits and half a step are 24 bits: exact in float32, never 0 or 1.
+    # 23 bits plus half a step need 24 bits, so they are exact in float32 and never 0 or 1.
     return torch.stack([((word >> 9).float() + 0.5) * 2.0**-23 for word in words], dim=-1).flatten(-2)
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Where each row of a batch is in the random stream, all int64 and on the device, as kernels read it.
+    """Positions of the rows of a batch in the random stream, all int64 and on the device, as kernels read them.
 
-    seed: `[1]`, the 64 bits of the key. rows, stages, steps: `[B]`, as in `uniforms`.
+    seed: `[1]`, the 64 bits of the key.
+    rows, stages, steps: `[B]`, as in `uniforms`.
     """
 
     seed: Tensor
@@ -65,27 +68,29 @@ class Stream:
     steps: Tensor
 
     def gumbel(self, lanes: int) -> Tensor:
-        """Gumbel noise `[B, lanes]`."""
+        """Return Gumbel noise `[B, lanes]`."""
         return -(-uniforms(int(self.seed), self.rows, self.stages, self.steps, lanes).log()).log()
 
 
 @triton.jit
 def uniform_lanes(seed, rows, stages, steps, LANES: tl.constexpr):
-    """`uniforms` inside a kernel, bit for bit: `[R, LANES]` float32 of rows, stages, steps `[R]` and a seed, all int64.
+    """Draw the same bits as `uniforms` inside a kernel: float32 `[R, LANES]`.
 
+    seed: int64.
+    rows, stages, steps: `[R]` int64.
     LANES: a power of two, at least 4.
     """
     blocks = tl.arange(0, LANES // 4)[None, :]
     counter2 = ((steps[:, None] << 8) | blocks).to(tl.uint32)
-    nothing = tl.zeros_like(counter2)
-    # Conversion to 32 bits keeps the low ones.
-    counter0 = nothing | rows.to(tl.uint32)[:, None]
-    counter1 = nothing | (rows >> 32).to(tl.uint32)[:, None]
-    counter3 = nothing | stages.to(tl.uint32)[:, None]
-    key0 = nothing | seed.to(tl.uint32)
-    key1 = nothing | (seed >> 32).to(tl.uint32)
+    zeros = tl.zeros_like(counter2)
+    # Conversion to 32 bits keeps the low bits.
+    counter0 = zeros | rows.to(tl.uint32)[:, None]
+    counter1 = zeros | (rows >> 32).to(tl.uint32)[:, None]
+    counter3 = zeros | stages.to(tl.uint32)[:, None]
+    key0 = zeros | seed.to(tl.uint32)
+    key1 = zeros | (seed >> 32).to(tl.uint32)
     word0, word1, word2, word3 = tl.philox_impl(counter0, counter1, counter2, counter3, key0, key1, 10)
-    # [R, LANES / 4, 2, 2]: the last two axes are the high and the low bit of the word's number.
+    # [R, LANES / 4, 2, 2]: the last two axes are the high and the low bit of the index of the word.
     words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
     words = tl.reshape(words, [steps.shape[0], LANES])
     return ((words >> 9).to(tl.float32) + 0.5) * (2.0**-23)
@@ -93,5 +98,5 @@ def uniform_lanes(seed, rows, stages, steps, LANES: tl.constexpr):
 
 @triton.jit
 def gumbel_lanes(seed, rows, stages, steps, LANES: tl.constexpr):
-    """Gumbel noise `[R, LANES]` of `uniform_lanes`: the argmax of logits / temperature + noise is a sample."""
+    """Return Gumbel noise `[R, LANES]` from `uniform_lanes`: the argmax of logits / temperature + noise is a sample."""
     return -tl.log(-tl.log(uniform_lanes(seed, rows, stages, steps, LANES)))

@@ -1,8 +1,7 @@
-"""What kernels know of tokens: the table that the engine hands in, and the place rule in torch and in Triton.
+"""Token constants for kernels, passed in by the engine, and the place rule in torch and in Triton.
 
-A token id is a class and a place; `engine/language/tokens.py` says what they mean. Classes below `num_local` carry
-their place in the id, `class + num_local * place`; the others, the marks, stand at place 0 and have the
-ids below `num_local`.
+A token id encodes a class and a place (`engine/language/tokens.py` explains both). Classes below `num_local` have the
+id `class + num_local * place`. The other classes, the marks, are at place 0 and have the ids below `num_local`.
 """
 
 from dataclasses import dataclass
@@ -15,12 +14,16 @@ from sector.kernels._triton import tl, triton
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """The token constants of the engine.
+    """Token constants of the engine.
 
-    num_digits, num_local: classes below them are digits, and have a place. max_place: places end there.
-    end, carry_0, eos, start, answer, think, plus, join, pad: classes; carry_0 + 1 is the other carry mark, and marks
-        but pad come in `num_shifts` variants each.
-    legal: `[2 * num_local]` int32, bit j of entry i is set where class j may follow class i.
+    num_digits: classes below it are digits.
+    num_local: classes below it have a place.
+    num_shifts: variants of each mark except `pad`.
+    max_place: the largest place.
+    end, eos: classes of the end of a number and of a sequence.
+    carry_0: class of the carry mark 0; carry_0 + 1 is the carry mark 1.
+    start, answer, think, plus, join, pad: classes of marks; except for `pad`, the first of their variants.
+    legal: `[2 * num_local]` int32, bit j of entry i is set if class j may follow class i.
     mark_base: `[num_local]` int32, the place before the first digit after each mark, by id.
     """
 
@@ -60,16 +63,16 @@ class TokenTable:
         return self.legal.device
 
     def class_of(self, ids: Tensor) -> Tensor:
-        """Class of each id; any shape."""
+        """Return the class of each id; any shape."""
         return torch.where(ids < self.num_local, ids + self.num_local, ids % self.num_local)
 
     def may_follow(self, ids: Tensor) -> Tensor:
-        """Ids `[...]` -> `[..., 2 * num_local]` bool, the classes that may follow them."""
+        """Return `[..., 2 * num_local]` bool: the classes that may follow ids `[...]`."""
         bits = self.legal[self.class_of(ids)].unsqueeze(-1)
         return (bits >> torch.arange(self.num_classes, device=ids.device)) & 1 == 1
 
     def next_ids(self, ids: Tensor, classes: Tensor) -> Tensor:
-        """Ids of the tokens of `classes` that follow `ids`; one shape."""
+        """Return the ids of the tokens of `classes` that follow `ids`; all of one shape."""
         marks = self.mark_base[ids.clamp(max=self.num_local - 1)].long()
         base = torch.where(ids < self.num_local, marks, ids // self.num_local)
         places = (base + (classes < self.num_digits)).clamp(max=self.max_place)
@@ -77,21 +80,21 @@ class TokenTable:
 
 
 def pack_legal(legal: Tensor) -> Tensor:
-    """`[C, C]` bool, may class j follow class i? -> `[C]` int32, one bit a class; C is at most 32."""
+    """Pack `[C, C]` bool, whether class j may follow class i, into `[C]` int32, one bit per class; C is at most 32."""
     bits = torch.arange(legal.shape[1], device=legal.device)
-    # The 32nd bit is the sign: the sum is made in 64 bits and cut.
+    # The 32nd bit is the sign, so the sum is computed in 64 bits and truncated.
     return (legal.long() << bits).sum(dim=1).to(torch.int32)
 
 
 @triton.jit
 def class_of(ids, NUM_LOCAL: tl.constexpr):
-    """Class of each id of a block."""
+    """Return the class of each id of a block."""
     return tl.where(ids < NUM_LOCAL, ids + NUM_LOCAL, ids % NUM_LOCAL)
 
 
 @triton.jit
 def next_ids(ids, classes, mark_base_ptr, NUM_LOCAL: tl.constexpr, NUM_DIGITS: tl.constexpr, MAX_PLACE: tl.constexpr):
-    """Ids of the tokens of `classes` that follow `ids`, both int32 blocks of one shape."""
+    """Return the ids of the tokens of `classes` that follow `ids`, int32 blocks of one shape."""
     is_mark = ids < NUM_LOCAL
     base = tl.where(is_mark, tl.load(mark_base_ptr + ids, mask=is_mark, other=0), ids // NUM_LOCAL)
     places = tl.minimum(base + (classes < NUM_DIGITS).to(tl.int32), MAX_PLACE)

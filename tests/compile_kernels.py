@@ -96,7 +96,7 @@ def _prompts(digits: int) -> Callable[[], Any]:
 
 def _simplifications(digits: int, least_first: bool) -> Callable[[], Any]:
     ids, row = _integers(1000, 2 * digits + 4), _integers(1000)
-    return lambda: parse_simplifications_kernel(ids, digits, row, TABLE, TABLE.think, least_first)
+    return lambda: parse_simplifications_kernel(ids, digits, row, TABLE, least_first)
 
 
 def _answers(digits: int) -> Callable[[], Any]:

@@ -15,6 +15,7 @@ class Scripted:
 
     name = "scripted"
     device = torch.device("cpu")
+    uses_all_cores = False
     weights_sha256 = ""
 
     def __init__(

@@ -37,6 +37,7 @@ class Knowing:
 
     name = "knowing"
     device = torch.device("cpu")
+    uses_all_cores = False
     weights_sha256 = ""
 
     def __init__(self, task: Task, lies_about: set[str] | None = None, misjudges: set[str] | None = None) -> None:

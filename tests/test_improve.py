@@ -281,3 +281,24 @@ def test_without_a_vote_the_direct_answer_is_the_guess(problems: Problems) -> No
     improved = ask(Scripted(), problems, FAST.model_copy(update={"vote": "off"}))
     assert torch.equal(improved.ballot.guesses[:, 0], improved.ballot.direct)
     assert improved.ballot.guesses.shape[1] == 1
+
+
+@pytest.mark.parametrize(("uses_all_cores", "num_threads"), [(True, 1), (False, 2)])
+def test_an_engine_that_uses_all_cores_leaves_one_thread_to_the_policy(
+    uses_all_cores: bool, num_threads: int, problems: Problems
+) -> None:
+    threads: set[int] = set()
+
+    class Counting(Scripted):
+        def sample(self, *args: Any) -> list[torch.Tensor]:
+            threads.add(torch.get_num_threads())
+            return super().sample(*args)
+
+    engine, before = Counting(), torch.get_num_threads()
+    engine.uses_all_cores = uses_all_cores
+    torch.set_num_threads(2)
+    try:
+        ask(engine, problems, FAST)
+        assert threads == {num_threads} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

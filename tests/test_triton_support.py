@@ -15,7 +15,7 @@ import sys
 sys.argv[0] = "sector"
 sys.modules["triton"] = None
 import torch
-from sector.engine.tokens import kernel_table
+from sector.engine.language.tokens import kernel_table
 from sector.kernels import _triton, consistency, decode_attention, digit_sampler, layout, philox
 assert not _triton.AVAILABLE and not _triton.INTERPRETED
 ids = torch.tensor([0, 16 * 3 + 4])

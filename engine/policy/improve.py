@@ -184,7 +184,7 @@ def improve(
     in them (but for what an engine does itself).
     """
     # The native engine has a thread a core; a second one for laying out and parsing would only be in their way.
-    with one_thread() if sampler.name == "native" else nullcontext():
+    with one_thread() if sampler.uses_all_cores else nullcontext():
         improved = _improve(sampler, problems, settings, layout, sampling, drop_decided)
     return move(improved, torch.device("cpu"))
 

@@ -1,7 +1,7 @@
 """Engines: prompts in, completions out; `native`, `hf` and `vllm` behind one protocol.
 
-May import: `models` and below. Open `protocol.py` first: one call that completes prompts. `native.py` is the engine for
-CPUs, `gpu.py` for GPUs; `vllm/` puts our model into vLLM.
+May import: `models` and below. Open `protocol.py` first: it defines the one call that completes prompts. `native.py` is
+the engine for CPUs, `gpu.py` the one for GPUs; `vllm/` puts our model into vLLM.
 """
 
 from sector.engine.config import VllmConfig
@@ -22,13 +22,15 @@ def check_engine(engine: str) -> None:
 
 
 def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_threads: int | None = None) -> Sampler:
-    """The engine of that name with the model's weights. InputError on an unknown name, one that is not installed, or
-    one that does not run such a model.
+    """Return the engine of that name with the model's weights.
 
-    The native engine is where the model is: plain torch on a CPU, our kernels on a GPU. vllm: settings of that engine.
-    num_threads: of the native engine on a CPU; by default one a core.
+    The native engine runs on the device of the model: plain torch on a CPU, our kernels on a GPU. Raise InputError if
+    the name is unknown, if the engine is not installed, or if it cannot run this kind of model.
+
+    vllm: settings of the engine vllm.
+    num_threads: threads of the native engine on a CPU; by default one per core.
     """
-    # An engine's own dependencies are imported only where it is used.
+    # The dependencies of an engine are imported only if it is used.
     if engine == "native":
         if isinstance(model, TextModel):
             raise InputError("the engine native runs sector's own models only; for a model of text choose hf or vllm")

@@ -1,10 +1,11 @@
-"""The native engine of a model that lies on a GPU: requests go there once, and completed ids come back once.
+"""The native engine for a model on a GPU: requests are copied there once, and completed ids are copied back once.
 
 There are two ways to complete a request on a GPU. The megakernel (`kernels/megakernel.py`) does it in one launch, for
-models whose weights stay on chip while every program reads them again and again. For others there is a token a step,
-by kernels in CUDA graphs, behind a pass that reads prompt and drafts (`gpu_steps.py`). The megakernel ignores drafts.
+models whose weights stay on chip while every program reads them repeatedly. For other models, `gpu_steps.py` reads
+prompts and drafts in one pass and then generates one token per step with kernels in CUDA graphs. The megakernel ignores
+drafts.
 
-Everything here runs on a CPU too, where the kernels' plain-torch references take their place; tests live on that.
+All of this also runs on a CPU, for the tests: the plain-torch references replace the kernels there.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from sector.kernels.completion import Model, Request, Weights
 from sector.kernels.megakernel import complete
 from sector.kernels.megakernel_plan import make_plan
 
-# Keys and values of some ten thousand short rows of the preset tiny, or a thousand of base.
+# Enough for the keys and values of ten thousand short rows of the preset tiny, or a thousand of base.
 CACHE_BYTES = 4 << 30
 
 # The megakernel counts tokens in 32 bits.
@@ -30,7 +31,7 @@ _MAX_TOKENS = 2**31 - 1
 
 
 class Decode(StrEnum):
-    """How a request is completed; AUTO is the megakernel where it can run the model and its weights stay on chip."""
+    """How to complete requests; AUTO takes the megakernel if it can run the model and the weights stay on chip."""
 
     AUTO = "auto"
     MEGAKERNEL = "megakernel"
@@ -40,34 +41,36 @@ class Decode(StrEnum):
 class GpuSampler:
     """Triton engine; see the module docstring.
 
-    decode: how requests are completed. cache_bytes: device memory for keys and values, where kernels step.
+    decode: how to complete requests.
+    cache_bytes: device memory for keys and values, if `gpu_steps.py` completes them.
     """
 
     name = "native"
+    uses_all_cores = False
 
     def __init__(self, model: SectorForCausalLM, decode: Decode = Decode.AUTO, cache_bytes: int = CACHE_BYTES) -> None:
         self._cache_bytes = cache_bytes
-        self._wanted = decode
+        self._decode = decode
         self._take(kernel_model(model, model.device))
         self.weights_sha256 = weights_sha256(model)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         return self._model.weights.qkv.device
 
     @property
     def decode(self) -> Decode:
-        """MEGAKERNEL or KERNELS: what was chosen for this model."""
+        """MEGAKERNEL or KERNELS, the choice for this model."""
         return Decode.MEGAKERNEL if self._stepwise is None else Decode.KERNELS
 
     def load(self, model: SectorForCausalLM) -> None:
-        """Take a copy of the model's weights to where the engine is: in place where shapes allow it, for the graphs."""
+        """Copy the model's weights to the engine's device: in place if shapes are equal, since graphs hold pointers."""
         new = kernel_model(model, self._model.weights.qkv.device)
         if _kind(new) == _kind(self._model):
             with torch.inference_mode():
-                for mine, theirs in zip(self._model.weights, new.weights, strict=True):
-                    mine.copy_(theirs)
+                for weight, new_weight in zip(self._model.weights, new.weights, strict=True):
+                    weight.copy_(new_weight)
         else:
             self._take(new)
         self.weights_sha256 = weights_sha256(model)
@@ -76,7 +79,7 @@ class GpuSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`."""
+        """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         marks = torch.cat([branch.mark for branch in branches], dim=1)
@@ -98,15 +101,15 @@ class GpuSampler:
 
     def _take(self, model: Model) -> None:
         self._model = model
-        decode = _choose(model) if self._wanted is Decode.AUTO else self._wanted
+        decode = _choose(model) if self._decode is Decode.AUTO else self._decode
         if decode is Decode.MEGAKERNEL:
-            # Says now what it cannot run.
+            # Raise ValueError now if it cannot run the model.
             make_plan(model)
         with torch.inference_mode():
             self._stepwise = Stepwise(model, self._cache_bytes) if decode is Decode.KERNELS else None
 
     def _cut(self, request: Request) -> list[slice]:
-        """Slices of rows that can be completed at once."""
+        """Return slices of rows, each small enough to complete at once."""
         (batch, prefix_length), lengths = request.prefix.shape, request.lengths
         if self._stepwise is None:
             rows = _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
@@ -124,7 +127,7 @@ class GpuSampler:
 
 @torch.inference_mode()
 def kernel_model(model: SectorForCausalLM, device: torch.device) -> Model:
-    """A copy of the model on a device as kernels take it, in its own dtype."""
+    """Copy a model to a device in the form that kernels take, in the model's dtype."""
 
     def copy(module: nn.Module) -> Tensor:
         return module.get_parameter("weight").to(device, copy=True)
@@ -159,6 +162,6 @@ def _choose(model: Model) -> Decode:
 
 
 def _kind(model: Model) -> tuple[object, ...]:
-    """Equal for models that differ in nothing but the values of their weights."""
+    """Return a key that is equal for models that differ only in the values of their weights."""
     tensors = [(tensor.shape, tensor.dtype) for tensor in model.weights]
     return *tensors, model.num_heads, model.eps

@@ -1,4 +1,4 @@
-"""The reference engine: transformers' own `generate` on the same checkpoint. It ignores drafts."""
+"""The reference engine: `generate` of transformers on the same checkpoint. It ignores drafts."""
 
 import copy
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
 
 
 class _GumbelNoise(LogitsProcessor):
-    """Turns greedy search into a sample of our counter-based stream, so that engines agree at any temperature."""
+    """Noise that turns greedy search into a sample of our random stream, so that engines agree at any temperature."""
 
     def __init__(self, sampling: Sampling, branch: int, prompt_length: int, vocabulary: Vocabulary) -> None:
         self._sampling, self._branch, self._prompt_length = sampling, branch, prompt_length
@@ -28,16 +28,17 @@ class _GumbelNoise(LogitsProcessor):
 
 
 class HuggingFaceSampler:
-    """transformers' `generate`; see `protocol.Sampler`."""
+    """`generate` of transformers; see `protocol.Sampler`."""
 
     name = "hf"
     device = torch.device("cpu")
+    uses_all_cores = False
 
     def __init__(self, model: Model) -> None:
         self.load(model)
 
     def load(self, model: Model) -> None:
-        """Take a copy of the model's weights."""
+        """Copy the model's weights."""
         network = model.network if isinstance(model, TextModel) else model
         self._model, self._vocabulary = copy.deepcopy(network).eval(), vocabulary(model)
         self.weights_sha256 = weights_sha256(model)
@@ -45,7 +46,7 @@ class HuggingFaceSampler:
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`."""
+        """Complete every prefix; see `protocol.Sampler`."""
         return [self._complete(prefix, branch, sampling, index) for index, branch in enumerate(branches)]
 
     @torch.inference_mode()
@@ -62,7 +63,7 @@ class HuggingFaceSampler:
             eos_token_id=self._vocabulary.ends,
             pad_token_id=pad,
         )
-        # transformers types `generate` for models of its own.
+        # The type hints of `generate` cover only the models of transformers.
         output = self._model.generate(
             prompt, attention_mask=(prompt != pad).long(), generation_config=config, logits_processor=processors
         )[:, prompt.shape[1] :]

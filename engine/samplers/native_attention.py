@@ -1,12 +1,13 @@
-"""Attention over the parts of a row on a CPU: the beginning of a prompt, the rest of it, and branches behind it.
+"""Attention over the parts of a row on a CPU: the beginning of a prompt, the rest of it, and the branches after it.
 
-Softmax without the maximum: numerators and sums over several sets of keys then simply add up, and two of its passes
-over the scores go away. Where scores lie too far apart for that in float32, which the sums tell, it is done in float64.
+The softmax does not subtract the maximum. So numerators and sums over several sets of keys add up, and two passes over
+the scores fall away. If the sums show that float32 does not hold the scores, attention is computed in float64.
 
-Scores are in bits: a power of two costs a CPU a third of an exponential. Heads come first, so that heads and rows are
-one batch of plain products: with heads this small, fused attention spends its time between its blocks (LOG.md).
+Scores are in bits, since a power of two costs a CPU a third of an exponential. Heads are the first axis, so that heads
+and rows form one batch of plain products: with heads this small, the overhead of fused attention dominates (LOG.md).
 
-Legend: H heads, B rows, T tokens of a pass, Q of them that ask, L of the beginning, S keys, K head size, D = H * K.
+Legend: H heads, B rows, T tokens of a pass, Q of them with queries, L tokens of the beginning, S keys, K head size,
+D = H * K.
 """
 
 import math
@@ -20,28 +21,34 @@ from torch import Tensor
 
 from sector.engine.errors import InputError
 
-# What a score in bits is in units of the softmax.
+# One bit of a score in units of the softmax.
 BITS = math.log(2)
-# The most attention scores computed at a time: 4 MiB.
+# Maximum of attention scores computed at a time: 4 MiB.
 SCORES = 1 << 20
 
 
 def attend(q: Tensor, kv: Tensor, spans: Sequence[slice], beginning: Tensor | None) -> Tensor:
-    """Queries `[H, B, Q, K]` of the last Q of T tokens, keys and values `[H, B, T, 2K]` of all -> `[B * Q, D]`.
+    """Return the attended values `[B * Q, D]` of the last Q of T tokens.
 
-    spans: the parts of a row, the prompt and the branches behind it. A token sees what comes before it in its own
-    part, all of the prompt, and `beginning [H, B, L, 2K]`, the keys and values of tokens before it that were read
-    earlier. Parts of which nothing is asked are keys only. InputError where no float holds the scores.
+    A token attends to the earlier tokens of its part, to all of the prompt, and to the beginning. Raise InputError if
+    float64 does not hold the scores.
+
+    q: `[H, B, Q, K]` queries.
+    kv: `[H, B, T, 2K]` keys and values of all T tokens.
+    spans: the parts of a row, the prompt and the branches after it; parts before the last Q tokens are keys only.
+    beginning: `[H, B, L, 2K]` keys and values of the tokens before the T tokens, read in an earlier call.
     """
-    return _held(partial(_mix, spans), q, kv, beginning)
+    return _in_range(partial(_mix, spans), q, kv, beginning)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the query of one token a row sees of a cache of keys `[H, B, K, slots]` and values `[H, B, slots, K]`.
+    """Slots that the query of one token per row attends to, of a cache of keys `[H, B, K, slots]` and values
+    `[H, B, slots, K]`.
 
-    keys: `[H * B, K]` and values: `[H * B, S]`: where the components of keys, and the values of the first S slots, lie.
-    unseen: `[B, S]` which of these slots are not to be looked at; none of them if None.
+    keys: `[H * B, K]` indices of the components of the keys, in the cache flattened to rows of `slots` numbers.
+    values: `[H * B, S]` indices of the values of the first S slots, in the cache flattened to rows of K numbers.
+    unseen: `[B, S]` bool, the slots that are masked; None if there are none.
     """
 
     keys: Tensor
@@ -50,29 +57,30 @@ class Seen:
 
     @staticmethod
     def up_to(last: Tensor, num_heads: int, head_dim: int, num_slots: int) -> "Seen":
-        """Every slot up to the `last [B]` of each row."""
-        first, most = (int(each) for each in last.aminmax())
+        """Return all slots up to the slot `last [B]` of each row."""
+        lowest, highest = (int(slot) for slot in last.aminmax())
         pairs = torch.arange(num_heads * len(last), dtype=torch.int32).unsqueeze(1)
         return Seen(
             pairs * head_dim + torch.arange(head_dim, dtype=torch.int32),
-            pairs * num_slots + torch.arange(most + 1, dtype=torch.int32),
-            # Rows in step with one another need no mask.
-            None if first == most else torch.arange(most + 1) > last.unsqueeze(1),
+            pairs * num_slots + torch.arange(highest + 1, dtype=torch.int32),
+            # Rows at the same slot need no mask.
+            None if lowest == highest else torch.arange(highest + 1) > last.unsqueeze(1),
         )
 
 
 def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, seen: Seen) -> Tensor:
-    """The query `[H, B, 1, K]` of one token a row, keys and values of a cache (see `Seen`) -> `[B, D]`.
+    """Return the attended values `[B, D]` of one token per row; raise InputError as in `attend`.
 
-    InputError as in `attend`. Slots that are not seen may hold any finite numbers.
+    q: `[H, B, 1, K]` queries.
+    keys, values: the cache, see `Seen`. Masked slots may hold any finite numbers.
     """
-    return _held(partial(_mix_one, seen), q, keys, values)
+    return _in_range(partial(_mix_one, seen), q, keys, values)
 
 
-def _held(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor | None) -> Tensor:
-    """What `mix` makes of tensors, in their own dtype if that holds the sums, else in float64; `[B * Q, D]`.
+def _in_range(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor | None) -> Tensor:
+    """Run `mix` in the dtype of its tensors, or in float64 if the sums leave their range; return `[B * Q, D]`.
 
-    InputError where float64 does not do either: no model that was trained has scores of hundreds of bits.
+    Raise InputError if they leave the range of float64, too. No trained model has scores of hundreds of bits.
     """
     mixed, sums = mix(q, *others)
     if not _is_in_range(sums):
@@ -84,7 +92,7 @@ def _held(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Tensor 
 
 
 def _mix_one(seen: Seen, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Attended values `[H * B, 1, K]` and the sums they were divided by, `[H * B, 1, 1]`."""
+    """Return attended values `[H * B, 1, K]` and the sums that divided them, `[H * B, 1, 1]`."""
     scores = _weighted_sums(q.flatten(0, 2), keys.flatten(0, 2), seen.keys)[:, : seen.values.shape[1]].exp2()
     if seen.unseen is not None:
         scores.view(len(q), *seen.unseen.shape).masked_fill_(seen.unseen, 0.0)
@@ -93,72 +101,74 @@ def _mix_one(seen: Seen, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tenso
 
 
 def _weighted_sums(weights: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """Weights `[N, M]` of the rows `[N, M]` of a table `[R, W]` -> `[N, W]`.
+    """Return `[N, W]` sums of the rows `[N, M]` of a table `[R, W]`, times `weights [N, M]`.
 
-    Products with one row each, which a batched product makes one by one: a bag of embeddings is made for that, and
-    takes half the time.
+    `embedding_bag` takes half the time of a batched product, which would compute these vector products one by one.
     """
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
 def _is_in_range(sums: Tensor) -> bool:
-    """Has nothing run over, and does nothing that was too small to be counted matter?"""
+    """Return whether no sum has overflowed, and none is so small that terms were lost to underflow."""
     low, high = sums.aminmax()
     limits = torch.finfo(sums.dtype)
     return bool(low > limits.tiny**0.5) and bool(high < limits.max**0.5)
 
 
 def _mix(spans: Sequence[slice], q: Tensor, kv: Tensor, beginning: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attended values `[H * B, Q, K]` and the sums they were divided by, `[H * B, Q, 1]`."""
-    asked, length = q.shape[2], kv.shape[2]
-    begun = None if beginning is None else beginning.flatten(0, 1)
+    """Return attended values `[H * B, Q, K]` and the sums that divided them, `[H * B, Q, 1]`."""
+    num_queries, length = q.shape[2], kv.shape[2]
+    beginning = None if beginning is None else beginning.flatten(0, 1)
     q, kv = q.flatten(0, 1), kv.flatten(0, 1)
     mixed, sums = q.new_empty(q.shape), q.new_empty(*q.shape[:2], 1)
-    steps = _steps(spans, asked, length)
+    steps = _steps(spans, num_queries, length)
     masks = {keys.stop - keys.start: future_mask(keys.stop - keys.start, q) for _, keys, causal in steps if causal}
-    longest = asked * max(length, 0 if begun is None else begun.shape[1])
-    rows = max(1, SCORES // longest)
-    for start in range(0, len(q), rows):
-        some = slice(start, start + rows)
-        asking, out, total = q[some], mixed[some], sums[some]
-        k, v = _keys_and_values(kv[some])
-        for ask, keys, causal in steps:
+    num_scores = num_queries * max(length, 0 if beginning is None else beginning.shape[1])
+    block = max(1, SCORES // num_scores)
+    for start in range(0, len(q), block):
+        rows = slice(start, start + block)
+        block_q, out, total = q[rows], mixed[rows], sums[rows]
+        k, v = _keys_and_values(kv[rows])
+        for queries, keys, causal in steps:
             if causal:
-                # Each query is in one part of its own: here, and first, its sums begin.
-                scores = torch.baddbmm(masks[keys.stop - keys.start], asking[:, ask], k[..., keys]).exp2_()
-                total[:, ask], out[:, ask] = scores.sum(dim=2, keepdim=True), torch.bmm(scores, v[:, keys])
+                # Each query is in exactly one causal step, which comes first and so initialises its sums.
+                scores = torch.baddbmm(masks[keys.stop - keys.start], block_q[:, queries], k[..., keys]).exp2_()
+                total[:, queries], out[:, queries] = scores.sum(dim=2, keepdim=True), torch.bmm(scores, v[:, keys])
             else:
-                _add(total[:, ask], out[:, ask], torch.bmm(asking[:, ask], k[..., keys]), v[:, keys])
-        if begun is not None:
-            k, v = _keys_and_values(begun[some])
-            _add(total, out, torch.bmm(asking, k), v)
+                _add(total[:, queries], out[:, queries], torch.bmm(block_q[:, queries], k[..., keys]), v[:, keys])
+        if beginning is not None:
+            k, v = _keys_and_values(beginning[rows])
+            _add(total, out, torch.bmm(block_q, k), v)
         out.div_(total)
     return mixed, sums
 
 
 def _keys_and_values(kv: Tensor) -> tuple[Tensor, Tensor]:
-    """`[N, S, 2K]` -> `[N, K, S]` and `[N, S, K]`."""
+    """Split `[N, S, 2K]` into keys `[N, K, S]` and values `[N, S, K]`."""
     k, v = kv.chunk(2, dim=2)
     return k.transpose(1, 2), v
 
 
-def _steps(spans: Sequence[slice], asked: int, length: int) -> list[tuple[slice, slice, bool]]:
-    """(queries, keys, does a query see its own past only?): parts with themselves, then branches with their prompt."""
-    skipped = length - asked
+def _steps(spans: Sequence[slice], num_queries: int, length: int) -> list[tuple[slice, slice, bool]]:
+    """Return (queries, keys, whether causal) of each product: parts with themselves, then branches with the prompt."""
+    skipped = length - num_queries
     steps = [(slice(span.start - skipped, span.stop - skipped), span, True) for span in spans if span.start >= skipped]
     prompt = spans[0]
     if prompt.stop < length:
-        steps.append((slice(prompt.stop - skipped, asked), prompt, False))
+        steps.append((slice(prompt.stop - skipped, num_queries), prompt, False))
     return steps
 
 
 def _add(total: Tensor, out: Tensor, scores: Tensor, v: Tensor) -> None:
-    """Count other keys in."""
+    """Add more keys: their weights to `total`, and their weighted values to `out`."""
     scores.exp2_()
     total += scores.sum(dim=2, keepdim=True)
     out += torch.bmm(scores, v)
 
 
 def future_mask(length: int, like: Tensor, before: int = 0) -> Tensor:
-    """`[Q, before + Q]` minus infinity where a key comes after its query, else zero; all see the keys `before` them."""
+    """Return `[Q, before + Q]`: minus infinity where a key comes after its query, else zero.
+
+    All queries attend to the first `before` keys.
+    """
     return like.new_full((length, before + length), float("-inf")).triu_(before + 1)

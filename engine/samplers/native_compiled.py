@@ -1,8 +1,8 @@
-"""The native engine's passes, compiled: `native.c` as a library, made where a C compiler is, and its weights.
+"""The compiled passes of the native engine: `native.c` as a library, and the model's weights in its form.
 
-The library is made once, beside the bytecode of this package (the folder `__pycache__`), from a source of this package
-only: who could change one could change the other. Where that folder is not ours to write in, it is made anew in every
-process. Without a compiler there is none, and the native engine runs on torch alone.
+The library is built once, beside the bytecode of this package (the folder `__pycache__`), from a source of this package
+only: to replace one takes the same rights as to replace the other. If that folder is not writable, every process builds
+the library again. Without a C compiler there is no library, and the native engine runs on torch alone.
 
 Legend: B rows, P prefix tokens, L of them kept, T tokens of a branch, D hidden size, H heads, K head size, I inner
 size, C classes.
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +34,12 @@ from sector.engine.samplers.native_attention import BITS
 from sector.engine.samplers.native_model import Kept, interleaved
 from sector.engine.samplers.protocol import Branch, Sampling
 
-# A few times as many as are decoded together.
+# A few times the number of rows that are decoded together.
 _JOB_ROWS = 192
 _SOURCE = Path(__file__).with_name("native.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 120
-# The instructions that torch uses are what the processor has, or what ATEN_CPU_CAPABILITY says.
+# Compiler flags for the instructions that torch uses: those of the processor, or of ATEN_CPU_CAPABILITY.
 _INSTRUCTIONS = {
     "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -80,13 +79,13 @@ class _Call(Structure):
 
 
 class CompiledModel:
-    """A copy of a model's weights as the library takes them, and calls to it."""
+    """A copy of a model's weights in the form of the library, and the calls to it."""
 
     @torch.inference_mode()
     def __init__(self, model: SectorForCausalLM, library: ctypes.CDLL) -> None:
         self._library, self._of_thread = library, threading.local()
-        # What the library points to must not go away.
-        self._held: list[Any] = []
+        # The library has pointers to these tensors, so they must stay alive.
+        self._tensors: list[Tensor] = []
         config, sizes = model.config, _Sizes.of(model.config, library.vector_width(), library.tile_width())
         self._sizes, self._num_layers = sizes, config.num_hidden_layers
         layers = [self._copy_layer(block, sizes) for block in model.blocks]
@@ -104,35 +103,35 @@ class CompiledModel:
             query_width=sizes.query,
             key_value_width=sizes.key_value,
             eps=config.rms_norm_eps,
-            embed=self._hold(embed),
-            first=self._hold(_first(model, sizes, rope)),
-            rope=self._hold(rope),
-            head=self._hold(sizes.panels(model.head.weight * model.norm.weight)),
-            legal=self._hold(illegal),
-            mark_base=self._hold(tokens.kernel_table().mark_base.long()),
+            embed=self._copy(embed),
+            first=self._copy(_first_layer(model, sizes, rope)),
+            rope=self._copy(rope),
+            head=self._copy(sizes.panels(model.head.weight * model.norm.weight)),
+            legal=self._copy(illegal),
+            mark_base=self._copy(tokens.kernel_table().mark_base.long()),
             layers=(_Layer * len(layers))(*layers),
         )
 
     def keep(self, ids: Tensor) -> Kept:
-        """Room for keys and values of ids `[B, L]`."""
+        """Allocate keys and values of ids `[B, L]`."""
         sizes = self._sizes
         slots = _rounded(ids.shape[1], sizes.vector)
         kv = torch.empty(len(ids), 2 * self._num_layers * sizes.heads * sizes.head * slots)
         return Kept(ids.contiguous(), kv, rows_dim=0)
 
     def job_rows(self, slots: int) -> int:
-        """The most rows of a job, however many slots of the cache they take: the library sees to its cache itself."""
+        """Return the maximum of rows of a job, for any number of slots: the library manages its cache itself."""
         return _JOB_ROWS
 
     def complete(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, kept: Kept | None, drop_finished: bool
     ) -> tuple[list[Tensor], int]:
-        """Complete every prefix `[B, P]` once a branch -> ids `[B, length]` each, and the tokens that were read for it.
+        """Complete every prefix `[B, P]` once per branch; return ids `[B, length]` each, and the number of tokens read.
 
-        InputError where the weights are broken.
+        Raise InputError if the weights are broken.
         """
         prefix = prefix.contiguous()
-        asked = [_Asked.of(branch, index, sampling) for index, branch in enumerate(branches)]
+        tensors = [_BranchTensors.of(branch, index, sampling) for index, branch in enumerate(branches)]
         call = _Call(
             rows=len(prefix),
             prefix_length=prefix.shape[1],
@@ -144,44 +143,52 @@ class CompiledModel:
             prefix=prefix.data_ptr(),
             kept_ids=None if kept is None else kept.ids.data_ptr(),
             kept=None if kept is None else kept.kv.data_ptr(),
-            branches=(_Branch * len(branches))(*(each.pointers() for each in asked)),
+            branches=(_Branch * len(branches))(*(branch.pointers() for branch in tensors)),
         )
         memory = self._memory(self._library.memory_size(byref(self._model), byref(call)))
         count = self._library.complete(byref(self._model), byref(call), memory.data_ptr())
         if count < 0:
-            raise InputError("the model's attention scores or logits are no numbers; its weights are broken")
-        return [each.output for each in asked], count
+            raise InputError("the model's attention scores or logits are NaN or infinite; its weights are broken")
+        return [branch.output for branch in tensors], count
 
     def _memory(self, size: int) -> Tensor:
-        """So many bytes, of this thread alone, that stay where they are from call to call: new pages cost."""
+        """Return `size` bytes or more of this thread's memory, which calls reuse because new pages are slow."""
         memory: Tensor | None = getattr(self._of_thread, "memory", None)
         if memory is None or len(memory) < size:
             memory = self._of_thread.memory = torch.empty(size, dtype=torch.uint8)
         return memory
 
-    def _hold(self, tensor: Tensor) -> int:
-        """Where a copy lies."""
-        self._held.append(tensor.detach().clone().contiguous())
-        return int(self._held[-1].data_ptr())
+    def _copy(self, tensor: Tensor) -> int:
+        """Return the address of a copy."""
+        self._tensors.append(tensor.detach().clone().contiguous())
+        return int(self._tensors[-1].data_ptr())
 
     def _copy_layer(self, block: nn.Module, sizes: "_Sizes") -> _Layer:
         q, kv = _queries_keys_values(block, sizes)
         assert isinstance(block, Block)
         out = block.attention.out.weight.unflatten(1, (sizes.heads, -1))
         return _Layer(
-            self._hold(sizes.panels(q)),
-            self._hold(sizes.panels(kv)),
-            self._hold(sizes.panels(F.pad(out, (0, sizes.head - out.shape[2])).flatten(1))),
-            self._hold(sizes.panels(block.up.weight * block.mlp_norm.weight)),
-            self._hold(sizes.panels(F.pad(block.down.weight, (0, sizes.inner - block.down.weight.shape[1])))),
+            self._copy(sizes.panels(q)),
+            self._copy(sizes.panels(kv)),
+            self._copy(sizes.panels(F.pad(out, (0, sizes.head - out.shape[2])).flatten(1))),
+            self._copy(sizes.panels(block.up.weight * block.mlp_norm.weight)),
+            self._copy(sizes.panels(F.pad(block.down.weight, (0, sizes.inner - block.down.weight.shape[1])))),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """Sizes of a model in the library's memory: rounded up to whole vectors (head) or panels (all others).
+    """Sizes of a model in the library, rounded up to whole vectors (`head`) or panels (the others).
 
-    hidden: D itself. query: the queries of all heads, key_value: their keys and values.
+    vector: floats of a vector.
+    tile: columns of a panel.
+    hidden: D, not rounded.
+    width: D, rounded up.
+    inner: I, rounded up.
+    heads: H.
+    head: K, rounded up.
+    query: the queries of all heads.
+    key_value: the keys and values of all heads.
     """
 
     vector: int
@@ -210,7 +217,7 @@ class _Sizes:
         )
 
     def panels(self, weight: Tensor) -> Tensor:
-        """A matrix `[out, in]` -> `[panels, in, tile]`."""
+        """Cut a matrix `[out, in]` into panels `[panels, in, tile]`."""
         return F.pad(weight, (0, 0, 0, -len(weight) % self.tile)).unflatten(0, (-1, self.tile)).transpose(1, 2)
 
 
@@ -219,7 +226,7 @@ def _rounded(count: int, multiple: int) -> int:
 
 
 def _queries_keys_values(block: nn.Module, sizes: _Sizes) -> tuple[Tensor, Tensor]:
-    """Matrices `[H * K, D]` to queries in bits, and `[2 * H * K, D]` to keys and values."""
+    """Return the matrices `[H * K, D]` to queries in bits, and `[2 * H * K, D]` to keys and values."""
     assert isinstance(block, Block)
     q, k, v = (block.attention.qkv.weight * block.attention_norm.weight).chunk(3)
     head_dim = len(q) // sizes.heads
@@ -232,14 +239,15 @@ def _queries_keys_values(block: nn.Module, sizes: _Sizes) -> tuple[Tensor, Tenso
 
 
 def _rope(config: SectorConfig, sizes: _Sizes) -> Tensor:
-    """`[places, 2, K]`: the cosine of each component, and the sine with the sign of what it is added to."""
+    """Return `[places, 2, K]`: the cosine of each component, and the sine with the sign that its sum needs."""
     cos, sin = rope_table(config).unbind(dim=1)
-    both = torch.stack([torch.stack([cos, cos], dim=2).flatten(1), torch.stack([-sin, sin], dim=2).flatten(1)], dim=1)
-    return F.pad(both, (0, sizes.head - both.shape[2]))
+    cosines = torch.stack([cos, cos], dim=2).flatten(1)
+    sines = torch.stack([-sin, sin], dim=2).flatten(1)
+    return F.pad(torch.stack([cosines, sines], dim=1), (0, sizes.head - cosines.shape[1]))
 
 
-def _first(model: SectorForCausalLM, sizes: _Sizes, rope: Tensor) -> Tensor:
-    """`[ids, ...]` queries, keys and values of the first layer by id, each padded to whole panels."""
+def _first_layer(model: SectorForCausalLM, sizes: _Sizes, rope: Tensor) -> Tensor:
+    """Return queries, keys and values `[ids, ...]` of the first layer for all ids, each padded to whole panels."""
     ids = torch.arange(tokens.VOCAB_SIZE)
     x = F.embedding(tokens.class_of(ids), model.embed.weight)
     x = x * (x.square().mean(dim=-1, keepdim=True) + model.config.rms_norm_eps).rsqrt()
@@ -252,9 +260,14 @@ def _first(model: SectorForCausalLM, sizes: _Sizes, rope: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Tensors of a branch as the library takes them: mark `[B, 1]`, draft `[B, drafted]`, output `[B, length]`, and
-    noise `[B, length, C]`."""
+class _BranchTensors:
+    """Tensors of a branch in the form of the library.
+
+    mark: `[B, 1]` ids.
+    draft: `[B, drafted]` ids, if there is a draft.
+    output: `[B, length]` ids, which the library writes.
+    noise: `[B, length, C]` Gumbel noise, if the temperature is above 0.
+    """
 
     mark: Tensor
     draft: Tensor | None
@@ -262,8 +275,8 @@ class _Asked:
     noise: Tensor | None
 
     @classmethod
-    def of(cls, branch: Branch, index: int, sampling: Sampling) -> "_Asked":
-        """The branch of that index in its call."""
+    def of(cls, branch: Branch, index: int, sampling: Sampling) -> "_BranchTensors":
+        """Return the tensors of a branch; index: its index in the call."""
         noise = None
         if sampling.temperature > 0:
             steps = torch.arange(branch.length)
@@ -283,12 +296,12 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 @cache
 def load_library(capability: str | None = None) -> ctypes.CDLL | None:
-    """The library, made if need be; None where that cannot be done.
+    """Return the library, built if necessary, or None if it cannot be built.
 
-    capability: instructions as torch names them, by default those that torch uses.
+    capability: the processor's instructions by torch's names; by default those that torch uses.
     """
     try:
-        library = _made_library(_flags(capability or torch.backends.cpu.get_cpu_capability()))
+        library = _build_library(_flags(capability or torch.backends.cpu.get_cpu_capability()))
     except (OSError, subprocess.SubprocessError):
         return None
     if library is not None:
@@ -299,28 +312,28 @@ def load_library(capability: str | None = None) -> ctypes.CDLL | None:
     return library
 
 
-def _made_library(flags: Sequence[str]) -> ctypes.CDLL | None:
-    """The library that was made before with the same flags, or a new one; None without a compiler."""
+def _build_library(flags: Sequence[str]) -> ctypes.CDLL | None:
+    """Return the library of an earlier build from the same flags and source, or build it; None without a compiler."""
     digest = hashlib.sha256("\n".join([*flags, _SOURCE.read_text()]).encode()).hexdigest()
-    kept = Path(cache_from_source(str(_SOURCE))).with_name(f"native-{digest[:16]}.so")
-    if kept.exists():
-        return ctypes.CDLL(str(kept))
+    path = Path(cache_from_source(str(_SOURCE))).with_name(f"native-{digest[:16]}.so")
+    if path.exists():
+        return ctypes.CDLL(str(path))
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, kept.name)
-        command = [compiler, *flags, str(_SOURCE), "-o", str(made), "-lm"]
+        built = Path(folder, path.name)
+        command = [compiler, *flags, str(_SOURCE), "-o", str(built), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-        # Where nothing can be kept, it is loaded from where it was made.
+        # If the path is not writable, the library is loaded from the temporary folder.
         with suppress(InputError, OSError):
-            write_atomically(kept, lambda aside: shutil.copyfile(made, aside))
-            made = kept
-        return ctypes.CDLL(str(made))
+            write_atomically(path, lambda temporary: shutil.copyfile(built, temporary))
+            built = path
+        return ctypes.CDLL(str(built))
 
 
 def _flags(capability: str) -> list[str]:
-    """What the compiler is told. No option lets it change the order of additions."""
+    """Return the flags of the compiler. None of them lets it change the order of additions."""
     numbers = {
         "CLASSES": tokens.NUM_CLASSES,
         "LOCAL": tokens.NUM_LOCAL,

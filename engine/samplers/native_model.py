@@ -1,12 +1,14 @@
 """The model as the native engine computes it: plain torch, one core, no gradients.
 
-The same function as `model.SectorForCausalLM`, in fewer and cheaper operations. Norms lose their weights to the
-matrices behind them; the two components of a rotated pair stand side by side, so that a pair is one complex number;
-queries give scores in bits; heads come first, as attention wants them; queries, keys and values of the first layer
-depend on nothing but the id and come from a table; the last layer computes of a prompt what branches read of it, keys
-and values.
+The same function as `models.sector.SectorForCausalLM`, in fewer and cheaper operations:
+- The weights of a norm are multiplied into the matrices after it.
+- The two components of a rotated pair are adjacent, so that a pair is one complex number.
+- Queries are scaled to give scores in bits.
+- Heads are the first axis, as attention needs them.
+- Queries, keys and values of the first layer depend on the id only, and come from a table.
+- Of a prompt, the last layer computes only keys and values, which its branches attend to.
 
-Legend: B rows, T tokens of a pass, N of all rows, D hidden size, H heads, K head size.
+Legend: B rows, T tokens of a pass, N tokens of all rows, D hidden size, H heads, K head size, L kept tokens.
 """
 
 from collections.abc import Callable
@@ -20,22 +22,23 @@ from sector.engine.language import tokens
 from sector.engine.models.sector import Block, SectorForCausalLM, rope_table
 from sector.engine.samplers.native_attention import BITS
 
-# Tokens whose inner activations stay in the cache of a core from one matrix to the next.
+# Tokens whose inner activations stay in the cache of a core between the two matrices of the feed-forward.
 _MLP_TOKENS = 1024
 
-# The most that the keys and values of a job take.
+# Maximum memory of the keys and values of a job.
 _JOB_BYTES = 1 << 26
 
-# What a layer does with queries `[H, B, T - skip, K]`, and keys and values `[H, B, T, 2K]`: remember these, and attend
-# -> `[B * (T - skip), D]`.
+# Attention of a layer, from its index, queries `[H, B, T - skip, K]`, and keys and values `[H, B, T, 2K]`, which it
+# stores: returns `[B * (T - skip), D]`.
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Matrices of a block; those behind a norm have its weights multiplied in.
+    """Matrices of a block; those after a norm include its weights.
 
     qkv: `[H, D, 3K]` to the query, the key and the value of each head.
+    out, up, down: as in the block.
     """
 
     qkv: Tensor
@@ -46,7 +49,13 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Keys and values of ids `[B, L]`: read before, or to be filled in now. rows_dim: the dimension of kv that is B."""
+    """Keys and values of the beginning of prefixes, kept between the calls of a chain.
+
+    ids: `[B, L]` the tokens of the beginning.
+    kv: their keys and values, in the form of the model.
+    rows_dim: the dimension of kv that is B.
+    is_read: whether kv is filled.
+    """
 
     ids: Tensor
     kv: Tensor
@@ -54,18 +63,19 @@ class Kept:
     is_read: bool = False
 
     def __getitem__(self, rows: slice) -> "Kept":
-        return replace(self, ids=self.ids[rows], kv=self.kv[(slice(None),) * self.rows_dim + (rows,)])
+        start, stop, _ = rows.indices(len(self.ids))
+        return replace(self, ids=self.ids[rows], kv=self.kv.narrow(self.rows_dim, start, stop - start))
 
     def shared(self, prefix: Tensor) -> int:
-        """How many of the kept tokens all of these prefixes `[B, P]` begin with."""
-        # The last token of a prefix is always read: there is nothing to attend from otherwise.
+        """Return the number of kept tokens that all of these prefixes `[B, P]` begin with."""
+        # The last token of a prefix is always read, so that a pass has at least one query.
         length = min(self.ids.shape[1], prefix.shape[1] - 1) if self.is_read else 0
-        alike = (self.ids[:, :length] == prefix[:, :length]).all(dim=0)
-        return int(alike.long().cumprod(dim=0).sum())
+        equal = (self.ids[:, :length] == prefix[:, :length]).all(dim=0)
+        return int(equal.long().cumprod(dim=0).sum())
 
 
 class NativeModel:
-    """A copy of a model's weights, made to be run; see the module docstring."""
+    """A copy of a model's weights in the form that the native engine computes with; see the module docstring."""
 
     @torch.inference_mode()
     def __init__(self, model: SectorForCausalLM) -> None:
@@ -85,18 +95,18 @@ class NativeModel:
         return len(self._layers)
 
     def job_rows(self, slots: int) -> int:
-        """The most rows of a job, if each takes so many slots of the cache."""
+        """Return the maximum of rows of a job if each takes `slots` slots of the cache."""
         slot_bytes = 2 * self.num_layers * self.heads * self.head_dim * self._embed.element_size()
         return _JOB_BYTES // (slots * slot_bytes)
 
     def keep(self, ids: Tensor) -> Kept:
-        """Room for keys and values `[layers, H, B, L, 2K]` of ids `[B, L]`."""
+        """Allocate keys and values `[layers, H, B, L, 2K]` of ids `[B, L]`."""
         return Kept(ids, self._embed.new_empty(self.num_layers, self.heads, *ids.shape, 2 * self.head_dim), 2)
 
     def forward(self, ids: Tensor, attend: Attend, skip: int = 0) -> Tensor:
-        """Ids `[B, T]` -> `[B, T - skip, D]` before the final norm.
+        """Run the model on ids `[B, T]`; return hidden states `[B, T - skip, D]` before the final norm.
 
-        skip: the first tokens of which nothing is chosen. The last layer needs their keys and values, and no more.
+        skip: the number of first tokens without a choice; in the last layer they get keys and values only.
         """
         flat = ids.flatten()
         rotation = self._rotation(flat)
@@ -111,9 +121,9 @@ class NativeModel:
         return x.unflatten(0, (len(ids), -1))
 
     def choose(self, hidden: Tensor, ids: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
-        """Hidden states `[B, T, D]` of `ids [B, T]` -> the ids `[B, T]` chosen to follow them.
+        """Choose the ids `[B, T]` that follow `ids [B, T]`, from their hidden states `[B, T, D]`.
 
-        noise: Gumbel noise `[B, T, NUM_CLASSES]`, for a temperature above 0.
+        noise: `[B, T, NUM_CLASSES]` Gumbel noise if the temperature is above 0, else None.
         """
         illegal = ~self._legal[tokens.class_of(ids)]
         logits = F.linear(self._normed(hidden), self._head).masked_fill_(illegal, float("-inf"))
@@ -122,23 +132,23 @@ class NativeModel:
         return tokens.next_ids(ids, logits.argmax(dim=-1))
 
     def _rotation(self, ids: Tensor) -> Tensor:
-        """`[N, K]` complex: how far the pairs of a query and a key turn at the places of ids `[N]`."""
+        """Return the rotations `[N, K]` complex of the pairs of a query and a key, at the places of ids `[N]`."""
         return self._rope[tokens.place_of(ids)]
 
     def _queries_keys_values(self, x: Tensor, layer: _Layer, rotation: Tensor) -> Tensor:
-        """Norm, product, rotation of queries and keys: `[N, D]` -> `[H, N, 3K]`."""
+        """Return rotated queries and keys, and values, `[H, N, 3K]`, from `[N, D]` before the norm."""
         qkv = torch.bmm(self._normed(x).expand(self.heads, *x.shape), layer.qkv)
         pairs = qkv[..., : 2 * self.head_dim].unflatten(-1, (-1, 2))
         torch.view_as_complex(pairs).mul_(rotation)
         return qkv
 
     def _add_mlp(self, x: Tensor, layer: _Layer) -> None:
-        """Add to `[N, D]`, in place."""
-        for some in x.split(_MLP_TOKENS):
-            some.addmm_(F.linear(self._normed(some), layer.up).relu_().square_(), layer.down.T)
+        """Add the feed-forward to `[N, D]`, in place."""
+        for chunk in x.split(_MLP_TOKENS):
+            chunk.addmm_(F.linear(self._normed(chunk), layer.up).relu_().square_(), layer.down.T)
 
     def _normed(self, x: Tensor) -> Tensor:
-        """RMS norm without its weights; a quarter of the time of `F.rms_norm` on a CPU."""
+        """Compute the RMS norm without its weights, in a quarter of the time of `F.rms_norm` on a CPU."""
         return x * x.square().mean(dim=-1, keepdim=True).add_(self._eps).rsqrt_()
 
 
@@ -157,8 +167,8 @@ def _copy_layer(block: nn.Module, head_dim: int) -> _Layer:
 
 
 def interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of queries or keys `[H * K, D]` with the two components of each rotated pair side by side.
+    """Reorder the rows of queries or keys `[H * K, D]` so that the two components of each rotated pair are adjacent.
 
-    Then a pair is one complex number, which rotates in a fifth of the time; scores do not depend on the order of K.
+    Then a pair is one complex number, which rotates in a fifth of the time. Scores do not depend on the order of K.
     """
     return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

@@ -1,6 +1,8 @@
-"""What an engine must do to serve the policies: one call that completes prompts.
+"""The interface between engines and policies: one call that completes prompts.
 
-In the shape descriptions B is the batch and P the tokens of a prefix. An engine knows ids only, never problems.
+An engine works on ids only, not on problems.
+
+Legend: B rows of a batch, P tokens of a prefix, U choices after a mark and its draft.
 """
 
 from collections.abc import Sequence
@@ -15,12 +17,12 @@ from sector.kernels.philox import uniforms
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One completion asked of every prefix: a prompt is a prefix and a mark.
+    """One completion of every prefix. A prompt is a prefix and a mark.
 
     mark: `[B, 1]` ids, the last token of the prompt.
-    length: the most new tokens, end included.
-    draft: `[B, <= length]` ids that the completion is likely to begin with. A hint: it changes the time, never the
-        tokens. Engines may ignore it.
+    length: the maximum of new tokens, end included.
+    draft: `[B, <= length]` ids that the completion is likely to begin with. A hint that changes the time, but not the
+        tokens; engines may ignore it.
     """
 
     mark: Tensor
@@ -29,18 +31,18 @@ class Branch:
 
     @property
     def drafted(self) -> int:
-        """Drafted tokens that are worth reading: nothing is chosen behind the last of a completion."""
+        """Number of drafted tokens to read: the last token of a completion need not be read."""
         return 0 if self.draft is None else min(self.draft.shape[1], self.length - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen.
+    """Temperature and random stream of a call.
 
     temperature: 0 is greedy.
     seed: key of the counter-based random stream (`kernels/philox.py`).
-    rows: `[B]` int64 counters, one a row: the index of the problem in its run.
-    stage: which generation of that problem; branches take stage, stage + 1, ...
+    rows: `[B]` int64 counters, one per row: the index of the problem in its run.
+    stage: the index of the completion among those of the same problem; branches take stage, stage + 1, ...
     """
 
     temperature: float
@@ -52,19 +54,19 @@ class Sampling:
         return Sampling(self.temperature, self.seed, self.rows[rows], self.stage)
 
     def gumbel(self, branch: int, rows: Tensor, steps: Tensor, lanes: int) -> Tensor:
-        """Gumbel noise `[..., lanes]`; the argmax of logits / temperature + noise is a sample (Gumbel-max)."""
+        """Return Gumbel noise `[..., lanes]`; the argmax of logits / temperature + noise is a sample (Gumbel-max)."""
         return -(-uniforms(self.seed, rows, self.stage + branch, steps, lanes).log()).log()
 
 
 @dataclass(slots=True)
 class Beginning:
-    """What the prefixes of several calls begin with, row by row, the later ones as far as they go: a chain of thought
-    only ever shortens its problem at the end.
+    """Prefix cache shared by the calls of one chain.
 
-    A hint, like a draft: an engine may read it once, or not care. Prefixes that begin otherwise are read in full.
+    Each step of a chain shortens its problem at the end, so in every row later prefixes begin with the same tokens as
+    the first one. A hint, like a draft: engines may ignore it. A prefix is read anew from the first different token on.
 
-    length: tokens of the first call's prefixes.
-    kept: what the engine remembers after the first call, its own affair. None before.
+    length: tokens to keep of the prefixes of the first call.
+    kept: state of the engine after the first call, in a form of its choice; None before.
     """
 
     length: int
@@ -73,14 +75,14 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """How the native engine saves time; each can be switched off, and what comes out stays the same.
+    """Optimisations of the native engine. Each can be switched off without a change of the output.
 
-    shared_prefix: the branches of a prompt read its prefix together, not each for itself.
-    shared_beginning: what the prefixes of a chain of calls begin with is read in the first of them only.
-    drafts: a draft is checked in the pass that reads the prompt, not written again token by token (in the manner of
-        speculative decoding; the choice at every token is the model's own, also at temperature > 0).
-    drop_finished: a row that has ended leaves the batch, instead of waiting for the others.
-    compiled: passes run in a library made from `native.c`, where a C compiler is; in plain torch otherwise.
+    shared_prefix: the prefix of a prompt is read once for all its branches.
+    shared_beginning: the common beginning of the prefixes of a chain is read in the first call only.
+    drafts: a draft is checked in the pass that reads the prompt, in the manner of speculative decoding, not generated
+        again token by token. Every token is the model's own choice, also at temperature > 0.
+    drop_finished: a row that has ended leaves the batch and does not wait for the others.
+    compiled: passes run in a library built from `native.c` if there is a C compiler, otherwise in plain torch.
     """
 
     shared_prefix: bool = True
@@ -91,9 +93,12 @@ class Savings:
 
 
 class Sampler(Protocol):
-    """An engine. Interchangeable: greedy in float32, every engine returns the same tokens.
+    """An engine. Engines are interchangeable: greedy in float32, all return the same tokens.
 
-    device: where it likes its prompts best; completions come back to where prompts were.
+    name: the name of the engine in configs.
+    weights_sha256: the digest of the weights that it has loaded.
+    device: the device on which prompts need no copy. Completions are returned on the device of the prompts.
+    uses_all_cores: whether it keeps a thread on each core, so that other operations should run on one thread.
     """
 
     name: str
@@ -102,17 +107,36 @@ class Sampler(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def uses_all_cores(self) -> bool: ...
+
     def load(self, model: Any) -> None:
-        """Take new weights, of a model of the kind that it was made for."""
+        """Load the weights of a model of the same kind as the first one."""
         ...
 
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """Complete every prefix `[B, P]` once a branch; `[B, length]` ids each, padding behind the end.
+        """Complete every prefix `[B, P]` once per branch; return ids `[B, length]` each, with padding after the end.
 
-        Padding in front of a prefix is no part of it.
+        Padding before a prefix is not part of it.
 
-        beginning: shared with other calls on the same rows in the same order, and with no other.
+        beginning: the same object in all calls of a chain, which have the same rows in the same order.
         """
         ...
+
+
+def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
+    """Write the accepted choices of a branch and padding into `output [B, length]`; return their count `[B]`.
+
+    A choice is accepted if the model itself chose every drafted token before it, which makes drafts lossless.
+
+    chosen: `[B, U]` the model's choices after the mark and after each token of the draft.
+    """
+    count = chosen.shape[1]
+    accepted = torch.ones_like(chosen)
+    if draft is not None:
+        accepted[:, 1:] = (chosen[:, :-1] == draft[:, : count - 1]).long().cumprod(dim=1)
+    output.fill_(pad_id)
+    output[:, :count] = torch.where(accepted.bool(), chosen, pad_id)
+    return accepted.sum(dim=1)

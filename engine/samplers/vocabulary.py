@@ -1,6 +1,6 @@
-"""What an engine must know of the ids of a model: which end a completion, which is padding, which noise each takes.
+"""The ids of a model that an engine treats specially: ends, padding, and the lane of noise of each id.
 
-Prompts may begin with padding, where they are shorter than others of their batch; engines leave it out.
+Prompts that are shorter than others of their batch begin with padding, which engines leave out.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,12 @@ from sector.engine.models.text import TextModel
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """ends: ids that end a completion. pad: what stands behind the end.
+    """Special ids and noise lanes of a model.
 
-    lanes: `[V]` which number of a random stream (`Sampling.gumbel`) each id takes, of num_lanes.
+    ends: ids that end a completion.
+    pad: the id of padding.
+    lanes: `[V]` the lane of the random stream (`Sampling.gumbel`) that each id uses.
+    num_lanes: the number of lanes.
     """
 
     ends: list[int]
@@ -27,10 +30,10 @@ class Vocabulary:
 
 
 def vocabulary(model: Model) -> Vocabulary:
-    """Of a model of ours the classes take a lane each; of one of text every id."""
+    """Return the vocabulary of a model. Each class of our own model has a lane, and each id of a text model."""
     if isinstance(model, TextModel):
         alphabet = model.alphabet
-        # A stream of random numbers comes in fours.
+        # The random stream yields lanes in groups of four.
         num_lanes = alphabet.size + -alphabet.size % 4
         return Vocabulary(list(alphabet.ends), alphabet.pad, torch.arange(alphabet.size), num_lanes)
     lanes = tokens.class_of(torch.arange(model.config.vocab_size))

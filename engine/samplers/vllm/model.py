@@ -1,8 +1,8 @@
-"""The model of `engine/models/sector.py` in vLLM's building blocks: its linear layers, norms and paged attention.
+"""The model of `engine/models/sector.py` built from the linear layers, norms and paged attention of vLLM.
 
-vLLM gives a model the ids of a step in one row, and calls `compute_logits` with nothing but some rows of what `forward`
-returned. Which classes may follow, and at which ids they stand, depends on the token a row belongs to, so its id
-travels along as two more columns of the hidden states, in base 256: whole numbers up to 256 are exact in bfloat16.
+vLLM passes a model the ids of a step in one row, and passes to `compute_logits` only some rows of the hidden states
+that `forward` returned. The classes that may follow, and their ids, depend on the token of a row. So `forward` appends
+its id to the hidden states as two more columns, in base 256: integers up to 256 are exact in bfloat16.
 
 Legend: T tokens of a step, D hidden size, H heads, K head size, V vocabulary.
 """
@@ -34,19 +34,19 @@ _BASE = 256
 
 
 def with_ids(hidden: Tensor, ids: Tensor) -> Tensor:
-    """Hidden states `[T, D]` and ids `[T]` -> `[T, D + 2]`."""
+    """Append ids `[T]` to hidden states `[T, D]` -> `[T, D + 2]`."""
     digits = torch.stack([ids // _BASE, ids % _BASE], dim=1)
     return torch.cat([hidden, digits.to(hidden.dtype)], dim=1)
 
 
 def split_ids(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`[T, D + 2]` -> hidden states `[T, D]` and ids `[T]`."""
+    """Split `[T, D + 2]` into hidden states `[T, D]` and ids `[T]`."""
     digits = rows[:, -2:].long()
     return rows[:, :-2], digits[:, 0] * _BASE + digits[:, 1]
 
 
 class PlacedAttention(nn.Module):
-    """`model.Attention`: rotary by place, keys and values in vLLM's cache."""
+    """`models.sector.Attention`: rotary by place, with keys and values in vLLM's cache."""
 
     def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -65,16 +65,16 @@ class PlacedAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`[T, D]` -> `[T, D]`; cosines and sines are `[T, 1, K/2]`."""
+        """Attend: `[T, D]` -> `[T, D]`; cosines and sines are `[T, 1, K/2]`."""
         q, k, v = self.qkv(x)[0].unflatten(1, (3, -1, self.head_dim)).unbind(dim=1)
-        q, k = (rotate(each, cos, sin).to(x.dtype) for each in (q, k))
-        q, k, v = (F.pad(each, (0, self.padding)).flatten(1) for each in (q, k, v))
+        q, k = (rotate(part, cos, sin).to(x.dtype) for part in (q, k))
+        q, k, v = (F.pad(part, (0, self.padding)).flatten(1) for part in (q, k, v))
         y = self.attend(q, k, v).unflatten(1, (-1, self.head_dim + self.padding))
         return self.out(y[..., : self.head_dim].flatten(1))[0]
 
 
 class Block(nn.Module):
-    """`model.Block`."""
+    """`models.sector.Block`."""
 
     def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class Block(nn.Module):
         self.down = RowParallelLinear(inner, size, bias=False, prefix=f"{prefix}.down")
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`[T, D]` -> `[T, D]`."""
+        """Run the block: `[T, D]` -> `[T, D]`."""
         x = x + self.attention(self.attention_norm(x), cos, sin)
         return x + self.down(self.activation(self.up(self.mlp_norm(x))[0]))[0]
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
 class Body(nn.Module):
-    """Everything up to the final norm, in one piece for the compiler."""
+    """The model up to the final norm, in one module for the compiler."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -108,8 +108,10 @@ class Body(nn.Module):
         self.register_buffer("rope", rope_table(config), persistent=False)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Ids `[T]` -> `[T, D + 2]` hidden states after the final norm, ids behind them. Positions in the row are not
-        read: a token's position is its place."""
+        """Return hidden states after the final norm and ids, `[T, D + 2]`, from ids `[T]`.
+
+        `positions` is not used: a token's position is its place.
+        """
         cos, sin = self.rope[tokens.place_of(input_ids)].unsqueeze(1).unbind(dim=2)
         x = self.embed(tokens.class_of(input_ids))
         for block in self.blocks:
@@ -118,7 +120,7 @@ class Body(nn.Module):
 
 
 class SectorForVllm(nn.Module):
-    """`model.SectorForCausalLM` as vLLM calls models; loads the same checkpoints."""
+    """`models.sector.SectorForCausalLM` with the interface of a vLLM model; loads the same checkpoints."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={"embed.": "body.embed.", "blocks.": "body.blocks.", "norm.": "body.norm."}
@@ -132,7 +134,7 @@ class SectorForVllm(nn.Module):
         self.head = ReplicatedLinear(config.hidden_size, tokens.NUM_CLASSES, bias=False, prefix="head")
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """`[T]` -> `[T, D]`: what vLLM asks of any model; here the place is missing."""
+        """Embed ids `[T]` -> `[T, D]`. vLLM requires this method; the embeddings do not contain the place."""
         return self.body.embed(tokens.class_of(input_ids))
 
     def forward(
@@ -142,17 +144,17 @@ class SectorForVllm(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Ids `[T]` -> `[T, D + 2]` for `compute_logits`."""
+        """Return hidden states and ids `[T, D + 2]`, for `compute_logits`, from ids `[T]`."""
         assert intermediate_tensors is None and inputs_embeds is None, "neither pipelines nor embeddings as input"
         return self.body(input_ids, positions)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """Rows `[T, D + 2]` -> logits `[T, V]`, all but -inf only on the ids that may come next."""
+        """Return logits `[T, V]` from rows `[T, D + 2]`, -inf except for the ids that may follow."""
         hidden, ids = split_ids(hidden_states)
         legal = tokens.legal_table(ids.device)[tokens.class_of(ids)]
         class_logits = self.head(hidden)[0].float().masked_fill(~legal, float("-inf"))
         return scatter_logits(class_logits, ids, self.vocab_size)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Take weights by the names of a checkpoint; returns the names of the parameters that were set."""
+        """Load weights by the names of a checkpoint; return the names of the parameters that were set."""
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

@@ -1,8 +1,9 @@
-"""The engine vllm: one vLLM kept for all rounds, prompts as ids, no tokenizer, new weights proven by a probe.
+"""The engine vllm: one vLLM for all rounds, prompts as ids, no tokenizer; a probe verifies new weights.
 
-Unmodified vLLM; our model is in it by its plug-in points (`engine/vllm/`). It ignores drafts, and finds what prompts
-have in common by itself. Greedy in float32 it writes what the other engines write. At temperature > 0 it draws from a
-stream of its own, one a prompt: samples differ from those of the other engines, and come from the same distribution.
+vLLM is unmodified; our model is registered through its plug-in points (`vllm/__init__.py`). The engine ignores drafts
+and finds common prefixes of prompts by itself. Greedy in float32 it returns the same tokens as the other engines. At
+temperature > 0 it has its own random streams, one per prompt: samples differ from those of the other engines, but come
+from the same distribution.
 """
 
 from collections.abc import Sequence
@@ -25,18 +26,19 @@ from sector.engine.threads import one_thread
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-# vLLM refuses higher ones.
+# The highest temperature that vLLM accepts.
 MAX_TEMPERATURE = 2
 
 
 class VllmSampler:
     """vLLM's offline engine; see `protocol.Sampler`.
 
-    InputError where vLLM cannot start, EngineFailed where it dies or has other weights than it was given.
+    Raises InputError if vLLM cannot start, and EngineFailed if it dies or if its weights are not those of the model.
     """
 
     name = "vllm"
     device = torch.device("cpu")
+    uses_all_cores = False
 
     def __init__(self, model: Model, settings: VllmConfig) -> None:
         self._settings = settings
@@ -44,31 +46,37 @@ class VllmSampler:
         self._sizes = _sizes(model)
         ids = vocabulary(model)
         self._pad, self._stop = ids.pad, list(dict.fromkeys([*ids.ends, ids.pad]))
-        self._prove(model)
+        self._verify(model)
 
     @property
     def max_tokens(self) -> int:
-        """Of a prompt with its completion."""
+        """Maximum length of a prompt with its completion."""
         return self._llm.model_config.max_model_len
 
     def load(self, model: Model) -> None:
-        """Take the model's weights into the live engine, and prove it. EngineFailed, with figures, if they differ."""
+        """Load the model's weights into the running engine, and verify them.
+
+        Raise EngineFailed, with figures, if the log-probabilities of the engine then differ from those of the model.
+        """
         state = vllm_weights(model)
         if self._sizes != _sizes(model):
-            # vLLM would find out halfway through, with some weights loaded.
-            raise EngineFailed("the engine vllm was started for a model of other sizes, and keeps to those")
+            # vLLM would fail halfway, with some of the weights loaded.
+            raise EngineFailed("the engine vllm was started for a model of other sizes and cannot change them")
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(state.items())})
-            # What was read with the old weights.
+            # The cache holds keys and values of the old weights.
             self._llm.reset_prefix_cache()
         except Exception as error:
-            raise EngineFailed(f"the engine vllm takes no new weights ({one_line(error)})") from error
-        self._prove(model)
+            raise EngineFailed(f"the engine vllm cannot load new weights ({one_line(error)})") from error
+        self._verify(model)
 
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
-        """See `protocol.Sampler`. InputError on prompts longer than `vllm.max_digits` says, and high temperatures."""
+        """Complete every prefix; see `protocol.Sampler`.
+
+        Raise InputError if prompts exceed `vllm.max_digits`, or if the temperature is above `MAX_TEMPERATURE`.
+        """
         if sampling.temperature > MAX_TEMPERATURE:
             raise InputError(
                 f"the engine vllm takes temperatures up to {MAX_TEMPERATURE}, not {sampling.temperature:g}"
@@ -78,18 +86,18 @@ class VllmSampler:
         for index, branch in enumerate(branches):
             self._check_length(prefix.shape[1] + 1 + branch.length)
             rows = torch.cat([prefix, branch.mark], dim=1).tolist()
-            prompts += [[index for index in row if index != self._pad] for row in rows]
+            prompts += [[token for token in row if token != self._pad] for row in rows]
             params += self._params(branch.length, sampling, index)
-        completed = iter(self._generate(prompts, params))
+        completions = iter(self._generate(prompts, params))
         outputs = []
         for branch in branches:
-            said = [torch.tensor(next(completed).ids) for _ in range(len(prefix))]
-            padded = [F.pad(row, (0, branch.length - len(row)), value=self._pad) for row in said]
-            outputs.append(torch.stack(padded).to(prefix.device) if said else prefix.new_empty(0, branch.length))
+            ids = [torch.tensor(next(completions).ids) for _ in range(len(prefix))]
+            padded = [F.pad(row, (0, branch.length - len(row)), value=self._pad) for row in ids]
+            outputs.append(torch.stack(padded).to(prefix.device) if padded else prefix.new_empty(0, branch.length))
         return outputs
 
     def _params(self, length: int, sampling: Sampling, branch: int) -> list["SamplingParams"]:
-        """One a row. Greedy, rows share theirs."""
+        """Return the parameters of each row; if greedy, rows share them."""
         if sampling.temperature == 0:
             return [self._sampling_params(length)] * len(sampling.rows)
         stage = sampling.stage + branch
@@ -103,7 +111,7 @@ class VllmSampler:
     def _sampling_params(
         self, length: int, temperature: float = 0.0, seed: int | None = None, logprobs: int | None = None
     ) -> "SamplingParams":
-        # vLLM is imported by `start` first, which tells it what it must know by then.
+        # Not imported at the top: `start` sets the environment before the first import of vLLM.
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -113,7 +121,7 @@ class VllmSampler:
             logprobs=logprobs,
             stop_token_ids=self._stop,
             detokenize=False,
-            # Nobody writes to them, and copying hundreds of stop ids a prompt takes as long as some steps.
+            # They are read-only, and copying hundreds of stop ids per prompt takes as long as some steps.
             skip_clone=True,
         )
 
@@ -128,21 +136,21 @@ class VllmSampler:
                 prompt,
                 list(output.outputs[0].token_ids),
                 [
-                    {index: one.logprob for index, one in position.items()}
+                    {token: candidate.logprob for token, candidate in position.items()}
                     for position in output.outputs[0].logprobs or []
                 ],
             )
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def _prove(self, model: Model) -> None:
-        """Check weights by a probe; only then does the engine go by their name."""
+    def _verify(self, model: Model) -> None:
+        """Verify the weights with a probe, and only then set `weights_sha256`."""
         prompts = probe_prompts(*task_and_layout(model), self._settings.max_digits)
         params = [self._sampling_params(length, logprobs=CANDIDATES) for _, length in prompts]
-        said = self._generate([prompt for prompt, _ in prompts], params)
+        completions = self._generate([prompt for prompt, _ in prompts], params)
         dtype = self._llm.model_config.dtype
         assert isinstance(dtype, torch.dtype), "vLLM has resolved its name"
-        check_weights(model, said, dtype)
+        check_weights(model, completions, dtype)
         self.weights_sha256 = weights_sha256(model)
 
     def _check_length(self, length: int) -> None:

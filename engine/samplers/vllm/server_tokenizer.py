@@ -1,8 +1,8 @@
-"""The tokenizer of `vllm serve`: answers as people write them, `579` where the model wrote `0579`.
+"""The tokenizer of `vllm serve`, which shows answers without leading zeros: `579` if the model generated `0579`.
 
-The model writes an answer to a problem of N digits in N+1 digits. Everywhere else decoding shows them all, so that text
-can be read back; a client of a server wants the number. Text is sent while it is written, so a zero that leads is left
-out when it is written, and the last digit is known by its place: the one after that of the carry-in mark.
+The model generates N+1 digits for a problem of N digits. Elsewhere decoding shows all of them, so that text can be
+encoded again; a client of a server needs the number. A server sends text while it is generated, so each leading zero is
+left out at once. The last digit is recognised by its place, which follows that of the carry-in mark.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from sector.engine.models.tokenizer import SectorTokenizer
 
 
 class ServedTokenizer(SectorTokenizer):
-    """`SectorTokenizer`, but decoding leaves out zeros that lead an answer.
+    """`SectorTokenizer` that leaves out the leading zeros of an answer.
 
-    InputError on a digit order in which the first digit of an answer is written last.
+    Raises InputError for the digit order with the least significant digit first, where leading zeros come last.
     """
 
     def __init__(self, digit_order: str = "msd", **kwargs: Any) -> None:
@@ -30,13 +30,14 @@ class ServedTokenizer(SectorTokenizer):
 
     @property
     def max_chars_per_token(self) -> int:
-        """What vLLM refuses endless prompts by. `+1` is the longest piece of text that is one token."""
+        """Length of the longest text of one token, `+1`, by which vLLM limits the length of prompts."""
         return 2
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Token names, or the last few of a prompt and what follows, -> the text a client sees."""
+        """Return the text for a client from token names: all of them, or the end of a prompt and its completion."""
         answer = next((index + 1 for index, name in enumerate(tokens) if name.startswith("=")), None)
-        # Too few tokens of the prompt to know the length of its answer: the answer's first digit has been shown.
+        # Without `=` and the carry-in mark before it the place of the last digit is unknown. Then the first digit of
+        # the answer has already been sent.
         if not answer or answer < 2:
             return super().convert_tokens_to_string(tokens)
         last = int(tokens[answer - 2].partition("@")[2]) + 1

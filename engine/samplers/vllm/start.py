@@ -1,4 +1,4 @@
-"""Starting vLLM in this process: is it there, what it is told, and what its refusals mean."""
+"""The start of vLLM in this process: check the installation, set its arguments, and translate its errors."""
 
 import json
 import math
@@ -27,28 +27,28 @@ from sector.engine.models.text import TextModel
 if TYPE_CHECKING:
     from vllm import LLM
 
-# First and first untested release; the tests ran with what `make vllm` installs.
+# The first release tested, and the first one not tested; the tests run with the release that `make vllm` installs.
 TESTED = ((0, 32), (0, 33))
 _MEND = "run `make vllm`, or choose --engine native"
 
-# Tokens of a block of the cache: the fewest that vLLM's attention takes on a CPU, so that short prefixes are shared.
+# Tokens of a block of the cache: the minimum of vLLM's attention on a CPU, so that short prefixes are shared.
 BLOCK = 32
 
-# The attention on a CPU takes heads of these multiples only.
+# The attention on a CPU requires head sizes that are a multiple of this.
 _HEAD_MULTIPLE = 32
 
-# What it must be told before it is imported; a person's own settings win.
+# Environment variables to set before vLLM is imported; the user's own values win.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    # Data of ours goes to stdout.
+    # The commands write data to stdout.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
-    # Its threads are those of the process, which trains too.
+    # The process also trains, so vLLM may not bind its threads to cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
 }
 
-# Our settings in vLLM's words; there are no others.
+# For each of our settings, the name and the value of vLLM's argument.
 ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "dtype": ("dtype", str),
     "compiled": ("enforce_eager", lambda compiled: compiled != "on"),
@@ -58,33 +58,33 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prefix_caching": ("enable_prefix_caching", bool),
 }
 
-# Kept until the process ends: an engine that goes takes with it what all engines of the process share.
+# Engines are kept until the process ends, since destroying one tears down state that all of them share.
 _started: "list[LLM]" = []
 
 
 def padded_head(size: int) -> int:
-    """Components that a head of `size` takes in vLLM's cache: zeros behind its own change no product."""
+    """Return the size of a head in vLLM's cache; the added components are zero, which changes no product."""
     return size + -size % _HEAD_MULTIPLE
 
 
 def check_installed() -> None:
-    """InputError, naming the mend, unless a vLLM is installed that this was tested with."""
-    found = _version()
-    if found is None or find_spec("vllm") is None:
+    """Raise InputError, naming the mend, unless a tested release of vLLM is installed."""
+    installed = _version()
+    if installed is None or find_spec("vllm") is None:
         raise InputError(f"the engine vllm needs vLLM, which is not installed; {_MEND}")
-    if not TESTED[0] <= tuple(int(part) for part in found.split(".")[:2]) < TESTED[1]:
+    if not TESTED[0] <= tuple(int(part) for part in installed.split(".")[:2]) < TESTED[1]:
         first, last = (".".join(map(str, bound)) for bound in TESTED)
-        raise InputError(f"the engine vllm needs vLLM >={first},<{last}, not {found}; {_MEND}")
+        raise InputError(f"the engine vllm needs vLLM >={first},<{last}, not {installed}; {_MEND}")
 
 
 def start(model: Model, settings: VllmConfig) -> "LLM":
-    """A vLLM with the model's weights. InputError where it cannot start."""
+    """Start a vLLM with the model's weights. Raise InputError if it cannot start."""
     check_installed()
     arguments = engine_arguments(model, settings)
     _check_memory(model, settings, arguments)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # In this process, so that new weights need no way to another one.
+    # vLLM runs in this process, so that new weights need no transfer to another one.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     set_num_threads = torch.set_num_threads
     try:
@@ -99,53 +99,54 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
             f"vLLM does not start ({one_line(error)}); free memory or lower vllm.memory_mib or vllm.rows"
         ) from error
     finally:
-        # vLLM forbids threads to change on a CPU; training lives on it.
+        # On a CPU vLLM replaces this function, so that the number of threads cannot change; training changes it.
         torch.set_num_threads = set_num_threads
 
 
 def vllm_weights(model: Model) -> dict[str, Tensor]:
-    """Weights as vLLM is given them: matrices that are tied twice, since it would reload only one of the two."""
+    """Return the weights for vLLM: a tied matrix under both of its names, since vLLM would reload only one of them."""
     state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _save(model: Model, path: Path) -> None:
-    """A checkpoint for vLLM, with nothing tied."""
+    """Save a checkpoint for vLLM, with no weights tied."""
     save_checkpoint(model, path)
     if not isinstance(model, TextModel):
         return
     config = path / "config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(values | {"tie_word_embeddings": False}), encoding="utf-8")
-    # Copies, since safetensors keeps nothing twice.
+    # Copies, since safetensors does not save two tensors that share memory.
     state = {name: tensor.clone() for name, tensor in vllm_weights(model).items()}
     (path / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def one_line(error: Exception) -> str:
-    """What an error of vLLM is, and the line of it that says most."""
+    """Return the type of an error of vLLM, and the first line of its message with information."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if "validation error" not in line]
-    said = next((line for line in lines if line), "")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = next((line for line in lines if line), "")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
-    """What vLLM is called with."""
+    """Return the arguments of `LLM`."""
     on_gpu = model.device.type == "cuda"
     values = settings.model_dump()
     if settings.compiled == "auto":
         values["compiled"] = "on" if on_gpu else "off"
     if settings.dtype == "model":
         values["dtype"] = str(model.dtype).removeprefix("torch.")
-    renamed = {name: translate(values[ours]) for ours, (name, translate) in ARGUMENTS.items()}
+    arguments = {argument: translate(values[name]) for name, (argument, translate) in ARGUMENTS.items()}
     if isinstance(model, TextModel):
-        # Lead and pads; and no more than it was made for.
-        wanted = renamed["max_model_len"] + len(model.alphabet.lead)
-        renamed["max_model_len"] = min(wanted, model.config.get_text_config().max_position_embeddings)
+        # Prompts of text have lead tokens. No prompt may exceed the positions of the pretrained model.
+        length = arguments["max_model_len"] + len(model.alphabet.lead)
+        arguments["max_model_len"] = min(length, model.config.get_text_config().max_position_embeddings)
     return {
-        **renamed,
+        **arguments,
         "block_size": BLOCK,
-        # What must be free at the start; what it takes is weights and `memory_mib`. A trainer lives on the same GPU.
+        # The share that must be free at the start. vLLM takes only weights and `memory_mib`, since a trainer uses the
+        # same GPU.
         "gpu_memory_utilization": 0.5,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
@@ -154,7 +155,7 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
 
 
 def _check_memory(model: Model, settings: VllmConfig, arguments: dict[str, Any]) -> None:
-    """InputError unless keys and values of one row of the longest problem fit. What a model of text takes vLLM says."""
+    """Raise InputError unless keys and values of one row of the longest problem fit. Text models are left to vLLM."""
     if isinstance(model, TextModel):
         return
     config = model.config
@@ -169,7 +170,7 @@ def _check_memory(model: Model, settings: VllmConfig, arguments: dict[str, Any])
 
 
 def _version() -> str | None:
-    """Of the vLLM that is installed; the build for CPUs has a name of its own."""
+    """Return the version of the installed vLLM, or None. Its build for CPUs has another package name."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return version(package)
@@ -180,17 +181,17 @@ def _version() -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what vLLM says at a start off stderr, where progress is drawn, unless someone asked to hear it."""
+    """Discard vLLM's output at the start, because progress is drawn on stderr, unless the user set a logging level."""
     if os.environ["VLLM_LOGGING_LEVEL"] != _ENVIRONMENT["VLLM_LOGGING_LEVEL"]:
         yield
         return
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere, warnings.catch_warnings():
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as null, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.dup2(nowhere.fileno(), 2)
+        os.dup2(null.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
