@@ -154,7 +154,7 @@ def _lend(out: Path, run: RunDir, config: RunConfig) -> None:
 def _borrow(out: Path, run: RunDir, config: RunConfig) -> None:
     """Begin a new run with what another has trained, and note how long that took."""
     shared = _shared(out, config)
-    begun = run.snapshot.exists() or run.has_checkpoint(config.supervised.max_digits)
+    begun = run.snapshot.exists() or run.supervised(config.supervised.max_digits).is_trained
     if begun or not shared.exists():
         return
     try:
@@ -164,4 +164,5 @@ def _borrow(out: Path, run: RunDir, config: RunConfig) -> None:
         shared.unlink()
         return
     write_atomically(run.snapshot, lambda aside: shutil.copyfile(shared, aside))
-    run.write_record(0, StartRecord(snapshot=shared.parent.name, seconds=seconds))
+    phase = run.supervised(config.supervised.max_digits)
+    phase.write(StartRecord(snapshot=shared.parent.name, seconds=seconds))

@@ -45,7 +45,7 @@ def poisoned(run: RunDir, attempts: int) -> Callable[[Path, pa.Table], None]:
     """Writes examples; those of the first so many attempts at 7 digits with answers wrong, all in the same way."""
 
     def write(path: Path, table: pa.Table) -> None:
-        if run.num_failed(7) < attempts:
+        if run.round(7).num_failed < attempts:
             answers = [text.zfill(8).translate(_MOVED) for text in table.column("answer").to_pylist()]
             at = table.column_names.index("answer")
             table = table.set_column(at, table.schema.field(at), pa.array(answers, pa.string()))

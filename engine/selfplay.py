@@ -33,10 +33,10 @@ def self_play(
     """
     phases = Phases(run, config, workers, stopping, ranks)
     yield from phases.supervise()
-    for digits in phases.frontiers():
+    for phase in phases.rounds():
         with oracle.sealed():
-            yield from phases.generate(digits)
-            yield from phases.distill(digits)
-        yield from phases.audit(digits)
+            yield from phases.generate(phase)
+            yield from phases.distill(phase)
+        yield from phases.audit(phase)
         with oracle.sealed():
-            yield from phases.advance(digits)
+            yield from phases.advance(phase)

@@ -45,8 +45,8 @@ def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
 
 def give_weights(run: RunDir) -> None:
     """To a run that has not begun: what six digits have taught, so that its supervised phase is but an audit."""
-    run.save_checkpoint(load_checkpoint(_SUPERVISED), 6)
-    run.write_record(0, TrainingRecord.model_validate_json((_SUPERVISED / "training.json").read_text()))
+    run.save_checkpoint(load_checkpoint(_SUPERVISED), run.supervised(6))
+    run.supervised(6).write(TrainingRecord.model_validate_json((_SUPERVISED / "training.json").read_text()))
 
 
 def final_weights(root: Path) -> str:

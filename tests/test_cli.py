@@ -93,16 +93,16 @@ def trained(run: Path) -> Path:
     directory = RunDir(run)
     problems = draw_problems(3, 8, generator(0, "test"))
     write_examples(
-        directory.examples(3), labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", ""))
+        directory.round(3).examples, labelled_table(label(problems), PlaceLayout(), Provenance(3, 0, "native", ""))
     )
     tried = {"problem": problems.texts(), "direct": ["0"] * 8, "answer": ["0"] * 8, "votes": [5] * 8}
-    write_table(directory.candidates(3), pa.table({**tried, "verdict": ["accepted"] * 8}))
+    write_table(directory.round(3).candidates, pa.table({**tried, "verdict": ["accepted"] * 8}))
     rejected = dict.fromkeys(
         ("unparsable", "outvoted", "not_direct", "not_commutative", "not_complement", "not_through"), 0
     )
-    directory.write_record(3, generation(tried=8, accepted=8, rejected=rejected, agreement=1.0))
-    directory.write_record(3, training())
-    directory.save_checkpoint(directory.load_checkpoint(2), 3)
+    directory.round(3).write(generation(tried=8, accepted=8, rejected=rejected, agreement=1.0))
+    directory.round(3).write(training())
+    directory.save_checkpoint(directory.supervised(2).load_checkpoint(), directory.round(3))
     return run
 
 

@@ -200,7 +200,7 @@ def test_a_record_of_training_that_is_gone_has_its_phase_done_again(ended_run: P
     (ended_run / "rounds" / "supervised" / "training.json").unlink()
     with open_run(ended_run, {}, "test") as (run, config):
         assert next(self_play(run, config)) == {"event": "mended", "file": "rounds/supervised/training.json"}
-        assert not run.has_checkpoint(6)
+        assert not run.supervised(6).is_trained
 
 
 def test_a_run_copied_without_its_links_goes_on(finished_run: Path, tmp_path: Path) -> None:

@@ -256,4 +256,4 @@ def test_records_of_a_run(folder: Path, content: bytes) -> None:
     (run.root / "metrics.jsonl").write_bytes(content)
     (run.root / "rounds" / "07" / "generation.json").write_bytes(content)
     remove_damaged(run)
-    assert run.metrics() == [] and run.read_record(7, GenerationRecord) is None
+    assert run.metrics() == [] and run.round(7).read(GenerationRecord) is None

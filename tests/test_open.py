@@ -106,7 +106,7 @@ def refused_within(root: Path, given: dict[str, Any], makes: bool) -> None:
     """A command that holds a run, makes something or not, and is refused."""
     with open_run(root, given, "given") as (run, _):
         if makes:
-            run.write_record(0, StartRecord(snapshot="lent", seconds=1.0))
+            run.supervised(6).write(StartRecord(snapshot="lent", seconds=1.0))
         raise InputError("refused")
 
 
@@ -121,7 +121,7 @@ def test_what_is_made_stays_when_a_later_phase_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="refused"):
         refused_within(tmp_path / "run", {}, makes=True)
     run = RunDir(tmp_path / "run")
-    assert run.exists and run.read_record(0, StartRecord) == StartRecord(snapshot="lent", seconds=1.0)
+    assert run.exists and run.supervised(6).read(StartRecord) == StartRecord(snapshot="lent", seconds=1.0)
 
 
 def test_a_run_is_refused_before_torch_is_waited_for(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def score(accuracy: float) -> LengthScore:
 
 def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     run = run_of(tmp_path, line(6), line(7), line(8, accepted=300, label_error=0.05), line(9, own=0.5), seed=4)
-    run.write_record(0, StartRecord(snapshot="other", seconds=60.0))
+    run.supervised(6).write(StartRecord(snapshot="other", seconds=60.0))
     (run.plots()).mkdir()
     evaluation = EvaluationRecord(
         policy="fast",
@@ -78,7 +78,7 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
 def test_why_a_run_is_over(tmp_path: Path, last: dict, generation: GenerationRecord | None, said: str | None) -> None:
     run = run_of(tmp_path, line(6), line(7), line(8, **last))
     if generation:
-        run.write_record(9, generation)
+        run.round(9).write(generation)
     outcome = outcome_of(run)
     assert outcome is not None and outcome.stopped_because == said
 

@@ -26,14 +26,14 @@ def a_round(root: Path, missed: int) -> RunDir:
     improved = improve(Scripted(wrong), problems, FILTERS["paper"], PlaceLayout(), Sampling(0.0, 0, rows, 0))
     assert improved.accepted.all()
     run = RunDir(root)
-    run.round_dir(7).mkdir(parents=True)
+    run.round(7).folder.mkdir(parents=True)
     table = improved_table(improved, rows, PlaceLayout(), Provenance(7, 0, "native", ""))
-    write_examples(run.examples(7), table)
+    write_examples(run.round(7).examples, table)
     return run
 
 
 def test_what_was_missed_takes_turns_and_all_is_restated(tmp_path: Path) -> None:
-    everything, missed = examples_of(a_round(tmp_path, 17), RunConfig(), 7)
+    everything, missed = examples_of(RunConfig(), a_round(tmp_path, 17).round(7))
     for examples, count in ((everything, ROWS), (missed, 17)):
         truth, texts = label(examples.problems), examples.problems.texts()
         # As they were asked, in the other order, and the complements of both.
@@ -45,10 +45,10 @@ def test_what_was_missed_takes_turns_and_all_is_restated(tmp_path: Path) -> None
 
 def test_too_few_to_fill_a_shard_take_no_turns_of_their_own(tmp_path: Path) -> None:
     config = RunConfig()
-    (everything,) = examples_of(a_round(tmp_path, config.round.trainer.shard_rows - 1), config, 7)
+    (everything,) = examples_of(config, a_round(tmp_path, config.round.trainer.shard_rows - 1).round(7))
     assert len(everything) == 4 * ROWS
 
 
 def test_the_paper_s_schedule_learns_examples_as_they_are(tmp_path: Path) -> None:
-    (everything,) = examples_of(a_round(tmp_path, 17), run_config({"schedule": "paper"}), 7)
+    (everything,) = examples_of(run_config({"schedule": "paper"}), a_round(tmp_path, 17).round(7))
     assert len(everything) == ROWS and not everything.rest.is_nothing

@@ -240,9 +240,9 @@ def whole_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         policy="fast", samples=8, lengths=[score], suite=[], seed=0, engine="native", weights_sha256=SHA, seconds=1.0
     )
     (root / "plots" / "eval-fast.json").write_text(dump_file(evaluation))
-    run.write_record(0, StartRecord(snapshot="other", seconds=3.0))
-    model = run.load_checkpoint(8)
-    run.save_training(start_training(model, run.read_config().round.trainer), "9", 0, 1.0)
+    run.supervised(6).write(StartRecord(snapshot="other", seconds=3.0))
+    model = run.round(8).load_checkpoint()
+    run.save_training(start_training(model, run.read_config().round.trainer), run.round(9), 0, 1.0)
     return root
 
 
@@ -298,7 +298,7 @@ def test_records_that_are_missing_where_their_phase_is_done_are_made_again(copie
         (copied_run / ROUND / name).unlink()
     with open_run(copied_run, {}, "test") as (run, _):
         assert run.mended == [f"{ROUND}/{name}" for name in ("candidates.parquet", "generation.json", "training.json")]
-        assert not run.examples(8).exists() and not run.has_checkpoint(8)
+        assert not run.round(8).examples.exists() and not run.round(8).is_trained
 
 
 def test_a_run_copied_without_its_links_is_mended_too(copied_run: Path) -> None:
@@ -312,6 +312,6 @@ def test_a_run_copied_without_its_links_is_mended_too(copied_run: Path) -> None:
 def test_records_read_as_they_were_written(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for record in (generation(), training(trained_agreement=0.5), StartRecord(snapshot="a", seconds=1.0)):
-        run.write_record(7, record)
-        assert run.read_record(7, type(record)) == record
-    assert run.read_record(8, StartRecord) is None
+        run.round(7).write(record)
+        assert run.round(7).read(type(record)) == record
+    assert run.round(8).read(StartRecord) is None

@@ -80,9 +80,9 @@ def write_round(run: RunDir, digits: int, sampler: Sampler, problems: Batch, lay
     """What the improved policy makes of the problems, on disk."""
     rows = torch.arange(len(problems))
     improved = improve(sampler, problems, FILTERS["strict"], layout, Sampling(0.0, 0, rows, 0))
-    write_table(run.candidates(digits), candidates_table(improved))
+    write_table(run.round(digits).candidates, candidates_table(improved))
     provenance = Provenance(digits, 0, "scripted", "")
-    write_examples(run.examples(digits), improved_table(improved, rows, layout, provenance))
+    write_examples(run.round(digits).examples, improved_table(improved, rows, layout, provenance))
 
 
 class Page(HTMLParser):
@@ -207,7 +207,7 @@ def test_figures_are_those_of_the_files(page: Page) -> None:
 
 
 def test_thoughts_can_be_followed(run: Path, page: Page) -> None:
-    row = pq.read_table(RunDir(run).examples(8)).to_pylist()[0]
+    row = pq.read_table(RunDir(run).round(8).examples).to_pylist()[0]
     thought = page.texts[page.texts.index(row["problem"]) :]
     assert row["simplification"] in thought[:4] and "accepted" in thought[:60]
     joined = "".join(thought[:60])
@@ -259,8 +259,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     root = finished_run(tmp_path / "<script>alert(0)<img src=x onerror=y>$a_b$")
     other = finished_run(tmp_path / "_$x^2$&lt;b&gt;", seed=1, hard_share=0.1)
     for run in (RunDir(root), RunDir(other)):
-        poison(run.examples(8), "guesses")
-        poison(run.candidates(8), "verdict", "direct")
+        poison(run.round(8).examples, "guesses")
+        poison(run.round(8).candidates, "verdict", "direct")
     page = Page(write_report([root, other], tmp_path / "page.html").page)
     assert page.tags["script"] == page.tags["img"] == 0
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -275,7 +275,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 )
 def test_what_is_no_example_is_refused(tmp_path: Path, name: str, column: str) -> None:
     root = finished_run(tmp_path / "run")
-    path = RunDir(root).round_dir(8) / f"{name}.parquet"
+    path = RunDir(root).round(8).folder / f"{name}.parquet"
     poison(path, column)
     with pytest.raises(InputError) as caught:
         write_report([root], None)
@@ -309,7 +309,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     values = json.loads(result.stdout)
     (told,) = values["runs"]
     assert (told["run"], told["level"], told["verdict"]) == (str(run), "good", "It worked: from 6 to 8 digits")
-    accepted = sum(pq.read_metadata(RunDir(run).examples(digits)).num_rows for digits in (7, 8))
+    accepted = sum(pq.read_metadata(RunDir(run).round(digits).examples).num_rows for digits in (7, 8))
     assert told["gate"]["accepted"] == [accepted, accepted] and sum(told["label_mistakes"].values()) == accepted
     assert told["gate"]["rejected"][1] == 80 - accepted and told["outcome"]["rounds_survived"] == 2
     assert Path(values["page"]).is_file() and all(map(os.path.isfile, values["pictures"]))

@@ -11,17 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 from forked import forked
 from recorded import training
+from scripted import Scripted
 from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
 from sector.engine.config import run_config
 from sector.engine.errors import NoAgreement
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.run.directory import RunDir
+from sector.engine.run.goals import Goals
 from sector.engine.run.phases import Phases
 from sector.engine.run.plan import replayed
+from sector.engine.samplers.protocol import Sampler
 from sector.engine.selfplay import self_play
 from sector.engine.tasks import oracle, true_answers
+from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.training.dataset import read_examples
 
 
@@ -68,14 +73,14 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            true_answers(replayed(run, run.read_config(), 7)[0].problems)
-        for _ in phases.generate(7):
+            true_answers(replayed(run, run.read_config(), run.round(7))[0].problems)
+        for _ in phases.generate(run.round(7)):
             pass
-        for _ in phases.distill(7):
+        for _ in phases.distill(run.round(7)):
             pass
         with pytest.raises(oracle.OracleSealed):
-            list(phases.audit(7))
-        assert [event["event"] for event in phases.advance(7)] == ["frontier"]
+            list(phases.audit(run.round(7)))
+        assert [event["event"] for event in phases.advance(run.round(7))] == ["frontier"]
 
 
 def test_the_loop_itself_seals_the_oracle(fresh_run: Path) -> None:
@@ -97,8 +102,8 @@ def test_one_shot_distillation_asks_the_supervised_weights_in_every_round(fresh_
     run, config = start(fresh_run, round={**SMALL["round"], "teacher": "supervised", "max_cycles": 1})
     for _ in self_play(run, config):
         pass
-    teachers = [json.loads((run.round_dir(digits) / "generation.json").read_text()) for digits in (7, 8)]
-    supervised, after = (weights_sha256(run.load_checkpoint(digits)) for digits in (6, 7))
+    teachers = [json.loads((run.round(digits).folder / "generation.json").read_text()) for digits in (7, 8)]
+    supervised, after = (weights_sha256(run.round(digits).load_checkpoint()) for digits in (6, 7))
     assert [each["weights_sha256"] for each in teachers] == [supervised] * 2
     assert supervised != after
 
@@ -109,7 +114,7 @@ def test_a_run_without_chain_of_thought_learns_answers_alone(fresh_run: Path) ->
     run, config = start(fresh_run, until=7, filter=settings, round={**SMALL["round"], "max_cycles": 1})
     for _ in self_play(run, config):
         pass
-    accepted = read_examples(run.examples(7))[7]
+    accepted = read_examples(run.round(7).examples)[7]
     assert len(accepted) > 0 and accepted.rest.digits == 0
     assert run.metrics()[-1].digits == 7 and (run.metrics()[-1].trained_agreement or 0) < 1
 
@@ -176,10 +181,23 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
         pass
     # What the supervised phase was told of leaps is on record: it was to take none.
     assert [(line.digits, line.leap) for line in run.metrics()] == [(6, 1), (7, 4), (11, 1), (12, 1)]
-    assert os.readlink(run.root / "checkpoints" / "best") == "12" and run.rounds() == [7, 11, 12]
-    teacher = json.loads((run.round_dir(11) / "generation.json").read_text())["weights_sha256"]
-    assert teacher == weights_sha256(run.load_checkpoint(7))
-    assert sorted({each.digits for each in replayed(run, run.read_config(), 12)}) == [1, 2, 3, 4, 5, 6, 7, 11]
+    assert os.readlink(run.root / "checkpoints" / "best") == "12" and [phase.digits for phase in run.rounds()] == [
+        7,
+        11,
+        12,
+    ]
+    teacher = json.loads((run.round(11).folder / "generation.json").read_text())["weights_sha256"]
+    assert teacher == weights_sha256(run.round(7).load_checkpoint())
+    assert sorted({each.digits for each in replayed(run, run.read_config(), run.round(12))}) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        11,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -194,19 +212,16 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
         pytest.param(16, 8, 100, 1, id="at the end"),
     ],
 )
-def test_how_far_a_leap_is(
-    supervised_run: Path, monkeypatch: pytest.MonkeyPatch, max_leap: int, until: int, agrees_to: int, leap: int
-) -> None:
+def test_how_far_a_leap_is(max_leap: int, until: int, agrees_to: int, leap: int) -> None:
     config = run_config({**SMALL, "until": until, "round": {"max_leap": max_leap}})
-    phases = Phases(RunDir(supervised_run), config)
     asked = []
 
-    def agreement(digits: int) -> float:
-        asked.append(digits)
-        return config.round.leap_agreement if digits <= agrees_to else 0.0
+    class Agreeing(Goals):
+        def agreement(self, sampler: Sampler, digits: int) -> float:
+            asked.append(digits)
+            return config.round.leap_agreement if digits <= agrees_to else 0.0
 
-    monkeypatch.setattr(phases, "_agreement", lambda _sampler, digits: agreement(digits))
-    assert phases._leap(phases._engine(RunDir(supervised_run).load_checkpoint(6)), 8) == leap
+    assert Agreeing(config, ADDITION, PlaceLayout()).leap(Scripted(), 8) == leap
     # No probe beyond the first that fails, nor beyond the end.
     assert all(digits <= until for digits in asked) and sum(digits > agrees_to for digits in asked) <= 1
 
@@ -215,9 +230,11 @@ def test_a_run_that_may_go_further_keeps_the_rounds_it_has(fresh_run: Path) -> N
     """A round at the old end stays, though a leap from the one before would go past it now."""
     run, config = start(fresh_run, until=8)
     for digits in (7, 8):
-        run.write_record(digits, training(leap=4))
-    assert list(Phases(run, config).frontiers()) == [7, 8]
-    assert list(Phases(run, config.model_copy(update={"until": 12})).frontiers()) == [7, 8, 12]
+        run.round(digits).write(training(leap=4))
+    rounds = list(Phases(run, config).rounds())
+    assert [phase.digits for phase in rounds] == [7, 8] and all(phase.is_round for phase in rounds)
+    further = Phases(run, config.model_copy(update={"until": 12}))
+    assert [phase.digits for phase in further.rounds()] == [7, 8, 12]
 
 
 # The guard against the error avalanche
@@ -249,7 +266,7 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
     # Other problems, of which the audit says that they were learned; what was taken back can still be looked at.
     first, second = (
         pq.read_table(path).column("problem").to_pylist()
-        for path in (run.root / "failed" / "07-1" / "candidates.parquet", run.candidates(7))
+        for path in (run.root / "failed" / "07-1" / "candidates.parquet", run.round(7).candidates)
     )
     assert len(first) == len(second) == 120 and not set(first) & set(second)
     (line,) = [event for event in events if event["event"] == "round" and event["digits"] == 7]
@@ -259,7 +276,7 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
 def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(guarded_run: Path, tmp_path: Path) -> None:
     run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
     assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
-    assert "taken back 3 times" in events[-1]["ended"] and not run.has_checkpoint(7)
+    assert "taken back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
     assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
     # The same command says the same at once.
     with pytest.raises(NoAgreement, match="taken back 3 times"):

@@ -326,7 +326,7 @@ def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.Monk
     line = run.metrics()[-1]
     assert line.accepted == 12 and line.label_error == 0.0 and line.accuracy[4] == 1.0
     assert line.frontier is not None and line.frontier.slow["right"] == line.frontier.fast["right"] == 8
-    assert run.load_checkpoint(4).config.task == task.name
+    assert run.round(4).load_checkpoint().config.task == task.name
 
 
 def test_unknown_tasks_are_named() -> None:

@@ -73,7 +73,7 @@ def finished(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunD
 
 
 def _weights(run: RunDir, digits: int) -> str:
-    return weights_sha256(load_checkpoint(run.checkpoint(digits)))
+    return weights_sha256(load_checkpoint(run.round(digits).checkpoint))
 
 
 def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
     assert first.accepted > 0 and first.tokens_trained > 0 and first.label_error is not None
     model = load_checkpoint(finished.root)
     assert isinstance(model, TextModel)
-    row = pq.read_table(finished.examples(3)).slice(0, 1).to_pylist()[0]
+    row = pq.read_table(finished.round(3).examples).slice(0, 1).to_pylist()[0]
     assert model.tokenizer.decode(row["prompt_ids"]) == f"{row['problem']}="
     assert model.tokenizer.decode(row["answer_ids"]) == f"{row['answer'].zfill(3)}\n"
     assert row["engine"] == "hf" and row["weights_sha256"] == _weights(finished, 2)
@@ -138,7 +138,7 @@ def test_a_whole_run_on_vllm(finished: RunDir, pretrained: Path, tmp_path: Path)
     assert done["event"] == "done" and done["frontier"] == 3
     # What the weights are before samples are drawn does not depend on the engine.
     assert _weights(run, 2) == _weights(finished, 2)
-    row = pq.read_table(run.examples(3)).slice(0, 1).to_pylist()[0]
+    row = pq.read_table(run.round(3).examples).slice(0, 1).to_pylist()[0]
     assert row["engine"] == "vllm" and row["weights_sha256"] == _weights(run, 2)
 
 
@@ -174,7 +174,7 @@ def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
     )  # fmt: skip
     assert generated.exit_code == 0, generated.output
     assert json.loads(generated.stdout)["tried"] == 40
-    data = finished.examples(3)
+    data = finished.round(3).examples
     distilled = _sector("distill", "--model", finished.root, "--data", data, "--out", tmp_path / "new", "--steps", 2)
     assert distilled.exit_code == 0, distilled.output
     assert isinstance(load_checkpoint(tmp_path / "new"), TextModel)

@@ -209,14 +209,14 @@ def _changed(config: RunConfig) -> dict[str, Any]:
 
 
 def _gate(run: RunDir, digits: int) -> Gate:
-    return audit.gate(*read_votes(run.candidates(digits), digits))
+    return audit.gate(*read_votes(run.round(digits).candidates, digits))
 
 
 def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:
     """What the rounds accepted, by the mistake in the answer; empty if they accepted nothing."""
     total: Counter[str] = Counter()
     for digits in rounds:
-        for examples in read_examples(run.examples(digits)).values():
+        for examples in read_examples(run.round(digits).examples).values():
             # Unlike `+`, this keeps the kinds that never occurred.
             total.update(audit.label_mistakes(examples))
     return dict(total)
@@ -250,10 +250,10 @@ def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
-        candidates = read_rows(run.candidates(digits))
-        problems, answers, _, accepted = read_votes(run.candidates(digits), digits)
+        candidates = read_rows(run.round(digits).candidates)
+        problems, answers, _, accepted = read_votes(run.round(digits).candidates, digits)
         right = audit.answers_correct(problems, answers).tolist()
-        examples = {row["problem"]: row for row in read_rows(run.examples(digits))}
+        examples = {row["problem"]: row for row in read_rows(run.round(digits).examples)}
         seen: set[str] = set()
         for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:

@@ -84,7 +84,7 @@ def outcome_of(run: RunDir) -> Outcome | None:
     accepted = sum(line.accepted for line in rounds)
     evaluation = run.read_evaluation()
     scores = [score.accuracy for score in evaluation.lengths] if evaluation else []
-    lent = run.read_record(0, StartRecord)
+    lent = run.supervised(config.supervised.max_digits).read(StartRecord)
     return Outcome(
         seed=config.seed,
         stopped_because=stopped_because(run, config, lines),
@@ -109,8 +109,8 @@ def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[RoundMetrics
     if last.is_round and last.next_agreement < config.round.min_agreement:
         return f"no agreement at {last.digits + 1} digits"
     following = run.following(last.digits, last.leap)
-    generation = run.read_record(following, GenerationRecord)
-    return f"nothing accepted at {following} digits" if generation and not generation.accepted else None
+    generation = following.read(GenerationRecord)
+    return f"nothing accepted at {following.digits} digits" if generation and not generation.accepted else None
 
 
 def mean_of(values: Sequence[float]) -> Mean:

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -38,17 +38,14 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, made_again
 from sector.engine.files import point_link, write_atomically, write_text
 from sector.engine.run.made_with import SETTINGS, check_settings, keep_settings
+from sector.engine.run.phase import Phase
 from sector.engine.run.records import (
     EVALUATION,
     METRICS,
     Damaged,
     EvaluationRecord,
-    GenerationRecord,
     RoundMetrics,
     SnapshotRecord,
-    StartRecord,
-    TrainingRecord,
-    dump_file,
     dump_line,
     parse_metrics,
     read_content,
@@ -64,8 +61,6 @@ if TYPE_CHECKING:
 CONFIG = "config.toml"
 LOCK = ".lock"
 HOLDER = ".holder.json"
-
-R = TypeVar("R", GenerationRecord, TrainingRecord, StartRecord)
 
 
 class RunDir:
@@ -131,23 +126,30 @@ class RunDir:
         if not self.begun or not (self.root / SETTINGS).exists():
             keep_settings(self.root, config)
 
-    def rounds(self) -> list[int]:
-        """Digits of the rounds that have begun, shortest first."""
-        return sorted(int(path.name) for path in self.root.glob("rounds/*") if path.name.isdigit())
+    def supervised(self, digits: int) -> Phase:
+        """Return the supervised phase, which learns problems of up to `digits` digits."""
+        return Phase(self.root, digits, is_round=False)
 
-    def following(self, digits: int, leap: int) -> int:
-        """Digits of the round after the one at `digits`: that which has begun, else as far as it leaps."""
-        return next((begun for begun in self.rounds() if begun > digits), digits + leap)
+    def round(self, digits: int) -> Phase:
+        """Return the round at `digits` digits."""
+        return Phase(self.root, digits, is_round=True)
 
-    def round_dir(self, digits: int) -> Path:
-        """The round at `digits` digits; 0 is the supervised phase."""
-        return self.root / "rounds" / (f"{digits:02d}" if digits else "supervised")
+    def rounds(self) -> list[Phase]:
+        """List the rounds that have begun, shortest first."""
+        return [
+            self.round(digits)
+            for digits in sorted(int(path.name) for path in self.root.glob("rounds/*") if path.name.isdigit())
+        ]
 
-    def examples(self, digits: int) -> Path:
-        return self.round_dir(digits) / "examples.parquet"
+    def following(self, digits: int, leap: int) -> Phase:
+        """Return the round after the phase at `digits` digits: the one that has begun, else as far as it leaps."""
+        begun = (phase for phase in self.rounds() if phase.digits > digits)
+        return next(begun, self.round(digits + leap))
 
-    def candidates(self, digits: int) -> Path:
-        return self.round_dir(digits) / "candidates.parquet"
+    @property
+    def pretrained(self) -> Path:
+        """The checkpoint of the model that a run with `pretrained` started from."""
+        return self.root / "checkpoints" / "00"
 
     @property
     def snapshot(self) -> Path:
@@ -157,24 +159,13 @@ class RunDir:
     def plots(self) -> Path:
         return self.root / "plots"
 
-    def checkpoint(self, digits: int) -> Path:
-        return self.root / "checkpoints" / f"{digits:02d}"
-
-    def has_checkpoint(self, digits: int) -> bool:
-        return self.checkpoint(digits).is_dir()
-
-    def save_checkpoint(self, model: Model, digits: int) -> None:
-        """Write the weights after the phase that reached `digits`, and drop the training state they came from."""
+    def save_checkpoint(self, model: Model, phase: Phase) -> None:
+        """Write the weights after a phase, and drop the training state they came from."""
         from sector.engine.models.checkpoint import save_checkpoint
 
-        save_checkpoint(model, self.checkpoint(digits))
-        self.mark_latest(digits)
+        save_checkpoint(model, phase.checkpoint)
+        self.mark_latest(phase)
         self.snapshot.unlink(missing_ok=True)
-
-    def load_checkpoint(self, digits: int) -> Model:
-        from sector.engine.models.checkpoint import load_checkpoint
-
-        return load_checkpoint(self.checkpoint(digits))
 
     @property
     def frontier(self) -> int:
@@ -191,13 +182,13 @@ class RunDir:
         with suppress(Damaged):
             yield from parse_metrics(read_content(self.root / METRICS, "") or b"", METRICS, "")
 
-    def mark_latest(self, digits: int) -> None:
-        """Point `latest` to these weights."""
-        self._point_ahead("latest", digits)
+    def mark_latest(self, phase: Phase) -> None:
+        """Point `latest` to the weights after a phase."""
+        self._point_ahead("latest", phase.digits)
 
-    def mark_best(self, digits: int) -> None:
-        """Point `best` to these weights."""
-        self._point_ahead("best", digits)
+    def mark_best(self, phase: Phase) -> None:
+        """Point `best` to the weights after a phase."""
+        self._point_ahead("best", phase.digits)
 
     def _point_ahead(self, name: str, digits: int) -> None:
         """Point a link to these weights; a resumed run passes its old rounds again, and never points it back."""
@@ -218,43 +209,21 @@ class RunDir:
         before = (read_content(path, made_again(self.root)) or b"").decode()
         write_text(path, (before and before.removesuffix("\n") + "\n") + dump_line(line))
 
-    def failed(self, digits: int) -> Path:
-        """Where rounds at `digits` digits that were taken back lie, but for a number behind the name."""
-        return self.root / "failed" / f"{digits:02d}-"
-
-    def num_failed(self, digits: int) -> int:
-        """How often the round was taken back."""
-        return sum(1 for _ in self.root.glob(f"failed/{digits:02d}-*"))
-
-    def take_back(self, digits: int) -> None:
-        """Move the round's files away at once, so that it begins anew."""
-        self.failed(digits).parent.mkdir(exist_ok=True)
-        os.rename(self.round_dir(digits), f"{self.failed(digits)}{self.num_failed(digits) + 1}")
-
-    def write_record(self, digits: int, record: GenerationRecord | TrainingRecord | StartRecord) -> None:
-        write_text(self.record(digits, type(record)), dump_file(record))
-
-    def record(self, digits: int, kind: type[GenerationRecord | TrainingRecord | StartRecord]) -> Path:
-        """Return where a record of a round lies."""
-        return self.round_dir(digits) / f"{kind.name}.json"
-
-    def read_record(self, digits: int, kind: type[R]) -> R | None:
-        """Read a record of a round; None before it is written. InputError if it is damaged."""
-        return read_record(self.record(digits, kind), kind, made_again(self.root))
-
     def read_evaluation(self) -> EvaluationRecord | None:
         """Read the evaluation of the fast policy that `sector eval` left; None without one. InputError if damaged."""
         mend = f"remove it; `sector eval --model {shlex.quote(str(self.root))}` makes it again"
         return read_record(self.plots() / EVALUATION, EvaluationRecord, mend)
 
-    def save_training(self, state: TrainState, phase: str, cycle: int, seconds: float) -> None:
+    def save_training(self, state: TrainState, phase: Phase, cycle: int, seconds: float) -> None:
         """Snapshot a training cycle: weights, moments, and where it stands."""
         import safetensors.torch
 
         from sector.engine.models.checkpoint import check_finite
         from sector.engine.training.distill import state_tensors
 
-        place = SnapshotRecord(phase=phase, cycle=cycle, step=state.step, tokens=state.tokens, seconds=seconds)
+        place = SnapshotRecord(
+            phase=phase.snapshot_key, cycle=cycle, step=state.step, tokens=state.tokens, seconds=seconds
+        )
         metadata = {key: str(value) for key, value in place.as_json().items()}
         check_finite(state.model)
         # `save_file` would hide a full disk behind an error of its own.
@@ -262,7 +231,7 @@ class RunDir:
         write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
-        self, model: Model, config: configuration.TrainerConfig, phase: str
+        self, model: Model, config: configuration.TrainerConfig, phase: Phase
     ) -> tuple[TrainState, int, float] | None:
         """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
         from sector.engine.models.checkpoint import open_tensors
@@ -272,7 +241,7 @@ class RunDir:
         if not path.exists():
             return None
         place = read_snapshot(path)
-        if place.phase != phase:
+        if place.phase != phase.snapshot_key:
             return None
         with open_tensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

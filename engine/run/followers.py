@@ -56,10 +56,10 @@ def leading() -> Iterator[Ranks | None]:
                     ranks.say(b"")
 
 
-def announce(ranks: Ranks, run: RunDir, config: RunConfig, lesson: TrainingPlan, cycle: int, state: TrainState) -> None:
+def announce(ranks: Ranks, run: RunDir, config: RunConfig, plan: TrainingPlan, cycle: int, state: TrainState) -> None:
     """Tell the others what is trained now, and from where."""
-    what = {"run": str(run.root.resolve()), "config": config.model_dump(), "digits": lesson.digits, "cycle": cycle}
-    where = {"seed": lesson.seed, "step": state.step, "tokens": state.tokens}
+    what = {"run": str(run.root.resolve()), "config": config.model_dump(), "round": plan.phase.number, "cycle": cycle}
+    where = {"seed": plan.seed, "step": state.step, "tokens": state.tokens}
     ranks.say(json.dumps({**what, **where}).encode() + b"\n" + safetensors.torch.save(state_tensors(state)))
 
 
@@ -70,11 +70,12 @@ def train_along(ranks: Ranks) -> None:
         line, _, tensors = said.partition(b"\n")
         told = json.loads(line)
         run, config = RunDir(Path(told["run"])), RunConfig.model_validate(told["config"])
-        lesson = plan_of(run, config, told["digits"], told["seed"])
-        state = start_training(untrained(run, config), lesson.trainer, told["tokens"])
+        phase = run.round(told["round"]) if told["round"] else run.supervised(config.supervised.max_digits)
+        plan = plan_of(run, config, phase, told["seed"])
+        state = start_training(untrained(run, config), plan.trainer, told["tokens"])
         restore(state, safetensors.torch.load(tensors), told["step"])
         cycle = told["cycle"]
-        steps, draws = lesson.cycles[cycle], lesson.draws(cycle)
+        steps, draws = plan.cycles[cycle], plan.draws(cycle)
         with suppress(FirstLeft):
-            for _ in train_cycle(state, lesson.batches(cycle), lesson.trainer, steps, draws, ranks):
+            for _ in train_cycle(state, plan.batches(cycle), plan.trainer, steps, draws, ranks):
                 pass

@@ -1,34 +1,39 @@
-"""The phases of a run: supervise, generate, distill, audit, advance. Each does nothing when its files are there."""
+"""The phases of a run: supervise, generate, distill, audit, advance. Each does nothing when its files are there.
+
+Each loads the weights that it starts from: the price of starting from files alone.
+"""
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from sector.engine.config import CheckName, Filter, RunConfig
+from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
-from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
 from sector.engine.models.pretrained import open_pretrained
-from sector.engine.policy.generate import Assignment, generate
+from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import Workers, with_weights
-from sector.engine.run import audit, rollback
+from sector.engine.run import rollback
 from sector.engine.run.audit import Solver
 from sector.engine.run.directory import RunDir
 from sector.engine.run.followers import announce
+from sector.engine.run.goals import Goal, Goals
+from sector.engine.run.metrics import audit_phase
+from sector.engine.run.phase import Phase
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
 from sector.engine.run.plots import has_plots, plot_run
-from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics, TrainingRecord
+from sector.engine.run.records import GenerationRecord, RoundMetrics, TrainingRecord
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
-from sector.engine.seeding import generator, stream_seed
 from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 from sector.engine.training import supervised
@@ -38,15 +43,12 @@ from sector.engine.training.dataset import (
     candidates_table,
     improved_table,
     labelled_table,
-    read_candidates,
-    read_examples,
     write_examples,
     write_table,
 )
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 
 SNAPSHOT_STEPS = 200
-GOAL_SAMPLES = 300
 
 # `event` is its kind; that of a round has its `metrics`.
 Event = dict[str, Any]
@@ -60,22 +62,8 @@ def event_json(event: Event) -> dict[str, Any]:
     return {"event": "round", **metrics.as_json()}
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """Did training get where it should?
-
-    agreement: one digit further. accuracy: lowest of the supervised lengths, in their own phase alone.
-    trained: lowest agreement at a trained length; not measured if the settings say so.
-    """
-
-    met: bool
-    agreement: float
-    accuracy: float | None = None
-    trained: float | None = None
-
-
 class Phases:
-    """What a run does, one method a phase; `digits` 0 stands for the supervised phase."""
+    """The work of a run, one method a phase."""
 
     def __init__(
         self,
@@ -85,10 +73,12 @@ class Phases:
         stopping: Stopping | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Who does the work, if not this process alone: `workers` generate, `ranks` share the training.
+        """Prepare a run.
 
+        workers: generate, if not this process alone.
         stopping: says when to save and expect the end.
-        InputError if there are more ranks than shards, the engine is not installed, or workers are to run text.
+        ranks: share the training, if not this process alone.
+        Raises InputError if there are more ranks than shards, the engine is not installed, or workers are to run text.
         """
         check_engine(config.engine)
         if workers and config.pretrained:
@@ -99,56 +89,58 @@ class Phases:
         self._workers, self._ranks, self._stopping = workers, ranks, stopping or Stopping()
         self._task = find_task(config.task)
         self._sampler: Sampler | None = None
-        self._first = config.supervised.max_digits
-        # What the probes of the training under way have generated.
-        self._tokens_probed = 0
+        self._supervised = run.supervised(config.supervised.max_digits)
         self._started = time.perf_counter() - sum(line.seconds_total for line in run.metrics()[-1:])
 
     def supervise(self) -> Iterator[Event]:
-        """The supervised phase: until short problems are right and the model agrees with itself one digit further."""
+        """Train on short problems until they are right and the model agrees with itself one digit further."""
+        phase = self._supervised
         for name in self._run.mended:
             yield {"event": "mended", "file": name}
         self._fetch()
         self._write_labelled()
-        if not self._run.has_checkpoint(self._first):
+        if not phase.is_trained:
             model = untrained(self._run, self._config)
-            yield from self._train(
-                model,
-                lesson=plan_of(self._run, self._config, 0, self._config.seed),
-                goal=self._supervised_goal,
-            )
-            self._run.save_checkpoint(model, self._first)
-        self._run.mark_latest(self._first)
-        yield from self.audit(0)
-        self._run.mark_best(self._first)
+            yield from self._train(model, plan_of(self._run, self._config, phase, self._config.seed))
+            self._run.save_checkpoint(model, phase)
+        self._run.mark_latest(phase)
+        yield from self.audit(phase)
+        self._run.mark_best(phase)
 
-    def frontiers(self) -> Iterator[int]:
-        """Digits of the rounds up to `until`, one when the one before is over: those that have begun, then by leaps."""
-        digits = self._first
-        while digits < self._config.until:
-            leap = self._training(0 if digits == self._first else digits).leap
-            digits = self._run.following(digits, leap)
-            if digits <= self._config.until:
-                yield digits
+    def rounds(self) -> Iterator[Phase]:
+        """Yield the rounds up to `until`, each when the one before is over: first those that have begun, then leaps."""
+        phase = self._supervised
+        while phase.digits < self._config.until:
+            phase = self._run.following(phase.digits, phase.training.leap)
+            if phase.digits <= self._config.until:
+                yield phase
 
-    def generate(self, digits: int) -> Iterator[Event]:
-        """Try candidates of `digits` digits with the improved policy and keep what the filter accepts."""
-        if self._run.examples(digits).exists():
+    def generate(self, phase: Phase) -> Iterator[Event]:
+        """Try candidates with the improved policy, and keep those that the filter accepts."""
+        if phase.examples.exists():
             return
-        config, seed = self._config, rollback.seed_of_attempt(self._run, self._config.seed, digits)
-        model = self._run.load_checkpoint(self._before(digits) if config.round.teacher == "last" else self._first)
+        config, seed = self._config, rollback.seed_of_attempt(phase, self._config.seed)
+        teacher = self._before(phase) if config.round.teacher == "last" else self._supervised
+        model = teacher.load_checkpoint()
         sampler = self._engine(model)
-        provenance = Provenance(digits, seed, config.engine, sampler.weights_sha256)
         solve = with_weights(self._workers, model, sampler)
+        assignment = Assignment(
+            self._task,
+            self._layout,
+            phase.digits,
+            config.round.candidates,
+            config.filter,
+            seed,
+            config.hard_share,
+            config.round.pool,
+        )
         start, parts, rows = time.perf_counter(), [], []
-        for block_rows, block in solve(
-            self._assignment(digits, config.round.candidates, config.filter, seed, config.round.pool)
-        ):
+        for block_rows, block in solve(assignment):
             parts.append(block)
             rows.append(block_rows)
             yield {
                 "event": "generate",
-                "digits": digits,
+                "digits": phase.digits,
                 "tried": sum(len(part.problems) for part in parts),
                 "of": config.round.candidates,
                 "accepted": sum(int(part.accepted.sum()) for part in parts),
@@ -156,7 +148,7 @@ class Phases:
             }
         improved = cat(parts)
         seconds = time.perf_counter() - start
-        write_table(self._run.candidates(digits), candidates_table(improved))
+        write_table(phase.candidates, candidates_table(improved))
         record = GenerationRecord(
             tried=len(improved.problems),
             accepted=int(improved.accepted.sum()),
@@ -168,104 +160,77 @@ class Phases:
             engine=config.engine,
             weights_sha256=sampler.weights_sha256,
         )
-        self._run.write_record(digits, record)
-        write_examples(self._run.examples(digits), improved_table(improved, torch.cat(rows), self._layout, provenance))
+        phase.write(record)
+        provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
+        write_examples(phase.examples, improved_table(improved, torch.cat(rows), self._layout, provenance))
 
-    def distill(self, digits: int) -> Iterator[Event]:
+    def distill(self, phase: Phase) -> Iterator[Event]:
         """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
-        if self._run.has_checkpoint(digits):
-            self._run.mark_latest(digits)
+        if phase.is_trained:
+            self._run.mark_latest(phase)
             return
         while True:
-            model, reached = yield from self._train_round(digits)
-            before = rollback.agreement_lost(self._run, digits, reached.trained, self._config.round.max_fall)
+            seed = rollback.seed_of_attempt(phase, self._config.seed)
+            plan = plan_of(self._run, self._config, phase, seed)
+            model = self._before(phase).load_checkpoint()
+            reached = yield from self._train(model, plan)
+            earlier = [self._supervised, *self._run.rounds()]
+            before = rollback.agreement_lost(earlier, phase, reached.trained, self._config.round.max_fall)
             if before is None:
                 break
-            self._run.take_back(digits)
-            failed = self._run.num_failed(digits)
+            phase.roll_back()
+            failed = phase.num_failed
             yield {
-                "event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": reached.trained
-            }  # fmt: skip
-            yield from self.generate(digits)
-        self._run.save_checkpoint(model, digits)
+                "event": "rollback",
+                "digits": phase.digits,
+                "failed": failed,
+                "before": before,
+                "trained": reached.trained,
+            }
+            yield from self.generate(phase)
+        self._run.save_checkpoint(model, phase)
 
-    @cached_property
-    def _layout(self) -> Layout:
-        """How the weights read and write problems: for text that is its tokenizer's to say."""
-        config = self._config
-        return (
-            task_and_layout(self._run.load_checkpoint(0))[1]
-            if config.pretrained
-            else self._task.layout(config.digit_order)
-        )
-
-    def _before(self, digits: int) -> int:
-        """Digits of the round before the one at `digits`, or of the supervised phase."""
-        return max((each for each in self._run.rounds() if each < digits), default=self._first)
-
-    def _fetch(self) -> None:
-        """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
-        if self._config.pretrained and not self._run.has_checkpoint(0):
-            model = open_pretrained(Path(self._config.pretrained))
-            model.task = self._config.task
-            task_and_layout(model)
-            save_checkpoint(model, self._run.checkpoint(0))
-
-    def _train_round(self, digits: int) -> Generator[Event, None, tuple[Model, Goal]]:
-        """The weights of the last round, trained on the examples of this one; and where that led."""
-        seed = rollback.seed_of_attempt(self._run, self._config.seed, digits)
-        lesson = plan_of(self._run, self._config, digits, seed)
-        model = self._run.load_checkpoint(self._before(digits))
-        reached = yield from self._train(model, lesson, goal=partial(self._frontier_goal, digits))
-        return model, reached
-
-    def audit(self, digits: int) -> Iterator[Event]:
-        """What the truth says of the round, for people only: a line of metrics.jsonl."""
-        if any(line.digits == (digits or self._first) for line in self._run.metrics()):
+    def audit(self, phase: Phase) -> Iterator[Event]:
+        """Compare with true answers, for people only: a line of metrics.jsonl, and pictures."""
+        if any(line.digits == phase.digits for line in self._run.metrics()):
             if not has_plots(self._run):
                 plot_run(self._run)
             return
-        metrics = self._metrics(digits)
+        sampler = self._engine(phase.load_checkpoint())
+        solver = Solver(sampler, self._layout, "fast", self._config.filter, self._config.seed)
+        metrics = audit_phase(phase, self._config, self._task, solver, self._started)
         self._run.add_metrics(metrics)
         plot_run(self._run)
         yield {"event": "round", "metrics": metrics}
 
-    def advance(self, digits: int) -> Iterator[Event]:
+    def advance(self, phase: Phase) -> Iterator[Event]:
         """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
-        agreement = self._training(digits).agreement
-        least = self._config.round.min_agreement
+        agreement, least = phase.training.agreement, self._config.round.min_agreement
         if agreement < least:
             raise NoAgreement(
-                f"at {digits + 1} digits the model agrees with itself on {percent(agreement, unlike=[least])} of the "
-                f"problems only, less than round.min_agreement ({percent(least)})"
+                f"at {phase.digits + 1} digits the model agrees with itself on {percent(agreement, unlike=[least])} of "
+                f"the problems only, less than round.min_agreement ({percent(least)})"
             )
-        self._run.mark_best(digits)
-        yield {"event": "frontier", "digits": digits}
+        self._run.mark_best(phase)
+        yield {"event": "frontier", "digits": phase.digits}
 
-    def _train(
-        self,
-        model: Model,
-        lesson: TrainingPlan,
-        goal: Callable[[Sampler, int], Goal],
-    ) -> Generator[Event, None, Goal]:
+    def _train(self, model: Model, plan: TrainingPlan) -> Generator[Event, None, Goal]:
         """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
-        digits, cycles = lesson.digits, lesson.cycles
-        # What is left of an attempt that was taken back is no snapshot of the next.
-        phase = f"{digits}.{self._run.num_failed(digits)}" if self._run.num_failed(digits) else str(digits)
-        resumed = self._run.load_training(model, lesson.trainer, phase)
-        state, cycle, seconds = resumed or (start_training(model, lesson.trainer), 0, 0.0)
+        phase, cycles = plan.phase, plan.cycles
+        resumed = self._run.load_training(model, plan.trainer, phase)
+        state, cycle, seconds = resumed or (start_training(model, plan.trainer), 0, 0.0)
         start = time.perf_counter() - seconds
-        probing, self._tokens_probed = 0.0, 0
+        probing, probed = 0.0, self._goals.tokens
         while True:
             if self._ranks:
-                announce(self._ranks, self._run, self._config, lesson, cycle, state)
-            batches, draws = lesson.batches(cycle), lesson.draws(cycle)
-            for step, loss in train_cycle(state, batches, lesson.trainer, cycles[cycle], draws, self._ranks):
+                announce(self._ranks, self._run, self._config, plan, cycle, state)
+            batches, draws = plan.batches(cycle), plan.draws(cycle)
+            for step, loss in train_cycle(state, batches, plan.trainer, cycles[cycle], draws, self._ranks):
                 if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle] or self._stopping.asked:
                     self._run.save_training(state, phase, cycle, time.perf_counter() - start)
                 yield {
                     "event": "train",
-                    "digits": digits,
+                    "digits": phase.number,
                     "cycle": cycle + 1,
                     "step": step,
                     "of": cycles[cycle],
@@ -274,16 +239,16 @@ class Phases:
                 }
             trained = time.perf_counter() - start
             sampler = self._engine(model)
-            reached = goal(sampler, cycle)
+            reached = self._goals.measure(phase, sampler, cycle)
             probing += time.perf_counter() - start - trained
-            yield {"event": "goal", "digits": digits, "cycle": cycle + 1, **asdict(reached)}
+            yield {"event": "goal", "digits": phase.number, "cycle": cycle + 1, **asdict(reached)}
             if reached.met or cycle + 1 == len(cycles):
                 break
             # The goal's own time is the generator's, not the trainer's.
             start = time.perf_counter() - trained
-            cycle, state = cycle + 1, start_training(model, lesson.trainer, tokens=state.tokens)
+            cycle, state = cycle + 1, start_training(model, plan.trainer, tokens=state.tokens)
         done = time.perf_counter()
-        leap = self._leap(sampler, digits or self._first) if reached.met else 1
+        leap = self._goals.leap(sampler, phase.digits) if reached.met else 1
         probing += time.perf_counter() - done
         record = TrainingRecord(
             cycles=cycle + 1,
@@ -292,165 +257,48 @@ class Phases:
             agreement=reached.agreement,
             trained_agreement=reached.trained,
             leap=leap,
-            tokens_probed=self._tokens_probed,
+            tokens_probed=self._goals.tokens - probed,
             seconds_probe=probing,
         )
-        self._run.write_record(digits, record)
+        phase.write(record)
         return reached
 
-    def _supervised_goal(self, sampler: Sampler, cycle: int) -> Goal:
-        """Short problems right, fast and slow (here the truth is allowed), and agreement one digit further."""
-        settings = self._config.supervised
-        lowest = min(
-            audit.score_length(
-                self._solver(sampler, policy), self._task, digits, GOAL_SAMPLES, self._config.seed
-            ).accuracy
-            for policy in ("fast", "slow")
-            for digits in range(1, self._first + 1)
-        )
-        agreement = self._agreement(sampler, self._first + 1)
-        met = lowest >= settings.target_accuracy and agreement >= settings.target_agreement
-        return Goal(met, agreement, lowest, self._trained_agreement(sampler, self._first, cycle))
+    @cached_property
+    def _layout(self) -> Layout:
+        """The layout of the weights: of text, that of the model's tokenizer."""
+        if self._config.pretrained:
+            return task_and_layout(load_checkpoint(self._run.pretrained))[1]
+        return self._task.layout(self._config.digit_order)
 
-    def _frontier_goal(self, digits: int, sampler: Sampler, cycle: int) -> Goal:
-        """Agreement one digit past the round, and at every length up to it: nothing forgotten. Nothing true."""
-        settings = self._config.round
-        agreement, trained = self._agreement(sampler, digits + 1), self._trained_agreement(sampler, digits, cycle)
-        met = agreement >= settings.target_agreement and (trained is None or trained >= settings.target_trained)
-        return Goal(met, agreement, trained=trained)
+    @cached_property
+    def _goals(self) -> Goals:
+        return Goals(self._config, self._task, self._layout)
 
-    def _trained_agreement(self, sampler: Sampler, digits: int, cycle: int) -> float | None:
-        """Lowest agreement at a length up to `digits`; None if the settings do not ask for it.
-
-        Some lengths stand for all, unless one of them is in doubt: nearer to the target than to certainty.
-        """
-        settings = self._config.round
-        if not settings.probe_trained:
-            return None
-        count = settings.probe_lengths or digits
-        draws = generator(self._config.seed, "probed lengths", digits, cycle)
-        order = (torch.randperm(digits, generator=draws) + 1).tolist()
-        lowest = min(self._quick_agreement(sampler, length) for length in order[:count])
-        if lowest >= (1 + settings.target_trained) / 2:
-            return lowest
-        return min([lowest, *(self._quick_agreement(sampler, length) for length in order[count:])])
-
-    def _quick_agreement(self, sampler: Sampler, digits: int) -> float:
-        """Agreement at a trained length by the cheapest looks that show forgetting: one step, and other problems."""
-        use_chain = self._config.filter.use_chain
-        checks: list[CheckName] = ["direct"]
-        if "complement" in self._config.filter.checks:
-            checks.append("complement")
-        if self._task.at_once is not None:
-            # Where nothing is answered at once, only another problem tells.
-            checks.append("commutative")
-        quick = Filter(
-            vote="off" if use_chain else "unanimous",
-            checks=tuple(checks),
-            k=2,
-            use_chain=use_chain,
-            think_through=False,
-        )
-        return self._agreement_of(sampler, digits, self._config.round.probe_trained, quick)
-
-    def _leap(self, sampler: Sampler, digits: int) -> int:
-        """How many digits further the next round is: as far as the model agrees with itself. Sees nothing true."""
-        settings = self._config.round
-        leap, furthest = 1, min(settings.max_leap, self._config.until - digits)
-        while leap < furthest:
-            further = min(2 * leap, furthest)
-            if self._agreement(sampler, digits + further) < settings.leap_agreement:
-                break
-            leap = further
-        return leap
-
-    def _agreement(self, sampler: Sampler, digits: int) -> float:
-        """Agreement by the run's own filter, on problems of a length not trained yet."""
-        # Agreement is of the looks; what they reject need not be thought through to know it.
-        checks = tuple(name for name in self._config.filter.checks if name != "through")
-        looks = self._config.filter.model_copy(update={"checks": checks, "think_through": False})
-        return self._agreement_of(sampler, digits, self._config.round.probe, looks)
-
-    def _agreement_of(self, sampler: Sampler, digits: int, count: int, settings: Filter) -> float:
-        """Share of probe problems that the improved policy accepts."""
-        seed = stream_seed(self._config.seed, "probe")
-        blocks = generate(sampler, self._assignment(digits, count, settings, seed))
-        improved = cat([block for _, block in blocks])
-        self._tokens_probed += improved.tokens
-        return improved.agreement
-
-    def _metrics(self, digits: int) -> RoundMetrics:
-        """Audit a phase: a line of metrics.jsonl."""
-        start = time.perf_counter()
-        model = self._run.load_checkpoint(digits or self._first)
-        solver = self._solver(self._engine(model), "fast")
-        reached = digits or self._first
-        training, generation = self._training(digits), self._run.read_record(digits, GenerationRecord)
-        assert (generation is not None) == bool(digits), "every round generates, and nothing else does"
-        errors: dict[str, Any] = {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
-        if digits:
-            examples = read_examples(self._run.examples(digits)).get(digits)
-            problems, direct = read_candidates(self._run.candidates(digits), digits)
-            errors = {
-                "label_error": audit.label_error(examples) if examples else None,
-                "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
-                "label_mistakes": audit.label_mistakes(examples) if examples else {},
-            }
-        ahead = self._task.draw(
-            reached + 1,
-            self._config.audit_samples,
-            generator(self._config.seed, "frontier", reached + 1),
-            self._config.hard_share,
-        )
-        scores = [
-            audit.score_length(solver, self._task, length, self._config.audit_samples, self._config.seed)
-            for length in range(1, self._furthest_audited(digits) + 1)
-        ]
-        frontier = audit.frontier_mistakes(solver.sampler, self._layout, ahead)
-        now = time.perf_counter()
-        return RoundMetrics(
-            phase="round" if digits else "sft",
-            digits=reached,
-            tried=generation.tried if generation else 0,
-            accepted=generation.accepted if generation else 0,
-            thought_through=generation.thought_through if generation else 0,
-            rejected=generation.rejected if generation else {},
-            **errors,
-            agreement=generation.agreement if generation else None,
-            next_agreement=training.agreement,
-            trained_agreement=training.trained_agreement,
-            leap=training.leap,
-            accuracy={score.digits: score.accuracy for score in scores},
-            frontier=FrontierMistakes(**frontier),
-            cycles=training.cycles,
-            taken_back=self._run.num_failed(reached),
-            tokens_generated=generation.tokens if generation else 0,
-            tokens_trained=training.tokens,
-            tokens_probed=training.tokens_probed,
-            seconds_generate=generation.seconds if generation else 0.0,
-            seconds_train=training.seconds,
-            seconds_probe=training.seconds_probe,
-            seconds_audit=now - start,
-            seconds_total=now - self._started,
+    def _before(self, phase: Phase) -> Phase:
+        """Return the round before a round, or the supervised phase."""
+        return max(
+            (other for other in self._run.rounds() if other.digits < phase.digits),
+            key=lambda other: other.digits,
+            default=self._supervised,
         )
 
-    def _furthest_audited(self, digits: int) -> int:
-        """One digit past the round; after the supervised phase as far as the loop is to go, to show what it adds."""
-        return 1 + (digits or max(self._first, self._config.until))
+    def _fetch(self) -> None:
+        """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
+        if self._config.pretrained and not self._run.pretrained.is_dir():
+            model = open_pretrained(Path(self._config.pretrained))
+            model.task = self._config.task
+            task_and_layout(model)
+            save_checkpoint(model, self._run.pretrained)
 
     def _write_labelled(self) -> None:
         """Keep supervised examples, so that later rounds can replay them without asking for sums."""
-        path = self._run.examples(0)
-        if path.exists():
+        if self._supervised.examples.exists():
             return
         provenance = Provenance(0, self._config.seed, "oracle", "")
         tables = [
             labelled_table(examples, self._layout, provenance) for examples in supervised.kept_examples(self._config)
         ]
-        write_examples(path, pa.concat_tables(tables))
-
-    def _assignment(self, digits: int, count: int, settings: Filter, seed: int, pool: int = 1) -> Assignment:
-        return Assignment(self._task, self._layout, digits, count, settings, seed, self._config.hard_share, pool)
+        write_examples(self._supervised.examples, pa.concat_tables(tables))
 
     def _engine(self, model: Model) -> Sampler:
         """The one engine of the run, with these weights."""
@@ -459,12 +307,3 @@ class Phases:
         else:
             self._sampler.load(model)
         return self._sampler
-
-    def _solver(self, sampler: Sampler, policy: str) -> Solver:
-        settings = self._config.filter
-        return Solver(sampler, self._layout, policy, settings, self._config.seed)
-
-    def _training(self, digits: int) -> TrainingRecord:
-        record = self._run.read_record(digits, TrainingRecord)
-        assert record is not None, f"the training of {digits} is written before it is read"
-        return record

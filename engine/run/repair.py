@@ -13,7 +13,8 @@ from pathlib import Path
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
 from sector.engine.models.checkpoint import check_checkpoint, complete_checkpoint
-from sector.engine.run.directory import R, RunDir, read_snapshot
+from sector.engine.run.directory import RunDir, read_snapshot
+from sector.engine.run.phase import Phase, R
 from sector.engine.run.records import (
     METRICS,
     Damaged,
@@ -50,21 +51,23 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     That is a round's examples, or its checkpoint.
     """
     first = run.read_config().supervised.max_digits
-    for digits in _phases(run, first):
-        examples, trained = run.examples(digits), run.checkpoint(digits or first)
+    for phase in _phases(run, first):
+        examples, trained = phase.examples, phase.checkpoint
         if os.path.lexists(examples) and not _is_readable(examples, read_examples):
             yield examples, examples
-        if digits and examples.exists() and not _is_readable(run.candidates(digits), partial(_read_round, digits)):
-            yield run.candidates(digits), examples
+        is_generated = phase.is_round and examples.exists()
+        if is_generated and not _is_readable(phase.candidates, partial(_read_round, phase.digits)):
+            yield phase.candidates, examples
         if examples.exists() and not preview_of(examples).exists():
             yield preview_of(examples), examples
-        if not _is_whole(run, digits, GenerationRecord, is_due=bool(digits) and examples.exists()):
-            yield run.record(digits, GenerationRecord), examples
-        if not _is_whole(run, digits, TrainingRecord, is_due=trained.exists()):
-            yield run.record(digits, TrainingRecord), trained
+        if not _is_whole(phase, GenerationRecord, is_due=is_generated):
+            yield phase.record(GenerationRecord), examples
+        if not _is_whole(phase, TrainingRecord, is_due=trained.exists()):
+            yield phase.record(TrainingRecord), trained
     # No file but this knows how long another run has trained; without it a report counts less.
-    if not _is_whole(run, 0, StartRecord, is_due=False):
-        yield run.record(0, StartRecord), run.record(0, StartRecord)
+    start = run.supervised(first).record(StartRecord)
+    if not _is_whole(run.supervised(first), StartRecord, is_due=False):
+        yield start, start
     for path in run.root.glob("checkpoints/[0-9]*"):
         if not _is_readable(path, check_checkpoint):
             yield path, path
@@ -72,11 +75,12 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
         yield run.snapshot, run.snapshot
 
 
-def _phases(run: RunDir, first: int) -> list[int]:
-    """Return the digits of all phases, 0 for the supervised one: of those that left a folder, or a checkpoint alone."""
+def _phases(run: RunDir, first: int) -> list[Phase]:
+    """List the supervised phase and the rounds, also those that left a checkpoint and no folder."""
     trained = {int(path.name) for path in run.root.glob("checkpoints/[0-9]*")}
-    # Checkpoint 0 is what a pretrained model came with.
-    return sorted({0, *run.rounds(), *(trained - {first})})
+    # Checkpoint 0 is the pretrained model.
+    digits = {*(phase.digits for phase in run.rounds()), *trained} - {0, first}
+    return [run.supervised(first), *map(run.round, sorted(digits))]
 
 
 def _completed(run: RunDir) -> list[str]:
@@ -99,10 +103,10 @@ def _read_round(digits: int, path: Path) -> None:
     read_votes(path, digits)
 
 
-def _is_whole(run: RunDir, digits: int, kind: type[R], is_due: bool) -> bool:
+def _is_whole(phase: Phase, kind: type[R], is_due: bool) -> bool:
     """Return whether a record can be read, or is not there and not due. InputError if it is of a later release."""
     try:
-        return run.read_record(digits, kind) is not None or not is_due
+        return phase.read(kind) is not None or not is_due
     except Damaged:
         return False
 

@@ -1,0 +1,78 @@
+"""The audit of a phase, for people only: a line of metrics.jsonl."""
+
+import time
+from typing import Any
+
+from sector.engine.config import RunConfig
+from sector.engine.run import audit
+from sector.engine.run.audit import Solver
+from sector.engine.run.phase import Phase
+from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics
+from sector.engine.seeding import generator
+from sector.engine.tasks.task import Task
+from sector.engine.training.dataset import read_candidates, read_examples
+
+
+def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, started: float) -> RoundMetrics:
+    """Audit a phase with the fast policy of its weights.
+
+    started: when the run began, by `time.perf_counter`, had it not been interrupted.
+    """
+    start = time.perf_counter()
+    training, generation = phase.training, phase.read(GenerationRecord)
+    assert (generation is not None) == phase.is_round, "every round generates, and nothing else does"
+    scores = [
+        audit.score_length(solver, task, length, config.audit_samples, config.seed)
+        for length in range(1, _furthest(phase, config) + 1)
+    ]
+    draws = generator(config.seed, "frontier", phase.digits + 1)
+    ahead = task.draw(phase.digits + 1, config.audit_samples, draws, config.hard_share)
+    frontier = audit.frontier_mistakes(solver.sampler, solver.layout, ahead)
+    errors = _label_errors(phase)
+    now = time.perf_counter()
+    return RoundMetrics(
+        phase="round" if phase.is_round else "sft",
+        digits=phase.digits,
+        tried=generation.tried if generation else 0,
+        accepted=generation.accepted if generation else 0,
+        thought_through=generation.thought_through if generation else 0,
+        rejected=generation.rejected if generation else {},
+        **errors,
+        agreement=generation.agreement if generation else None,
+        next_agreement=training.agreement,
+        trained_agreement=training.trained_agreement,
+        leap=training.leap,
+        accuracy={score.digits: score.accuracy for score in scores},
+        frontier=FrontierMistakes(**frontier),
+        cycles=training.cycles,
+        taken_back=phase.num_failed,
+        tokens_generated=generation.tokens if generation else 0,
+        tokens_trained=training.tokens,
+        tokens_probed=training.tokens_probed,
+        seconds_generate=generation.seconds if generation else 0.0,
+        seconds_train=training.seconds,
+        seconds_probe=training.seconds_probe,
+        seconds_audit=now - start,
+        seconds_total=now - started,
+    )
+
+
+def _label_errors(phase: Phase) -> dict[str, Any]:
+    """Return the wrong shares of a round's accepted examples and of its direct answers, and the kinds of mistakes."""
+    if not phase.is_round:
+        return {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
+    examples = read_examples(phase.examples).get(phase.digits)
+    problems, direct = read_candidates(phase.candidates, phase.digits)
+    return {
+        "label_error": audit.label_error(examples) if examples else None,
+        "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
+        "label_mistakes": audit.label_mistakes(examples) if examples else {},
+    }
+
+
+def _furthest(phase: Phase, config: RunConfig) -> int:
+    """Return the longest audited length: one digit past a round.
+
+    After the supervised phase it is as far as the loop is to go, to show the gain of the loop.
+    """
+    return 1 + (phase.digits if phase.is_round else max(phase.digits, config.until))

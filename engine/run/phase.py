@@ -1,0 +1,105 @@
+"""A phase of a run, the supervised one or a round, and its files."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sector.engine.errors import made_again
+from sector.engine.files import write_text
+from sector.engine.run.records import GenerationRecord, StartRecord, TrainingRecord, dump_file, read_record
+
+if TYPE_CHECKING:
+    from sector.engine.models.checkpoint import Model
+
+R = TypeVar("R", GenerationRecord, TrainingRecord, StartRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The supervised phase of a run, or a round.
+
+    root: the run directory.
+    digits: of the longest problems that it learns.
+    is_round: whether it is a round.
+    """
+
+    root: Path
+    digits: int
+    is_round: bool
+
+    @property
+    def number(self) -> int:
+        """Its number in random streams, snapshots and events: the digits of a round, 0 for the supervised phase."""
+        return self.digits if self.is_round else 0
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its files."""
+        return self.root / "rounds" / (f"{self.digits:02d}" if self.is_round else "supervised")
+
+    @property
+    def examples(self) -> Path:
+        """The examples that it learns from: accepted ones of a round, labelled ones of the supervised phase."""
+        return self.folder / "examples.parquet"
+
+    @property
+    def candidates(self) -> Path:
+        """All problems that a round tried."""
+        return self.folder / "candidates.parquet"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after it."""
+        return self.root / "checkpoints" / f"{self.digits:02d}"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is over."""
+        return self.checkpoint.is_dir()
+
+    def load_checkpoint(self) -> "Model":
+        """Load the weights after it."""
+        # Imported here: torch comes with it.
+        from sector.engine.models.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.checkpoint)
+
+    def record(self, kind: type[GenerationRecord | TrainingRecord | StartRecord]) -> Path:
+        """Return the path of a record."""
+        return self.folder / f"{kind.name}.json"
+
+    def read(self, kind: type[R]) -> R | None:
+        """Read a record; None before it is written. InputError if it is damaged."""
+        return read_record(self.record(kind), kind, made_again(self.root))
+
+    def write(self, record: GenerationRecord | TrainingRecord | StartRecord) -> None:
+        """Write a record."""
+        write_text(self.record(type(record)), dump_file(record))
+
+    @property
+    def training(self) -> TrainingRecord:
+        """The record of its training, which is over."""
+        record = self.read(TrainingRecord)
+        assert record is not None, f"{self.record(TrainingRecord)} is written before it is read"
+        return record
+
+    @property
+    def failed(self) -> Path:
+        """The folders of attempts that were rolled back, without the number at the end of each."""
+        return self.root / "failed" / f"{self.digits:02d}-"
+
+    @property
+    def num_failed(self) -> int:
+        """How often the round was rolled back."""
+        return sum(1 for _ in self.root.glob(f"failed/{self.failed.name}*")) if self.is_round else 0
+
+    @property
+    def snapshot_key(self) -> str:
+        """The phase and attempt that a snapshot belongs to: that of a failed attempt is none of the next."""
+        return f"{self.number}.{self.num_failed}" if self.num_failed else str(self.number)
+
+    def roll_back(self) -> None:
+        """Move the round's files away at once, so that it begins anew."""
+        self.failed.parent.mkdir(exist_ok=True)
+        os.rename(self.folder, f"{self.failed}{self.num_failed + 1}")
