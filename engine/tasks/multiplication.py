@@ -384,10 +384,10 @@ def _parse_written(matches: list[re.Match[str]]) -> Products:
     rows = [(match[1], match[2], match[3], *(match[4] or no_work).split(",")) for match in matches]
     if any(tuple(map(len, row)) != widths for row in rows):
         raise InputError("products of different sizes do not make a batch")
-    numbers = [
-        digit_tensor(list(column), length) for column, length in zip(zip(*rows, strict=True), widths, strict=True)
-    ]
-    return Products(*numbers[:3], torch.cat(numbers[3:], dim=1))
+    a, b, c, *work = (
+        digit_tensor(list(numbers), length) for numbers, length in zip(zip(*rows, strict=True), widths, strict=True)
+    )
+    return Products(a, b, c, torch.cat(work, dim=1))
 
 
 TASK = Multiplication()
