@@ -6,10 +6,12 @@ digits with marks, or lacks a token for a mark.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from sector.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = "0123456789+=>|\n"
 
@@ -38,7 +40,7 @@ class Alphabet:
         return self.ids[CHARACTERS.index(character)]
 
 
-def read_alphabet(tokenizer: PreTrainedTokenizerBase, name: str, size: int, ends: Sequence[int] = ()) -> Alphabet:
+def read_alphabet(tokenizer: "PreTrainedTokenizerBase", name: str, size: int, ends: Sequence[int] = ()) -> Alphabet:
     """Return the alphabet of a tokenizer that reads our texts character by character.
 
     name: the model's name in messages.
@@ -79,26 +81,26 @@ def _texts() -> Iterator[str]:
     yield f"{numbers}+{numbers}={numbers}\n"
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, special: bool) -> list[int]:
     """Return the ids of a text, with the special tokens around it if `special`."""
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
 
 
-def _merged(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def _merged(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     """Return the first token that stands for more than one character."""
     pieces = (str(tokenizer.decode([index])) for index in ids)
     return next((piece for piece in pieces if len(piece.strip(" ")) > 1), "several characters")
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _start(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the special tokens that the tokenizer puts in front of a text."""
     plain, full = _ids(tokenizer, "1+1=", special=False), _ids(tokenizer, "1+1=", special=True)
     starts = [start for start in range(len(full)) if full[start : start + len(plain)] == plain]
     return full[: starts[0]] if starts else []
 
 
-def _pad(tokenizer: PreTrainedTokenizerBase, used: set[int]) -> int:
+def _pad(tokenizer: "PreTrainedTokenizerBase", used: set[int]) -> int:
     """Return the tokenizer's padding id, or the smallest unused id if it has none of its own."""
     pad = tokenizer.pad_token_id
     if isinstance(pad, int) and pad not in used:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -505,7 +505,3 @@ def new_model(preset: str, seed: int, **overrides: Any) -> SectorForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SectorForCausalLM(SectorConfig(**{**PRESETS[preset], **overrides}))
-
-
-AutoConfig.register(SectorConfig.model_type, SectorConfig, exist_ok=True)
-AutoModelForCausalLM.register(SectorConfig, SectorForCausalLM, exist_ok=True)

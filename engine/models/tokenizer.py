@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
@@ -27,7 +27,6 @@ from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.loss import IGNORED
-from sector.engine.models.sector import SectorConfig
 from sector.engine.tasks import DEFAULT
 
 _TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
@@ -231,6 +230,3 @@ def _digits(number: str, length: int) -> Tensor:
 def _quoted(text: str) -> str:
     """Return a text in quotes for a message, cut to 60 characters."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-AutoTokenizer.register(SectorConfig, slow_tokenizer_class=SectorTokenizer, exist_ok=True)
