@@ -32,7 +32,9 @@ class Batch(Protocol):
         ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        ...
 
     @property
     def digits(self) -> int:
@@ -92,17 +94,17 @@ class Mode(IntEnum):
 
 
 class Layout(Protocol):
-    """Translator between problems and ids. No other part of the loop interprets an id.
-
-    num_variants: number of ways to lay out the same problem; variant 0 is the plain one.
-    pad_id: id behind the end of a completion.
-    """
+    """Translator between problems and ids. No other part of the loop interprets an id."""
 
     @property
-    def num_variants(self) -> int: ...
+    def num_variants(self) -> int:
+        """Number of ways to lay out the same problem; variant 0 is the plain one."""
+        ...
 
     @property
-    def pad_id(self) -> int: ...
+    def pad_id(self) -> int:
+        """Id behind the end of a completion."""
+        ...
 
     def shifted(self, variant: int | Tensor) -> Self:
         """Return the layout of another variant: one for the batch, or one a row `[B]`."""

@@ -56,6 +56,7 @@ class Problems(Record):
 
     @property
     def device(self) -> torch.device:
+        """Device of the tensors."""
         return self.a.device
 
     @property

@@ -56,10 +56,12 @@ class PlaceLayout:
 
     @property
     def num_variants(self) -> int:
+        """Number of variants; variant 0 is the plain one."""
         return tokens.NUM_SHIFTS
 
     @property
     def pad_id(self) -> int:
+        """Id behind the end of a completion."""
         return tokens.PAD_ID
 
     def shifted(self, variant: int | Tensor) -> Self:

@@ -33,6 +33,7 @@ def cat(parts: Sequence[Value]) -> Value:
 
     Tuples and dataclasses are concatenated member by member, unless they have a function `cat` of their own.
     """
+    # mypy does not follow a type variable through isinstance.
     values: Sequence[Any] = parts
     return _cat(values)
 

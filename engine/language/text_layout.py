@@ -37,10 +37,12 @@ class TextLayout:
 
     @property
     def pad_id(self) -> int:
+        """Id behind the end of a completion."""
         return self.alphabet.pad
 
     @property
     def num_variants(self) -> int:
+        """Number of variants; variant 0 is the plain one."""
         return 1
 
     def shifted(self, variant: int | Tensor) -> Self:

@@ -46,7 +46,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **arguments)
-            # transformers types what it returns without `output_loading_info`.
+            # transformers annotates the result without `output_loading_info` only.
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 trust_remote_code=False,

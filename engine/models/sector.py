@@ -170,7 +170,7 @@ class Attention(nn.Module):
         past_key_values: Cache | None = None,
         show: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend: states `[B, T, D]` -> `[B, T, D]`, and the attention weights `[B, H, T, S]` if `show`, else None.
+        """Compute attention: states `[B, T, D]` -> `[B, T, D]`, and the weights `[B, H, T, S]` if `show`, else None.
 
         rope: cosines and sines of the tokens, `[B, T, 1, K/2]` each.
         mask: `[1 or B, 1 or H, T, S]` bool, or float to add to the scores; None is plain causal attention.

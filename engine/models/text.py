@@ -47,6 +47,7 @@ class TextModel(nn.Module):
 
     @task.setter
     def task(self, name: str) -> None:
+        """Set the task in the config, which a checkpoint keeps."""
         setattr(self.config, _TASK, name)
 
     @property

@@ -79,6 +79,7 @@ class Products(Record):
 
     @property
     def device(self) -> torch.device:
+        """Device of the tensors."""
         return self.a.device
 
     @property

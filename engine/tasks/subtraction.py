@@ -81,7 +81,7 @@ class Subtraction(Task):
 
     name = "subtraction"
     example = "654321-123456"
-    checks = (Check("commutative", "what is left taken away", _inverse, Solve.BY_VOTE, needs_answers=True),)
+    checks = (Check("commutative", "inverse subtraction", _inverse, Solve.BY_VOTE, needs_answers=True),)
     truth = Remainders()
     # Leaps have been measured for addition only.
     settings: ClassVar[dict[str, Any]] = {"schedule": "paper"}

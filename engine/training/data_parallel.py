@@ -103,7 +103,7 @@ class Exchange:
         return shards[self._ranks.rank :: self._ranks.size]
 
     def gather(self, gradients: Sequence[Gradient]) -> list[Gradient]:
-        """Return the gradients of all processes in the order of the shards, given those of this process.
+        """Send the gradients of this process, and return those of all processes in the order of the shards.
 
         They are views: the next message overwrites them.
         """
@@ -129,7 +129,7 @@ class Exchange:
             )
 
     def leave(self) -> None:
-        """Send, in the place of the next message, that the first process leaves."""
+        """Send, as the next message, that the first process leaves."""
         self._message[0, 0] = 1.0
         self._send()
 
