@@ -7,6 +7,7 @@ first; a layout puts them in the model's order (`place_layout.py`). No function 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
@@ -23,8 +24,6 @@ AnyBatch = TypeVar("AnyBatch", bound="Batch")
 # Share of the hard problems that are carry chains. A carry missed in a long chain is the error that passes all checks.
 CHAINS = 2 / 3
 
-PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re.ASCII)
-
 
 @dataclass(frozen=True, slots=True)
 class Problems(Record):
@@ -32,6 +31,7 @@ class Problems(Record):
 
     task: name of the task.
     sign: sign between the operands in text.
+    example: a problem as typed, for messages.
     a: `[B, N]` int64 digits of the first operand, most significant first.
     b: `[B, N]` int64 digits of the second operand.
     carry: `[B]` int64 carry-in, 0 or 1.
@@ -39,6 +39,7 @@ class Problems(Record):
 
     task: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
+    example: ClassVar[str] = "123+456"
 
     a: Tensor
     b: Tensor
@@ -105,25 +106,44 @@ class Problems(Record):
             )
         ]
 
-    @staticmethod
-    def parse(texts: list[str], digits: int | None = None) -> "Problems":
+    @classmethod
+    def parse(cls, texts: list[str], digits: int | None = None) -> Self:
         """Parse problems as typed, and pad their operands with leading zeros to one length.
 
         digits: length of the operands; by default the longest operand's.
 
-        Raises InputError, naming the first such text, unless all texts are `a+b` or `a+b+1` in non-negative decimal
-        integers. Raises InputError if an operand is longer than `digits`.
+        Raises InputError, naming the first such text, unless all texts are problems in non-negative decimal integers.
+        Raises InputError if an operand is longer than `digits`.
         """
-        operands = [_operands(text) for text in texts]
-        longest = max((len(operand) for row in operands for operand in row[:2]), default=1)
+        rows = [cls.operands_of(text) for text in texts]
+        longest = max((len(operand) for a, b, _ in rows for operand in (a, b)), default=1)
         digits = longest if digits is None else digits
         if longest > digits:
             raise InputError(f"an operand has {longest} digits, more than {digits}")
-        return Problems(
-            digit_tensor([row[0] for row in operands], digits),
-            digit_tensor([row[1] for row in operands], digits),
-            torch.tensor([row[2] for row in operands], dtype=torch.int64),
+        return cls(
+            digit_tensor([a for a, _, _ in rows], digits),
+            digit_tensor([b for _, b, _ in rows], digits),
+            torch.tensor([carry for _, _, carry in rows], dtype=torch.int64),
         )
+
+    @classmethod
+    def operands_of(cls, text: str) -> tuple[str, str, int]:
+        """Return the operands of a typed problem without leading zeros, and its carry-in. InputError if it is none."""
+        match = _typed_pattern(cls.sign).fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"{text.strip()!r} is not a problem; write two non-negative integers as {cls.example} or "
+                f"{cls.example}{cls.sign}1"
+            )
+        carry = match[3] is not None and "1" in match[3]
+        return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
+
+
+@cache
+def _typed_pattern(sign: str) -> re.Pattern[str]:
+    """Return the pattern of a typed problem: its operands, and its carry-in with the sign."""
+    sign = re.escape(sign)
+    return re.compile(rf"\s*(\d+)\s*{sign}\s*(\d+)\s*({sign}\s*[01]\s*)?=?\s*", re.ASCII)
 
 
 def complement_answers(answers: Tensor) -> Tensor:
@@ -139,7 +159,7 @@ def problem_digits(text: str) -> int:
 
     Raises InputError as `Problems.parse` does.
     """
-    first, second, _ = _operands(text)
+    first, second, _ = Problems.operands_of(text)
     return max(len(first), len(second))
 
 
@@ -212,15 +232,6 @@ def batches(problems: AnyBatch, size: int) -> Iterator[AnyBatch]:
     """Yield consecutive slices of at most `size` problems."""
     for start in range(0, len(problems), size):
         yield problems[start : start + size]
-
-
-def _operands(text: str) -> tuple[str, str, int]:
-    """Return both operands of a typed problem, without leading zeros, and its carry-in. InputError if it is none."""
-    match = PROBLEM_PATTERN.fullmatch(text)
-    if match is None:
-        raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123+456 or 123+456+1")
-    carry = match[3] is not None and "1" in match[3]
-    return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
 
 
 def digit_tensor(numbers: list[str], digits: int) -> Tensor:

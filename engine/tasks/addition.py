@@ -4,6 +4,9 @@ A simplification adds the last column. The checks solve the nines' complement an
 the batch and N the digits per operand.
 """
 
+from abc import abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,24 +24,26 @@ from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
 
 
-class Sums(Truth):
-    """Truth of addition: school addition, one column a step."""
+class ColumnTruth(Truth):
+    """Truth of a task that works column by column, from the last to the first, with carries between columns.
 
-    def answers(self, problems: Problems) -> Tensor:
-        """Return the sums, `[B, N+1]` digits, most significant first."""
-        total = problems.a + problems.b
-        carries = self.carries(problems)
-        return torch.cat([carries[:, :1], (total + carries[:, 1:]) % 10], dim=1)
+    sign: 1 if b is added to a, -1 if it is subtracted. Carries are borrows then.
+    """
 
+    sign: ClassVar[int] = 1
+
+    @abstractmethod
     def carries(self, problems: Problems) -> Tensor:
         """Return the carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
-        carries = [problems.carry]
-        for column in reversed(range(problems.digits)):
-            carries.append((problems.a[:, column] + problems.b[:, column] + carries[-1]) // 10)
-        return torch.stack(carries[::-1], dim=1)
+
+    def answers(self, problems: Problems) -> Tensor:
+        """Return the answers, `[B, N+1]` digits, most significant first; the first is the carry that is left."""
+        carries = self.carries(problems)
+        digits = (problems.a + self.sign * (problems.b + carries[:, 1:])) % 10
+        return torch.cat([carries[:, :1], digits], dim=1)
 
     def simplifications(self, problems: Problems) -> Simplifications:
-        """Return the problems without their last columns, which become carry-ins, and the last digits of the sums."""
+        """Return the problems without their last columns, whose carries become carry-ins, and the last digits."""
         carries, answers = self.carries(problems), self.answers(problems)
         valid = torch.ones_like(problems.carry, dtype=torch.bool)
         if problems.digits == 1:
@@ -48,22 +53,45 @@ class Sums(Truth):
 
     def answer_mistakes(self, problems: Problems, answers: Tensor) -> list[Mistake]:
         """Return the first mistake of each answer `[B, N+1]`, from the last column on."""
-        return in_columns(answers, self.answers(problems), self.carries(problems))
+        return in_columns(answers, self.answers(problems), self.carries(problems), self.sign)
 
     def simplification_mistakes(self, problems: Problems, outputs: Simplifications) -> list[Mistake]:
-        """Return the first mistake of each simplification, in writing order."""
-        return simplification_mistakes(outputs, self.simplifications(problems))
+        """Return the first mistake of each simplification, in writing order: copies, then carry, then digit."""
+        truth = self.simplifications(problems)
+        copied = (outputs.rest.a == truth.rest.a) & (outputs.rest.b == truth.rest.b)
+        kinds = torch.full_like(outputs.digit, index_of(Mistake.RIGHT))
+        kinds[outputs.digit != truth.digit] = index_of(Mistake.ADDED)
+        kinds[outputs.rest.carry < truth.rest.carry] = index_of(Mistake.CARRY_MISSED)
+        kinds[outputs.rest.carry > truth.rest.carry] = index_of(Mistake.CARRY_INVENTED)
+        kinds[~copied.all(dim=1)] = index_of(Mistake.COPIED)
+        return by_index(kinds)
 
 
-def simplification_mistakes(outputs: Simplifications, truth: Simplifications) -> list[Mistake]:
-    """Return the first mistake of each simplification of two operands and a carry: copies, then carry, then digit."""
-    copied = (outputs.rest.a == truth.rest.a) & (outputs.rest.b == truth.rest.b)
-    kinds = torch.full_like(outputs.digit, index_of(Mistake.RIGHT))
-    kinds[outputs.digit != truth.digit] = index_of(Mistake.ADDED)
-    kinds[outputs.rest.carry < truth.rest.carry] = index_of(Mistake.CARRY_MISSED)
-    kinds[outputs.rest.carry > truth.rest.carry] = index_of(Mistake.CARRY_INVENTED)
-    kinds[~copied.all(dim=1)] = index_of(Mistake.COPIED)
-    return by_index(kinds)
+class Sums(ColumnTruth):
+    """Truth of addition: school addition, one column a step."""
+
+    def carries(self, problems: Problems) -> Tensor:
+        """Return the carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
+        carries = [problems.carry]
+        for column in reversed(range(problems.digits)):
+            carries.append((problems.a[:, column] + problems.b[:, column] + carries[-1]) // 10)
+        return torch.stack(carries[::-1], dim=1)
+
+
+def column_draft(problems: Problems, answers: Tensor | None, layout: Layout, sign: int = 1) -> Tensor:
+    """Return a draft of simplifications: the copied digits, and carry and last digit if answers predict them.
+
+    The last digit is that of the earlier answers `[B, >= N+1]`. The carry is the one that gives their digit before it.
+
+    sign: 1 for sums, -1 for differences.
+    """
+    a, b = problems.a[:, :-1], problems.b[:, :-1]
+    if answers is None:
+        return layout.simplification_ids(type(problems)(a, b, problems.carry), problems.carry)[:, :-3]
+    # Answers that cannot be right hold -1 (`subtraction.py`).
+    digit = answers[:, problems.digits].clamp(min=0)
+    carry = ((sign * (answers[:, problems.digits - 1] - a[:, -1]) - b[:, -1]) % 10).clamp(max=1)
+    return layout.simplification_ids(type(problems)(a, b, carry), digit)
 
 
 def _complement(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
@@ -117,16 +145,8 @@ class Addition(Task):
         return [swapped, _complemented(examples), _complemented(swapped)]
 
     def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
-        """Return the copied digits, and the carry and the last digit if earlier answers predict them.
-
-        The last digit is that of the earlier answer. The carry is the one that gives the answer's digit before it.
-        """
-        a, b = problems.a[:, :-1], problems.b[:, :-1]
-        if answers is None:
-            return layout.simplification_ids(Problems(a, b, problems.carry), problems.carry)[:, :-3]
-        digit = answers[:, problems.digits]
-        carry = ((answers[:, problems.digits - 1] - a[:, -1] - b[:, -1]) % 10).clamp(max=1)
-        return layout.simplification_ids(Problems(a, b, carry), digit)
+        """Return a draft; see `column_draft`."""
+        return column_draft(problems, answers, layout)
 
     def families(self) -> dict[str, Family]:
         """Return carries through all digits, carries through a run, operands of unequal lengths, and leading zeros."""

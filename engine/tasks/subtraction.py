@@ -6,24 +6,19 @@ are laid out as sums are, with the carry-in mark as a borrow. An answer has N+1 
 In the shape descriptions B is the batch and N the digits per operand.
 """
 
-import re
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.layout import Layout, Simplifications
-from sector.engine.language.operands import Problems, digit_tensor, draw_problems
+from sector.engine.language.layout import Layout
+from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.seeding import generator
-from sector.engine.tasks.addition import simplification_mistakes
+from sector.engine.tasks.addition import ColumnTruth, column_draft
 from sector.engine.tasks.check import Check, Solve
-from sector.engine.tasks.mistakes import Mistake, in_columns
-from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
-
-_PATTERN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*(-\s*[01]\s*)?=?\s*", re.ASCII)
 
 
 class Differences(Problems):
@@ -31,39 +26,20 @@ class Differences(Problems):
 
     task: ClassVar[str] = "subtraction"
     sign: ClassVar[str] = "-"
+    example: ClassVar[str] = "456-123"
 
 
-class Remainders(Truth):
-    """Truth of subtraction: school subtraction, one column a step."""
+class Remainders(ColumnTruth):
+    """Truth of subtraction: school subtraction, one column a step. Carries are borrows."""
 
-    def answers(self, problems: Differences) -> Tensor:
-        """Return the differences, `[B, N+1]` digits, most significant first; the first is the borrow that is left."""
-        borrows = self.borrows(problems)
-        return torch.cat([borrows[:, :1], (problems.a - problems.b - borrows[:, 1:]) % 10], dim=1)
+    sign: ClassVar[int] = -1
 
-    def borrows(self, problems: Differences) -> Tensor:
+    def carries(self, problems: Problems) -> Tensor:
         """Return the borrow from each column of the answer, `[B, N+1]`; the last column pays the borrow-in."""
         borrows = [problems.carry]
         for column in reversed(range(problems.digits)):
             borrows.append((problems.a[:, column] < problems.b[:, column] + borrows[-1]).long())
         return torch.stack(borrows[::-1], dim=1)
-
-    def simplifications(self, problems: Differences) -> Simplifications:
-        """Return the problems without their last columns, whose borrows become borrow-ins, and the last digits."""
-        borrows, answers = self.borrows(problems), self.answers(problems)
-        valid = torch.ones_like(problems.carry, dtype=torch.bool)
-        if problems.digits == 1:
-            return Simplifications(problems.without_digits(), answers[:, -1], valid)
-        rest = Differences(problems.a[:, :-1], problems.b[:, :-1], borrows[:, -2])
-        return Simplifications(rest, answers[:, -1], valid)
-
-    def answer_mistakes(self, problems: Differences, answers: Tensor) -> list[Mistake]:
-        """Return the first mistake of each answer `[B, N+1]`, from the last column on."""
-        return in_columns(answers, self.answers(problems), self.borrows(problems), sign=-1)
-
-    def simplification_mistakes(self, problems: Differences, outputs: Simplifications) -> list[Mistake]:
-        """Return the first mistake of each simplification, in writing order."""
-        return simplification_mistakes(outputs, self.simplifications(problems))
 
 
 def _inverse(problems: Differences, answers: Tensor) -> tuple[Differences, Tensor]:
@@ -101,19 +77,12 @@ class Subtraction(Task):
         return _ordered(sums.a, b, sums.carry)
 
     def parse(self, texts: list[str], digits: int | None = None) -> Differences:
-        """Parse problems as typed; see `Task.parse`. The larger number need not come first here; see `digits_of`."""
-        rows = [_operands(text) for text in texts]
-        longest = max((len(operand) for first, second, _ in rows for operand in (first, second)), default=1)
-        digits = longest if digits is None else digits
-        if longest > digits:
-            raise InputError(f"an operand has {longest} digits, more than {digits}")
-        a = digit_tensor([first for first, _, _ in rows], digits)
-        b = digit_tensor([second for _, second, _ in rows], digits)
-        return Differences(a, b, torch.tensor([row[2] for row in rows], dtype=torch.int64))
+        """Parse problems; see `Problems.parse`. Unlike in `digits_of` the larger number need not come first."""
+        return Differences.parse(texts, digits)
 
     def digits_of(self, text: str) -> int:
         """Return the digits of the larger number. InputError if it is the second one."""
-        first, second, borrow = _operands(text)
+        first, second, borrow = Differences.operands_of(text)
         if int(first) < int(second) + borrow:
             raise InputError(f"{text.strip()!r} has a negative answer; write the larger number first")
         return len(first)
@@ -123,13 +92,8 @@ class Subtraction(Task):
         return problems
 
     def draft(self, problems: Differences, answers: Tensor | None, layout: Layout) -> Tensor:
-        """Return the copied digits, and the borrow and the last digit if earlier answers predict them."""
-        a, b = problems.a[:, :-1], problems.b[:, :-1]
-        if answers is None:
-            return layout.simplification_ids(Differences(a, b, problems.carry), problems.carry)[:, :-3]
-        digit = answers[:, problems.digits].clamp(min=0)
-        borrow = ((a[:, -1] - b[:, -1] - answers[:, problems.digits - 1]) % 10).clamp(max=1)
-        return layout.simplification_ids(Differences(a, b, borrow), digit)
+        """Return a draft; see `column_draft`."""
+        return column_draft(problems, answers, layout, sign=-1)
 
     def families(self) -> dict[str, Family]:
         """Return borrows through all digits."""
@@ -157,14 +121,6 @@ def _ordered(a: Tensor, b: Tensor, borrow: Tensor) -> Differences:
     first = differ.long().argmax(dim=1, keepdim=True)
     less = (a.gather(1, first) < b.gather(1, first)) & differ.any(dim=1, keepdim=True)
     return Differences(torch.where(less, b, a), torch.where(less, a, b), borrow * differ.any(dim=1))
-
-
-def _operands(text: str) -> tuple[str, str, int]:
-    """Return both operands of a typed problem, without leading zeros, and its borrow-in. InputError if it is none."""
-    match = _PATTERN.fullmatch(text)
-    if match is None:
-        raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 456-123 or 456-123-1")
-    return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(match[3] is not None and "1" in match[3])
 
 
 TASK = Subtraction()
