@@ -24,10 +24,12 @@ def next_token_loss(
 
     The arguments are those of `SectorForCausalLM.forward`; `shift_labels` replace `labels` if both are given.
 
-    Raises ValueError if the labels are not of the shape of the ids.
+    Raises ValueError if the labels or the logits are not of the shape of the ids.
     """
     targets = labels if shift_labels is None else shift_labels
     assert targets is not None
+    if logits.shape[1] != ids.shape[1]:
+        raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
     if targets.shape != ids.shape:
         raise ValueError(f"labels must be {list(ids.shape)}, as the ids are, not {list(targets.shape)}")
     if shift_labels is None:

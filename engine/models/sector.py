@@ -274,7 +274,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
         mask: as in `Attention`; None is plain causal attention.
         cache: keys and values of earlier tokens, to be extended.
-        places: `[B, T]` places in the place of those in the ids (training augments them).
+        places: `[B, T]` rotary positions; None is the places in the ids (training augments them).
         states: list that receives the input of each block, and the result.
         attentions: list that receives the attention weights of each block.
         """
@@ -318,7 +318,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Return logits `[B, T, V]` for ids `[B, T]`; only ids that may come next have logits above -inf.
 
-        attention_mask: `[B, S]`, zero on padding; or a full mask as in `Attention`.
+        attention_mask: `[B, S]`, zero on padding; or a full mask as in `Attention`, which replaces the causal one.
         position_ids: `[B, T]`, read only without mask and cache. Another sequence begins where they do not increase by
             one, as collators pack rows. Rotation uses the places in the ids instead.
         past_key_values: cache of keys and values to extend.
@@ -349,8 +349,6 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         logits = scatter_logits(class_logits, ids[:, positions].to(class_logits.device), config.vocab_size)
         loss = None
         if shift_labels is not None or labels is not None:
-            if logits.shape[1] != ids.shape[1]:
-                raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
             loss = next_token_loss(logits, ids, labels, shift_labels, num_items_in_batch)
         output = CausalLMOutputWithPast(
             # transformers annotates FloatTensor, but any Tensor fits.
