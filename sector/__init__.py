@@ -1,12 +1,16 @@
 """SECToR: a language model that teaches itself to add (Zhang and Parkes 2023, arXiv 2309.08589).
 
-`import sector` registers the model, its config and its tokenizer with the Auto classes of transformers. The names in
-`__all__` are the public surface; each is imported when it is first used.
+After `import sector` the Auto classes of transformers know the model, its config and its tokenizer. The import is fast:
+it loads neither torch nor transformers. The names in `__all__` are the public interface; each is imported at its first
+use.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "InputError": "errors",
     "Problems": "language.operands",
     "SectorConfig": "models.sector",
@@ -42,16 +46,70 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import a public name at its first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sector.engine.{_HOMES[name]}"), name)
+    return getattr(import_module(f"sector.engine.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """Return the names of this module, with public names that are not imported yet."""
     return sorted({*globals(), *__all__})
 
 
-# The modules of the model and the tokenizer register themselves. Loading transformers takes seconds, so our own console
-# script leaves it to the command that needs it, and `sector --help` stays fast.
-if Path(*sys.argv[:1]).stem != "sector":
-    import_module("sector.engine.models.tokenizer")
+class _TransformersLoader(Loader):
+    """Loader of transformers that registers our classes after it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Load transformers with its own loader, then register our classes with it."""
+        spec = module.__spec__
+        assert spec is not None
+        spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        sys.meta_path.remove(_FINDER)
+        _register()
+
+
+class _TransformersFinder(MetaPathFinder):
+    """Import hook that wraps the loader of transformers, and finds no other module."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of transformers from the other finders; None for any other name."""
+        if name != "transformers":
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TransformersLoader(spec.loader)
+        return spec
+
+
+_FINDER = _TransformersFinder()
+
+
+def _register() -> None:
+    """Register our classes with transformers' Auto classes, by importing the package that does so.
+
+    The package may be under way, since it imports transformers itself. It then registers at its end, and this call does
+    nothing. No package below it imports transformers, so it never meets a half-imported module.
+    """
+    if "sector.engine.models" not in sys.modules:
+        import_module("sector.engine.models")
+
+
+# Loading transformers takes seconds, so an import hook waits until the program imports it.
+if "transformers" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _FINDER)

@@ -13,16 +13,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# ruff: noqa: E402
-# The package then leaves transformers to those who need it.
-sys.argv[0] = "sector"
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch

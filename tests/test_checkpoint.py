@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import sector
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint, weights_sha256
 from sector.engine.models.sector import SectorForCausalLM, new_model
@@ -54,41 +50,6 @@ def test_round_trip_is_exact(model: SectorForCausalLM, checkpoint: Path) -> None
 def test_loads_in_hugging_face_form(model: SectorForCausalLM, checkpoint: Path) -> None:
     assert weights_sha256(AutoModelForCausalLM.from_pretrained(checkpoint)) == weights_sha256(model)
     assert AutoTokenizer.from_pretrained(checkpoint).digit_order == "lsd"
-
-
-def test_import_sector_is_all_that_the_auto_classes_need(checkpoint: Path, tmp_path: Path) -> None:
-    """In a fresh process, from another folder, with an empty cache and no network."""
-    program = (
-        "import sys, sector\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "ids = tokenizer('12+34=', return_tensors='pt')\n"
-        "output = model.generate(**ids, max_new_tokens=4, do_sample=False)\n"
-        "print(tokenizer.decode(output[0], skip_special_tokens=True))\n"
-    )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, checkpoint],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("12+34=")
-
-
-def test_our_console_script_does_not_wait_for_torch(tmp_path: Path) -> None:
-    (tmp_path / "sector").write_text("import sys, sector.cli\nprint('torch' in sys.modules)\n")
-    done = subprocess.run([sys.executable, tmp_path / "sector"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_public_names_resolve() -> None:
-    assert [name for name in sector.__all__ if not hasattr(sector, name)] == []
-    with pytest.raises(AttributeError, match="oracle_sums"):
-        sector.oracle_sums  # noqa: B018
 
 
 def test_saving_replaces_and_leaves_nothing_else(checkpoint: Path) -> None:

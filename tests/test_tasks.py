@@ -79,7 +79,7 @@ def test_sealed_the_truth_is_out_of_reach_by_every_way(task: Task) -> None:
     examples = label(problems)
     said = truth_of(problems).simplifications(problems)
     given = {"answer_mistakes": (examples.answers,), "simplification_mistakes": (said,)}
-    asked = [name for name in vars(type(task.truth)) if callable(getattr(task.truth, name)) and name[0] != "_"]
+    asked = [name for name in dir(task.truth) if callable(getattr(task.truth, name)) and name[0] != "_"]
     assert {"answers", "simplifications", *given} <= set(asked)
     for name in asked:
         with oracle.sealed(), pytest.raises(oracle.OracleSealed):

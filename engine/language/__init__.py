@@ -1,4 +1,4 @@
-"""How problems become tokens: operands, layouts, and the alphabet of text models.
+"""Language: operands, the layouts that turn problems into tokens, and the alphabet of text models.
 
 May import: the files beside the rooms, and `kernels`. Open `layout.py` first: the protocols of a batch of problems and
 of a layout. `place_layout.py` is the layout of our model, `tokens.py` the meaning of an id.

@@ -1,4 +1,4 @@
-"""A constant tensor, wherever it is asked for."""
+"""A constant tensor with a copy on each device that uses it."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ _CPU = torch.device("cpu")
 
 
 class Constant:
-    """Holds a tensor on the CPU, and a copy on each device that asked for it: not to be written to.
+    """Read-only tensor on the CPU, with cached copies on other devices.
 
-    It is made at once, on the CPU whatever the default device. A copy that a tracer made is not kept: the tensors that
-    `torch.export` traces with hold no values, and every later call would find them.
+    The tensor is made with the object, on the CPU and not on the default device. A copy that a tracer made is not
+    cached: tensors traced by `torch.export` hold no values, and every later call would get them.
     """
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
@@ -20,7 +20,7 @@ class Constant:
             self._copies = {_CPU: make()}
 
     def on(self, device: torch.device | str) -> Tensor:
-        """The constant on a device."""
+        """Return the constant on a device."""
         device = torch.device(device)
         if device in self._copies:
             return self._copies[device]

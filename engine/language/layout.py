@@ -1,6 +1,7 @@
 """Protocols between problems and tokens: a batch of problems, and a layout that writes and reads ids.
 
-B is the batch and N the digits of a problem: a simplification makes it one less.
+In the shape descriptions B is the batch, N the digits of a problem and W the digits of an answer. A simplification
+leaves problems of N-1 digits.
 """
 
 from collections.abc import Iterable
@@ -15,9 +16,9 @@ from sector.engine.language import tokens
 
 
 class Batch(Protocol):
-    """Problems of one size, rows of tensors.
+    """Problems of one size: tensors with one row a problem.
 
-    task: the name of the task they belong to.
+    task: name of the task of these problems.
     """
 
     task: ClassVar[str]
@@ -27,47 +28,56 @@ class Batch(Protocol):
     def __getitem__(self, rows: Tensor | slice) -> Self: ...
 
     def to(self, device: torch.device) -> Self:
-        """The same problems where an engine wants them."""
+        """Return the same problems on a device."""
         ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        ...
 
     @property
     def digits(self) -> int:
-        """N."""
+        """N, the digits of a problem."""
         ...
 
     @property
     def size(self) -> Any:
-        """What a layout must know to read answers to these problems back; equal for all problems of one shape."""
+        """Size by which a layout reads completions of these problems; equal for all problems of one shape."""
         ...
 
     @property
     def answer_width(self) -> int:
-        """Digits of an answer, leading zeros included."""
+        """W, the digits of an answer, leading zeros included."""
         ...
 
     @property
     def is_nothing(self) -> bool:
-        """Is there no problem at all, because nothing was simplified?"""
+        """Whether the batch stands for no problems, because nothing was simplified."""
         ...
 
     def texts(self) -> list[str]:
-        """As people write them, every operand with all its digits."""
+        """Return the problems as text, each operand with all its digits."""
         ...
 
     def without_digits(self) -> Self:
-        """As many problems of no digits: what is left where nothing was simplified."""
+        """Return as many problems of no digits: the rest where nothing was simplified."""
         ...
 
     @classmethod
-    def cat(cls, parts: Iterable[Self]) -> Self: ...
+    def cat(cls, parts: Iterable[Self]) -> Self:
+        """Concatenate several batches."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Simplifications:
-    """What the slow policy wrote: problems of N-1 digits that remain, the digit `[B]` split off, what parses `[B]`."""
+    """Outputs of the slow policy.
+
+    rest: the remaining problems of N-1 digits.
+    digit: `[B]` digit split off.
+    valid: `[B]` bool, which rows parse.
+    """
 
     rest: Any
     digit: Tensor
@@ -75,76 +85,81 @@ class Simplifications:
 
 
 class Mode(IntEnum):
-    """What a prompt asks for."""
+    """Mode of a prompt: the completion that it asks for."""
 
     ANSWER = tokens.ANSWER
+    """The answer, of the fast policy."""
     THINK = tokens.THINK
+    """The first simplification, of the slow policy."""
 
 
 class Layout(Protocol):
-    """How problems become ids, and how what a model wrote is read back. Nothing else in the loop knows an id.
-
-    num_variants: in how many ways the same problem can be laid out; 0 is the plain one.
-    pad_id: what stands behind the end of a completion.
-    """
+    """Translator between problems and ids. No other part of the loop interprets an id."""
 
     @property
-    def num_variants(self) -> int: ...
+    def num_variants(self) -> int:
+        """Number of ways to lay out the same problem; variant 0 is the plain one."""
+        ...
 
     @property
-    def pad_id(self) -> int: ...
+    def pad_id(self) -> int:
+        """Id behind the end of a completion."""
+        ...
 
     def shifted(self, variant: int | Tensor) -> Self:
-        """The same layout in another variant, one for the batch or `[B]`."""
+        """Return the layout of another variant: one for the batch, or one a row `[B]`."""
         ...
 
     def prefix_ids(self, problems: Any) -> Tensor:
-        """`[B, P]` ids that the fast and the slow prompt of a problem share."""
+        """Return the `[B, P]` ids that the fast and the slow prompt of a problem share."""
         ...
 
     def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
-        """`[B, 1]` ids that end a prompt and say what is asked."""
+        """Return the `[B, 1]` ids that end a prompt and mark its mode."""
         ...
 
     def prompt_ids(self, problems: Any, mode: Mode) -> Tensor:
-        """`[B, P+1]` ids of a whole prompt."""
+        """Return the `[B, P+1]` ids of a whole prompt."""
         ...
 
     def answer_ids(self, answers: Tensor) -> Tensor:
-        """Answers `[B, W]` as the ids that follow a prompt for an answer, end included."""
+        """Return the completions, ends included, of prompts for the answers `[B, W]`."""
         ...
 
     def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
-        """The remaining problems and digit `[B]` as the ids that follow a prompt for a simplification, end included."""
+        """Return the completions, ends included, of prompts for the simplifications: rest, and digits `[B]`."""
         ...
 
     def parse_answers(self, ids: Tensor, size: Any, /) -> tuple[Tensor, Tensor]:
-        """Generated ids `[B, T]` -> answers `[B, W]` and which rows are well-formed `[B]`; the rest hold zeros.
+        """Parse generated ids `[B, T]` as answers `[B, W]`; also return which rows parse `[B]`. Other rows hold zeros.
 
-        size: of the problems asked (`Batch.size`).
+        size: size of the problems (`Batch.size`).
         """
         ...
 
     def parse_simplifications(self, ids: Tensor, size: Any, /) -> Simplifications:
-        """Generated ids of simplifications of problems of that size; rows that do not parse hold zeros."""
+        """Parse generated ids `[B, T]` as simplifications of problems of a size. Rows that do not parse hold zeros."""
         ...
 
     def answer_length(self, size: Any, /) -> int:
-        """Tokens of a fast answer, end included."""
+        """Return the tokens of a fast answer, end included."""
         ...
 
     def simplification_length(self, size: Any, /) -> int:
-        """Tokens of a simplification, end included."""
+        """Return the tokens of a simplification, end included."""
         ...
 
     def beginning_length(self, size: Any, /) -> int:
-        """Tokens at the beginning of a prefix that the next simplification leaves alone."""
+        """Return how many tokens at the beginning of a prefix stay the same in the next simplification's prefix."""
         ...
 
     def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Generated tokens in ids `[B, T]`, ends included and padding not; of some rows `[B]` if given. A number."""
+        """Count the generated tokens in ids `[B, T]`, ends included and padding excluded, as a scalar tensor.
+
+        rows: `[B]` bool, the rows to count; None is all.
+        """
         ...
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
-        """Which rows of `[B, T]` would parse, were their numbers of another length?"""
+        """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""
         ...

@@ -1,35 +1,37 @@
-"""Problems `a+b` and `a+b+1` as batches of digit tensors, and how to draw, swap, read and write them.
+"""Problems `a+b` and `a+b+1` as batches of digit tensors: draw, swap, read and write them.
 
 In the shape descriptions B is the batch of problems and N the digits per operand. Digits are stored most significant
-first whatever order the model reads them in; the order is the business of `policy.py`. Nothing here knows a sum.
+first; a layout puts them in the model's order (`place_layout.py`). No function here computes a sum.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
+from sector.engine.language.rows import Record
 
 if TYPE_CHECKING:
     from sector.engine.language.layout import Batch
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
-# Share of the hard problems that are carry chains; what no look of a filter catches is a carry missed in a long one.
+# Share of the hard problems that are carry chains. A carry missed in a long chain is the error that passes all checks.
 CHAINS = 2 / 3
-
-PROBLEM_PATTERN = re.compile(r"\s*(\d+)\s*\+\s*(\d+)\s*(\+\s*[01]\s*)?=?\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Problems:
-    """A batch of problems of one length; sums here, and what derived classes make of two operands and a carry.
+class Problems(Record):
+    """A batch of sums of one length; derived classes are other tasks with two operands and a carry.
 
-    task, sign: what is asked, by name and as people write it.
+    task: name of the task.
+    sign: sign between the operands in text.
+    example: a problem as typed, for messages.
     a: `[B, N]` int64 digits of the first operand, most significant first.
     b: `[B, N]` int64 digits of the second operand.
     carry: `[B]` int64 carry-in, 0 or 1.
@@ -37,6 +39,7 @@ class Problems:
 
     task: ClassVar[str] = "addition"
     sign: ClassVar[str] = "+"
+    example: ClassVar[str] = "123+456"
 
     a: Tensor
     b: Tensor
@@ -52,15 +55,9 @@ class Problems:
     def __len__(self) -> int:
         return self.a.shape[0]
 
-    def __getitem__(self, rows: Tensor | slice) -> Self:
-        return type(self)(self.a[rows], self.b[rows], self.carry[rows])
-
-    def to(self, device: torch.device) -> Self:
-        """The same problems where an engine wants them."""
-        return type(self)(self.a.to(device), self.b.to(device), self.carry.to(device))
-
     @property
     def device(self) -> torch.device:
+        """Device of the tensors."""
         return self.a.device
 
     @property
@@ -70,7 +67,7 @@ class Problems:
 
     @property
     def size(self) -> int:
-        """N: all that a layout must know to read an answer back."""
+        """N, by which a layout reads completions."""
         return self.digits
 
     @property
@@ -80,28 +77,28 @@ class Problems:
 
     @property
     def is_nothing(self) -> bool:
-        """Is there no problem at all, because nothing was simplified?"""
+        """Whether the batch stands for no problems, because nothing was simplified."""
         return self.digits == 0
 
     def without_digits(self) -> Self:
-        """As many problems of no digits: what is left where nothing was simplified."""
+        """Return as many problems of no digits: the rest where nothing was simplified."""
         empty = self.a[:, :0]
         return type(self)(empty, empty, torch.zeros_like(self.carry))
 
     def swapped(self) -> Self:
-        """The same problems in the other operand order, `b+a`: the other side of the commutativity check."""
+        """Return the problems with swapped operands, `b+a`, for the commutativity check."""
         return type(self)(self.b, self.a, self.carry)
 
     def complement(self) -> Self:
-        """The nines' complements, 9 - digit everywhere and the carry-in flipped: where a carry ran, none does now.
+        """Return the nines' complements: 9 - digit everywhere, and the carry-in flipped. Every carry is flipped too.
 
-        The sum of all four operands and both carry-ins is 2 * 10^N - 1 whatever the digits are, so that the answers are
-        complements of each other too (`complement_answers`).
+        All four operands and both carry-ins add up to 2 * 10^N - 1 for any digits, so the answers are complements of
+        each other too (`complement_answers`).
         """
         return type(self)(9 - self.a, 9 - self.b, 1 - self.carry)
 
     def texts(self) -> list[str]:
-        """`123+456`, or `123+456+1` with a carry-in; leading zeros are kept, so every operand shows N digits."""
+        """Return the problems as `123+456`, or `123+456+1` with a carry-in; each operand shows all N digits."""
         return [
             f"{first}{self.sign}{second}{self.sign + '1' if carry else ''}"
             for first, second, carry in zip(
@@ -110,49 +107,64 @@ class Problems:
         ]
 
     @classmethod
-    def cat(cls, parts: "Iterable[Self]") -> Self:
-        parts = list(parts)
-        return cls(
-            torch.cat([part.a for part in parts]),
-            torch.cat([part.b for part in parts]),
-            torch.cat([part.carry for part in parts]),
-        )
+    def parse(cls, texts: list[str], digits: int | None = None) -> Self:
+        """Parse problems as typed, and pad their operands with leading zeros to one length.
 
-    @staticmethod
-    def parse(texts: list[str], digits: int | None = None) -> "Problems":
-        """Read problems as people type them; operands are padded with leading zeros to one length.
+        digits: length of the operands; by default the longest operand's.
 
-        digits: that length; by default the longest operand's. Raises InputError naming the first text that is not
-        `a+b` or `a+b+1` in non-negative decimal integers, or is longer than `digits`.
+        Raises InputError, naming the first such text, unless all texts are problems in non-negative decimal integers.
+        Raises InputError if an operand is longer than `digits`.
         """
-        operands = [_operands(text) for text in texts]
-        longest = max((len(operand) for row in operands for operand in row[:2]), default=1)
+        rows = [cls.operands_of(text) for text in texts]
+        longest = max((len(operand) for a, b, _ in rows for operand in (a, b)), default=1)
         digits = longest if digits is None else digits
         if longest > digits:
             raise InputError(f"an operand has {longest} digits, more than {digits}")
-        return Problems(
-            digit_tensor([row[0] for row in operands], digits),
-            digit_tensor([row[1] for row in operands], digits),
-            torch.tensor([row[2] for row in operands], dtype=torch.int64),
+        return cls(
+            digit_tensor([a for a, _, _ in rows], digits),
+            digit_tensor([b for _, b, _ in rows], digits),
+            torch.tensor([carry for _, _, carry in rows], dtype=torch.int64),
         )
+
+    @classmethod
+    def operands_of(cls, text: str) -> tuple[str, str, int]:
+        """Return the operands of a typed problem without leading zeros, and its carry-in. InputError if it is none."""
+        match = _typed_pattern(cls.sign).fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"{text.strip()!r} is not a problem; write two non-negative integers as {cls.example} or "
+                f"{cls.example}{cls.sign}1"
+            )
+        carry = match[3] is not None and "1" in match[3]
+        return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
+
+
+@cache
+def _typed_pattern(sign: str) -> re.Pattern[str]:
+    """Return the pattern of a typed problem: its operands, and its carry-in with the sign."""
+    sign = re.escape(sign)
+    return re.compile(rf"\s*(\d+)\s*{sign}\s*(\d+)\s*({sign}\s*[01]\s*)?=?\s*", re.ASCII)
 
 
 def complement_answers(answers: Tensor) -> Tensor:
-    """Answers `[B, N+1]` -> what answers to the complements of the same problems must be; its own inverse.
+    """Return the answers that the complements of the problems of `answers [B, N+1]` must have; its own inverse.
 
-    9 - digit, and 1 - digit in front, where only 0 and 1 occur; other digits there give no digit.
+    Digits become 9 - digit. The first, which is 0 or 1 in a sum, becomes 1 - digit; other values there give no digit.
     """
     return torch.cat([1 - answers[:, :1], 9 - answers[:, 1:]], dim=1)
 
 
 def problem_digits(text: str) -> int:
-    """N of a problem as typed: the longer operand without its leading zeros, at least 1. InputError as in `parse`."""
-    first, second, _ = _operands(text)
+    """Return N of a problem as typed: the length of the longer operand without leading zeros, at least 1.
+
+    Raises InputError as `Problems.parse` does.
+    """
+    first, second, _ = Problems.operands_of(text)
     return max(len(first), len(second))
 
 
 def digit_strings(digits: Tensor) -> list[str]:
-    """`[B, N]` digits -> B strings of N characters."""
+    """Return `[B, N]` digits as B strings of N characters."""
     rows = (digits.to(torch.uint8).cpu() + ord("0")).numpy()
     return [row.tobytes().decode("ascii") for row in rows]
 
@@ -160,17 +172,19 @@ def digit_strings(digits: Tensor) -> list[str]:
 def draw_problems(digits: int, count: int, generator: torch.Generator, hard_share: float = 0.0) -> Problems:
     """Draw `count` problems of `digits` digits.
 
-    Uniform digits almost never carry far, and people type more than uniform digits, so a share `hard_share` of the rows
-    is drawn from two other families (no labels are needed for either), `CHAINS` of it from the first:
+    Uniform digits almost never carry far, and users type problems that uniform digits hardly cover. A share
+    `hard_share` of the rows is therefore drawn from two other families, `CHAINS` of it from the first. Neither needs
+    labels.
 
-    - carry chains, through which a carry runs as far as there is one: in half of them columns add up to nine with a
-      probability that is uniform per row, in the other half one run of columns does, of any length and anywhere, since
-      long runs are nearly never drawn column by column, and what is never drawn is never learned. Half of these runs
-      repeat one pair of digits, as people's do: 9999+1, 4444+5556. A quarter of the runs leave only the last column,
-      and a quarter of the pairs are 9 and 0: of 9...9+1, which people like best, there would be none in a whole round;
-    - short operands: one operand starts with a uniform number of zeros, as `12345+00067`.
+    - Carry chains: runs of columns that add up to nine, through which any carry goes on. In half of these rows each
+      column adds up to nine with a probability that is uniform per row. In the other half one run of columns does, of
+      any length at any place, because column by column long runs are almost never drawn, and never learned. Half of
+      the runs repeat one pair of digits, as typed problems do: 9999+1, 4444+5556. A quarter of the runs cover all
+      columns but the last, and a quarter of the pairs are 9 and 0. Without these quarters a whole round would hold no
+      9...9+1, which users type most.
+    - Short operands: one operand starts with a uniform number of zeros, as in `12345+00067`.
 
-    The carry-in is 0 or 1 with equal probability everywhere.
+    The carry-in is 0 or 1 with equal probability in all rows.
     """
     shape = (count, digits)
     a = torch.randint(0, 10, shape, generator=generator)
@@ -184,10 +198,10 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     run = run_of_columns(digits, count, generator)
     is_one_run = torch.rand(count, 1, generator=generator) < 0.5
     repeated = torch.randint(0, 20, (count, 1), generator=generator)
-    # Not drawn for uniform digits, so that those of an evaluation stay the same.
+    # Drawn only if there are hard rows, so that the uniform problems of an evaluation stay the same.
     if hard_share > 0:
-        run = torch.where(_some(count, generator), torch.arange(digits) < digits - 1, run)
-        repeated = torch.where((repeated < 10) & _some(count, generator), 9, repeated)
+        run = torch.where(_quarter(count, generator), torch.arange(digits) < digits - 1, run)
+        repeated = torch.where((repeated < 10) & _quarter(count, generator), 9, repeated)
     chained = torch.where(is_one_run, run, chained)
 
     chain_share = hard_share * CHAINS
@@ -201,13 +215,13 @@ def draw_problems(digits: int, count: int, generator: torch.Generator, hard_shar
     return Problems(a, b, carry)
 
 
-def _some(count: int, generator: torch.Generator) -> Tensor:
-    """`[B, 1]` bool: a quarter of the rows."""
+def _quarter(count: int, generator: torch.Generator) -> Tensor:
+    """Draw a quarter of the rows, as `[B, 1]` bool."""
     return torch.rand(count, 1, generator=generator) < 0.25
 
 
 def run_of_columns(digits: int, count: int, generator: torch.Generator) -> Tensor:
-    """`[B, N]` bool: one run of columns a row, of any length from 1 to N and anywhere."""
+    """Draw one run of columns for each row, of any length from 1 to N at any place, as `[B, N]` bool."""
     length = torch.randint(1, digits + 1, (count, 1), generator=generator)
     start = (torch.rand(count, 1, generator=generator) * (digits - length + 1)).long()
     columns = torch.arange(digits)
@@ -215,26 +229,18 @@ def run_of_columns(digits: int, count: int, generator: torch.Generator) -> Tenso
 
 
 def batches(problems: AnyBatch, size: int) -> Iterator[AnyBatch]:
-    """Consecutive slices of at most `size` problems."""
+    """Yield consecutive slices of at most `size` problems."""
     for start in range(0, len(problems), size):
         yield problems[start : start + size]
 
 
-def _operands(text: str) -> tuple[str, str, int]:
-    match = PROBLEM_PATTERN.fullmatch(text)
-    if match is None:
-        raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123+456 or 123+456+1")
-    carry = match[3] is not None and "1" in match[3]
-    return match[1].lstrip("0") or "0", match[2].lstrip("0") or "0", int(carry)
-
-
 def digit_tensor(numbers: list[str], digits: int) -> Tensor:
-    """Decimal strings of at most N = `digits` characters -> `[B, N]` digits, with leading zeros."""
+    """Return decimal strings of at most N = `digits` characters as `[B, N]` digits, with leading zeros."""
     text = "".join(number.zfill(digits) for number in numbers).encode("ascii")
     flat = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
     return flat.to(torch.int64).sub_(ord("0")).view(len(numbers), digits)
 
 
 def plain_decimals(answers: Tensor) -> list[str]:
-    """`[B, N+1]` digits as people write them, without leading zeros."""
+    """Return `[B, N+1]` digits as decimal strings without leading zeros."""
     return [text.lstrip("0") or "0" for text in digit_strings(answers)]

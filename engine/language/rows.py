@@ -1,8 +1,8 @@
-"""Nested values whose tensors have a row a problem, put together and moved as one."""
+"""Records of tensors with one row a problem: select rows, move and concatenate all tensors together."""
 
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,8 +10,30 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Base of dataclasses whose fields are tensors, or records again, with one row a problem."""
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        """Return the records of some rows."""
+        return _map(lambda member: member[rows], self)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the record on a device."""
+        return _map(lambda member: member.to(device), self)
+
+    @classmethod
+    def cat(cls, parts: Iterable[Self]) -> Self:
+        """Concatenate the rows of several records."""
+        return _map_all(cat, list(parts))
+
+
 def cat(parts: Sequence[Value]) -> Value:
-    """One after another: rows of tensors are joined and numbers added up; anything else must be equal in all parts."""
+    """Concatenate nested values: join the rows of tensors, add up numbers, and keep values that are equal in all parts.
+
+    Tuples and dataclasses are concatenated member by member, unless they have a function `cat` of their own.
+    """
+    # mypy does not follow a type variable through isinstance.
     values: Sequence[Any] = parts
     return _cat(values)
 
@@ -27,15 +49,13 @@ def _cat(values: Sequence[Any]) -> Any:
     if hasattr(first, "cat"):
         return type(first).cat(values)
     if is_dataclass(first):
-        return _with(
-            first, {field.name: _cat([getattr(value, field.name) for value in values]) for field in fields(first)}
-        )
+        return _map_all(_cat, values)
     assert all(value == first for value in values), f"{first!r} is not the same in all parts"
     return first
 
 
 def move(value: Value, device: torch.device) -> Value:
-    """The same on a device."""
+    """Return a nested value with all its tensors on a device."""
     return _moved(value, device)
 
 
@@ -45,10 +65,16 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in value)
     if is_dataclass(value):
-        return _with(value, {field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+        return _map(lambda member: _moved(member, device), value)
     return value
 
 
-def _with(value: Any, members: dict[str, Any]) -> Any:
-    """A dataclass of the same type with these members."""
-    return type(value)(**members)
+def _map(function: Callable[[Any], Any], record: Any) -> Any:
+    """Return a dataclass of the same type, with a function applied to each of its members."""
+    return type(record)(*(function(getattr(record, field.name)) for field in fields(record)))
+
+
+def _map_all(function: Callable[[list[Any]], Any], records: Sequence[Any]) -> Any:
+    """Return one dataclass of the same type as all these, with a function applied to the members of each name."""
+    names = [field.name for field in fields(records[0])]
+    return type(records[0])(*(function([getattr(record, name) for record in records]) for name in names))

@@ -1,6 +1,6 @@
-"""The loss of next tokens, as transformers' trainers ask for it.
+"""Next-token loss with the arguments of transformers' trainers.
 
-B is the batch, T the tokens of a row, V the vocabulary.
+In the shape descriptions B is the batch, T the tokens of a row and V the vocabulary.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sector.engine.language import tokens
 
-# What `labels` hold where there is nothing to learn, as everywhere in torch.
+# Label of tokens without loss, the default of torch.
 IGNORED = -100
 
 
@@ -20,18 +20,25 @@ def next_token_loss(
     shift_labels: Tensor | None,
     num_items: int | Tensor | None,
 ) -> Tensor:
-    """Cross entropy of `[B, T, V]`, in float32; see `SectorForCausalLM.forward`. Zero if nothing carries loss."""
-    given = labels if shift_labels is None else shift_labels
-    assert given is not None
-    if given.shape != ids.shape:
-        raise ValueError(f"labels must be {list(ids.shape)}, as the ids are, not {list(given.shape)}")
+    """Return the cross entropy of logits `[B, T, V]`, computed in float32; 0 if no token takes loss.
+
+    The arguments are those of `SectorForCausalLM.forward`; `shift_labels` replace `labels` if both are given.
+
+    Raises ValueError if the labels or the logits are not of the shape of the ids.
+    """
+    targets = labels if shift_labels is None else shift_labels
+    assert targets is not None
+    if logits.shape[1] != ids.shape[1]:
+        raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
+    if targets.shape != ids.shape:
+        raise ValueError(f"labels must be {list(ids.shape)}, as the ids are, not {list(targets.shape)}")
     if shift_labels is None:
-        logits, ids, given = logits[:, :-1], ids[:, :-1], given[:, 1:]
-    ids, targets = ids.to(logits.device), given.to(logits.device)
+        logits, ids, targets = logits[:, :-1], ids[:, :-1], targets[:, 1:]
+    ids, targets = ids.to(logits.device), targets.to(logits.device)
     targets = targets.masked_fill(never_follows(targets, ids), IGNORED)
-    # Sums of bfloat16 would be off in the third digit.
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    total = F.cross_entropy(exact, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    # Sums of bfloat16 would be wrong in the third digit.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     count = (targets != IGNORED).sum() if num_items is None else torch.as_tensor(num_items, device=logits.device)
     return total / count.clamp(min=1)
 
@@ -54,7 +61,7 @@ def refuse_impossible_targets(logits: Tensor) -> None:
 
 
 def never_follows(targets: Tensor, ids: Tensor) -> Tensor:
-    """Which ids of the vocabulary `targets [...]` have no chance to come after `ids [...]`, whatever the weights?"""
+    """Return which targets `[...]` are ids of the vocabulary that no model may write after `ids [...]`."""
     in_vocabulary = (targets >= 0) & (targets < tokens.VOCAB_SIZE)
     classes = tokens.class_of(targets.clamp(0, tokens.VOCAB_SIZE - 1))
     legal = tokens.legal_table(ids.device)[tokens.class_of(ids), classes]

@@ -1,6 +1,6 @@
-"""Who attends to whom, by what callers of transformers give: padding, packed rows, a cache, or a mask of their own.
+"""Attention masks from the arguments of transformers: padding, packed rows, a cache, or a full mask.
 
-B is the batch, T the new tokens of a row, S those attended to, H the heads.
+In the shape descriptions B is the batch, T the new tokens of a row, S the tokens attended to and H the heads.
 """
 
 import torch
@@ -14,9 +14,12 @@ from transformers.utils.import_utils import is_tracing
 def attention_mask_of(
     mask: Tensor | None, position_ids: Tensor | None, ids: Tensor, cache: Cache | None
 ) -> Tensor | None:
-    """Who attends to whom, as `Attention` takes it; None where plain causal attention (or one new token) says it all.
+    """Return the mask for `Attention`, or None if plain causal attention (or one new token) needs none.
 
-    mask: `[B, S]` padding, or four-dimensional: then as it is. The rest as in `SectorForCausalLM.forward`.
+    mask: `[B, S]` padding mask, or a four-dimensional mask, which is used as it is.
+    position_ids, ids, cache: as in `SectorForCausalLM.forward`.
+
+    Raises ValueError if the mask has another shape.
     """
     batch, length = ids.shape
     past: int | Tensor = cache.get_seq_length() if cache is not None else 0
@@ -26,8 +29,8 @@ def attention_mask_of(
     if mask is not None and mask.ndim == 4:
         if mask.shape[0] not in (1, batch) or mask.shape[2:] != (length, size):
             raise ValueError(f"attention_mask must be {[batch, 1, length, size]}, not {list(mask.shape)}")
-        return _seeing(mask)
-    # A static cache is as long at first as at last, and how much of it is full is known on the device only.
+        return _without_empty_rows(mask)
+    # A static cache has its full length from the start, and only the device knows how much of it is used.
     grows = isinstance(past, int) and size == past + length
     if mask is not None:
         fits = mask.shape[1] == size if grows else mask.shape[1] <= size
@@ -40,27 +43,27 @@ def attention_mask_of(
     # Where a mask holds no values yet, there is nothing to look at.
     if plain and (mask is None or (not is_tracing(mask) and not mask.is_meta and bool(mask.all()))):
         return None
-    own = torch.arange(length, device=ids.device)[:, None] + past
+    queries = torch.arange(length, device=ids.device)[:, None] + past
     keys = torch.arange(size, device=ids.device)
-    seen = (keys <= own)[None, None]
+    visible = (keys <= queries)[None, None]
     if documents is not None:
-        seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
+        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
     if mask is None:
-        return seen
-    padding = F.pad(mask.to(ids.device).bool(), (0, size - mask.shape[1]))
-    # A padding row attends to itself, so that no softmax is over nothing.
-    return seen & padding[:, None, None, :] | (keys == own)
+        return visible
+    is_token = F.pad(mask.to(ids.device).bool(), (0, size - mask.shape[1]))
+    # Padding attends to itself, so that no softmax is empty.
+    return visible & is_token[:, None, None, :] | (keys == queries)
 
 
 def _documents(position_ids: Tensor | None, batch: int) -> Tensor | None:
-    """`[B, T]` number of the sequence that each token of a packed row belongs to; None if rows are not packed."""
+    """Return the `[B, T]` index of each token's sequence in packed rows; None without positions."""
     if position_ids is None:
         return None
     return find_packed_sequence_indices(position_ids.expand(batch, -1))
 
 
-def _seeing(mask: Tensor) -> Tensor:
-    """A four-dimensional mask, but what would attend to nothing attends to all, so that no softmax is over nothing."""
+def _without_empty_rows(mask: Tensor) -> Tensor:
+    """Return a four-dimensional mask in which queries without any key attend to all, so that no softmax is empty."""
     if mask.is_floating_point():
         return mask
     mask = mask.bool()

@@ -1,7 +1,7 @@
-"""Models that someone else trained: a directory in Hugging Face form, or a GGUF file, opened without running its code.
+"""Pretrained models: a directory in Hugging Face form, or a GGUF file, opened without running its code.
 
-Weights are read as float32, whatever they are kept in. A directory must hold safetensors; GGUF is read by transformers,
-which turns it back into plain matrices, so what it lost when it was quantised stays lost.
+Weights are read as float32 from any type. A directory must hold safetensors. transformers reads GGUF and turns it back
+into plain matrices; the precision that quantisation lost stays lost.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ GGUF = ".gguf"
 
 
 def open_pretrained(path: Path) -> TextModel:
-    """A model of text from a directory or a GGUF file, on the CPU. InputError names what is wrong with it."""
+    """Open a text model from a directory or a GGUF file, on the CPU. InputError names a fault of the model."""
     if path.is_dir():
         return TextModel(*_read(path, path), str(path))
     if not path.is_file() or path.suffix != GGUF:
@@ -32,18 +32,21 @@ def open_pretrained(path: Path) -> TextModel:
     if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
         raise InputError(f"reading {path} needs {' and '.join(missing)}; pip install 'sector-lm[gguf]'")
     network, tokenizer = _read(path, path.parent, gguf_file=path.name)
-    # The file says so, and transformers leaves it out.
+    # transformers does not read this flag of the file.
     tokenizer.add_bos_token = _adds_start(path)
     return TextModel(network, tokenizer, str(path))
 
 
 def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What `path` holds; `gguf` names a file in the folder."""
+    """Read the network and the tokenizer of a folder, or of its file `gguf_file`. InputError if that fails.
+
+    path: path of the model in messages.
+    """
     arguments: dict[str, Any] = {"local_files_only": True, **gguf}
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **arguments)
-            # transformers types what it returns without `output_loading_info`.
+            # transformers annotates the result without `output_loading_info` only.
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 trust_remote_code=False,
@@ -53,7 +56,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
                 **arguments,
             )
     except Exception as error:
-        # Whatever transformers makes of files that someone else wrote: it checks by many kinds of error.
+        # transformers raises many kinds of error on bad files.
         reason = first_line(error)
         raise InputError(f"{path} is not a causal model that transformers reads ({reason})") from error
     network, loading = opened
@@ -63,7 +66,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
 
 
 def _plain(network: PreTrainedModel) -> PreTrainedModel:
-    """The network with a config that says what its weights are now."""
+    """Return the network with a config of its weights as they are now, plain matrices."""
     config = network.config
     if getattr(config, "quantization_config", None):
         del config.quantization_config
@@ -72,7 +75,7 @@ def _plain(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def _adds_start(path: Path) -> bool:
-    """Does a GGUF file ask for the mark of a beginning in front of every text? transformers does not tell."""
+    """Return whether a GGUF file asks for the start-of-text token in front of every text."""
     from gguf import GGUFReader
 
     field = GGUFReader(path).get_field("tokenizer.ggml.add_bos_token")
@@ -81,12 +84,12 @@ def _adds_start(path: Path) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and advice: progress is ours to show."""
+    """Silence transformers' progress bars and advice within a context."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        # The bar of GGUF heeds no setting.
+        # The progress bar of GGUF ignores these settings.
         with redirect_stderr(StringIO()):
             yield
     finally:

@@ -1,10 +1,10 @@
 """The model: a small decoder-only transformer over place-coupled tokens, in Hugging Face form.
 
 It embeds the class of a token, rotates queries and keys by its place (`tokens.py`), and scatters 32 class logits onto
-the ids that may come next, so that plain `generate` in transformers needs no state besides the ids.
+the ids that may come next. So plain `generate` in transformers needs no state besides the ids.
 
 In the shape descriptions B is the batch, T the tokens of a row, S the tokens attended to, D the hidden size, H the
-heads, K the size of a head and V the vocabulary.
+heads, K the size of a head, P the places and V the vocabulary.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -29,15 +29,15 @@ from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
 from sector.engine.tasks import DEFAULT, task_names
 
-# Training moves the digits behind a random column away by up to this many places (`distill.py`).
+# Training moves the digits behind a random column away by at most this number of places (`distill.py`).
 MAX_GAP = 30
 
-# Raised whenever the same weights would mean something else: token classes, activation, rotation.
+# Raised by every change that gives the same weights another meaning: token classes, activation, rotation.
 ARCHITECTURE_VERSION = 1
 
-# A row is at most so many times as long as its prompt, in any task: a simplification of a product takes nearly four
-# prompts. The shortest prompt is `<a)+b)c=`.
-_MOST_OF_A_PROMPT = 5
+# The longest row of any task, in prompts: a simplification of a product is nearly four prompts long.
+_PROMPTS_OF_A_ROW = 5
+# Tokens of the shortest prompt, `<a)+b)c=`.
 _SHORTEST_PROMPT = 8
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -53,9 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SectorConfig(PretrainedConfig):
-    """Sizes of a model. `digit_order` and `task` are part of a checkpoint because the weights have learned them.
+    """Config of a model: its sizes, and `digit_order` and `task`, which the weights have learned.
 
-    architecture_version: what the weights were trained as; others would load here and answer nonsense.
+    architecture_version: version of the code that trained the weights. Weights of other versions would load and give
+        wrong answers, so ValueError is raised.
     """
 
     model_type = "sector"
@@ -98,16 +99,17 @@ class SectorConfig(PretrainedConfig):
 
     @property
     def head_dim(self) -> int:
+        """K, the size of a head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def max_position_embeddings(self) -> int:
-        """Tokens of the longest prompt and completion, by the name under which engines look for it."""
+        """Tokens of the longest prompt and completion, under the name that engines read."""
         return tokens.row_length(tokens.MAX_DIGITS)
 
 
 def _check(config: SectorConfig) -> None:
-    """Raise ValueError, naming the rule, on sizes of which no model can be made."""
+    """Raise ValueError, naming the rule, if no model can have this config."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
@@ -132,7 +134,7 @@ def _check(config: SectorConfig) -> None:
 
 
 def rope_table(config: SectorConfig) -> Tensor:
-    """`[P, 2, K/2]` cosines and sines of every place that training or inference can meet."""
+    """Return the `[P, 2, K/2]` cosines and sines of all places in training and inference."""
     places = torch.arange(tokens.MAX_PLACE + MAX_GAP + 1, dtype=torch.float64)
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     angles = places[:, None] * config.rope_max_frequency * config.rope_theta**-exponents
@@ -140,7 +142,7 @@ def rope_table(config: SectorConfig) -> Tensor:
 
 
 def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
-    """`[..., 32]` class logits of the tokens that follow `ids [...]` -> `[..., V]`, each on the id of its class."""
+    """Scatter class logits `[..., 32]` of the tokens that follow `ids [...]` onto their ids: `[..., V]`."""
     targets = tokens.next_ids(ids.unsqueeze(-1), torch.arange(tokens.NUM_CLASSES, device=ids.device))
     logits = class_logits.new_full((*ids.shape, vocab_size), float("-inf"))
     # Illegal classes may share an id with a legal one (a clamped place), so the larger logit wins.
@@ -148,13 +150,13 @@ def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, T, H, K]` by the angles of `[B, T, 1, K/2]` cosines and sines; halves are the two components."""
+    """Rotate `[B, T, H, K]` by the angles of `[B, T, 1, K/2]` cosines and sines; the halves of K are components."""
     real, imaginary = x.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention, rotary by place."""
+    """Multi-head attention with rotation by place."""
 
     def __init__(self, config: SectorConfig, layer_index: int) -> None:
         super().__init__()
@@ -171,23 +173,24 @@ class Attention(nn.Module):
         past_key_values: Cache | None = None,
         show: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, D]` -> `[B, T, D]`, and if it is to `show` them the weights `[B, H, T, S]`.
+        """Compute attention: states `[B, T, D]` -> `[B, T, D]`, and the weights `[B, H, T, S]` if `show`, else None.
 
-        mask: `[1 or B, 1 or H, T, S]` bool, or a float to be added to the scores; None is plain causal attention.
+        rope: cosines and sines of the tokens, `[B, T, 1, K/2]` each.
+        mask: `[1 or B, 1 or H, T, S]` bool, or float to add to the scores; None is plain causal attention.
         """
         batch, length, hidden = x.shape
         heads = hidden // self.head_dim
         qkv = self.qkv(x).view(batch, length, 3 * heads, self.head_dim)
         qk, v = qkv.split([2 * heads, heads], dim=2)
-        # The table is float32, whatever the weights are.
+        # The table is float32 for weights of any type.
         q, k = rotate(qk, *rope).to(v.dtype).transpose(1, 2).chunk(2, dim=1)
         v = v.transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_index)
         if mask is not None and mask.is_floating_point():
-            # A row of nothing but -inf has no softmax.
+            # A row of -inf only has no softmax.
             mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
-        # One new token attends to all that is in the cache.
+        # A single new token attends to the whole cache.
         is_causal = mask is None and (past_key_values is None or length > 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         weights = attention_weights(q, k, mask) if show else None
@@ -195,7 +198,7 @@ class Attention(nn.Module):
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Queries `[B, H, T, K]` and keys `[B, H, S, K]` -> the weights `[B, H, T, S]` by which values are added up."""
+    """Return the attention weights `[B, H, T, S]` of queries `[B, H, T, K]` and keys `[B, H, S, K]`."""
     scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
     if mask is None:
         mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril(k.shape[2] - q.shape[2])
@@ -222,14 +225,14 @@ class Block(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         show: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`[B, T, D]` -> `[B, T, D]`, and the weights of its attention; see there."""
+        """Compute the block: states `[B, T, D]` -> `[B, T, D]`, and the attention weights; see `Attention.forward`."""
         attended, weights = self.attention(self.attention_norm(x), rope, mask, past_key_values, show)
         x = x + attended
         return x + self.down(F.relu(self.up(self.mlp_norm(x))).square()), weights
 
 
 class SectorForCausalLM(PreTrainedModel, GenerationMixin):
-    """Place-coupled language model; `forward` yields logits over ids, `class_logits` over the 32 classes."""
+    """Place-coupled language model. `forward` returns logits over ids, `class_logits` over the 32 classes."""
 
     config: SectorConfig
     config_class = SectorConfig
@@ -246,7 +249,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, tokens.NUM_CLASSES, bias=False)
-        # Not a buffer: checkpoints do not hold it, and it stays float32 where the weights do not.
+        # Not a buffer: checkpoints do not hold it, and it stays float32 when the weights change type.
         self._rope = Constant(partial(rope_table, config))
         self._complete_generation_config()
         self.post_init()
@@ -262,6 +265,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the weights of a module."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.Linear):
@@ -278,11 +282,13 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """Ids `[B, T]` -> `[B, T, D]` after the final norm.
+        """Return the states `[B, T, D]` after the final norm for ids `[B, T]`.
 
         mask: as in `Attention`; None is plain causal attention.
-        places: `[B, T]` instead of the places in the ids (training augments them).
-        states: takes what each block reads, and what comes out. attentions: takes the weights of each block.
+        cache: keys and values of earlier tokens, to be extended.
+        places: `[B, T]` rotary positions; None is the places in the ids (training augments them).
+        states: list that receives the input of each block, and the result.
+        attentions: list that receives the attention weights of each block.
         """
         if places is None:
             places = tokens.place_of(input_ids)
@@ -301,7 +307,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return x
 
     def class_logits(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
-        """`[..., D]` hidden states and the ids `[...]` they belong to -> `[..., 32]`, -inf where illegal."""
+        """Return the logits `[..., 32]` for hidden states `[..., D]` of ids `[...]`; illegal classes have -inf."""
         logits = self.head(hidden)
         legal = tokens.legal_table(logits.device)[tokens.class_of(input_ids.to(logits.device))]
         return logits.masked_fill(~legal, float("-inf"))
@@ -322,20 +328,25 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Ids `[B, T]` -> logits `[B, T, V]`, all but -inf only on the ids that may come next.
+        """Return logits `[B, T, V]` for ids `[B, T]`; only ids that may come next have logits above -inf.
 
-        attention_mask: `[B, S]`, zero on padding; or as in `Attention`, and then it alone says what is seen.
-        position_ids: `[B, T]`, read where there is neither mask nor cache: where they do not go on by one, another
-            sequence begins, as collators pack them. Positions themselves are the places in the ids.
-        labels: `[B, T]`, the ids themselves; shifted here, -100 ignored. A target that can never follow, such as most
-            tokens of a prompt, carries no loss. shift_labels: `[B, T]`, shifted already.
-        num_items_in_batch: what the sum of losses is divided by; the mean otherwise. transformers counts all targets
-            that are not -100, over all the batches of a step; behind padding on the left that is one more a row, so pad
-            training batches on the right.
-        logits_to_keep: only the last so many positions, or those at these indices.
-        use_cache: hand back keys and values; only if asked for.
+        attention_mask: `[B, S]`, zero on padding; or a full mask as in `Attention`, which replaces the causal one.
+        position_ids: `[B, T]`, read only without mask and cache. Another sequence begins where they do not increase by
+            one, as collators pack rows. Rotation uses the places in the ids instead.
+        past_key_values: cache of keys and values to extend.
+        labels: `[B, T]`, the ids themselves, which are shifted here; -100 takes no loss. A target that can never
+            follow, such as most tokens of a prompt, takes no loss either.
+        shift_labels: `[B, T]`, labels that are shifted already.
+        num_items_in_batch: number that divides the sum of losses; None takes the mean. transformers counts all targets
+            other than -100 in all batches of a step. Behind padding on the left that is one more a row, so pad training
+            batches on the right.
+        logits_to_keep: number of last positions, or indices of positions, to compute logits for; 0 is all.
+        use_cache: whether to return keys and values, by default not.
+        output_attentions, output_hidden_states, return_dict: as in transformers.
+
+        Raises ValueError or TypeError on arguments that this model cannot use.
         """
-        # Not by name: transformers' Trainer would wait for every argument with a label in its name.
+        # Not a named argument: transformers' Trainer would expect all arguments with "label" in their names.
         shift_labels: Tensor | None = others.pop("shift_labels", None)
         _refuse(inputs_embeds, others)
         ids = _checked_ids(input_ids, self.config.vocab_size)
@@ -346,18 +357,16 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         states: list[Tensor] | None = [] if _chosen(output_hidden_states, config.output_hidden_states) else None
         attentions: list[Tensor] | None = [] if _chosen(output_attentions, config.output_attentions) else None
         hidden = self.hidden_states(ids, mask, past_key_values, states=states, attentions=attentions)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        class_logits = self.class_logits(hidden[:, kept], ids[:, kept])
-        logits = scatter_logits(class_logits, ids[:, kept].to(class_logits.device), config.vocab_size)
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        class_logits = self.class_logits(hidden[:, positions], ids[:, positions])
+        logits = scatter_logits(class_logits, ids[:, positions].to(class_logits.device), config.vocab_size)
         loss = None
         if shift_labels is not None or labels is not None:
-            if logits.shape[1] != ids.shape[1]:
-                raise ValueError("a loss needs the logits of all positions; leave out logits_to_keep, or the labels")
             loss = next_token_loss(logits, ids, labels, shift_labels, num_items_in_batch)
         elif logits.requires_grad and not is_tracing(logits):
             refuse_impossible_targets(logits)
         output = CausalLMOutputWithPast(
-            # transformers says FloatTensor and means a Tensor.
+            # transformers annotates FloatTensor, but any Tensor fits.
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
             past_key_values=past_key_values,
@@ -367,31 +376,31 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
 
     def rope(self, device: torch.device | None = None) -> Tensor:
-        """The `[P, 2, K/2]` table on a device, else on that of the weights."""
+        """Return the `[P, 2, K/2]` table on a device, by default that of the weights."""
         return self._rope.on(device or self.head.weight.device)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the 32 classes: a place has no weights."""
+        """Return the embedding of the 32 classes; places have no weights."""
         return self.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Take another embedding of the classes. ValueError unless it is of the same shape."""
+        """Replace the embedding of the classes. ValueError unless it has the same shape."""
         _check_shape(value, self.embed)
         self.embed = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, which yields logits of the 32 classes."""
+        """Return the head, which computes logits of the 32 classes."""
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Take another head. ValueError unless it is of the same shape."""
+        """Replace the head. ValueError unless it has the same shape."""
         _check_shape(new_embeddings, self.head)
         self.head = new_embeddings  # type: ignore[assignment]
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Return the embedding. ValueError if the vocabulary would become another one."""
+        """Return the embedding unchanged. ValueError if the size of the vocabulary would change."""
         size, multiple = new_num_tokens or self.config.vocab_size, pad_to_multiple_of or 1
         if size + -size % multiple != self.config.vocab_size:
             raise ValueError(
@@ -401,19 +410,19 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return self.embed
 
     def init_continuous_batching(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refuse, by ValueError: paged attention would ask for another form of the model."""
+        """Raise ValueError: the model has no paged attention."""
         raise ValueError("continuous batching and paged caches do not work; give `generate` a batch, or serve by vLLM")
 
     def adjust_generation_fn(self, *arguments: Any, **options: Any) -> None:
-        """Read generation_config.json, and make up for what it leaves out: older checkpoints have none."""
+        """Read generation_config.json, and complete it: older checkpoints have none."""
         super().adjust_generation_fn(*arguments, **options)  # type: ignore[misc]
         self._complete_generation_config()
 
     def _complete_generation_config(self) -> None:
-        """Set what is left open: greedy, and as long as the longest problem takes."""
+        """Set unset options to greedy decoding, up to the length of the longest problem."""
         config: GenerationConfig = self.generation_config
         if config.do_sample is None:
-            # The temperature too: pipelines would fill in another one, and be told that it has no effect.
+            # The temperature too: pipelines would set another one, and transformers warns that it has no effect.
             config.do_sample, config.temperature = False, config.temperature or 1.0
         if config.max_length is None and config.max_new_tokens is None:
             config.max_length = self.config.max_position_embeddings
@@ -421,36 +430,37 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_generated_length(  # type: ignore[override]
         self, generation_config: GenerationConfig, *, input_ids_length: int, **others: Any
     ) -> GenerationConfig:
-        """Settle the lengths. Where none was asked for, what runs on and on is cut by the length of its prompt."""
+        """Set the length limits. If the caller set none, limit a row to a multiple of its prompt's length."""
         prepared: GenerationConfig = super()._prepare_generated_length(  # type: ignore[misc]
             generation_config, input_ids_length=input_ids_length, **others
         )
         if prepared.max_new_tokens is None and prepared.max_length == self.config.max_position_embeddings:
-            prepared.max_length = min(prepared.max_length, _MOST_OF_A_PROMPT * max(input_ids_length, _SHORTEST_PROMPT))
+            prepared.max_length = min(prepared.max_length, _PROMPTS_OF_A_ROW * max(input_ids_length, _SHORTEST_PROMPT))
         return prepared
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **options: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
-        """What a call of `generate` means. ValueError, in one line, on what does not work with these logits."""
+        """Return the options of a call of `generate`. ValueError, in one line, on options that cannot work here."""
         prepared, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
         if _limits_only_new_tokens(options, vars(generation_config or GenerationConfig())):
-            # Else transformers says at every call that both are set.
+            # Otherwise transformers warns at every call that both limits are set.
             prepared.max_length = None
         _refuse_generation(prepared)
         return prepared, others
 
 
 def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
-    """Does the first of these that limits a length at all limit that of the new tokens, and no other?"""
-    for chosen in sources:
-        new, whole = (chosen.get(name) for name in ("max_new_tokens", "max_length"))
-        if new is not None or whole is not None:
-            return whole is None
+    """Return whether the first source with a limit of length limits the new tokens alone."""
+    for options in sources:
+        new_tokens, whole_row = options.get("max_new_tokens"), options.get("max_length")
+        if new_tokens is not None or whole_row is not None:
+            return whole_row is None
     return False
 
 
 def _refuse_generation(config: GenerationConfig) -> None:
+    """Raise ValueError, in one line, on options that do not work with these tokens and logits."""
     if config.stop_strings is not None:
         raise ValueError("stop_strings do not work: no text stands for a token alone; a sequence ends by itself")
     if config.guidance_scale not in (None, 1, 1.0):
@@ -460,7 +470,7 @@ def _refuse_generation(config: GenerationConfig) -> None:
 
 
 def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
-    """ValueError or TypeError, in one line, on arguments that would change nothing."""
+    """Raise ValueError or TypeError, in one line, on arguments that would have no effect."""
     if inputs_embeds is not None:
         raise ValueError("inputs_embeds do not work: the place of a token is in its id; give input_ids")
     if unknown := [name for name, value in others.items() if value is not None]:
@@ -468,12 +478,12 @@ def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
 
 
 def _checked_ids(input_ids: Tensor | None, vocab_size: int) -> Tensor:
-    """The ids. ValueError if there are none, or other than `[B, T]`; on a CPU also if one is out of the vocabulary."""
+    """Return the ids. ValueError unless they are `[B, T]` integers, and on a CPU ids of the vocabulary."""
     if input_ids is None:
         raise ValueError("give input_ids")
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(f"input_ids must be [B, T] integers, not {input_ids.dtype} {list(input_ids.shape)}")
-    # Elsewhere the check would wait for the device.
+    # On other devices the check would wait for the device.
     if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
         low, high = (int(bound) for bound in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
@@ -481,32 +491,30 @@ def _checked_ids(input_ids: Tensor | None, vocab_size: int) -> Tensor:
     return input_ids
 
 
-def _chosen(given: bool | None, default: bool | None) -> bool:
-    return bool(default if given is None else given)
+def _chosen(value: bool | None, default: bool | None) -> bool:
+    """Return a switch, or its default if it is None."""
+    return bool(default if value is None else value)
 
 
-def _check_shape(value: nn.Module, present: nn.Module) -> None:
-    shape, wanted = (list(getattr(module, "weight", torch.empty(0)).shape) for module in (value, present))
-    if shape != wanted:
-        raise ValueError(f"the weight must be {wanted}, a row for each token class, not {shape}")
+def _check_shape(replacement: nn.Module, module: nn.Module) -> None:
+    """Raise ValueError unless the weight of a replacement has the shape of the module's."""
+    shape, expected = (list(getattr(layer, "weight", torch.empty(0)).shape) for layer in (replacement, module))
+    if shape != expected:
+        raise ValueError(f"the weight must be {expected}, a row for each token class, not {shape}")
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one (CUDA_VISIBLE_DEVICES= hides it), else the CPU: where models of the loop lie."""
+    """Return the device of the loop: the GPU if there is one (CUDA_VISIBLE_DEVICES= hides it), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def new_model(preset: str, seed: int, **overrides: Any) -> SectorForCausalLM:
-    """A freshly initialised model on the CPU; the same preset and seed give the same weights.
+    """Return a newly initialised model on the CPU. The same preset and seed give the same weights.
 
-    ValueError on an unknown preset.
+    Raises ValueError on an unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SectorForCausalLM(SectorConfig(**{**PRESETS[preset], **overrides}))
-
-
-AutoConfig.register(SectorConfig.model_type, SectorConfig, exist_ok=True)
-AutoModelForCausalLM.register(SectorConfig, SectorForCausalLM, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A plain causal model of transformers with its tokenizer, as the loop takes models."""
+"""Text models: a causal model of transformers and its tokenizer, in the form that the loop uses."""
 
 from typing import Any, Self
 
@@ -9,69 +9,78 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from sector.engine.language.alphabet import read_alphabet
 from sector.engine.tasks import DEFAULT
 
-# The key in config.json.
+# Key of the task in config.json.
 _TASK = "sector_task"
 
 
 class TextModel(nn.Module):
-    """A network that reads and writes text, and what its ids mean.
+    """A network that reads and writes text, with its tokenizer.
 
-    network: any causal model of transformers. tokenizer: its own. alphabet: what that makes of problems.
+    network: a causal model of transformers.
+    tokenizer: the network's tokenizer.
+    alphabet: ids of the characters of problems.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        """name: what messages call it. InputError if the tokenizer does not write a digit as one token."""
+        """Join a network and its tokenizer. InputError if the tokenizer does not write each digit as one token.
+
+        name: name of the model in messages.
+        """
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
-        # What its makers set for chats, such as penalties, would change what is greedy.
+        # Settings for chats, such as penalties, would change greedy decoding.
         network.generation_config = GenerationConfig()
         self.eval()
 
     @property
     def config(self) -> PreTrainedConfig:
+        """Config of the network."""
         return self.network.config
 
     @property
     def task(self) -> str:
-        """The name of the task that it learns; addition if it has learned none of ours."""
+        """Name of the task that the model learns; addition if it has learned none of ours."""
         return str(self.config.to_dict().get(_TASK, DEFAULT))
 
     @task.setter
     def task(self, name: str) -> None:
+        """Set the task in the config, which a checkpoint keeps."""
         setattr(self.config, _TASK, name)
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the weights."""
         return self.network.dtype
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight once, by its name in the network: matrices that are tied are one, under the first name."""
-        kept: dict[str, Tensor] = {}
-        known: set[int] = set()
+        """Return each weight once, by its name in the network. Tied matrices are one weight, under the first name."""
+        weights: dict[str, Tensor] = {}
+        seen: set[int] = set()
         for name, tensor in self.network.state_dict(keep_vars=True).items():
-            if id(tensor) not in known:
-                known.add(id(tensor))
-                kept[name] = tensor.detach()
-        return kept
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                weights[name] = tensor.detach()
+        return weights
 
     def train(self, mode: bool = True) -> Self:
-        """No dropout: shards are worked on side by side, and what it draws would depend on who comes first."""
+        """Stay in evaluation mode. Shards run in parallel, so the draws of dropout would depend on their order."""
         return super().train(False)
 
     def forward(self, input_ids: Tensor, **arguments: Any) -> Any:
-        """Ids `[B, T]` -> what the network makes of them; its `logits [B, T, V]` are all that is asked for."""
+        """Return the network's output for ids `[B, T]`; its `logits` are `[B, T, V]`."""
         return self.network(input_ids=input_ids, **arguments)
 
 
 def _ends(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends a text, by the config and by the tokenizer: they need not agree."""
-    own = network.config.get_text_config().eos_token_id
-    given = own if isinstance(own, list) else [own]
-    return [index for index in (*given, tokenizer.eos_token_id) if isinstance(index, int)]
+    """Return the ids that end a text by the config and by the tokenizer, which may differ."""
+    ids = network.config.get_text_config().eos_token_id
+    config_ids = ids if isinstance(ids, list) else [ids]
+    return [index for index in (*config_ids, tokenizer.eos_token_id) if isinstance(index, int)]

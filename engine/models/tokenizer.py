@@ -1,17 +1,17 @@
-"""The tokenizer in Hugging Face form: from the text people see to place-coupled ids and back.
+"""The tokenizer in Hugging Face form: plain text to place-coupled ids and back.
 
     123+456=       a prompt for the fast policy          0579          its answer
     123+456+1>     a prompt for the slow policy          12+45+1|0     its simplification: the rest, and the digit
 
 A prompt with its completion is a whole sequence, end included: `123+456=579` or `123+456+1>12+45+1|0`. Operands,
-answers and rests that are shorter than their place demands are padded with leading zeros. One or two `~` in front ask
-for the shifted start marks of the second look. Text shows numbers most significant digit first, whatever the order in
-which the model reads them.
+answers and rests that are too short are padded with leading zeros. One or two `~` in front stand for the shifted
+variants of marks, as shifted checks use them. Text shows numbers most significant digit first, in both digit orders of
+models.
 
-Decoding is faithful, digit by digit: leading zeros stay, so text -> ids -> text -> ids is stable. Marks that only the
-model needs (start, end of a number, no carry-in, end of a sequence, padding) are not shown.
+Decoding keeps each digit, leading zeros included, so text -> ids -> text -> ids is stable. Marks that only the model
+needs (start, end of a number, no carry-in, end of a sequence, padding) are not shown.
 
-In a chat the last message is the prompt, and what came before it is not read.
+In a chat the last message is the prompt; earlier messages are not read.
 """
 
 import re
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
@@ -28,7 +28,6 @@ from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.loss import IGNORED
-from sector.engine.models.sector import SectorConfig
 from sector.engine.tasks import DEFAULT
 
 _TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
@@ -38,17 +37,18 @@ _REST = re.compile(r"(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?\s*\|
 _PAD_NAME = "<pad>"
 _LOCAL_NAMES = (*"0123456789", ")", "c0", "c1", "E", "x14", "x15")
 _MARK_NAMES = {tokens.START: "<", tokens.ANSWER: "=", tokens.THINK: ">", tokens.PLUS: "+", tokens.JOIN: "&"}
-# What people see of each kind of token that is not a digit; a start mark shows its shift.
+# Text of each kind of token that is not a digit; a start mark shows its shift.
 _SHOWN = {"c1": "+1", "=": "=", ">": ">", "+": "+", "&": "+", "<1": "~", "<2": "~~"}
 
 
 def _mark_name(index: int) -> str:
+    """Return the name of a mark: its kind, and its variant unless that is 0."""
     kind, variant = divmod(index + tokens.NUM_LOCAL - tokens.START, tokens.NUM_SHIFTS)
     return _MARK_NAMES[tokens.START + kind * tokens.NUM_SHIFTS] + (str(variant) if variant else "")
 
 
 def _token_name(index: int) -> str:
-    """`7@3` is a seven at place 3, `)@3` the end of a number there, `=1` an `=` of variant 1."""
+    """Return the name of an id: `7@3` is a seven at place 3, `)@3` an end there, `=1` an `=` of variant 1."""
     if index == tokens.PAD_ID:
         return _PAD_NAME
     if index < tokens.NUM_LOCAL:
@@ -63,9 +63,10 @@ _CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 
 
 class SectorTokenizer(PreTrainedTokenizer):
-    """Text <-> ids; the vocabulary follows from `tokens.py`, so there is no vocabulary file.
+    """Tokenizer of our models. The vocabulary follows from `tokens.py`, so there is no vocabulary file.
 
-    task: what the model has learned. Only sums can be written as text yet: InputError on texts for another task.
+    digit_order: order in which the model reads digits, `msd` or `lsd`.
+    task: name of the task that the model has learned. Texts of other tasks than addition raise InputError.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -75,28 +76,30 @@ class SectorTokenizer(PreTrainedTokenizer):
         self.digit_order = DigitOrder(digit_order)
         self.task = task
         kwargs["pad_token"] = _PAD_NAME
-        # Batches of prompts are made to be completed, and what follows padding on the right would complete the padding.
+        # Prompts are padded on the left, because a completion follows the last token.
         kwargs.setdefault("padding_side", "left")
-        # No part of a text stands for a token by name.
+        # Names of tokens within a text are not tokens.
         kwargs["split_special_tokens"] = True
         kwargs.setdefault("chat_template", _CHAT_TEMPLATE)
         super().__init__(digit_order=str(digit_order), task=task, **kwargs)
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids."""
         return tokens.VOCAB_SIZE
 
     def get_vocab(self) -> dict[str, int]:
+        """Return the id of each token name."""
         return dict(_IDS)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """There is nothing to save beside tokenizer_config.json."""
+        """Save no file: tokenizer_config.json holds everything."""
         return ()
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return the ids of a text as they are. InputError on a pair of texts: the second would not be read alone."""
+        """Return the ids of a text unchanged. InputError on a pair of texts, which would not be read separately."""
         if token_ids_1:
             raise InputError("a prompt stands alone; write 123+456= or 123+456=579 as one text, not as a pair")
         return token_ids_0
@@ -106,10 +109,10 @@ class SectorTokenizer(PreTrainedTokenizer):
         ids: list[int],
         pair_ids: list[int] | None = None,
         num_tokens_to_remove: int = 0,
-        *options: Any,
-        **more: Any,
+        *arguments: Any,
+        **options: Any,
     ) -> tuple[list[int], list[int], list[int]]:
-        """Return the ids if they are short enough, else raise InputError: a part of a problem is another problem."""
+        """Return the ids if no token is to be removed, else raise InputError: a cut problem is another problem."""
         if num_tokens_to_remove > 0:
             raise InputError(
                 f"a text of {len(ids)} tokens cannot be cut; raise max_length by {num_tokens_to_remove}, "
@@ -118,7 +121,7 @@ class SectorTokenizer(PreTrainedTokenizer):
         return ids, pair_ids or [], []
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Token names -> the text people see. InputError on a name of no token."""
+        """Return token names as plain text. InputError on an unknown name."""
         shown: list[str] = []
         number: list[str] = []
         previous = ""
@@ -139,16 +142,19 @@ class SectorTokenizer(PreTrainedTokenizer):
         return "".join(shown)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
+        """Return the token names of a text. InputError if it is no problem, or if the task is not addition."""
         if self.task != DEFAULT:
             raise InputError(f"problems of {self.task} cannot be written as text yet; ask the model by `sector solve`")
         return [_NAMES[index] for index in _encode(text, self.digit_order).tolist()]
 
     def _convert_token_to_id(self, token: str) -> int:
+        """Return the id of a token name. InputError on an unknown name."""
         if token not in _IDS:
             raise InputError(f"{_quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
         return _IDS[token]
 
     def _convert_id_to_token(self, index: int) -> str:
+        """Return the token name of an id. InputError on an id out of the vocabulary."""
         if not 0 <= index < tokens.VOCAB_SIZE:
             mend = f"; put {tokens.PAD_ID}, the id of padding, where labels say {IGNORED}" if index == IGNORED else ""
             raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}{mend}")
@@ -171,15 +177,17 @@ class SectorTokenizer(PreTrainedTokenizer):
         super().__setattr__(key, value)
 
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        """Accept tokens of the vocabulary as special tokens. InputError on any other token."""
         _check_known(new_tokens)
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _ordered(self, number: list[str]) -> list[str]:
+        """Convert digits between most significant first and the model's order; its own inverse."""
         return number[::-1] if self.digit_order is DigitOrder.LSD else number
 
 
 def _encode(text: str, order: DigitOrder) -> Tensor:
-    """`[T]` ids of a prompt, or of a prompt with its completion and end. InputError if the text is neither."""
+    """Return the `[T]` ids of a prompt, or of a prompt with its completion and end. InputError if text is neither."""
     parts = _TEXT.fullmatch(text)
     if parts is None:
         raise InputError(f"{_quoted(text)} is no prompt; end it with = for an answer or > for a simplification")
@@ -199,17 +207,19 @@ def _encode(text: str, order: DigitOrder) -> Tensor:
     completion = parts["completion"].strip()
     if not completion:
         return ids
-    complete = _answer_ids if mode == Mode.ANSWER else _simplification_ids
-    return torch.cat([ids, complete(completion, digits, layout)])
+    completion_ids = _answer_ids if mode == Mode.ANSWER else _simplification_ids
+    return torch.cat([ids, completion_ids(completion, digits, layout)])
 
 
 def _answer_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
+    """Return the `[T]` ids of a written answer. InputError if it is none, or too long."""
     if not (text.isascii() and text.isdigit() and len(text) <= digits + 1):
         raise InputError(f"{_quoted(text)} is no answer to a {digits}-digit problem; write at most {digits + 1} digits")
     return layout.answer_ids(_digits(text, digits + 1))[0]
 
 
 def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
+    """Return the `[T]` ids of a written simplification. InputError if it is none, or if its rest is too long."""
     match = _REST.fullmatch(text)
     if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
         mend = f"write it as 12+45+1|0, with a rest of at most {digits - 1} digits" if digits > 1 else "ask for its sum"
@@ -219,13 +229,13 @@ def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
 
 
 def _problem(match: re.Match[str], digits: int) -> Problems:
-    """One problem of exactly `digits` digits; unlike `Problems.parse` it keeps the zeros that were typed."""
+    """Return one problem of exactly `digits` digits, typed leading zeros included (unlike `Problems.parse`)."""
     carry = torch.tensor([int(match["carry"] or 0)])
     return Problems(_digits(match["a"], digits), _digits(match["b"], digits), carry)
 
 
 def _digits(number: str, length: int) -> Tensor:
-    """`[1, length]` digits, padded with leading zeros."""
+    """Return a number as `[1, length]` digits, padded with leading zeros."""
     return torch.tensor([[int(digit) for digit in number.zfill(length)]])
 
 
@@ -240,7 +250,5 @@ def _check_known(added: str | AddedToken | Sequence[str | AddedToken] | None) ->
 
 
 def _quoted(text: str) -> str:
+    """Return a text in quotes for a message, cut to 60 characters."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-AutoTokenizer.register(SectorConfig, slow_tokenizer_class=SectorTokenizer, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The tasks: problems, their truth behind a sealed door, and the checks by which a model tests itself.
+"""Tasks: problems, their sealed truth, and the checks by which a model tests itself.
 
 May import: `language`. Open `task.py` first: the protocol of a task. Every other module here is one task, except
 `check.py` (relations between problems), `oracle.py` (the sealed truth) and `mistakes.py` (kinds of errors).
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from sector.engine.tasks.task import Task
 
 DEFAULT = "addition"
-# Modules of this room that are no task.
-_SHARED = {"check", "mistakes", "oracle", "task"}
+# Modules of this room that are not tasks.
+_NOT_TASKS = {"check", "mistakes", "oracle", "task"}
 
 
 @cache
 def task_names() -> tuple[str, ...]:
-    """Names of all tasks, sorted; modules are named after their tasks, so that nothing is imported."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+    """Return the names of all tasks, sorted. Modules are named after their tasks, so no module is imported."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_TASKS))
 
 
 @cache
 def find_task(name: str) -> "Task":
-    """The task of that name. InputError if there is none."""
+    """Return the task of a name. InputError if there is none."""
     if name not in task_names():
         raise InputError(f"unknown task {name!r}; choose one of {', '.join(task_names())}")
     task: Task = import_module(f"{__name__}.{name}").TASK
@@ -39,15 +39,15 @@ def find_task(name: str) -> "Task":
 
 
 def task_of(problems: Any) -> "Task":
-    """The task that problems belong to."""
+    """Return the task of some problems."""
     return find_task(problems.task)
 
 
 def truth_of(problems: Any) -> "Truth":
-    """What is true of these problems' task."""
+    """Return the truth of the task of some problems."""
     return task_of(problems).truth
 
 
 def true_answers(problems: Any) -> "Tensor":
-    """The true answers, `[B, W]` digits, most significant first."""
+    """Return the true answers, `[B, W]` digits, most significant first."""
     return truth_of(problems).answers(problems)

@@ -1,4 +1,11 @@
-"""Addition: `a+b` and `a+b+1`. A simplification adds the last column; the check is that `b+a` gives the same."""
+"""Addition: `a+b` and `a+b+1`.
+
+A simplification adds the last column. The checks solve the nines' complement and `b+a`. In the shape descriptions B is
+the batch and N the digits per operand.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,24 +24,26 @@ from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
 
 
-class Sums(Truth):
-    """School addition, one column a step."""
+class ColumnTruth(Truth):
+    """Truth of a task that works column by column, from the last to the first, with carries between columns.
+
+    sign: 1 if b is added to a, -1 if it is subtracted. Carries are borrows then.
+    """
+
+    sign: ClassVar[int] = 1
+
+    @abstractmethod
+    def carries(self, problems: Problems) -> Tensor:
+        """Return the carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
 
     def answers(self, problems: Problems) -> Tensor:
-        """The sums, `[B, N+1]` digits, most significant first."""
-        total = problems.a + problems.b
+        """Return the answers, `[B, N+1]` digits, most significant first; the first is the carry that is left."""
         carries = self.carries(problems)
-        return torch.cat([carries[:, :1], (total + carries[:, 1:]) % 10], dim=1)
-
-    def carries(self, problems: Problems) -> Tensor:
-        """The carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
-        carries = [problems.carry]
-        for column in reversed(range(problems.digits)):
-            carries.append((problems.a[:, column] + problems.b[:, column] + carries[-1]) // 10)
-        return torch.stack(carries[::-1], dim=1)
+        digits = (problems.a + self.sign * (problems.b + carries[:, 1:])) % 10
+        return torch.cat([carries[:, :1], digits], dim=1)
 
     def simplifications(self, problems: Problems) -> Simplifications:
-        """The problems without their last columns, with the carries out of those; and the last digits of the sums."""
+        """Return the problems without their last columns, whose carries become carry-ins, and the last digits."""
         carries, answers = self.carries(problems), self.answers(problems)
         valid = torch.ones_like(problems.carry, dtype=torch.bool)
         if problems.digits == 1:
@@ -43,37 +52,60 @@ class Sums(Truth):
         return Simplifications(rest, answers[:, -1], valid)
 
     def answer_mistakes(self, problems: Problems, answers: Tensor) -> list[Mistake]:
-        """The first mistake of each answer `[B, N+1]`, as one adds."""
-        return in_columns(answers, self.answers(problems), self.carries(problems))
+        """Return the first mistake of each answer `[B, N+1]`, from the last column on."""
+        return in_columns(answers, self.answers(problems), self.carries(problems), self.sign)
 
-    def simplification_mistakes(self, problems: Problems, said: Simplifications) -> list[Mistake]:
-        """The first mistake of each simplification, in the order in which it is written."""
-        return simplification_mistakes(said, self.simplifications(problems))
+    def simplification_mistakes(self, problems: Problems, outputs: Simplifications) -> list[Mistake]:
+        """Return the first mistake of each simplification, in writing order: copies, then carry, then digit."""
+        truth = self.simplifications(problems)
+        copied = (outputs.rest.a == truth.rest.a) & (outputs.rest.b == truth.rest.b)
+        kinds = torch.full_like(outputs.digit, index_of(Mistake.RIGHT))
+        kinds[outputs.digit != truth.digit] = index_of(Mistake.ADDED)
+        kinds[outputs.rest.carry < truth.rest.carry] = index_of(Mistake.CARRY_MISSED)
+        kinds[outputs.rest.carry > truth.rest.carry] = index_of(Mistake.CARRY_INVENTED)
+        kinds[~copied.all(dim=1)] = index_of(Mistake.COPIED)
+        return by_index(kinds)
 
 
-def simplification_mistakes(said: Simplifications, truth: Simplifications) -> list[Mistake]:
-    """The same for any two operands and a carry: the copy first, then the carry, then the digit."""
-    copied = (said.rest.a == truth.rest.a) & (said.rest.b == truth.rest.b)
-    kinds = torch.full_like(said.digit, index_of(Mistake.RIGHT))
-    kinds[said.digit != truth.digit] = index_of(Mistake.ADDED)
-    kinds[said.rest.carry < truth.rest.carry] = index_of(Mistake.CARRY_MISSED)
-    kinds[said.rest.carry > truth.rest.carry] = index_of(Mistake.CARRY_INVENTED)
-    kinds[~copied.all(dim=1)] = index_of(Mistake.COPIED)
-    return by_index(kinds)
+class Sums(ColumnTruth):
+    """Truth of addition: school addition, one column a step."""
+
+    def carries(self, problems: Problems) -> Tensor:
+        """Return the carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
+        carries = [problems.carry]
+        for column in reversed(range(problems.digits)):
+            carries.append((problems.a[:, column] + problems.b[:, column] + carries[-1]) // 10)
+        return torch.stack(carries[::-1], dim=1)
+
+
+def column_draft(problems: Problems, answers: Tensor | None, layout: Layout, sign: int = 1) -> Tensor:
+    """Return a draft of simplifications: the copied digits, and carry and last digit if answers predict them.
+
+    The last digit is that of the earlier answers `[B, >= N+1]`. The carry is the one that gives their digit before it.
+
+    sign: 1 for sums, -1 for differences.
+    """
+    a, b = problems.a[:, :-1], problems.b[:, :-1]
+    if answers is None:
+        return layout.simplification_ids(type(problems)(a, b, problems.carry), problems.carry)[:, :-3]
+    # Answers that cannot be right hold -1 (`subtraction.py`).
+    digit = answers[:, problems.digits].clamp(min=0)
+    carry = ((sign * (answers[:, problems.digits - 1] - a[:, -1]) - b[:, -1]) % 10).clamp(max=1)
+    return layout.simplification_ids(type(problems)(a, b, carry), digit)
 
 
 def _complement(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
-    """The nines' complements. All other checks read the same carries; here every carry is the other one."""
+    """Pose the nines' complements. All other checks read the same carries; here every carry is flipped."""
     return problems.complement(), operands.complement_answers(answers)
 
 
 def _swapped(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
-    """Commutativity: `b+a` has the same answer."""
+    """Pose `b+a`, which has the same answer."""
     return problems.swapped(), answers
 
 
 class Addition(Task):
-    """`a+b` and `a+b+1` of N digits each."""
+    """The task `a+b` and `a+b+1`, with N digits per operand."""
 
     name = "addition"
     example = "123456+654321"
@@ -84,49 +116,40 @@ class Addition(Task):
     )
 
     def layout(self, order: str) -> PlaceLayout:
-        """See `policy.PlaceLayout`."""
+        """Return the place-coupled layout of sums."""
         return PlaceLayout(DigitOrder(order))
 
     def text_layout(self, alphabet: Alphabet) -> TextLayout:
-        """See `text.layout.TextLayout`."""
+        """Return the text layout of sums."""
         return TextLayout(alphabet)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:
-        """See `operands.draw_problems`."""
+        """Draw problems; see `operands.draw_problems`."""
         return draw_problems(digits, count, draws, hard_share)
 
     def parse(self, texts: list[str], digits: int | None = None) -> Problems:
-        """See `Problems.parse`."""
+        """Parse problems; see `Problems.parse`."""
         return Problems.parse(texts, digits)
 
     def digits_of(self, text: str) -> int:
-        """Of the longer operand."""
+        """Return the digits of the longer operand."""
         return operands.problem_digits(text)
 
     def swapped(self, problems: Problems) -> Problems:
-        """`b+a`."""
+        """Return `b+a`."""
         return problems.swapped()
 
     def restated(self, examples: Examples) -> list[Examples]:
-        """`b+a`, and the nines' complements of both: digits and carries of a step follow as those of an answer do."""
+        """Return `b+a`, and the nines' complements of both; their simplifications follow as their answers do."""
         swapped = Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit)
-        return [swapped, *(_complemented(each) for each in (examples, swapped))]
+        return [swapped, _complemented(examples), _complemented(swapped)]
 
     def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
-        """The prompt's own digits, up to where thinking begins.
-
-        What comes then only the model can know, but an answer that it gave before foretells it: its last digit, and the
-        carry with which the column before gives the digit before.
-        """
-        a, b = problems.a[:, :-1], problems.b[:, :-1]
-        if answers is None:
-            return layout.simplification_ids(Problems(a, b, problems.carry), problems.carry)[:, :-3]
-        digit = answers[:, problems.digits]
-        carry = ((answers[:, problems.digits - 1] - a[:, -1] - b[:, -1]) % 10).clamp(max=1)
-        return layout.simplification_ids(Problems(a, b, carry), digit)
+        """Return a draft; see `column_draft`."""
+        return column_draft(problems, answers, layout)
 
     def families(self) -> dict[str, Family]:
-        """Carries through every digit, or through a run of digits; operands of unequal lengths; leading zeros."""
+        """Return carries through all digits, carries through a run, operands of unequal lengths, and leading zeros."""
         return {
             "carry chains": carry_chains,
             "carry runs": carry_runs,
@@ -136,14 +159,17 @@ class Addition(Task):
 
 
 def _complemented(examples: Examples) -> Examples:
-    """The nines' complements of examples, but for those whose answers cannot be sums and so have no complement."""
-    kept = examples[examples.answers[:, 0] <= 1]
-    rest = kept.rest if kept.rest.is_nothing else kept.rest.complement()
-    return Examples(kept.problems.complement(), operands.complement_answers(kept.answers), rest, 9 - kept.digit)
+    """Return the nines' complements of the examples whose answers start with 0 or 1; other answers are no sums."""
+    sums = examples[examples.answers[:, 0] <= 1]
+    rest = sums.rest if sums.rest.is_nothing else sums.rest.complement()
+    return Examples(sums.problems.complement(), operands.complement_answers(sums.answers), rest, 9 - sums.digit)
 
 
 def carry_chains(digits: int, samples: int, seed: int) -> Problems:
-    """`9...9 + b` with small b, and columns that all add up to nine with a carry-in: a carry through every digit."""
+    """Draw `9...9 + b` with small b, and columns that all add up to nine with a carry-in: carries through all digits.
+
+    The two kinds take turns.
+    """
     draws = generator(seed, "eval-chains", digits)
     problems = draw_problems(digits, samples, draws)
     nines = torch.arange(samples) % 2 == 0
@@ -154,7 +180,7 @@ def carry_chains(digits: int, samples: int, seed: int) -> Problems:
 
 
 def carry_runs(digits: int, samples: int, seed: int) -> Problems:
-    """Uniform digits, but for one run of columns that add up to nine: is there a carry at its head, or not?"""
+    """Draw uniform digits with one run of columns that add up to nine, through which a carry runs or does not."""
     draws = generator(seed, "eval-runs", digits)
     problems = draw_problems(digits, samples, draws)
     run = run_of_columns(digits, samples, draws)
@@ -162,7 +188,7 @@ def carry_runs(digits: int, samples: int, seed: int) -> Problems:
 
 
 def short_operands(digits: int, samples: int, seed: int) -> Problems:
-    """One operand of `digits` digits, the other of a random smaller length: leading zeros, as when people type."""
+    """Draw one operand of `digits` digits and one of a random smaller length, padded with zeros."""
     draws = generator(seed, "eval-short", digits)
     problems = draw_problems(digits, samples, draws)
     lengths = torch.randint(1, max(2, digits), (samples, 1), generator=draws)
@@ -172,7 +198,7 @@ def short_operands(digits: int, samples: int, seed: int) -> Problems:
 
 
 def leading_zeros(digits: int, samples: int, seed: int) -> Problems:
-    """Both operands padded with zeros, each by a random number of them, as in `0012+0345`."""
+    """Draw operands that both start with a random number of zeros, as in `0012+0345`."""
     draws = generator(seed, "eval-zeros", digits)
     problems = draw_problems(digits, samples, draws)
     columns = torch.arange(digits)

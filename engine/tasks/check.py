@@ -1,7 +1,7 @@
-"""A check: another way to the answer of a problem, which must not contradict it (SECToR section 3.2).
+"""Checks: relations by which a model tests its own answers (SECToR section 3.2).
 
-A check poses other problems whose answers follow from the voted ones, and says how the model is to solve them. Nothing
-true is known here. B is the batch, W the digits of an answer.
+A check poses other problems whose answers follow from the voted ones, and names the policy that solves them. It knows
+no truth. In the shape descriptions B is the batch and W the digits of an answer.
 """
 
 from collections.abc import Callable
@@ -11,32 +11,32 @@ from typing import Any
 
 from torch import Tensor
 
-# Problems and their voted answers `[B, W]` -> problems to be solved, and the answers `[B, W]` that they must have.
-# None where there are none to pose; the same problems where their own answers are to be found in another way.
+# Problems and their voted answers `[B, W]` -> problems to solve, and the answers `[B, W]` that they must have.
+# None if there is no problem to pose. The same problems are posed if they are to be solved in another way.
 Pose = Callable[[Any, Tensor], tuple[Any, Tensor] | None]
 
 
 class Solve(Enum):
-    """How the posed problems are solved."""
+    """Policy that solves the posed problems."""
 
     AT_ONCE = auto()
-    """By the fast policy."""
+    """The fast policy."""
     BY_VOTE = auto()
-    """By simplify-then-guess and a vote, as the problem itself."""
+    """Simplify-then-guess and a vote, as for the problem itself."""
     TO_THE_END = auto()
-    """By a chain of thought down to one digit, which guesses nothing."""
+    """A chain of thought down to one digit, without guesses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A relation that answers must satisfy, and how it is tried.
+    """A relation that answers must satisfy, and the policy that tests it.
 
-    name: as in the setting `filter.checks`; a candidate that fails it is filed as `not_<name>`.
-    label: a noun for people, as `swapped operands`.
-    pose: the problems to solve, and the answers that they must have.
-    solve: how they are solved.
-    needs_answers: do the posed problems depend on the answers, and not only on the problems?
-    shifted: are they laid out at other places, a random shift a row?
+    name: name in the setting `filter.checks`; a candidate that fails is filed as `not_<name>`.
+    label: noun for display, such as `swapped operands`.
+    pose: function that returns the problems to solve and the answers that they must have.
+    solve: policy that solves them.
+    needs_answers: whether the posed problems depend on the answers, and not only on the problems.
+    shifted: whether they are laid out at other places, with a random shift a row.
     """
 
     name: str
@@ -48,5 +48,5 @@ class Check:
 
     @property
     def reason(self) -> str:
-        """The verdict on a candidate that fails."""
+        """Verdict on a candidate that fails."""
         return f"not_{self.name}"

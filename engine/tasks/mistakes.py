@@ -1,7 +1,7 @@
-"""How an answer goes wrong: what kind of mistake, as one works from the last column to the first.
+"""Kinds of mistakes in answers and simplifications, found from the last column to the first.
 
-Knows no truth: whoever asks brings it, and that is what a task keeps behind the oracle's door. In the shape
-descriptions B is the batch and W the digits of an answer.
+This module knows no truth: callers pass it in, and only the sealed truth of a task has it. In the shape descriptions B
+is the batch and W the digits of an answer.
 """
 
 from collections import Counter
@@ -13,30 +13,33 @@ from torch import Tensor
 
 
 class Mistake(StrEnum):
-    """What is wrong with an output; `RIGHT` is no mistake.
-
-    UNPARSABLE: not what was asked for at all. WRONG_LENGTH: well-formed, but for the count of its digits.
-    COPIED: a digit of the remaining problem is not the prompt's (slow policy only). CARRY_MISSED: a column without the
-    carry (or borrow) that runs into it. CARRY_INVENTED: one with a carry that does not. ADDED: a column that is wrong
-    otherwise.
-    """
+    """Kind of the first mistake in an output."""
 
     RIGHT = "right"
+    """No mistake."""
     UNPARSABLE = "unparsable"
+    """The output has not the form of a completion."""
     WRONG_LENGTH = "wrong_length"
+    """The output is well-formed, but a number has the wrong length."""
     COPIED = "copied"
+    """A digit of the remaining problem differs from the prompt's (slow policy only)."""
     CARRY_MISSED = "carry_missed"
+    """A column lacks the carry (or borrow) that runs into it."""
     CARRY_INVENTED = "carry_invented"
+    """A column has a carry (or borrow) that does not run into it."""
     ADDED = "added"
+    """A column is wrong in another way."""
 
 
 _ORDER = tuple(Mistake)
 
 
 def in_columns(answers: Tensor, truth: Tensor, carries: Tensor, sign: int = 1) -> list[Mistake]:
-    """The first mistake of each of the answers `[B, W]`, beginning at the last digit.
+    """Return the first mistake of each answer `[B, W]`, from the last digit on.
 
-    truth: `[B, W]` the true ones. carries: `[B, W]` what truly runs into each column; sign: -1 if it is taken away.
+    truth: `[B, W]` true answers.
+    carries: `[B, W]` true carry into each column.
+    sign: 1 if carries are added, -1 if they are subtracted (borrows).
     """
     wrong = answers != truth
     column = wrong.shape[1] - 1 - wrong.flip(1).long().argmax(dim=1, keepdim=True)
@@ -50,22 +53,27 @@ def in_columns(answers: Tensor, truth: Tensor, carries: Tensor, sign: int = 1) -
 
 
 def where_parsed(kinds: list[Mistake], valid: Tensor, well_formed: Sequence[bool]) -> list[Mistake]:
-    """The kinds of rows that parse `[B]`; of the others whether they are of the right shape, but for their length."""
-    unread = [Mistake.WRONG_LENGTH if shape else Mistake.UNPARSABLE for shape in well_formed]
-    return [kind if ok else other for kind, ok, other in zip(kinds, valid.tolist(), unread, strict=True)]
+    """Return the mistakes of outputs of which some do not parse.
+
+    kinds: mistakes of the rows, as if all parsed.
+    valid: `[B]` bool, which rows parse; the others are UNPARSABLE or of WRONG_LENGTH.
+    well_formed: which rows have the right token pattern, ignoring the lengths of numbers.
+    """
+    unparsed = [Mistake.WRONG_LENGTH if shape else Mistake.UNPARSABLE for shape in well_formed]
+    return [kind if parsed else other for kind, parsed, other in zip(kinds, valid.tolist(), unparsed, strict=True)]
 
 
 def tally(kinds: list[Mistake]) -> dict[str, int]:
-    """How many of each kind, every kind named."""
+    """Count the mistakes of each kind; kinds without any have the count 0."""
     counts = Counter(kinds)
     return {kind.value: counts[kind] for kind in Mistake}
 
 
 def index_of(kind: Mistake) -> int:
-    """A kind as a number, for tensors."""
+    """Return a kind as a number, for tensors."""
     return _ORDER.index(kind)
 
 
 def by_index(kinds: Tensor) -> list[Mistake]:
-    """Kinds `[B]` by number, as `index_of` gives them."""
+    """Return the kinds of numbers `[B]`, as `index_of` gives them."""
     return [_ORDER[kind] for kind in kinds.tolist()]

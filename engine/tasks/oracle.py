@@ -1,9 +1,9 @@
-"""The truth of every task: behind the door of rule 1 (mission: label-free).
+"""The truth of every task, sealed during self-training (rule 1: label-free).
 
-Only the supervised phase (`supervised.py`) and the audit (`audit.py`) ask. A self-training round runs inside
-`sealed()`, where every question raises, so that nothing true can reach the weights, the filter, the curriculum or the
-stopping rule. What is true of a task stands in its own file (`engine/tasks/`), in a class derived from `Truth`, which
-puts each of its methods behind the door.
+Only the supervised phase (`supervised.py`) and the audit (`audit.py`) read it. A self-training round runs inside
+`sealed()`, where every method of every truth raises OracleSealed. So no truth can reach the weights, the filter, the
+curriculum or the stopping rule. The truth of a task stands in the task's own file (`engine/tasks/`), in a class derived
+from `Truth`, which guards each of its methods.
 """
 
 from abc import ABC, abstractmethod
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from sector.engine.tasks.mistakes import Mistake
 
 _seals = 0
-_Asked = TypeVar("_Asked", bound=Callable[..., Any])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class OracleSealed(RuntimeError):
-    """The truth was asked for inside a self-training round."""
+    """Error: the truth was read inside a self-training round."""
 
 
 @contextmanager
 def sealed() -> Iterator[None]:
-    """Within this context every question raises OracleSealed."""
+    """Seal the truth within a context: every method of a `Truth` raises OracleSealed. Contexts may be nested."""
     global _seals
     _seals += 1
     try:
@@ -38,23 +38,26 @@ def sealed() -> Iterator[None]:
 
 
 def is_sealed() -> bool:
-    """Is the truth out of reach just now?"""
+    """Return whether the truth is sealed."""
     return _seals > 0
 
 
-def _behind_the_door(ask: _Asked) -> _Asked:
-    @wraps(ask)
-    def asked(*given: Any, **named: Any) -> Any:
-        if _seals:
-            raise OracleSealed(f"{ask.__qualname__} is sealed during self-training (rule 1: label-free)")
-        return ask(*given, **named)
+def _guarded(method: _Method) -> _Method:
+    """Return a method that raises OracleSealed while the truth is sealed."""
 
-    return asked  # type: ignore[return-value]
+    @wraps(method)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        if _seals:
+            raise OracleSealed(f"{method.__qualname__} is sealed during self-training (rule 1: label-free)")
+        return method(*arguments, **options)
+
+    return guarded  # type: ignore[return-value]
 
 
 class Truth(ABC):
-    """What is true of a task's problems. Every function of a derived class raises while sealed, its author's wish or
-    not.
+    """The truth of a task's problems. Every method of a derived class raises OracleSealed while sealed.
+
+    A derived class may not hold static methods, class methods or properties, which could not be guarded: TypeError.
     """
 
     def __init_subclass__(cls) -> None:
@@ -62,20 +65,20 @@ class Truth(ABC):
             if isinstance(value, staticmethod | classmethod | property):
                 raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
             if callable(value):
-                setattr(cls, name, _behind_the_door(value))
+                setattr(cls, name, _guarded(value))
 
     @abstractmethod
     def answers(self, problems: Any) -> Tensor:
-        """The true answers, `[B, W]` digits, most significant first."""
+        """Return the true answers, `[B, W]` digits, most significant first."""
 
     @abstractmethod
     def simplifications(self, problems: Any) -> "Simplifications":
-        """The true first simplifications; rests of no digits where N is 1."""
+        """Return the true first simplifications; if N is 1 the remaining problems have no digits."""
 
     @abstractmethod
     def answer_mistakes(self, problems: Any, answers: Tensor) -> "list[Mistake]":
-        """What is wrong with each of the answers `[B, W]`."""
+        """Return the first mistake of each answer `[B, W]`."""
 
     @abstractmethod
-    def simplification_mistakes(self, problems: Any, said: "Simplifications") -> "list[Mistake]":
-        """What is wrong with each simplification, in the order in which it is written."""
+    def simplification_mistakes(self, problems: Any, outputs: "Simplifications") -> "list[Mistake]":
+        """Return the first mistake of each simplification, in writing order."""

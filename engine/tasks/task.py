@@ -1,9 +1,10 @@
-"""What a task is: the protocol through which alone the loop knows what is being computed.
+"""Task: the interface between the loop and the thing that is learned.
 
-A task brings a batch of problems, a layout (how problems become ids and ids are read back), the truth behind the
-oracle's door, and the relation by which the model can check itself. Everything else, from the improved policy to the
-audit, asks here. In the shape descriptions B is the batch and N the digits of a problem: what one simplification makes
-one less.
+A task brings a batch of problems, a layout that turns problems into ids and back, the sealed truth, and checks by which
+the model tests itself. All other code, from the improved policy to the audit, uses a task through this class alone.
+
+In the shape descriptions B is the batch, N the digits of a problem and W the digits of an answer. A simplification
+leaves problems of N-1 digits.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +22,15 @@ from sector.engine.tasks.oracle import Truth
 
 
 class Task(ABC):
-    """One thing to learn. An instance named TASK in a module of `engine/tasks/` is all it takes to add one.
+    """A kind of problem to learn. To add a task, add a module to `engine/tasks/` with an instance named TASK.
 
-    name: as in the config, and in every checkpoint. example: a problem as people type it.
-    truth: what only the supervised phase and the audit may ask.
-    checks: relations by which the model can check itself. The fast policy doubts its own answers by the first.
-    at_once: the longest problems that are answered at once; None is all of them. Longer ones are simplified until they
-        are that short, by every policy, and what is distilled of them is each step of the chain.
-    settings: where its defaults differ from those of `config.RunConfig`, as nested dicts.
+    name: name in the config and in checkpoints.
+    example: a problem as typed.
+    truth: true answers and simplifications, for the supervised phase and the audit only.
+    checks: relations by which the model tests itself. The first one also flags doubtful answers of the fast policy.
+    at_once: digits of the longest problems that are answered at once; None is any length. All policies simplify longer
+        problems until they are that short, and each step of the chain is distilled.
+    settings: defaults that differ from those of `config.RunConfig`, as nested dicts.
     """
 
     name: ClassVar[str]
@@ -40,7 +42,7 @@ class Task(ABC):
 
     @abstractmethod
     def layout(self, order: str) -> Layout:
-        """The place-coupled layout, plain variant; order: `msd` or `lsd`."""
+        """Return the place-coupled layout, plain variant; order: `msd` or `lsd`."""
 
     @property
     def has_text(self) -> bool:
@@ -48,33 +50,34 @@ class Task(ABC):
         return type(self).text_layout is not Task.text_layout
 
     def text_layout(self, alphabet: Alphabet) -> Layout:
-        """The layout for models of text. InputError where there is none."""
+        """Return the layout for text models. InputError if the task has none."""
         raise InputError(f"{self.name} cannot be written as text yet; a pretrained model learns addition")
 
     @abstractmethod
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
-        """Draw problems of N = `digits`; a share `hard_share` of them is harder than uniform digits are."""
+        """Draw problems of N = `digits`; a share `hard_share` of them is harder than uniform digits."""
 
     def num_lessons(self, digits: int) -> int:
-        """Kinds of problems that the supervised phase must teach at N = `digits`."""
+        """Return the number of kinds of problems that the supervised phase must teach at N = `digits`."""
         return 1
 
     def draw_lesson(self, digits: int, lesson: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
-        """Draw problems of one kind, 0 to `num_lessons` - 1."""
+        """Draw problems of one kind, from 0 to `num_lessons` - 1."""
         return self.draw(digits, count, draws, hard_share)
 
     def size_of(self, text: str, digits: int) -> Any:
-        """Size of a problem as `Batch.texts` writes it: what lets problems of a file form a batch."""
+        """Return the size of a problem as `Batch.texts` writes it. Problems of one size can form a batch."""
         return digits
 
     def answers_at_once(self, problems: Any) -> bool:
-        """Is the direct answer to these problems taught?"""
+        """Return whether the direct answers to these problems are taught."""
         return self.at_once is None or problems.digits <= self.at_once
 
     def num_simplifications(self, problems: Any, num_guesses: int) -> int:
-        """How often to simplify for so many guesses, one after each step that leaves what is answered at once.
+        """Return the number of simplifications for a number of guesses.
 
-        A one-digit problem that is answered at once is not simplified.
+        A guess follows each simplification that leaves a problem to answer at once. A one-digit problem that is
+        answered at once is not simplified.
         """
         if self.at_once is None:
             return min(num_guesses, problems.digits - 1)
@@ -82,44 +85,47 @@ class Task(ABC):
 
     @abstractmethod
     def parse(self, texts: list[str], digits: int | None = None) -> Any:
-        """Read problems as people type them, padded to one size. InputError names the first text that is none."""
+        """Parse problems as typed, padded to one size. InputError names the first text that is not a problem."""
 
     @abstractmethod
     def digits_of(self, text: str) -> int:
-        """N of a problem as typed. InputError as in `parse`."""
+        """Return N of a problem as typed. InputError as in `parse`."""
 
     @abstractmethod
     def swapped(self, problems: Any) -> Any:
-        """The same problems asked in another way, with the same answers; themselves, if there is none."""
+        """Return problems with the same answers, posed in another way; the problems themselves if there is no other."""
 
     def restated(self, examples: Any) -> list[Any]:
-        """The examples as other problems that the looks ask, with what agreement there says of them.
+        """Return the examples as other problems that checks pose, with the answers and simplifications that follow.
 
-        None, if the steps of those problems do not follow.
+        The list is empty if their simplifications do not follow.
         """
         return []
 
     @abstractmethod
     def draft(self, problems: Any, answers: Tensor | None, layout: Layout) -> Tensor | None:
-        """What a simplification of these is likely to begin with, as ids; None if nothing is known.
+        """Return a draft of the first ids of a simplification, or None. A wrong draft costs time only.
 
-        answers: `[B, >= W]` leading digits of an answer given before. A hint that costs time where it is wrong; it may
-        use what the model itself wrote, and what it was asked, never the truth.
+        answers: `[B, >= W]` leading digits of earlier answers of the model, or None.
+
+        A draft may use the problems and the model's own outputs, never the truth.
         """
 
     def families(self) -> "dict[str, Family]":
-        """Problems that people do type and uniform digits hardly are, by name, for `sector eval`."""
+        """Return families of problems that users type and uniform digits hardly cover, by name, for `sector eval`."""
         return {}
 
 
 class Family(Protocol):
-    """Draws so many problems of N digits of one kind by a seed."""
+    """Function that draws problems of one kind."""
 
-    def __call__(self, digits: int, samples: int, seed: int) -> Any: ...
+    def __call__(self, digits: int, samples: int, seed: int) -> Any:
+        """Draw `samples` problems of N = `digits` with a seed."""
+        ...
 
 
 def one_task(names: Sequence[str]) -> str:
-    """The one name among several. InputError if they differ."""
+    """Return the only task among several names. InputError if they differ."""
     if len(set(names)) > 1:
         raise InputError(f"examples of {' and '.join(sorted(set(names)))} do not go together; train one task at a time")
     return names[0]

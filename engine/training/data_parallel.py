@@ -1,12 +1,11 @@
-"""Training in several processes or on several GPUs, under torchrun: data parallel, the same to the bit as in one.
+"""Data-parallel training in several processes or on several GPUs, under torchrun; equal to the bit to one process.
 
-Every process holds the model and both optimizers, and works on its share of a step's shards. Their gradients are not
-added up on the way, as the all-reduce of torch's DistributedDataParallel would (in an order that depends on the number
-of processes), but gathered whole, and averaged by everyone in the order of the shards. That is more to send, shards
-instead of two gradients, and buys that a run may change its number of processes at any checkpoint without a trace in
-its weights.
+Each process holds the model and its optimizers, and works on its share of a step's shards. The all-reduce of torch's
+DistributedDataParallel would add up gradients in an order that depends on the number of processes. Here each process
+gathers the gradients of all shards, and averages them in the order of the shards. More data is sent, but a run may
+change its number of processes at any checkpoint without a trace in its weights.
 
-NCCL on GPUs, gloo elsewhere.
+Messages go by NCCL on GPUs, and by gloo elsewhere. In the shape descriptions P is the parameters of the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,20 +23,24 @@ from sector.engine.training.torchrun import check_launch, local_rank, num_proces
 
 T = TypeVar("T")
 
-# Others wait for a message while the first process generates: as long as it takes. Its death ends the wait.
-_PATIENCE = timedelta(days=30)
+# While the first process generates, the others wait for its next message, for any time. Its death ends the wait.
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """What a shard says of a step. loss: in nats a token. flat: `[P]`, the gradients of all parameters in a row."""
+    """Result of a shard in a step.
+
+    loss: mean loss in nats a token.
+    flat: `[P]` gradients of all parameters, one after another.
+    """
 
     loss: float
     flat: Tensor
 
 
 class FirstLeft(WorkersDied):
-    """The first process ended the training at hand."""
+    """Error: the first process ended the training cycle."""
 
 
 class Ranks:
@@ -45,95 +48,102 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._talk = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._open: Exchange | None = None
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._exchange: Exchange | None = None
 
     def exchange(self, like: Tensor, num_shards: int) -> "Exchange":
-        """How gradients go round in a training cycle that everyone begins now; they are like that one, `[P]`."""
-        self._open = Exchange(self, like, num_shards)
-        return self._open
+        """Begin a training cycle in all processes. Return its exchange of gradients of the form of `like [P]`."""
+        self._exchange = Exchange(self, like, num_shards)
+        return self._exchange
 
     def closed(self) -> None:
-        """The cycle is over for everyone."""
-        self._open = None
+        """Note that the cycle is over in all processes."""
+        self._exchange = None
 
     def say(self, message: bytes) -> None:
-        """The first process tells all others, who `hear`."""
+        """Send a message from the first process to all others, which `hear` it. WorkersDied if one is dead."""
         with _death_named():
             length = torch.tensor([len(message)])
-            dist.broadcast(length, 0, group=self._talk)
+            dist.broadcast(length, 0, group=self._group)
             if message:
-                # A copy, since tensors are writable.
-                dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self._talk)
+                # A copy, because tensors need writable memory.
+                dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self._group)
 
     def hear(self) -> bytes:
-        """What the first process says next. WorkersDied if it is gone."""
+        """Wait for the next message of the first process, and return it. WorkersDied if that process is dead."""
         with _death_named():
             length = torch.zeros(1, dtype=torch.int64)
-            dist.broadcast(length, 0, group=self._talk)
+            dist.broadcast(length, 0, group=self._group)
             content = torch.zeros(int(length), dtype=torch.uint8)
             if len(content):
-                dist.broadcast(content, 0, group=self._talk)
+                dist.broadcast(content, 0, group=self._group)
             return content.numpy().tobytes()
 
     def leave(self) -> None:
-        """End a cycle under way for all others too: there, FirstLeft is raised."""
-        if self._open is not None:
+        """End a cycle that is under way in all processes; the others raise FirstLeft."""
+        if self._exchange is not None:
             with suppress(WorkersDied):
-                self._open.leave()
+                self._exchange.leave()
 
 
 class Exchange:
-    """What goes round in one training cycle: after every step the gradients, at its end a digest of the weights.
+    """Exchange of messages in one training cycle: the gradients after each step, a digest of the weights at the end.
 
-    All messages are of one size, so that the first process can leave instead of any of them. A row a shard: is the
-    first process leaving, the loss, the gradients.
+    All messages have one size, so that the first process can leave in the place of any of them. A message has a row a
+    shard: whether the first process leaves, the loss, and the gradients.
     """
 
     def __init__(self, ranks: Ranks, like: Tensor, num_shards: int) -> None:
         self._ranks, self._num_shards = ranks, num_shards
-        self._own = like.new_zeros(-(-num_shards // ranks.size), 2 + len(like))
-        self._everyone = [torch.zeros_like(self._own) for _ in range(ranks.size)]
+        self._message = like.new_zeros(-(-num_shards // ranks.size), 2 + len(like))
+        self._messages = [torch.zeros_like(self._message) for _ in range(ranks.size)]
 
     def share(self, shards: Sequence[T]) -> Sequence[T]:
-        """The shards that this process works on; none, if there are more processes than shards."""
+        """Return the shards of this process; there are none if there are more processes than shards."""
         return shards[self._ranks.rank :: self._ranks.size]
 
-    def gather(self, mine: Sequence[Gradient]) -> list[Gradient]:
-        """Everyone's results in the order of the shards. They are views: the next message overwrites them."""
-        # Who has a shard less than others sends an old one, which nobody reads.
-        for row, result in zip(self._own, mine, strict=False):
-            row[1], row[2:] = result.loss, result.flat
+    def gather(self, gradients: Sequence[Gradient]) -> list[Gradient]:
+        """Send the gradients of this process, and return those of all processes in the order of the shards.
+
+        They are views: the next message overwrites them.
+        """
+        # A process with one shard less than others sends an old row, which is not read.
+        for row, gradient in zip(self._message, gradients, strict=False):
+            row[1], row[2:] = gradient.loss, gradient.flat
         self._send()
         rows = [
-            self._everyone[shard % self._ranks.size][shard // self._ranks.size] for shard in range(self._num_shards)
+            self._messages[shard % self._ranks.size][shard // self._ranks.size] for shard in range(self._num_shards)
         ]
         return [Gradient(row[1].item(), row[2:]) for row in rows]
 
     def close(self, digest: str) -> None:
-        """The cycle is done. RuntimeError unless everyone has the weights of that sha256."""
-        said = list(bytes.fromhex(digest))
-        self._own[0, 2 : 2 + len(said)] = self._own.new_tensor(said)
+        """End the cycle. RuntimeError unless the weights of all processes have the sha256 `digest`."""
+        expected = list(bytes.fromhex(digest))
+        place = slice(2, 2 + len(expected))
+        self._message[0, place] = self._message.new_tensor(expected)
         self._send()
         self._ranks.closed()
-        if any(each[0, 2 : 2 + len(said)].tolist() != said for each in self._everyone):
-            raise RuntimeError("processes ended with different weights; are all machines and versions of torch alike?")
+        if any(message[0, place].tolist() != expected for message in self._messages):
+            raise RuntimeError(
+                "processes ended with different weights; use machines of one kind and one version of torch"
+            )
 
     def leave(self) -> None:
-        """Instead of the next message of any kind: the first process will send no more."""
-        self._own[0, 0] = 1.0
+        """Send, as the next message, that the first process leaves."""
+        self._message[0, 0] = 1.0
         self._send()
 
     def _send(self) -> None:
+        """Gather the messages of all processes. FirstLeft if the first process leaves, WorkersDied if one is dead."""
         with _death_named():
-            dist.all_gather(self._everyone, self._own)
-        if self._ranks.rank and self._everyone[0][0, 0]:
+            dist.all_gather(self._messages, self._message)
+        if self._ranks.rank and self._messages[0][0, 0]:
             self._ranks.closed()
             raise FirstLeft("the first process has ended the training")
 
 
 def check_useful(num_shards: int) -> None:
-    """InputError if there are more processes than shards in a step."""
+    """Raise InputError if there are more processes than shards in a step."""
     if num_processes() > num_shards:
         raise InputError(
             f"{num_processes()} processes, but a step has {num_shards} shards; start fewer, or set "
@@ -143,7 +153,7 @@ def check_useful(num_shards: int) -> None:
 
 @contextmanager
 def process_group() -> Iterator[Ranks | None]:
-    """The processes that torchrun started, this one among them; None outside of it."""
+    """Join the process group of torchrun for the time of a context, and yield it; yield None outside of torchrun."""
     if num_processes() == 1:
         yield None
         return
@@ -166,10 +176,11 @@ def process_group() -> Iterator[Ranks | None]:
 
 @contextmanager
 def _death_named() -> Iterator[None]:
+    """Raise WorkersDied in the place of an error of torch's communication."""
     try:
         yield
     except RuntimeError as error:
-        # gloo begins with a line of its source, and ends with advice.
-        reason = first_line(error).rpartition("] Conn")
-        said = "".join(reason[1:]).removeprefix("] ").partition(". ")[0]
-        raise WorkersDied(f"a process of this training died, or cannot be reached ({said})") from error
+        # gloo's message begins with a line of its source code, and ends with advice.
+        parts = first_line(error).rpartition("] Conn")
+        reason = "".join(parts[1:]).removeprefix("] ").partition(". ")[0]
+        raise WorkersDied(f"a process of this training died, or cannot be reached ({reason})") from error

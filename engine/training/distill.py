@@ -1,11 +1,12 @@
-"""The lightweight trainer: teaches the model to give at once what it worked out slowly (SECToR section 3.3).
+"""The trainer: distills the results of slow thinking into direct answers (SECToR section 3.3).
 
-An example is one row: the prefix is read once, the fast answer and the simplification follow it, and neither sees the
-other (a token's position is its place, so both stand where they would stand alone). Rows of one length make a shard; a
-step is a few shards, each on a core of its own, whose gradients are averaged in a fixed order, so that the result does
+An example is one row: the prefix, then the fast answer and the simplification as two branches that do not see each
+other. A token's position is its place, so both branches stand where they would stand alone. Rows of one length make a
+shard. A step trains on a few shards, one a core. Their gradients are averaged in a fixed order, so that the result does
 not depend on the number of threads.
 
-In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens.
+In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens and P
+the parameters of the model.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,49 +25,49 @@ from sector.engine.errors import Diverged
 from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Mode
+from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import Model, task_and_layout, weights, weights_sha256
+from sector.engine.models.loss import IGNORED
 from sector.engine.models.sector import MAX_GAP, SectorForCausalLM
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
 from sector.engine.threads import num_cores, one_thread
-from sector.engine.training import text_rows as text_rows
+from sector.engine.training import text_rows
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.fused_model import branch_states
 from sector.engine.training.muon import Muon
 
-_IGNORE = -100
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
+Batches = Callable[[int], Sequence[Examples]]
+"""Function from a step to the examples of its shards, one item a shard."""
+
 
 class Shard(Protocol):
-    """Examples laid out for a model of some kind: `Rows` for one of ours, `text.rows.TextRows` for one of text."""
+    """Examples of one length, laid out for a model: `Rows` for our own, `text_rows.TextRows` for a text model."""
 
     @property
     def num_tokens(self) -> int:
-        """Read in a forward pass."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """The same where the model lies."""
+        """Tokens that a forward pass reads."""
         ...
 
     def loss(self, model: Any, fast_weight: float) -> Tensor:
-        """Mean loss in nats a token, fast and slow weighed against each other."""
+        """Return the mean loss in nats a token: `fast_weight` times the fast loss, plus the rest times the slow one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A shard laid out for one forward pass.
+    """A shard for our own model.
 
     ids: `[B, T]` prefix, then `=` and the answer, then `>` and the simplification (ends are predicted, not read).
     places: `[B, T]` rotary positions, augmented.
     targets: `[B, C]` classes to predict from the last C tokens, -100 where no loss is taken.
-    answer_length: the first so many of the C belong to the fast answer, the others to the simplification; 0 where no
-        direct answer is taught.
+    answer_length: how many of the C tokens belong to the fast answer, which comes first. The others belong to the
+        simplification. It is 0 if no direct answer is taught.
     """
 
     ids: Tensor
@@ -74,14 +75,9 @@ class Rows:
     targets: Tensor
     answer_length: int
 
-    def to(self, device: torch.device) -> "Rows":
-        """The same where the model lies."""
-        ids, places, targets = (each.to(device) for each in (self.ids, self.places, self.targets))
-        return Rows(ids, places, targets, self.answer_length)
-
     @property
     def num_tokens(self) -> int:
-        """See `Shard`."""
+        """Tokens that a forward pass reads."""
         return self.ids.numel()
 
     @property
@@ -91,27 +87,29 @@ class Rows:
         return self.ids.shape[1] - supervised, self.answer_length, supervised - self.answer_length
 
     def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
-        """See `Shard`."""
-        prefix, *lengths = self.lengths
+        """Return the mean loss; see `Shard`. A branch that has no tokens takes no part."""
+        prefix_length, *branch_lengths = self.lengths
         hidden = branch_states(model, self.ids, self.places, self.lengths)
-        logits = model.class_logits(hidden, self.ids[:, prefix:])
-        fast, slow = logits.split(lengths, dim=1)
-        fast_targets, slow_targets = self.targets.split(lengths, dim=1)
+        logits = model.class_logits(hidden, self.ids[:, prefix_length:])
+        branches = zip(logits.split(branch_lengths, dim=1), self.targets.split(branch_lengths, dim=1), strict=True)
         losses = [
-            F.cross_entropy(part.flatten(0, 1), wanted.flatten(), ignore_index=_IGNORE)
-            for part, wanted in ((fast, fast_targets), (slow, slow_targets))
-            if part.shape[1]
+            F.cross_entropy(branch_logits.flatten(0, 1), branch_targets.flatten(), ignore_index=IGNORED)
+            for branch_logits, branch_targets in branches
+            if branch_targets.shape[1]
         ]
         return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 @dataclass(slots=True)
 class TrainState:
-    """Everything a cycle needs to go on: the model, its optimizers, the step, and the tokens seen so far.
+    """State of a training cycle.
 
-    muon: for the matrices of the blocks (about a third fewer steps than AdamW, LOG.md). None for a model of text, which
-        AdamW has trained so far.
-    adamw: for embeddings, head and norms; for all of a model of text.
+    model: the model in training.
+    muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, LOG.md). None for a text model,
+        which AdamW trains alone.
+    adamw: optimizer of embeddings, head and norms; of all weights of a text model.
+    step: steps done in this cycle.
+    tokens: tokens trained on so far, earlier cycles included.
     """
 
     model: Model
@@ -122,14 +120,15 @@ class TrainState:
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
+        """All optimizers of the model."""
         return [self.muon, self.adamw] if self.muon else [self.adamw]
 
 
-Batches = Callable[[int], Sequence[Examples]]
-
-
 def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> TrainState:
-    """Fresh optimizers over the model's own parameters; norms are not decayed. `tokens`: seen in earlier cycles."""
+    """Return a state with new optimizers over the model's parameters. Norms have no weight decay.
+
+    tokens: tokens trained on in earlier cycles.
+    """
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     outer: list[Tensor]
     muon = None
@@ -149,7 +148,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Weights and the optimizers' moments by name: all that a training goes on from, but for where it stands."""
+    """Return weights and optimizer moments by name: the state of a training, except for its step."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in weights(state.model).items()}
     names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     for optimizer in state.optimizers:
@@ -160,7 +159,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
-    """Go on from `state_tensors` after so many steps; before the first one there are no moments."""
+    """Restore the weights and moments of `state_tensors`, saved after `step` steps. At step 0 there are no moments."""
     with torch.no_grad():
         for name, tensor in weights(state.model).items():
             tensor.copy_(tensors[f"model.{name}"])
@@ -170,48 +169,56 @@ def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
         moments = _MUON_STATE if optimizer is state.muon else _ADAMW_STATE
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                saved = {moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments}
-                optimizer.state[parameter] = saved
+                optimizer.state[parameter] = {
+                    moment: tensors[f"{moment}.{names[parameter]}"].to(parameter.device) for moment in moments
+                }
 
 
 def train_cycle(
     state: TrainState,
-    batches: Batches,
+    draw_examples: Batches,
     config: TrainerConfig,
     num_steps: int,
     seed: int,
     ranks: Ranks | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Train from `state.step` to `num_steps`, yielding (steps done, loss in nats a token) after every step.
+    """Train from `state.step` to `num_steps`, and yield (steps done, loss in nats a token) after each step.
 
-    `batches(step)` gives the shards of a step; what it draws must depend on the step alone. ranks: processes that share
-    them. Raises Diverged when the loss or the gradient is not finite, before the weights take that step.
+    draw_examples: function that returns the examples of a step, one item a shard. Its draws must depend on the step
+        alone.
+    ranks: processes that share the shards of a step; None if this process works alone.
+
+    Raises Diverged if the loss or the gradient is not finite, before the weights change.
     """
     parameters = list(state.model.parameters())
     gradient = _one_gradient(parameters)
     exchange = ranks.exchange(gradient, config.num_shards) if ranks else None
     state.model.train()
 
-    def work_on(shard: Shard) -> Gradient:
+    def lay_out_step(step: int) -> list[Shard]:
+        return _lay_out_step(state.model, draw_examples, step, config, seed)
+
+    def gradient_of(shard: Shard) -> Gradient:
         return _gradient_of(state.model, parameters, shard, config.fast_weight)
 
     with _pool() as pool, one_thread():
-        shards = _lay_out_step(state.model, batches, state.step, config, seed) if state.step < num_steps else []
+        shards = lay_out_step(state.step) if state.step < num_steps else []
         while state.step < num_steps:
             step = state.step
             with span("distill step"):
                 _set_rates(state, config, schedule(step, num_steps, config))
                 num_tokens = sum(shard.num_tokens for shard in shards)
-                working = pool.map(work_on, exchange.share(shards) if exchange else shards)
+                shard_gradients = pool.map(gradient_of, exchange.share(shards) if exchange else shards)
                 # The next step is laid out while cores work on this one.
                 if step + 1 < num_steps:
-                    shards = _lay_out_step(state.model, batches, step + 1, config, seed)
-                results = list(working)
+                    shards = lay_out_step(step + 1)
+                gradients = list(shard_gradients)
                 with span("exchange"):
                     if exchange:
-                        results = exchange.gather(results)
-                    loss = sum(each.loss for each in results) / len(results)
-                    torch.mean(torch.stack([each.flat for each in results]), dim=0, out=gradient)
+                        gradients = exchange.gather(gradients)
+                    loss = sum(shard_gradient.loss for shard_gradient in gradients) / len(gradients)
+                    flat_gradients = torch.stack([shard_gradient.flat for shard_gradient in gradients])
+                    torch.mean(flat_gradients, dim=0, out=gradient)
                     norm = _clip(gradient, config.clip_norm)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
@@ -226,7 +233,7 @@ def train_cycle(
 
 
 def _one_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-    """A vector `[P]` for the gradient of all parameters, and every parameter's `.grad` a view of it."""
+    """Return a vector `[P]` for the gradient of all parameters; each parameter's `.grad` becomes a view of it."""
     gradient = torch.cat([torch.zeros_like(parameter).flatten() for parameter in parameters])
     parts = gradient.split([parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
@@ -234,11 +241,11 @@ def _one_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
     return gradient
 
 
-def _clip(gradient: Tensor, most: float) -> float:
-    """Scale a gradient down, in place, to a norm of `most` if it is larger; returns the norm that it had."""
+def _clip(gradient: Tensor, max_norm: float) -> float:
+    """Scale a gradient in place to a norm of at most `max_norm`, and return the norm before."""
     norm = gradient.norm().item()
-    if norm > most:
-        gradient.mul_(most / norm)
+    if norm > max_norm:
+        gradient.mul_(max_norm / norm)
     return norm
 
 
@@ -251,27 +258,27 @@ def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:
 
 
 def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
-    """Share of the peak learning rate: linear warm-up, then linear decay to `final_rate` at the end of the cycle."""
+    """Return the share of the peak learning rate: linear warm-up, and linear decay to `final_rate` over the cycle."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def _lay_out_step(model: Model, batches: Batches, step: int, config: TrainerConfig, seed: int) -> list[Shard]:
-    """The shards of a step, where the model lies."""
+def _lay_out_step(model: Model, draw_examples: Batches, step: int, config: TrainerConfig, seed: int) -> list[Shard]:
+    """Return the shards of a step, on the model's device."""
     with span("lay out"):
         draws = generator(seed, "augment", step)
-        return [_lay_out(model, examples, config, draws).to(model.device) for examples in batches(step)]
+        return [move(_lay_out(model, examples, config, draws), model.device) for examples in draw_examples(step)]
 
 
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
-    """A shard as that kind of model reads it."""
+    """Return examples of one length as a shard for a model."""
     if isinstance(model, TextModel):
         return text_rows.lay_out(examples, task_and_layout(model)[1])
     return lay_out(examples, model.config.digit_order, config, draws)
 
 
 def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.Generator) -> Rows:
-    """Examples of one length as one shard, each row in a random variant of start marks and with a random gap."""
+    """Return examples of one length as a shard; each row has a random variant of marks and a random gap."""
     count = len(examples)
     variant = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
     task = task_of(examples.problems)
@@ -291,19 +298,15 @@ def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.
     column, gap = _draw_gaps(count, max(1, examples.problems.answer_width - 1), config, draws)
     places = _with_gap(ids, column + shift, gap)
     target_places = _with_gap(target_ids, column + shift, gap)
-    # A token that follows its predecessor across the gap has no neighbour to copy from: no loss there.
-    source = places[:, prefix.shape[1] :]
-    across = (source > 0) & (target_places > source + 1)
-    return Rows(
-        ids,
-        places,
-        tokens.class_of(target_ids).masked_fill(across, _IGNORE),
-        targets[0].shape[1],
-    )
+    # A token that follows its predecessor across the gap has no neighbour to copy from, so it takes no loss.
+    source_places = places[:, prefix.shape[1] :]
+    is_across = (source_places > 0) & (target_places > source_places + 1)
+    target_classes = tokens.class_of(target_ids).masked_fill(is_across, IGNORED)
+    return Rows(ids, places, target_classes, answer_length=targets[0].shape[1])
 
 
 def tune_allocator() -> None:
-    """Keep large temporaries on the heap: on glibc each would cost fresh pages (half of the time, measured)."""
+    """Keep large temporaries on the heap: glibc would map new pages for each (half of the time, measured)."""
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
@@ -314,10 +317,10 @@ def tune_allocator() -> None:
 
 
 def _draw_gaps(count: int, columns: int, config: TrainerConfig, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For each row a column `[B, 1]` and how many places `[B, 1]` everything behind it moves away.
+    """Draw for each row a column `[B, 1]` and the number of places `[B, 1]` by which all later columns move away.
 
-    The distance of digits that are not neighbours then carries no information, so that nothing is learned about
-    "six digits from the end", which no longer holds at seven. Column 0 moves the digits away from the marks.
+    The distance of digits that are not neighbours then carries no information. So the model learns no rule such as
+    "six digits from the end", which fails at seven. Column 0 moves the digits away from the marks.
     """
     column = torch.randint(0, columns, (count, 1), generator=draws)
     gap = torch.randint(0, MAX_GAP + 1, (count, 1), generator=draws)
@@ -325,13 +328,13 @@ def _draw_gaps(count: int, columns: int, config: TrainerConfig, draws: torch.Gen
 
 
 def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
-    """Places of ids `[B, T]` with everything behind the column moved by the gap; marks stay at 0."""
+    """Return the places of ids `[B, T]`, with all places behind the column moved by the gap; marks stay at 0."""
     places = tokens.place_of(ids)
     return places + gap * ((places > column) & (places > 0))
 
 
 def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:
-    """Mean loss of a shard and its gradient, apart from `.grad`, so that shards can run side by side."""
+    """Return the mean loss and gradient of a shard. `.grad` is left alone, so that shards can run in parallel."""
     with span("forward"):
         loss = shard.loss(model, fast_weight)
     with span("backward"):
@@ -340,5 +343,5 @@ def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shar
 
 
 def _pool() -> ThreadPoolExecutor:
-    """One thread a core, each running its operations alone: small matrices do not gain from two cores at once."""
+    """Return a pool with one thread a core. Each thread uses one core: small matrices gain nothing from two."""
     return ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,))

@@ -1,11 +1,12 @@
-"""The model as the trainer computes it: the function of `model.SectorForCausalLM`, forward and backward by hand.
+"""The model for the trainer: the function of `SectorForCausalLM`, with forward and backward passes by hand.
 
-Autograd keeps every intermediate and walks over it again; at sizes like these that takes longer than the products. Here
-norms and the residual go with the products beside them, attention skips what a mask would hide, and the last layer
-computes of a prompt what the branches read of it, keys and values. Gradients are the same but for rounding.
+Autograd keeps each intermediate and visits it again; at these sizes that takes longer than the matrix products. Here
+norms and the residual are fused with the products beside them, attention skips masked pieces, and the last layer
+computes only keys and values of a prompt. Gradients are the same except for rounding.
 
-Legend: B rows, T tokens of a row, P of them the prompt, Q of them that ask, S keys, N tokens of all rows, H heads, K
-head size, D = H * K the hidden size, I the inner size.
+In the shape descriptions B is the rows, T the tokens of a row, P the tokens of its prompt, Q its queries, S the keys
+that they attend to, N the tokens of all rows, H the heads, K the size of a head, D = H * K the hidden size and I the
+inner size.
 """
 
 from collections.abc import Sequence
@@ -23,15 +24,17 @@ from sector.engine.language import tokens
 from sector.engine.models.sector import Block, SectorForCausalLM
 from sector.engine.samplers.native_attention import future_mask
 
-# The most tokens of a row that attends in one piece.
+# The longest row that attends in one piece, in tokens.
 _SHORT = 64
 
 
 def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Ids `[B, T]` -> `[B, T - P, D]` after the final norm: the tokens behind the prompt.
+    """Return the states `[B, T - P, D]` after the final norm of the tokens behind the prompts of ids `[B, T]`.
 
-    places: `[B, T]` rotary positions. lengths: of the prompt, then of each branch behind it. A token sees the prompt
-    and what comes before it in its own part.
+    places: `[B, T]` rotary positions.
+    lengths: tokens of the prompt, then of each branch behind it.
+
+    A token attends to the prompt and to the earlier tokens of its own branch.
     """
     config = model.config
     rotation = model.rope().to(model.dtype)[places.flatten()].unsqueeze(1).unbind(dim=2)
@@ -52,9 +55,11 @@ def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths
 
 
 class _Project(Function):
-    """Norm, product and rotation: `[N, D]` -> queries, keys and values `[3, H, N, K]`.
+    """Norm, product and rotation: states `[N, D]` -> queries, keys and values `[3, H, N, K]`.
 
-    weight: `[D]` of the norm. qkv: `[3D, D]`. cos, sin: `[N, 1, K/2]`.
+    weight: `[D]` weight of the norm.
+    qkv: `[3D, D]` matrix of queries, keys and values.
+    cos, sin: `[N, 1, K/2]` rotation of each token.
     """
 
     @staticmethod
@@ -70,28 +75,28 @@ class _Project(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, scale, weight, qkv, cos, sin = ctx.saved_tensors
-        back = grad.new_empty(len(normed), grad.shape[0] * grad.shape[1], grad.shape[3])
-        _rotate(grad.flatten(0, 1).transpose(0, 1), cos, -sin, back)
-        flat = back.flatten(1)
-        to_x, to_weight = _norm_backward(flat @ qkv, normed, scale, weight)
-        return to_x, to_weight, flat.T @ (normed * weight), None, None, None
+        grad_qkv = grad.new_empty(len(normed), grad.shape[0] * grad.shape[1], grad.shape[3])
+        _rotate(grad.flatten(0, 1).transpose(0, 1), cos, -sin, grad_qkv)
+        flat = grad_qkv.flatten(1)
+        grad_x, grad_weight = _norm_backward(flat @ qkv, normed, scale, weight)
+        return grad_x, grad_weight, flat.T @ (normed * weight), None, None, None
 
 
 class _Attend(Function):
-    """Queries, keys and values `[3, H * B, T, K]` -> attended values `[H * B, Q, K]` of the tokens that ask.
+    """Attention: queries, keys and values `[3, H * B, T, K]` -> attended values `[H * B, Q, K]`.
 
-    parts: those of a row that ask.
+    parts: the parts of a row that have queries.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, parts: "list[_Part]") -> Tensor:
         q, k, v = qkv
-        out = q.new_empty(len(q), parts[-1].asked.stop, q.shape[2])
+        out = q.new_empty(len(q), parts[-1].queries.stop, q.shape[2])
         shares = []
         for part in parts:
-            scores = torch.baddbmm(part.mask, q[:, part.own], part.seen(k).transpose(1, 2), alpha=_score_scale(q))
+            scores = torch.baddbmm(part.mask, q[:, part.tokens], part.keys_of(k).transpose(1, 2), alpha=_score_scale(q))
             shares.append(scores.softmax(dim=2))
-            out[:, part.asked] = torch.bmm(shares[-1], part.seen(v))
+            out[:, part.queries] = torch.bmm(shares[-1], part.keys_of(v))
         ctx.save_for_backward(qkv, out, *shares)
         ctx.parts = parts
         return out
@@ -101,27 +106,29 @@ class _Attend(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, out, *shares = ctx.saved_tensors
         q, k, v = qkv
-        back = torch.zeros_like(qkv)
-        to_q, to_k, to_v = back
-        # The gradient of a softmax needs the mean of those of its shares: their product with what came out.
+        grad_qkv = torch.zeros_like(qkv)
+        grad_q, grad_k, grad_v = grad_qkv
+        # The gradient of a softmax needs the mean of the gradients of its shares, which is this product.
         means = (grad * out).sum(dim=2, keepdim=True)
         for part, share in zip(ctx.parts, shares, strict=True):
-            own = grad[:, part.asked]
-            to_scores = torch.bmm(own, part.seen(v).transpose(1, 2)).sub_(means[:, part.asked])
-            to_scores.mul_(share).mul_(_score_scale(q))
-            to_q[:, part.own] = torch.bmm(to_scores, part.seen(k))
-            to_seen_k = torch.bmm(to_scores.transpose(1, 2), q[:, part.own])
-            to_seen_v = torch.bmm(share.transpose(1, 2), own)
+            part_grad = grad[:, part.queries]
+            grad_scores = torch.bmm(part_grad, part.keys_of(v).transpose(1, 2)).sub_(means[:, part.queries])
+            grad_scores.mul_(share).mul_(_score_scale(q))
+            grad_q[:, part.tokens] = torch.bmm(grad_scores, part.keys_of(k))
+            grad_part_k = torch.bmm(grad_scores.transpose(1, 2), q[:, part.tokens])
+            grad_part_v = torch.bmm(share.transpose(1, 2), part_grad)
             for keys, columns in part.pieces:
-                to_k[:, keys] += to_seen_k[:, columns]
-                to_v[:, keys] += to_seen_v[:, columns]
-        return back, None
+                grad_k[:, keys] += grad_part_k[:, columns]
+                grad_v[:, keys] += grad_part_v[:, columns]
+        return grad_qkv, None
 
 
 class _Mlp(Function):
-    """Norm, both products and the residual: `[N, D]` -> `[N, D]`.
+    """Feed-forward: norm, both products and the residual, `[N, D]` -> `[N, D]`.
 
-    weight: `[D]` of the norm. up: `[I, D]`. down: `[D, I]`.
+    weight: `[D]` weight of the norm.
+    up: `[I, D]` first matrix.
+    down: `[D, I]` second matrix.
     """
 
     @staticmethod
@@ -136,84 +143,92 @@ class _Mlp(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, scale, inner, weight, up, down = ctx.saved_tensors
         # The slope of relu squared is twice relu.
-        to_inner = torch.addmm(grad.new_zeros(()), grad, down, beta=0, alpha=2).mul_(inner)
-        to_x, to_weight = _norm_backward(to_inner @ up, normed, scale, weight)
-        return to_x.add_(grad), to_weight, to_inner.T @ (normed * weight), grad.T @ (inner * inner), None
+        grad_inner = torch.addmm(grad.new_zeros(()), grad, down, beta=0, alpha=2).mul_(inner)
+        grad_x, grad_weight = _norm_backward(grad_inner @ up, normed, scale, weight)
+        return grad_x.add_(grad), grad_weight, grad_inner.T @ (normed * weight), grad.T @ (inner * inner), None
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a row as it attends.
+    """A part of a row in attention.
 
-    own: its tokens. asked: where they lie among the queries. pieces: of the row that it sees, and which columns of its
-    scores belong to each. mask: `[Q, S]` minus infinity where it does not look, else zero.
+    tokens: tokens of the part, in the row.
+    queries: the same tokens, among the queries.
+    pieces: pieces of the row that the part attends to, each with its columns of the scores.
+    mask: `[Q, S]` 0 for keys that a query attends to, minus infinity for others.
     """
 
-    own: slice
-    asked: slice
+    tokens: slice
+    queries: slice
     pieces: list[tuple[slice, slice]]
     mask: Tensor
 
-    def seen(self, x: Tensor) -> Tensor:
-        """Of `[H * B, T, K]` what it sees, `[H * B, S, K]`."""
+    def keys_of(self, x: Tensor) -> Tensor:
+        """Return the keys or values `[H * B, S, K]` of `x [H * B, T, K]` that the part attends to."""
         first, *others = (x[:, piece] for piece, _ in self.pieces)
         return torch.cat([first, *others], dim=1) if others else first
 
 
 def _parts(lengths: Sequence[int], skip: int, like: Tensor) -> list[_Part]:
-    """The parts that ask: all, or those behind the prompt if that is skipped.
+    """Return the parts of a row that have queries.
 
-    Short rows are one part, mask and all: there each operation costs more than what it computes.
+    lengths: tokens of the prompt, then of each branch.
+    skip: tokens without queries at the beginning of a row: 0, or the prompt.
+    like: tensor of the type and device of the masks.
+
+    A short row is one part with one mask, because there an operation costs more than the products that it saves.
     """
     prompt, total = lengths[0], sum(lengths)
     if total <= _SHORT:
         everything = slice(0, total)
         mask = future_mask(total, like)
-        for own in _spans(lengths)[1:]:
-            mask[own, prompt : own.start] = float("-inf")
+        for branch in _spans(lengths)[1:]:
+            mask[branch, prompt : branch.start] = float("-inf")
         return [_Part(slice(skip, total), slice(0, total - skip), [(everything, everything)], mask[skip:])]
     return [
-        _Part(own, slice(own.start - skip, own.stop - skip), *_view(own, prompt, like))
-        for own in _spans(lengths)
-        if own.start >= skip and own.stop > own.start
+        _Part(part, slice(part.start - skip, part.stop - skip), *_pieces(part, prompt, like))
+        for part in _spans(lengths)
+        if part.start >= skip and part.stop > part.start
     ]
 
 
-def _view(own: slice, prompt: int, like: Tensor) -> tuple[list[tuple[slice, slice]], Tensor]:
-    """What a part sees and its mask: itself up to where it stands, and the prompt if it is a branch."""
-    length = own.stop - own.start
-    if own.start <= prompt:
+def _pieces(part: slice, prompt: int, like: Tensor) -> tuple[list[tuple[slice, slice]], Tensor]:
+    """Return the pieces and the mask of a part: its tokens up to each query, and the prompt if it is a branch."""
+    length = part.stop - part.start
+    if part.start <= prompt:
         # The prompt, and the branch that follows it without a gap.
-        everything = slice(0, own.stop)
-        return [(everything, everything)], future_mask(length, like, own.start)
+        everything = slice(0, part.stop)
+        return [(everything, everything)], future_mask(length, like, part.start)
     before = slice(0, prompt)
-    return [(before, before), (own, slice(prompt, prompt + length))], future_mask(length, like, prompt)
+    return [(before, before), (part, slice(prompt, prompt + length))], future_mask(length, like, prompt)
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
+    """Return where the parts of these lengths lie in a row."""
     return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
 
 
 def _score_scale(q: Tensor) -> float:
+    """Return the factor of the scores of queries `[..., K]`."""
     return float(q.shape[-1]) ** -0.5
 
 
 def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMS norm without its weights, and what `[N, D]` was multiplied by, `[N, 1]`."""
+    """Return the RMS norm of `[N, D]` without its weight, and the factors `[N, 1]` that it multiplied by."""
     scale = (x * x).mean(dim=1, keepdim=True).add_(eps).rsqrt_()
     return x * scale, scale
 
 
 def _norm_backward(grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients `[N, D]` of what was normed and `[D]` of the weights, from that of the result, which is used up."""
-    to_weight = (grad * normed).sum(dim=0)
+    """Return the gradients of a norm's input `[N, D]` and weight `[D]`; overwrite `grad`, that of its output."""
+    grad_weight = (grad * normed).sum(dim=0)
     grad.mul_(weight)
     along = (grad * normed).mean(dim=1, keepdim=True)
-    return grad.addcmul_(normed, along, value=-1).mul_(scale), to_weight
+    return grad.addcmul_(normed, along, value=-1).mul_(scale), grad_weight
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotate queries and keys, copy values: `[N, 3H, K]` to a tensor of that shape; see `model.rotate`."""
+    """Write to `out` the values of x and its rotated queries and keys, all `[N, 3H, K]`; see `sector.rotate`."""
     pairs = 2 * x.shape[1] // 3
     real, imaginary = x[:, :pairs].chunk(2, dim=2)
     out_real, out_imaginary = out[:, :pairs].chunk(2, dim=2)

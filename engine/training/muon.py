@@ -1,8 +1,8 @@
-"""Muon: momentum whose update is made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024).
+"""Muon: momentum with updates that a Newton-Schulz iteration makes orthogonal (Jordan et al. 2024).
 
-The update is the one of `torch.optim.Muon`, computed otherwise. That one multiplies in bfloat16, matrix by matrix: on a
-CPU without bfloat16 products this took 85 % of a training step (LOG.md). Here all products are float32, and the
-iteration runs on Gram matrices, all of one size as one batch.
+The update is that of `torch.optim.Muon`, which multiplies in bfloat16, matrix by matrix. On a CPU without bfloat16
+products that took 85 % of a training step (LOG.md). Here all products are float32, and the iteration runs on Gram
+matrices, with all matrices of one size as one batch.
 """
 
 import math
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Coefficients of the quintic iteration, and its steps: those of torch and of the original.
+# Coefficients and number of steps of the quintic iteration, as in torch and in the original.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
 _LEAST_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for matrices alone.
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
 
-    Its state is `momentum_buffer`, as in torch. ValueError if a parameter is no matrix.
+    Its state is `momentum_buffer`, as in torch. Raises ValueError if a parameter is not a matrix.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -40,24 +40,24 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_gradient = [(each, each.grad) for each in group["params"] if each.grad is not None]
-            if with_gradient:
-                parameters, gradients = (list(tensors) for tensors in zip(*with_gradient, strict=True))
-                self._update(parameters, gradients, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters in place by their gradients."""
         momenta = [self._momentum(parameter) for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = orthogonalize(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         # A tall matrix takes a longer step: its update has more rows of the same norm.
-        torch._foreach_mul_(
-            updates, [-group["lr"] * math.sqrt(max(1.0, len(each) / each.shape[1])) for each in updates]
-        )
+        scales = [-group["lr"] * math.sqrt(max(1.0, len(update) / update.shape[1])) for update in updates]
+        torch._foreach_mul_(updates, scales)
         torch._foreach_add_(parameters, updates)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
+        """Return the momentum of a parameter, which starts at zero."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -66,11 +66,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Set all singular values of each matrix `[m, n]` to about 1, between 0.7 and 1.2, and keep its singular vectors.
+    """Return matrices `[m, n]` with the same singular vectors and all singular values near 1, between 0.7 and 1.2.
 
-    The iteration multiplies X by a polynomial of its Gram matrix X X^T, five times. Polynomials of one matrix commute,
-    so that their product P and the Gram matrices can be worked out without X: the products are then all of the smaller
-    side, and matrices of different lengths make one batch. P X comes last.
+    The iteration multiplies X five times by a polynomial of its Gram matrix X X^T. Polynomials of one matrix commute,
+    so their product P and the Gram matrices can be computed without X. All these products have the size of the smaller
+    side, so matrices of different lengths make one batch. The product P X comes last.
     """
     wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.T for matrix in matrices]
     norms = [matrix.norm().clamp(min=_LEAST_NORM) for matrix in wide]
@@ -89,7 +89,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _polynomials(gram: Tensor) -> Tensor:
-    """Gram matrices `[B, m, m]` of a spectral norm of at most 1 -> the polynomials P `[B, m, m]` of the iteration."""
+    """Return the polynomials P `[B, m, m]` of the iteration for Gram matrices of a spectral norm of at most 1."""
     product: Tensor | None = None
     for step in range(_STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)

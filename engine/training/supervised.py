@@ -1,4 +1,4 @@
-"""The supervised phase's data: short problems with true answers and true simplifications (SECToR section 4.1)."""
+"""Data of the supervised phase: short problems with true answers and simplifications (SECToR section 4.1)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +13,16 @@ from sector.engine.tasks import find_task, true_answers, truth_of
 
 
 def label(problems: Batch) -> Examples:
-    """True answers and true first simplifications of any problems."""
+    """Return problems with their true answers and true first simplifications."""
     step = truth_of(problems).simplifications(problems)
     return Examples(problems, true_answers(problems), step.rest, step.digit)
 
 
 def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Examples]]]:
-    """Batches of a cycle: fresh labelled problems, each shard of one length.
+    """Return a function from a cycle to a function from a step to new labelled examples, one item a shard.
 
-    The lengths open up from 1 to `max_digits` over the first share of the first cycle; all are equally likely then.
+    A shard has problems of one length. The largest length grows from 1 to `max_digits` over the first
+    `curriculum_share` of the first cycle. All lengths up to it are equally likely.
     """
     settings, trainer, task = config.supervised, config.supervised.trainer, find_task(config.task)
 
@@ -30,10 +31,10 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
         def draw(step: int) -> list[Examples]:
             draws = generator(config.seed, "supervised", cycle, step)
-            opened = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
-            lengths = torch.randint(1, opened + 1, (trainer.num_shards,), generator=draws).tolist()
+            longest = settings.max_digits if step >= ramp else 1 + int(settings.max_digits * step / ramp)
+            lengths = torch.randint(1, longest + 1, (trainer.num_shards,), generator=draws).tolist()
             lessons = [
-                (step * trainer.num_shards + shard) % task.num_lessons(each) for shard, each in enumerate(lengths)
+                (step * trainer.num_shards + shard) % task.num_lessons(length) for shard, length in enumerate(lengths)
             ]
             return [
                 label(task.draw_lesson(length, lesson, trainer.shard_rows, draws, config.hard_share))
@@ -46,16 +47,17 @@ def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Exampl
 
 
 def kept_examples(config: RunConfig) -> list[Examples]:
-    """The labelled examples that later rounds replay, one set a length and lesson."""
+    """Return the labelled examples that later rounds replay, one set for each length and lesson."""
     task, settings = find_task(config.task), config.supervised
 
     def draw(digits: int, lesson: int) -> Any:
         # The first lesson of a length draws as if there were no others.
-        draws = generator(config.seed, "labelled", digits, *([lesson] if lesson else []))
+        names = ("labelled", digits, lesson) if lesson else ("labelled", digits)
+        draws = generator(config.seed, *names)
         return task.draw_lesson(digits, lesson, settings.examples, draws, config.hard_share)
 
     return [
         label(draw(digits, lesson))
-        for digits in range(1, config.supervised.max_digits + 1)
+        for digits in range(1, settings.max_digits + 1)
         for lesson in range(task.num_lessons(digits))
     ]

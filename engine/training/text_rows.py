@@ -1,6 +1,6 @@
-"""Examples as rows of text for the trainer: a prompt with its completion a row, loss on the completion alone.
+"""Shards for text models: a prompt and its completion a row, with loss on the completion alone.
 
-In the shape descriptions B is the rows of a shard, T the tokens of a row and C those that may be supervised.
+In the shape descriptions B is the rows of a shard, T the tokens of a row and C the tokens that may be supervised.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,15 @@ from torch import Tensor
 
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
+from sector.engine.models.loss import IGNORED
 from sector.engine.models.text import TextModel
-
-_IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
     """Prompts of one mode with their completions.
 
-    ids: `[B, T]` what is read; pads are behind everything else, where causal attention does not see them.
+    ids: `[B, T]` tokens that the model reads. Pads stand behind all others, where causal attention does not see them.
     targets: `[B, C]` ids to predict from the last C tokens, -100 where no loss is taken.
     """
 
@@ -28,40 +27,36 @@ class Completed:
     targets: Tensor
 
     def loss(self, model: TextModel) -> Tensor:
-        """Mean over the supervised tokens, in nats."""
+        """Return the mean loss over the supervised tokens, in nats."""
         count = self.targets.shape[1]
         logits = model(self.ids, logits_to_keep=count, use_cache=False).logits[:, -count:]
-        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=_IGNORE)
+        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORED)
 
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """A shard of examples of one length: the fast answers, and the simplifications where there are any."""
+    """A shard for a text model.
+
+    fast: prompts completed by answers.
+    slow: prompts completed by simplifications; None if the examples have none.
+    """
 
     fast: Completed
     slow: Completed | None
 
     @property
     def num_tokens(self) -> int:
-        """Read in a forward pass, pads among them."""
+        """Tokens that a forward pass reads, pads included."""
         return self.fast.ids.numel() + (self.slow.ids.numel() if self.slow else 0)
 
-    def to(self, device: torch.device) -> "TextRows":
-        """The same where the model lies."""
-
-        def moved(each: Completed) -> Completed:
-            return Completed(each.ids.to(device), each.targets.to(device))
-
-        return TextRows(moved(self.fast), moved(self.slow) if self.slow else None)
-
     def loss(self, model: TextModel, fast_weight: float) -> Tensor:
-        """Mean loss of the shard, fast and slow weighed against each other."""
+        """Return the mean loss of the shard; see `distill.Shard`."""
         loss = self.fast.loss(model)
         return loss if self.slow is None else fast_weight * loss + (1 - fast_weight) * self.slow.loss(model)
 
 
 def lay_out(examples: Examples, layout: Layout) -> TextRows:
-    """Examples of one length as one shard. Text has no places, so there is nothing to augment."""
+    """Return examples of one length as a shard. Text has no places to augment."""
     prefix = layout.prefix_ids(examples.problems)
 
     def completed(mode: Mode, completion: Tensor) -> Completed:
@@ -75,9 +70,9 @@ def lay_out(examples: Examples, layout: Layout) -> TextRows:
 
 
 def _completed(prompt: Tensor, completion: Tensor, pad: int) -> Completed:
-    """Prompts `[B, P]` that begin with some pads, with completions `[B, C]` that end in some."""
+    """Join prompts `[B, P]` and completions `[B, C]`, and move the pads in front of prompts behind the completions."""
     ids = torch.cat([prompt, completion], dim=1)
-    targets = torch.cat([torch.full_like(prompt, _IGNORE), completion.masked_fill(completion == pad, _IGNORE)], dim=1)
+    targets = torch.cat([torch.full_like(prompt, IGNORED), completion.masked_fill(completion == pad, IGNORED)], dim=1)
     pads = (prompt == pad).sum(dim=1, keepdim=True)
     order = (torch.arange(ids.shape[1]) + pads) % ids.shape[1]
     ids, targets = ids.gather(1, order), targets.gather(1, order)
