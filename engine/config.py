@@ -398,7 +398,7 @@ def validated(settings: type[Model], values: dict[str, Any], source: str) -> Mod
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
+        known = "; `sector config` lists all settings" if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
         raise InputError(f"{source}: {key + ': ' if key else ''}{message}{known}") from error
 
