@@ -53,6 +53,7 @@ def one_line(description: dict[str, Any]) -> str:
 
 
 def _hardware() -> dict[str, Any]:
+    """Return the entry `hardware` of a description."""
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
@@ -74,6 +75,7 @@ def _cpu_model() -> str:
 
 
 def _versions() -> dict[str, str]:
+    """Return the entry `versions` of a description."""
     versions = {"python": platform.python_version(), "sector": sector.__version__}
     for package in _PACKAGES:
         try:

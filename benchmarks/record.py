@@ -66,7 +66,7 @@ def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
     weights = _load(options)
     ceilings = roofline.measure_ceilings(weights)
     tune_allocator()
-    # Fresh processes run before the engines are made, while this process holds little memory and no threads.
+    # Measured before the engines are made, while this process does nothing else.
     beside = _measure_in_processes(options, weights, on_progress)
     cells, differing = _run_contest(options, weights, on_progress)
     cards = [

@@ -45,5 +45,6 @@ class Solver:
         return improve.improve(self.sampler, problems, self.settings, self.layout, self._sampling(problems))
 
     def _sampling(self, problems: Batch) -> Sampling:
+        """Return the random streams of a batch; the row counters start at 0 for each batch."""
         rows = torch.arange(len(problems))
         return Sampling(self.temperature, stream_seed(self.seed, "solve"), rows, stage=0)

@@ -310,6 +310,7 @@ def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Gen
 
 
 def _import_ray() -> Any:
+    """Return the module `ray`. Raise InputError if it is not installed."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     try:
         import ray
@@ -319,4 +320,5 @@ def _import_ray() -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0]
