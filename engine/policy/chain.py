@@ -70,7 +70,7 @@ def simplify_then_guess(
     sampling: Sampling,
     draft: Tensor | None,
 ) -> Chain:
-    """Simplify `num_guesses` times and guess the rest after each simplification.
+    """Simplify, and guess the rest after each simplification, until there are `num_guesses` guesses.
 
     Stage j holds the problems after j simplifications. Its prefix is read once, for both the guess and the next
     simplification. Without a draft, stage 0 is answered too: this direct answer drafts the guesses.
@@ -145,7 +145,7 @@ def guess_at_once(sampler: Sampler, problems: Batch, num_guesses: int, layout: L
 def answer(
     sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the fast policy; returns answers `[B, W]`, which parsed `[B]`, and the count of tokens.
+    """Run the fast policy; return answers `[B, W]`, which parsed `[B]`, and the count of tokens.
 
     draft: `[B, W]` likely answers.
     """

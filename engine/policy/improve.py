@@ -152,7 +152,7 @@ _USUAL = ("unparsable", "outvoted", *(f"not_{name}" for name in CHECKS))
 
 
 def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
-    """Run the fast policy; returns answers `[B, W]`, which parsed `[B]`, and the count of tokens.
+    """Run the fast policy; return answers `[B, W]`, which parsed `[B]`, and the count of tokens.
 
     Problems that are too long to be answered at once are simplified until they are short enough: one chain of thought
     with one guess and no check.
@@ -167,7 +167,7 @@ def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sam
 
 
 def simplify(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Simplifications, int]:
-    """Run the slow policy once; returns the simplifications and the count of tokens. N must be at least 2."""
+    """Run the slow policy once; return the simplifications and the count of tokens. N must be at least 2."""
     problems = problems.to(sampler.device)
     branch = think_branch(problems, layout, draft=None)
     with span("think"):
@@ -184,10 +184,10 @@ def improve(
     sampling: Sampling,
     drop_decided: bool = True,
 ) -> Improved:
-    """Run the improved policy on B candidates; returns the result on the CPU.
+    """Run the improved policy on B candidates; return the result on the CPU.
 
-    The checks run one after another, on the engine's device. The host waits for the device only between checks, to see
-    which rows are left.
+    The checks run one after another, on the engine's device. Outside of the engine, the host waits for the device only
+    between checks, to see which rows are left.
 
     sampling: calls on the same row need stages that are `STAGES` apart.
     drop_decided: a rejected row takes no further check. Otherwise all rows take all checks; the verdicts are the same,
@@ -202,7 +202,7 @@ def improve(
 def _improve(
     sampler: Sampler, candidates: Batch, settings: Filter, layout: Layout, sampling: Sampling, drop_decided: bool
 ) -> Improved:
-    """Run the improved policy; returns the result on the engine's device. Arguments as in `improve`."""
+    """Run the improved policy; return the result on the engine's device. Arguments as in `improve`."""
     problems, sampling = candidates.to(sampler.device), _on(sampling, sampler.device)
     checks, checked = checks_of(settings, task_of(problems)), list[Checked]()
     with span("vote"):
