@@ -90,7 +90,12 @@ def truncate(name: str) -> Strike:
 
 def start_another(process: subprocess.Popen[str], root: Path) -> None:
     """Start a second `sector run` on the same directory, which must be refused."""
-    second = subprocess.run([str(SECTOR), "run", "--out", str(root)], capture_output=True, text=True, check=False)
+    # The first run is stopped meanwhile: on a busy machine it could end before the second has started.
+    process.send_signal(signal.SIGSTOP)
+    try:
+        second = subprocess.run([str(SECTOR), "run", "--out", str(root)], capture_output=True, text=True, check=False)
+    finally:
+        process.send_signal(signal.SIGCONT)
     assert second.returncode == 2 and f"process {process.pid}" in second.stderr, second.stderr
 
 
