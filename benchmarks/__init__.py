@@ -1,1 +1,1 @@
-"""What `sector bench` measures: engines side by side, the trainer, the kernels, and the ceilings of the machine."""
+"""Benchmarks: engines side by side, the trainer, the kernels, profiles, and the ceilings of the machine."""

@@ -1,13 +1,14 @@
-"""A contest of engines: the same checkpoint and problems, in one process, taking turns, warmed up.
+"""A contest of engines: the same checkpoint and problems, in one process, after a warm-up, taking turns.
 
-Taking turns means that what disturbs the machine disturbs all; the figures are medians, and ratios are of medians.
+The engines take turns so that other work on the machine disturbs all of them alike. The figures are medians, and ratios
+are ratios of medians.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +30,12 @@ _WARM_UP = 64
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way to run the improved policy: an engine, and whether rows whose fate is decided are dropped."""
+    """A way to run the improved policy.
+
+    name: name in the record.
+    sampler: the engine.
+    drop_decided: whether rejected rows take no further check, as in `improve`.
+    """
 
     name: str
     sampler: Sampler
@@ -38,19 +44,33 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`count` problems of `digits` digits, `batch` at a time; `batch` 0 means all at once."""
+    """Problems of one length.
+
+    digits: digits per operand.
+    count: count of problems.
+    batch: problems at a time; 0 means all at once.
+    """
 
     digits: int
     count: int
     batch: int
 
     def problems(self, seed: int, hard_share: float) -> Problems:
+        """Draw the problems."""
         return draw_problems(self.digits, self.count, generator(seed, "bench", self.digits), hard_share)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one contender did with one workload. seconds: of every repetition. peak_memory_bytes: of the worst."""
+    """The result of one contender on one workload.
+
+    contender: name of the contender.
+    workload: the problems.
+    seconds: seconds of each repetition.
+    tokens: count of generated tokens.
+    accepted: count of accepted candidates.
+    peak_memory_bytes: highest peak of all repetitions.
+    """
 
     contender: str
     workload: Workload
@@ -61,10 +81,11 @@ class Cell:
 
     @property
     def median(self) -> float:
+        """Median seconds of a repetition."""
         return statistics.median(self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """Rates by the median, with those of the slowest and the fastest repetition."""
+        """Return the rates of the median repetition, and of the slowest and the fastest."""
         return {
             "engine": self.contender,
             "digits": self.workload.digits,
@@ -83,7 +104,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What all contenders are asked to do, alike."""
+    """The terms that hold for all contenders.
+
+    settings: vote and checks.
+    layout: token layout of the checkpoint.
+    temperature: 0 is greedy.
+    seed: seed of problems and sampling.
+    hard_share: share of problems harder than uniform digits.
+    """
 
     settings: Filter
     layout: Layout
@@ -99,32 +127,34 @@ class Contest:
         device: torch.device,
         on_progress: Callable[[int, int, str], None],
     ) -> Iterator[tuple[list[Cell], int]]:
-        """For each workload its cells, and how many problems were not treated alike by all contenders."""
+        """Yield for each workload its cells, and the count of problems on which the contenders differ."""
         done, total = 0, len(contenders) * len(workloads) * repeats
         for workload in workloads:
             problems = workload.problems(self.seed, self.hard_share)
-            seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+            seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
             peaks = dict.fromkeys(seconds, 0)
             results: dict[str, Improved] = {}
-            for each in contenders:
-                self._improve(each, problems[:_WARM_UP], workload.batch)
+            for contender in contenders:
+                self._improve(contender, problems[:_WARM_UP], workload.batch)
             for turn in range(repeats):
-                # The order turns too, so that nobody always comes first.
-                for each in contenders if turn % 2 == 0 else reversed(contenders):
-                    on_progress(done, total, f"{each.name}, {workload.digits} digits")
+                # The order is reversed every other turn, so that no contender is always first.
+                for contender in contenders if turn % 2 == 0 else reversed(contenders):
+                    name = contender.name
+                    on_progress(done, total, f"{name}, {workload.digits} digits")
                     reset_peak(device)
                     start = time.perf_counter()
-                    results[each.name] = self._improve(each, problems, workload.batch)
-                    seconds[each.name].append(time.perf_counter() - start)
-                    peaks[each.name] = max(peaks[each.name], peak_bytes(device))
+                    results[name] = self._improve(contender, problems, workload.batch)
+                    seconds[name].append(time.perf_counter() - start)
+                    peaks[name] = max(peaks[name], peak_bytes(device))
                     done += 1
             cells = [
-                Cell(name, workload, seconds[name], result.tokens, int(result.accepted.sum()), peaks[name])
-                for name, result in ((each.name, results[each.name]) for each in contenders)
+                Cell(name, workload, seconds[name], results[name].tokens, int(results[name].accepted.sum()), peak)
+                for name, peak in peaks.items()
             ]
-            yield cells, _unlike(list(results.values()))
+            yield cells, _num_differing(list(results.values()))
 
     def _improve(self, contender: Contender, problems: Problems, batch: int) -> Improved:
+        """Run the improved policy on all problems, batch by batch."""
         parts, start = [], 0
         for part in batches(problems, batch or len(problems)):
             rows = torch.arange(start, start + len(part))
@@ -135,25 +165,27 @@ class Contest:
 
 
 def engines(names: Sequence[str], model: SectorForCausalLM, vllm: VllmConfig | None = None) -> list[Contender]:
-    """Contenders by the names of engines; vllm: settings of that one."""
+    """Return a contender for each engine.
+
+    vllm: settings of the engine `vllm`.
+    """
     return [Contender(name, make_sampler(name, model, vllm)) for name in names]
 
 
 def variants(model: SectorForCausalLM) -> list[Contender]:
-    """The native engine in other ways: on a CPU without each of its savings, on a GPU with each way to decode."""
+    """Return variants of the native engine: on a CPU without each of its savings, on a GPU with each way to decode."""
     if model.device.type == "cuda":
         return _ways_to_decode(model)
     from sector.engine.samplers.native import NativeSampler
 
-    full = Savings()
-    named = {
-        "no drafts": replace(full, drafts=False),
-        "no shared prefix": replace(full, shared_prefix=False),
-        "no shared beginning": replace(full, shared_beginning=False),
-        "keep finished": replace(full, drop_finished=False),
-        "not compiled": replace(full, compiled=False),
+    savings_by_name = {
+        "no drafts": Savings(drafts=False),
+        "no shared prefix": Savings(shared_prefix=False),
+        "no shared beginning": Savings(shared_beginning=False),
+        "keep finished": Savings(drop_finished=False),
+        "not compiled": Savings(compiled=False),
     }
-    contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in named.items()]
+    contenders = [Contender(name, NativeSampler(model, savings=savings)) for name, savings in savings_by_name.items()]
     contenders.append(Contender("keep decided", NativeSampler(model), drop_decided=False))
     none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False, compiled=False)
     plain = NativeSampler(model, savings=none)
@@ -161,51 +193,52 @@ def variants(model: SectorForCausalLM) -> list[Contender]:
 
 
 def _ways_to_decode(model: SectorForCausalLM) -> list[Contender]:
-    """The megakernel, where it supports the sizes of the model, and kernels step by step."""
+    """Return the megakernel, if it supports the sizes of the model, and the kernels step by step."""
     from sector.engine.samplers.gpu import Decode, GpuSampler
 
     ways = [Contender("kernels", GpuSampler(model, Decode.KERNELS))]
-    # It says what it cannot run by refusing it.
+    # The constructor raises ValueError for sizes that the megakernel does not support.
     with suppress(ValueError):
         ways.insert(0, Contender("megakernel", GpuSampler(model, Decode.MEGAKERNEL)))
     return ways
 
 
 def summary(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """By contender, over all of its workloads: all tokens and accepted examples by the sum of the medians."""
+    """Return rates and peak memory by contender, over all its workloads: sums divided by the sum of the medians."""
     by_name: dict[str, list[Cell]] = {}
     for cell in cells:
         by_name.setdefault(cell.contender, []).append(cell)
     return {
         name: {
-            "tokens_per_s": sum(cell.tokens for cell in own) / sum(cell.median for cell in own),
-            "accepted_per_s": sum(cell.accepted for cell in own) / sum(cell.median for cell in own),
-            "peak_memory_bytes": max(cell.peak_memory_bytes for cell in own),
+            "tokens_per_s": sum(cell.tokens for cell in cells) / sum(cell.median for cell in cells),
+            "accepted_per_s": sum(cell.accepted for cell in cells) / sum(cell.median for cell in cells),
+            "peak_memory_bytes": max(cell.peak_memory_bytes for cell in cells),
         }
-        for name, own in by_name.items()
+        for name, cells in by_name.items()
     }
 
 
 def ratios(figures: dict[str, dict[str, float]], first: str) -> dict[str, dict[str, float]]:
-    """`first/other` for every other contender."""
+    """Return the ratios `first/other` of the rates for every other contender."""
     rates = ("tokens_per_s", "accepted_per_s")
-    return {
-        f"{first}/{name}": {rate: figures[first][rate] / own[rate] if own[rate] else float("inf") for rate in rates}
-        for name, own in figures.items()
-        if name != first
-    }
+
+    def ratio(name: str, rate: str) -> float:
+        divisor = figures[name][rate]
+        return figures[first][rate] / divisor if divisor else float("inf")
+
+    return {f"{first}/{name}": {rate: ratio(name, rate) for rate in rates} for name in figures if name != first}
 
 
-def _unlike(results: Sequence[Improved]) -> int:
-    """Problems on which not all results have the same verdict, or not the same answer where they accept."""
+def _num_differing(results: Sequence[Improved]) -> int:
+    """Return the count of problems on which results differ: in the verdict, or in the answer if both accept."""
     first = results[0]
-    unlike = torch.zeros(len(first.problems), dtype=torch.bool)
+    differs = torch.zeros(len(first.problems), dtype=torch.bool)
     for other in results[1:]:
-        unlike |= _differs(first, other)
-    return int(unlike.sum())
+        differs |= _differs(first, other)
+    return int(differs.sum())
 
 
-def _differs(one: Improved, other: Improved) -> Tensor:
-    """`[B]` bool."""
-    answers = (one.ballot.answers != other.ballot.answers).any(dim=1) & one.accepted & other.accepted
-    return answers | (one.verdict != other.verdict)
+def _differs(first: Improved, second: Improved) -> Tensor:
+    """Return on which problems two results differ, `[B]` bool."""
+    answers = (first.ballot.answers != second.ballot.answers).any(dim=1) & first.accepted & second.accepted
+    return answers | (first.verdict != second.verdict)

@@ -1,12 +1,12 @@
-"""Plain greedy decoding by one engine, in a process of its own, which does as it is told line by line.
+"""Plain greedy decoding by one engine, in a separate process that is controlled by JSON lines on stdin.
 
     python -P decoders.py ENGINE MODEL PROMPTS.safetensors NEW_TOKENS INDEX PROCESSES
 
-It loads the model, takes every PROCESSES-th prompt from INDEX on, and says `{}` when it is ready. A line
-`{"rows": 500, "batch": 32, "show": 0}` then has it decode so many of its prompts; it answers with the tokens that came
-out, and the ids of the first `show` rows.
+The process loads the model, takes every PROCESSES-th prompt from INDEX on, and prints `{}` when it is ready. On a line
+`{"rows": 500, "batch": 32, "show": 0}` it decodes its first 500 prompts, and prints the count of generated tokens and
+the ids of the first `show` rows.
 
-A peer's process imports nothing of ours and no torch, so that only its own threads are there.
+The process of a peer imports neither this package nor torch, so that only the peer's threads run.
 """
 
 import json
@@ -25,7 +25,7 @@ Ids = NDArray[np.int64]
 
 
 class Decoder(ABC):
-    """One engine with its prompts `[B, P]`, each of which it continues by `new_tokens`."""
+    """One engine with its prompts `[B, P]`; it continues each prompt by `new_tokens` tokens."""
 
     def __init__(self, model: Path, prompts: Ids, new_tokens: int) -> None:
         self._prompts, self._new_tokens = prompts, new_tokens
@@ -36,20 +36,20 @@ class Decoder(ABC):
 
     @abstractmethod
     def decode(self, rows: int, batch: int) -> Ids:
-        """Continue the first `rows` prompts, at most `batch` at a time; the new ids `[rows, new_tokens]`."""
+        """Continue the first `rows` prompts, at most `batch` at a time; return the new ids `[rows, new_tokens]`."""
 
     def count(self, ids: Ids) -> int:
-        """Tokens in what `decode` gave."""
+        """Return the count of tokens in ids that `decode` returned."""
         return ids.size
 
     def _parts(self, rows: int, batch: int) -> list[slice]:
-        """Slices of about equal size."""
+        """Return slices of about equal size."""
         cuts = np.linspace(0, rows, -(-rows // batch) + 1).round().astype(int)
         return [slice(start, stop) for start, stop in pairwise(cuts.tolist())]
 
 
 class Ctranslate2(Decoder):
-    """One thread a batch, so many batches side by side as there are cores; nothing ends a row."""
+    """CTranslate2: one thread per batch and one batch per core; no token ends a row early."""
 
     def _load(self, model: Path) -> None:
         from ctranslate2 import Generator
@@ -76,7 +76,7 @@ class Ctranslate2(Decoder):
 
 
 class OnnxruntimeGenai(Decoder):
-    """One thread a process, which the model's files say; takes 32 rows at most (0.18)."""
+    """onnxruntime-genai: one thread per process, set in the model's files; at most 32 rows (version 0.18)."""
 
     def _load(self, model: Path) -> None:
         import onnxruntime_genai
@@ -87,13 +87,14 @@ class OnnxruntimeGenai(Decoder):
 
     def decode(self, rows: int, batch: int) -> Ids:
         """See `Decoder`."""
-        return np.concatenate([self._continued(self._prompts32[part]) for part in self._parts(rows, batch)])
+        return np.concatenate([self._decode_batch(self._prompts32[part]) for part in self._parts(rows, batch)])
 
-    def _continued(self, prompts: NDArray[np.int32]) -> Ids:
+    def _decode_batch(self, prompts: NDArray[np.int32]) -> Ids:
+        """Continue one batch of prompts."""
         rows, length = prompts.shape
-        wanted = self._genai.GeneratorParams(self._model)
-        wanted.set_search_options(batch_size=rows, max_length=length + self._new_tokens, do_sample=False)
-        generator = self._genai.Generator(self._model, wanted)
+        parameters = self._genai.GeneratorParams(self._model)
+        parameters.set_search_options(batch_size=rows, max_length=length + self._new_tokens, do_sample=False)
+        generator = self._genai.Generator(self._model, parameters)
         generator.append_tokens(prompts)
         while not generator.is_done():
             generator.generate_next_token()
@@ -101,7 +102,7 @@ class OnnxruntimeGenai(Decoder):
 
 
 class Native(Decoder):
-    """Our engine without any of its savings; the last token of a prompt is its mark."""
+    """The native engine without any of its savings; the last token of a prompt is its mark."""
 
     def _load(self, model: Path) -> None:
         import torch
@@ -113,12 +114,12 @@ class Native(Decoder):
 
         tune_allocator()
         weights = load_sector(model)
-        none = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
-        self._sampler, self._layout = NativeSampler(weights, savings=none), task_and_layout(weights)[1]
+        savings = Savings(shared_prefix=False, shared_beginning=False, drafts=False, drop_finished=False)
+        self._sampler, self._layout = NativeSampler(weights, savings=savings), task_and_layout(weights)[1]
         self._ids = torch.from_numpy(self._prompts)
 
     def decode(self, rows: int, batch: int) -> Ids:
-        """See `Decoder`; rows that end sooner are padded."""
+        """See `Decoder`; rows that end early are padded."""
         import torch
 
         from sector.engine.samplers.protocol import Branch, Sampling
@@ -132,7 +133,7 @@ class Native(Decoder):
         return ids
 
     def count(self, ids: Ids) -> int:
-        """See `Decoder`; padding is none."""
+        """See `Decoder`; padding is not counted."""
         import torch
 
         return int(self._layout.count_tokens(torch.from_numpy(ids)))
@@ -146,9 +147,10 @@ DECODERS: dict[str, type[Decoder]] = {
 
 
 def main() -> None:
+    """Load the model, then serve one request per line of stdin."""
     name, model, prompts, *numbers = sys.argv[1:]
     new_tokens, index, processes = map(int, numbers)
-    # What a library prints goes elsewhere.
+    # Output of libraries goes to stderr: stdout is for answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -158,9 +160,9 @@ def main() -> None:
     decoder = DECODERS[name](Path(model), load_file(prompts)["prompts"][index::processes], new_tokens)
     answer({})
     for line in sys.stdin:
-        asked = json.loads(line)
-        ids = decoder.decode(asked["rows"], asked["batch"])
-        answer({"tokens": decoder.count(ids), "ids": ids[: asked["show"]].tolist()})
+        request = json.loads(line)
+        ids = decoder.decode(request["rows"], request["batch"])
+        answer({"tokens": decoder.count(ids), "ids": ids[: request["show"]].tolist()})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A checkpoint with fresh weights, to measure a size that nobody has trained.
+"""Write a checkpoint with random weights, to measure a size without training it.
 
     python -m sector.benchmarks.fresh base DIR
 
-It accepts nothing, but tokens cost what they cost.
+The improved policy accepts nothing with such weights, but a token takes as long as with trained ones.
 """
 
 import argparse
@@ -13,12 +13,13 @@ from sector.engine.models.sector import PRESETS, new_model
 
 
 def main() -> None:
+    """Write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=sorted(PRESETS))
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    taken = parser.parse_args()
-    save_checkpoint(new_model(taken.preset, taken.seed), taken.out)
+    options = parser.parse_args()
+    save_checkpoint(new_model(options.preset, options.seed), options.out)
 
 
 if __name__ == "__main__":

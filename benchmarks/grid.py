@@ -1,16 +1,16 @@
-"""A grid of runs: which settings are crossed with which, from a TOML file.
+"""A grid of runs: settings that are crossed, read from a TOML file.
 
 title = "Vote x commutativity"
 seeds = [0, 1, 2]
 
-[settings]                      # of every cell, as in the TOML file of a run
+[settings]                      # settings of every cell, as in the TOML file of a run
 until = 29
 
-[axes.vote]                     # axes are crossed: a cell for every choice of values
+[axes.vote]                     # axes are crossed: one cell for each combination of values
 on = { filter.vote = "majority" }
 off = { filter.vote = "off" }
 
-[cells.supervised]              # and cells of their own, beside the crossed ones
+[cells.supervised]              # single cells, in addition to the crossed ones
 until = 6
 """
 
@@ -37,36 +37,47 @@ class GridConfig(Settings):
     """A grid file."""
 
     title: str = ""
-    """What the grid asks, in a line."""
+    """The question that the grid answers, in one line."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
-    """Every cell is run with each of them."""
+    """Seeds; every cell is run with each."""
     samples: Count = 200
-    """Problems a length when a finished run is evaluated."""
+    """Problems per length in the evaluation of a finished run."""
     longest: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = 29
-    """The evaluation asks for 1 digit to so many, whatever a cell was trained on."""
+    """Longest operands of the evaluation, for every cell alike."""
     settings: Table = {}
-    """Of every cell."""
+    """Settings of every cell."""
     axes: dict[str, dict[str, Table]] = {}
-    """Named values of named axes; each is a table of settings."""
+    """Axes by name, with their values by name; a value is a table of settings."""
     cells: dict[str, Table] = {}
-    """Cells of their own, each a table of settings."""
+    """Single cells by name, each a table of settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination of settings. name: fit for a directory. settings: nested, as in the TOML file of a run."""
+    """One combination of settings.
+
+    name: name of its directory.
+    settings: nested settings, as in the TOML file of a run.
+    """
 
     name: str
     settings: Table
 
     def of_seed(self, seed: int) -> Table:
-        """The settings of one run."""
+        """Return the settings of the run with a seed."""
         return {**self.settings, "seed": seed}
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Cells, every one of which is known to be a run that can be started."""
+    """A grid whose cells have been checked: each is a run that can start.
+
+    title: the question that the grid answers.
+    seeds: seeds; every cell is run with each.
+    cells: the combinations of settings.
+    samples: problems per length in the evaluation.
+    longest: longest operands of the evaluation.
+    """
 
     title: str
     seeds: list[int]
@@ -75,14 +86,14 @@ class Grid:
     longest: int
 
     def runs(self) -> Iterator[tuple[Cell, int]]:
-        """A seed of all cells before the next, so that an unfinished grid compares like with like."""
+        """Yield the runs. All cells of a seed come before the next seed, so that an unfinished grid is comparable."""
         for seed in self.seeds:
             for cell in self.cells:
                 yield cell, seed
 
 
 def read_grid(path: Path) -> Grid:
-    """InputError names the first cell at fault and what is wrong with it, before anything runs."""
+    """Read a grid and check all its cells. Raise InputError that names the first invalid cell and its mistake."""
     grid = validated(GridConfig, read_config(path), str(path))
     cells = _cells(grid, path)
     if not cells:
@@ -94,24 +105,25 @@ def read_grid(path: Path) -> Grid:
 
 
 def _cells(grid: GridConfig, path: Path) -> list[Cell]:
-    """The crossed cells, `AXIS-VALUE_AXIS-VALUE`, then those of their own."""
+    """Return the crossed cells, named `AXIS-VALUE_AXIS-VALUE`, then the single ones."""
     for name in [*grid.axes, *(value for axis in grid.axes.values() for value in axis), *grid.cells]:
         if not _NAME.fullmatch(name):
             raise InputError(f"{path}: {name!r} cannot name a directory; use letters, digits, '.' and '-'")
-    crossed = product(*([(axis, *value) for value in values.items()] for axis, values in grid.axes.items()))
-    named = [] if not grid.axes else [_crossed(choice) for choice in crossed]
-    named += [Cell(name, settings) for name, settings in grid.cells.items()]
-    return [Cell(cell.name, merged(grid.settings, cell.settings)) for cell in named]
+    choices = [[(axis, *value) for value in values.items()] for axis, values in grid.axes.items()]
+    cells = [_crossed(choice) for choice in product(*choices)] if choices else []
+    cells += [Cell(name, settings) for name, settings in grid.cells.items()]
+    return [Cell(cell.name, merged(grid.settings, cell.settings)) for cell in cells]
 
 
 def _crossed(choice: tuple[tuple[str, str, Table], ...]) -> Cell:
-    """The cell of one value an axis."""
+    """Return the cell for a choice of (axis, value, settings), one per axis."""
     name = "_".join(f"{axis}-{value}" for axis, value, _ in choice)
     empty: Table = {}
     return Cell(name, reduce(merged, (settings for _, _, settings in choice), empty))
 
 
 def _check(cell: Cell, seed: int, path: Path) -> None:
+    """Raise InputError if a cell is not a run that can start."""
     if "seed" in cell.settings:
-        raise InputError(f"{path}: cell {cell.name}: seeds stand in `seeds`, for all cells alike")
+        raise InputError(f"{path}: cell {cell.name}: remove its seed; `seeds` holds the seeds of all cells")
     run_config(cell.of_seed(seed), f"{path}: cell {cell.name}")

@@ -1,6 +1,7 @@
-"""The instructions that a process may use: torch, oneDNN and MKL each read theirs from the environment as they load.
+"""Restrict the processor instructions that a process uses.
 
-So a narrower set must be asked for before torch is imported, and processes started later inherit it.
+Torch, oneDNN and MKL read the limit from the environment when they are loaded, so it must be set before torch is
+imported. Processes that are started later inherit it.
 """
 
 import os
@@ -13,19 +14,19 @@ _VARIABLES = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        # A peer's own; onnxruntime has no such switch.
+        # For CTranslate2; onnxruntime has no such variable.
         "CT2_FORCE_CPU_ISA": "AVX2",
     }
 }
 
 
 def hold_to(name: str) -> None:
-    """Use no instructions beyond `avx2`; `native` is all that the processor has.
+    """Use no instructions beyond `avx2`; `native` allows all that the processor has.
 
-    InputError where torch is loaded already and was not told.
+    Raise InputError if torch has been loaded without the limit.
     """
-    wanted = _VARIABLES.get(name, {})
-    if "torch" in sys.modules and any(os.environ.get(key) != value for key, value in wanted.items()):
-        given = " ".join(f"{key}={value}" for key, value in wanted.items())
-        raise InputError(f"--isa {name} comes too late, torch is loaded; start `sector` itself, or set {given}")
-    os.environ.update(wanted)
+    variables = _VARIABLES.get(name, {})
+    if "torch" in sys.modules and any(os.environ.get(key) != value for key, value in variables.items()):
+        assignments = " ".join(f"{key}={value}" for key, value in variables.items())
+        raise InputError(f"--isa {name} comes too late, torch is loaded; start `sector` itself, or set {assignments}")
+    os.environ.update(variables)

@@ -1,13 +1,11 @@
-"""The kernels one by one: time, bytes that must be moved, and share of the copy rate that those bytes make up.
+"""Time the kernels one by one, and compare the bytes that they must move with the copy rate of the machine.
 
-On a GPU each kernel stands beside its plain-torch reference. On a CPU, where kernels run interpreted only, the
-reference is what the engine uses, and it alone is timed.
+On a GPU each kernel and its plain-torch reference are timed. On a CPU kernels run in Triton's interpreter only; the
+engine uses the reference, and only the reference is timed.
 
 Legend: B rows, N digits, K guesses, D hidden size, H heads, S slots of the cache.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sector.benchmarks.timing import timed
 from sector.engine.language import tokens
 from sector.engine.models.sector import SectorForCausalLM, rope_table
 from sector.kernels import consistency, decode_attention, digit_sampler, layout
 
-_REPEATS = 50
+# Seconds over which the calls of an operation on a CPU are timed.
+_SECONDS = 0.2
 _GUESSES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An operation at one size. bytes: read and written at least once. kernel, reference: it, done both ways."""
+    """An operation at one size.
+
+    name: name of the kernel.
+    bytes: bytes that must be read or written at least once.
+    kernel: runs the operation by the kernel.
+    reference: runs the operation in plain torch.
+    """
 
     name: str
     bytes: int
@@ -34,7 +40,7 @@ class Case:
 
 
 def measure_kernels(model: SectorForCausalLM, digits: int, rows: int, copy_bytes_per_s: float) -> list[dict[str, Any]]:
-    """One line a kernel; times are medians in seconds."""
+    """Return one line per kernel; times are medians in seconds."""
     on_gpu = model.device.type == "cuda"
     lines = []
     for case in _cases(model, digits, rows):
@@ -56,6 +62,7 @@ def measure_kernels(model: SectorForCausalLM, digits: int, rows: int, copy_bytes
 
 
 def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
+    """Return the kernels with random inputs of one size."""
     return [
         _sampler(model, rows, digits),
         _attention(model, rows, digits),
@@ -66,6 +73,7 @@ def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
 
 
 def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
+    """Return the choice of the next token from hidden states `[B, D]`."""
     device, head = model.device, model.head.weight.detach()
     packed = digit_sampler.Head(model.norm.weight.detach(), head, model.config.rms_norm_eps)
     hidden = torch.randn(rows, head.shape[1], device=device, dtype=head.dtype)
@@ -81,6 +89,7 @@ def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
 
 
 def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
+    """Return the attention of one new token to a full cache `[B, H, S, D/H]`."""
     config, device, dtype = model.config, model.device, model.head.weight.dtype
     slots = 4 * digits + 10
     qkv = torch.randn(rows, 3 * config.hidden_size, device=device, dtype=dtype)
@@ -99,6 +108,7 @@ def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
 
 
 def _vote(device: torch.device, rows: int, digits: int) -> Case:
+    """Return the vote over guesses `[B, K, N+1]`."""
     guesses = torch.randint(0, 10, (rows, _GUESSES, digits + 1), device=device)
     valid = torch.ones(rows, _GUESSES, dtype=torch.bool, device=device)
     return Case(
@@ -110,6 +120,7 @@ def _vote(device: torch.device, rows: int, digits: int) -> Case:
 
 
 def _prompts(device: torch.device, rows: int, digits: int) -> Case:
+    """Return the layout of B prompts."""
     table = tokens.kernel_table(device)
     a, b = (torch.randint(0, 10, (rows, digits), device=device) for _ in range(2))
     carry = a.new_zeros(rows)
@@ -123,6 +134,7 @@ def _prompts(device: torch.device, rows: int, digits: int) -> Case:
 
 
 def _answers(device: torch.device, rows: int, digits: int) -> Case:
+    """Return the parsing of B answers."""
     ids = _ids(rows, digits, device).unsqueeze(1).repeat(1, digits + 2)
     arguments = (ids, digits, ids.new_zeros(rows), tokens.kernel_table(device))
     return Case(
@@ -134,20 +146,14 @@ def _answers(device: torch.device, rows: int, digits: int) -> Case:
 
 
 def _ids(rows: int, digits: int, device: torch.device) -> Tensor:
-    """`[B]` ids of digits at places up to N."""
+    """Return ids `[B]` of digits at places up to N."""
     return tokens.NUM_LOCAL * (1 + torch.arange(rows, device=device) % digits) + torch.arange(rows, device=device) % 10
 
 
 def _seconds(run: Callable[[], object], on_gpu: bool) -> float:
-    """Median time of a call; on a GPU by events, with the cache flushed before each."""
+    """Return the median time of a call; on a GPU measured by events, with the cache flushed before each call."""
     if not on_gpu:
-        run()
-        times = []
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return timed(run, _SECONDS).median
     from triton.testing import do_bench
 
     return do_bench(run, quantiles=[0.5]) / 1000

@@ -1,4 +1,4 @@
-"""What figures were measured on: processor, memory, GPU, versions and commit. Names no host and no path."""
+"""Describe the machine of a measurement: processor, memory, GPU, versions and commit, but no host and no path."""
 
 import os
 import platform
@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 import sector
 
-# What a speed may depend on, in the order of a report.
+# Packages on which speeds may depend, in the order of a report.
 _PACKAGES = (
     "torch",
     "triton",
@@ -27,19 +28,19 @@ _GIB = 1 << 30
 
 
 def describe() -> dict[str, Any]:
-    """`hardware`, `versions` and `commit`, as every record of measurements carries them.
+    """Return `hardware`, `versions` and `commit`, which every record of measurements contains.
 
     hardware: `cpu`, `instruction_set` (the widest that torch uses, as `AVX2`), `cores`, `memory_bytes`, `gpu` and
-        `gpu_memory_bytes` (both null without one).
-    versions: python, sector and those packages that are installed; `cuda` where torch sees a GPU.
-    commit: of the source tree that the code runs from, `-dirty` behind it where tracked files differ from it; null
-        where there is none (installed from a package).
+        `gpu_memory_bytes` (both null without a GPU).
+    versions: python, sector and the installed packages on which speeds may depend; `cuda` if torch sees a GPU.
+    commit: commit of the source tree that the code runs from, with `-dirty` if tracked files differ from it; null if
+        the code was installed from a package.
     """
     return {"hardware": _hardware(), "versions": _versions(), "commit": _commit(Path(__file__))}
 
 
 def one_line(description: dict[str, Any]) -> str:
-    """The same for people: `2 cores of ... (AVX512), 8 GiB; NVIDIA ..., 80 GiB; torch 2.13.0; commit 0123456789ab`."""
+    """Format a description: `2 cores of ... (AVX512), 8 GiB; NVIDIA ..., 80 GiB; torch 2.13.0; commit 0123456789ab`."""
     hardware, versions = description["hardware"], description["versions"]
     cores = f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['instruction_set']})"
     parts = [f"{cores}, {hardware['memory_bytes'] / _GIB:.0f} GiB"]
@@ -52,27 +53,29 @@ def one_line(description: dict[str, Any]) -> str:
 
 
 def _hardware() -> dict[str, Any]:
+    """Return the entry `hardware` of a description."""
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device()) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count() or 1,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu.name if gpu else None,
         "gpu_memory_bytes": gpu.total_memory if gpu else None,
     }
 
 
 def _cpu_model() -> str:
-    """The name that the processor gives itself; its architecture where it gives none."""
+    """Return the model name of the processor; its architecture if the system does not tell the name."""
     try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        named = None
-    return named[1].strip() if named else platform.processor() or platform.machine()
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:
+    """Return the entry `versions` of a description."""
     versions = {"python": platform.python_version(), "sector": sector.__version__}
     for package in _PACKAGES:
         try:
@@ -85,16 +88,16 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(source: Path) -> str | None:
-    """The commit that a source file belongs to; None if no repository tracks it."""
-    # An environment may lie inside a repository that knows nothing of what is installed in it.
+    """Return the commit of a source file; None if no repository tracks the file."""
+    # An environment may lie inside a repository that does not track the installed packages.
     if _git(source, "ls-files", "--error-unmatch", source.name) is None:
         return None
     return _git(source, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def _git(source: Path, *arguments: str) -> str | None:
-    """What git prints in the folder of a file; None if it fails or is not there."""
-    # Looking must not write: without this, git refreshes the index, and gets in the way of whoever commits.
+    """Return the output of git in the folder of a file; None if git fails or is not installed."""
+    # Without this variable git refreshes the index, which can make a commit at the same time fail.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(source.parent), *arguments]
     try:

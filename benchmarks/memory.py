@@ -1,4 +1,7 @@
-"""Peak memory of a piece of work: of the process on a CPU, of the allocator on a GPU."""
+"""Measure peak memory: of the process on a CPU, of the allocator on a GPU.
+
+On Linux the peak of the process is read from /proc, since psutil tells only the memory in use now.
+"""
 
 import resource
 from pathlib import Path
@@ -10,7 +13,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start anew. Where the system cannot (not Linux), peaks are those since the start of the process."""
+    """Reset the peak. On systems other than Linux this is not possible: peaks are since the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -21,7 +24,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most bytes in use at once since `reset_peak`: resident in the process, or allocated on the GPU."""
+    """Return the peak since `reset_peak`, in bytes: resident in the process, or allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,13 +1,13 @@
-"""Engines that others use for small models beside our native one, at equal shape: what a plain token costs.
+"""Compare the native engine with other engines for small models (peers) at equal shape: the cost of a plain token.
 
-No peer can run our checkpoints: none rotates by a token's place, or knows which tokens may follow which. So each
-decodes a plain Llama of the same sizes with random weights, and `native` decodes the checkpoint itself without any of
-its savings: prompts of one length, greedy, the same number of new tokens, in float32, on all cores. A Llama has a gate,
-a third matrix in its feed-forward; the record has the parameters of both.
+No peer can run our checkpoints: no peer rotates by a token's place, or knows which tokens may follow which. So each
+peer decodes a plain Llama of the same sizes with random weights, and `native` decodes the checkpoint without any of its
+savings. All decode greedily, in float32, on all cores, with prompts of one length and the same count of new tokens. A
+Llama has a gate, a third matrix in its feed-forward; the record has the parameters of both models.
 
-Each contender runs in processes of its own (`decoders.py`), which live through the measurement and take turns. Each
-gets the batch size that proves best in its warm-up. Before, what it writes is compared with what transformers writes
-from the same weights; one that writes anything else is no peer.
+Each contender runs in separate processes (`decoders.py`), which live through the measurement and take turns. In the
+warm-up the output is compared with that of transformers for the same weights; a peer with other output is rejected.
+Then the fastest batch size is chosen.
 """
 
 import json
@@ -45,28 +45,38 @@ OnProgress = Callable[[int, int, str], None]
 
 CANNOT_RUN = "no peer can run our checkpoints: none rotates by place, or knows which tokens may follow which"
 _INSTALL = "pip install 'sector-lm[peers]'"
-# What each is imported by, its converter included.
+# Modules of each contender, including the modules of its converter.
 _MODULES = {
     "ctranslate2": ("ctranslate2",),
     "onnxruntime-genai": ("onnxruntime_genai", "onnxruntime", "onnx", "onnx_ir"),
     "native": (),
 }
-# What is tried in the warm-up. onnxruntime-genai takes no more than 32.
+# Batch sizes that the warm-up tries. onnxruntime-genai takes at most 32 rows.
 _BATCHES = {"ctranslate2": (32, 64, 125, 250), "onnxruntime-genai": (16, 32), "native": (250, 1000)}
 _TRIES = 2
-# Rows a core that are compared with transformers'.
+# Rows per core that are compared with transformers.
 _CHECKED = 8
-# The end of a row in the Llama's vocabulary; its logit is always 0, so that another word is always likelier.
+# The end token of the Llama's vocabulary. Its logit is always 0, so that some other token is always more likely.
 _END = 0
 
 
 class PeerFailed(RuntimeError):
-    """A peer that cannot be measured; why, in one line."""
+    """A peer cannot be measured; the message says why in one line."""
 
 
 @dataclass(slots=True)
 class Contender:
-    """An engine's processes, their prompts dealt out among them; what transformers writes is `reference`."""
+    """The processes of one engine, which share its prompts.
+
+    name: name of the engine.
+    processes: its processes.
+    rows: count of prompts.
+    reference: ids that transformers generates for the first prompts.
+    errors: file with the stderr of the processes.
+    batch: batch size chosen in the warm-up.
+    seconds: seconds of each repetition.
+    tokens: count of tokens generated in the last repetition.
+    """
 
     name: str
     processes: list["subprocess.Popen[str]"]
@@ -78,42 +88,46 @@ class Contender:
     tokens: int = 0
 
     def decode(self, rows: int, batch: int, show: int = 0) -> tuple[float, list[dict[str, Any]]]:
-        """Seconds that all processes took for `rows` prompts together, and what each answered."""
-        number = len(self.processes)
+        """Decode `rows` prompts; return the seconds until all processes are done, and the answer of each.
+
+        batch: most rows that a process decodes at a time.
+        show: count of rows per process whose ids are returned.
+        """
+        num_processes = len(self.processes)
         start = time.perf_counter()
         for index, process in enumerate(self.processes):
-            own = len(range(index, rows, number))
-            _send(process, json.dumps({"rows": own, "batch": batch, "show": show}))
+            process_rows = len(range(index, rows, num_processes))
+            _send(process, json.dumps({"rows": process_rows, "batch": batch, "show": show}))
         answers = [self.answer(process) for process in self.processes]
         return time.perf_counter() - start, answers
 
     def answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
-        """The next line of a process. PeerFailed if it has died."""
+        """Return the next answer of a process. Raise PeerFailed if it has died."""
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             raise PeerFailed(_last_line(self.errors.read_text(encoding="utf-8", errors="replace")))
-        answered: dict[str, Any] = json.loads(line)
-        return answered
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def warm_up(self) -> None:
-        """Compare what it writes, and find the best batch size. PeerFailed if it writes anything else."""
-        number, rows = len(self.processes), len(self.reference)
+        """Compare the output with `reference`, and choose the fastest batch size. Raise PeerFailed if it differs."""
+        num_processes, rows = len(self.processes), len(self.reference)
         _, answers = self.decode(rows, _CHECKED, show=rows)
-        if any(answer["ids"] != self.reference[index::number] for index, answer in enumerate(answers)):
+        if any(answer["ids"] != self.reference[index::num_processes] for index, answer in enumerate(answers)):
             raise PeerFailed("it writes other tokens than transformers")
         sizes = [size for size in _BATCHES[self.name] if size <= self.rows] or [self.rows]
-        best = {size: min(self.decode(self.rows, size)[0] for _ in range(_TRIES)) for size in sizes}
-        self.batch = min(best, key=best.__getitem__)
+        seconds = {size: min(self.decode(self.rows, size)[0] for _ in range(_TRIES)) for size in sizes}
+        self.batch = min(seconds, key=seconds.__getitem__)
 
     def measure(self) -> None:
-        """Decode all rows once."""
+        """Decode all rows once, and record the time."""
         seconds, answers = self.decode(self.rows, self.batch)
         self.seconds.append(seconds)
         self.tokens = sum(answer["tokens"] for answer in answers)
 
     def as_json(self) -> dict[str, Any]:
-        """Rates by the median, with those of the slowest and the fastest repetition."""
+        """Return the rates of the median repetition, and of the slowest and the fastest."""
         return {
             "tokens_per_s": self.tokens / statistics.median(self.seconds),
             "low": self.tokens / max(self.seconds),
@@ -127,9 +141,9 @@ class Contender:
 def compare(
     model: Path, weights: SectorForCausalLM, digits: int, rows: int, repeats: int, seed: int, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """`peers` and `equal_shape` of a record: figures by contender, and what they were asked to do.
+    """Return `peers` and `equal_shape` of a record: the figures by contender, and the work that all of them did.
 
-    A peer that is not there, or cannot be measured, has null for its `tokens_per_s`, and `why`.
+    A peer that is not installed or cannot be measured has null for `tokens_per_s`, and the reason as `why`.
     """
     figures: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
@@ -140,9 +154,9 @@ def compare(
         for done, name in enumerate(_MODULES):
             on_progress(done, len(_MODULES), f"{name}, warm-up")
             try:
-                made = _model_of(name, model, folder)
+                files = _model_of(name, model, folder)
                 reference = shape.written_natively(weights) if name == "native" else shape.written_by(llama)
-                contender = stack.enter_context(_contender(name, made, shape, reference, folder))
+                contender = stack.enter_context(_contender(name, files, shape, reference, folder))
                 contender.warm_up()
                 contenders.append(contender)
             except PeerFailed as error:
@@ -151,20 +165,22 @@ def compare(
             for index, contender in enumerate(contenders if turn % 2 == 0 else reversed(contenders)):
                 on_progress(turn * len(contenders) + index, repeats * len(contenders), contender.name)
                 contender.measure()
-    figures |= {each.name: each.as_json() for each in contenders}
+    figures |= {contender.name: contender.as_json() for contender in contenders}
     return {"peers": {name: figures[name] for name in _MODULES}, "equal_shape": shape.as_json(weights, llama)}
 
 
 def with_additions(beside: dict[str, Any], cells: Sequence[dict[str, Any]], tokens_an_addition: int) -> dict[str, Any]:
-    """What `compare` gave, and what the tokens make: additions that the improved policy accepts, a second.
+    """Add to the result of `compare` the additions per second that the improved policy could accept at these rates.
 
-    tokens_an_addition: what the improved policy generates for a candidate. cells: of the same record; the native engine
-    with all of its savings gives the figure that its tokens a second do not tell. Null where it was not measured.
+    The native engine also gets `accepted_per_s`, as measured with all its savings; null if it was not measured.
+
+    cells: cells of the same record.
+    tokens_an_addition: tokens that the improved policy generates per candidate.
     """
-    figures = {
-        name: {**own, "additions_per_s_at_most": own["tokens_per_s"] and own["tokens_per_s"] / tokens_an_addition}
-        for name, own in beside["peers"].items()
-    }
+    figures = {name: dict(peer) for name, peer in beside["peers"].items()}
+    for peer in figures.values():
+        rate = peer["tokens_per_s"]
+        peer["additions_per_s_at_most"] = None if rate is None else rate / tokens_an_addition
     digits = beside["equal_shape"]["digits"]
     accepted = [cell["accepted_per_s"] for cell in cells if (cell["engine"], cell["digits"]) == ("native", digits)]
     figures["native"]["accepted_per_s"] = accepted[0] if accepted else None
@@ -174,7 +190,15 @@ def with_additions(beside: dict[str, Any], cells: Sequence[dict[str, Any]], toke
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What all contenders do: prompts `[B, P]`, ours and the Llama's, and how many tokens follow each."""
+    """The work of all contenders.
+
+    config: config of the checkpoint.
+    digits: digits per operand.
+    native: `[B, P]` prompts of the native engine.
+    plain: `[B, P]` prompts of the Llama.
+    new_tokens: tokens to generate per prompt.
+    seed: seed of the prompts and of the Llama's weights.
+    """
 
     config: SectorConfig
     digits: int
@@ -185,14 +209,14 @@ class _Shape:
 
     @classmethod
     def of(cls, weights: SectorForCausalLM, digits: int, rows: int, seed: int) -> "_Shape":
-        """The prompts for simplifications, which most of the improved policy's tokens are; random ones as long."""
+        """Draw prompts for simplifications, which make most of the generated tokens, and random prompts as long."""
         layout = task_and_layout(weights)[1]
         prompts = layout.prompt_ids(draw_problems(digits, rows, generator(seed, "bench", digits)), Mode.THINK)
         plain = torch.randint(_END + 1, tokens.NUM_CLASSES, prompts.shape, generator=generator(seed, "peers", digits))
         return cls(weights.config, digits, prompts, plain, layout.simplification_length(digits), seed)
 
     def write(self, folder: Path) -> LlamaForCausalLM:
-        """Lay down both prompts, and a Llama of random weights with its words `t0`, `t1`, ...; returns that."""
+        """Write both prompts, and a Llama with random weights and the words `t0`, `t1`, ...; return the Llama."""
         save_file({"prompts": self.native.numpy()}, folder / "native.safetensors")
         save_file({"prompts": self.plain.numpy()}, folder / "plain.safetensors")
         model = self._llama()
@@ -210,16 +234,17 @@ class _Shape:
         return model
 
     def _llama(self) -> LlamaForCausalLM:
-        own = self.config
+        """Return a Llama of the checkpoint's sizes with random weights."""
+        sizes = self.config
         config = LlamaConfig(
             vocab_size=tokens.NUM_CLASSES,
-            hidden_size=own.hidden_size,
-            num_hidden_layers=own.num_hidden_layers,
-            num_attention_heads=own.num_attention_heads,
-            num_key_value_heads=own.num_attention_heads,
-            intermediate_size=own.intermediate_size,
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_hidden_layers,
+            num_attention_heads=sizes.num_attention_heads,
+            num_key_value_heads=sizes.num_attention_heads,
+            intermediate_size=sizes.intermediate_size,
             max_position_embeddings=self.plain.shape[1] + self.new_tokens,
-            # Logits that lie apart, so that rounding decides nothing.
+            # Large weights make logits that differ enough for rounding not to change the output.
             initializer_range=0.25,
             tie_word_embeddings=False,
             bos_token_id=_END,
@@ -234,7 +259,7 @@ class _Shape:
         return model
 
     def written_by(self, llama: LlamaForCausalLM) -> list[list[int]]:
-        """What transformers makes of the first prompts."""
+        """Return the ids that transformers generates for the first prompts of the Llama."""
         prompts = self.plain[: _CHECKED * num_cores()]
         # transformers types `self` as a protocol that its own models do not match.
         generate: Any = llama.generate  # type: ignore[misc]
@@ -245,24 +270,24 @@ class _Shape:
         return written
 
     def written_natively(self, weights: SectorForCausalLM) -> list[list[int]]:
-        """The same of our own prompts."""
+        """Return the ids that transformers generates for the first prompts of the native engine."""
         prefix, mark = self.native[: _CHECKED * num_cores()].split([self.native.shape[1] - 1, 1], dim=1)
         sampling = Sampling(0.0, 0, torch.arange(len(prefix)), stage=0)
         (ids,) = HuggingFaceSampler(weights).sample(prefix, [Branch(mark, self.new_tokens)], sampling)
         return ids.tolist()
 
     def as_json(self, weights: SectorForCausalLM, llama: LlamaForCausalLM) -> dict[str, Any]:
-        """For the record."""
-        own, rows = self.config, len(self.native)
+        """Return the entry `equal_shape` of a record."""
+        sizes, rows = self.config, len(self.native)
         return {
             "digits": self.digits,
             "rows": rows,
             "prompt_tokens": self.native.shape[1],
             "new_tokens": self.new_tokens,
-            "hidden_size": own.hidden_size,
-            "num_hidden_layers": own.num_hidden_layers,
-            "num_attention_heads": own.num_attention_heads,
-            "intermediate_size": own.intermediate_size,
+            "hidden_size": sizes.hidden_size,
+            "num_hidden_layers": sizes.num_hidden_layers,
+            "num_attention_heads": sizes.num_attention_heads,
+            "intermediate_size": sizes.intermediate_size,
             "vocabulary": tokens.NUM_CLASSES,
             "parameters": {"llama": llama.num_parameters(), "native": weights.num_parameters()},
             "dtype": "float32",
@@ -274,7 +299,7 @@ class _Shape:
 
 
 def _model_of(name: str, model: Path, folder: Path) -> Path:
-    """The files that an engine reads, converted from the Llama for a peer. PeerFailed where that does not go."""
+    """Return the files that an engine reads; for a peer, convert the Llama. Raise PeerFailed if that fails."""
     if any(find_spec(module) is None for module in _MODULES[name]):
         raise PeerFailed(f"not installed; {_INSTALL}")
     if name == "native":
@@ -283,8 +308,8 @@ def _model_of(name: str, model: Path, folder: Path) -> Path:
     if name == "ctranslate2":
         _run("ctranslate2.converters.transformers", f"--model={llama}", f"--output_dir={out}")
     else:
-        kept = f"-c={folder / 'cache'}"
-        _run("onnxruntime_genai.models.builder", f"-i={llama}", f"-o={out}", "-p=fp32", "-e=cpu", kept)
+        cache = f"-c={folder / 'cache'}"
+        _run("onnxruntime_genai.models.builder", f"-i={llama}", f"-o={out}", "-p=fp32", "-e=cpu", cache)
         path = out / "genai_config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["model"]["decoder"]["session_options"] |= {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
@@ -294,16 +319,20 @@ def _model_of(name: str, model: Path, folder: Path) -> Path:
 
 @contextmanager
 def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]], folder: Path) -> Iterator[Contender]:
-    """Start an engine's processes, all ready; they end with the block. PeerFailed if one does not start."""
-    own = "native" if name == "native" else "plain"
-    # The other two put their threads on all cores themselves.
-    number = min(num_cores(), len(reference)) if name == "onnxruntime-genai" else 1
+    """Start an engine's processes and wait until they are ready; they end with the block.
+
+    Raise PeerFailed if one does not start.
+    """
+    prompts = folder / ("native.safetensors" if name == "native" else "plain.safetensors")
+    # The other two engines run threads on all cores.
+    num_processes = min(num_cores(), len(reference)) if name == "onnxruntime-genai" else 1
     errors = folder / f"{name}.txt"
     command = [sys.executable, "-P", str(Path(__file__).with_name("decoders.py")), name, str(model)]
-    command += [str(folder / f"{own}.safetensors"), str(shape.new_tokens)]
+    command += [str(prompts), str(shape.new_tokens)]
     with ExitStack() as stack:
         log = stack.enter_context(errors.open("w", encoding="utf-8"))
-        processes = [stack.enter_context(_started([*command, str(each), str(number)], log)) for each in range(number)]
+        commands = [[*command, str(index), str(num_processes)] for index in range(num_processes)]
+        processes = [stack.enter_context(_start(command, log)) for command in commands]
         contender = Contender(name, processes, len(shape.native), reference, errors)
         for process in processes:
             contender.answer(process)
@@ -311,8 +340,8 @@ def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]]
 
 
 @contextmanager
-def _started(command: Sequence[str], log: IO[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process that is told what to do line by line, on the CPU; killed with the block."""
+def _start(command: Sequence[str], log: IO[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Start a process on the CPU that reads requests from stdin; it is killed at the end of the block."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -324,7 +353,7 @@ def _started(command: Sequence[str], log: IO[str]) -> Iterator["subprocess.Popen
 
 
 def _send(process: "subprocess.Popen[str]", line: str) -> None:
-    """A line to a process; one that has died says so when it is asked for its answer."""
+    """Send a line to a process. A dead process is reported when its answer is read."""
     assert process.stdin is not None
     try:
         process.stdin.write(line + "\n")
@@ -334,7 +363,7 @@ def _send(process: "subprocess.Popen[str]", line: str) -> None:
 
 
 def _run(module: str, *arguments: str) -> None:
-    """Run a converter, which finds all that it needs on this disk. PeerFailed with the last line that it wrote."""
+    """Run a converter without network. Raise PeerFailed with its last line of stderr if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-P", "-m", module, *arguments], env=environment, capture_output=True, text=True
@@ -344,4 +373,5 @@ def _run(module: str, *arguments: str) -> None:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it died and said nothing"])[-1].strip()
+    """Return the last line of a text, or a message that there is none."""
+    return (text.strip().splitlines() or ["it died without a message"])[-1].strip()

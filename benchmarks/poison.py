@@ -1,10 +1,10 @@
-"""The guard against the error avalanche at work: rounds that learn wrong answers are taken back.
+"""Demonstrate the guard against the error avalanche: a round that learns wrong answers is rolled back.
 
     .venv/bin/python -m sector.benchmarks.poison --json poison.json
 
-A small run, trained well enough to have something to lose, plays its round at 7 digits with poisoned labels: every
-digit of every accepted answer is moved on by one. In the first run that happens to the first attempt, in the second to
-all of them. The guard sees no true sum: what it goes by is how far the model agrees with itself at trained lengths.
+A small run, trained well enough to agree with itself, plays its round at 7 digits with poisoned labels: every digit of
+every accepted answer is one higher. In the first run only the first attempt is poisoned, in the second all attempts.
+The guard sees no true sum; it measures how far the model agrees with itself at trained lengths.
 """
 
 import argparse
@@ -35,14 +35,14 @@ _MOVED = str.maketrans("0123456789", "1234567890")
 
 
 def supervise(root: Path) -> None:
-    """A run that has something to lose, before its first round."""
+    """Run the supervised phase of a run."""
     with open_run(root, GUARDED, "poison") as (run, config):
         for _ in Phases(run, config).supervise():
             pass
 
 
 def poisoned(run: RunDir, attempts: int) -> Callable[[Path, pa.Table], None]:
-    """Writes examples; those of the first so many attempts at 7 digits with answers wrong, all in the same way."""
+    """Return a writer of examples that makes all answers of the first `attempts` attempts at 7 digits wrong."""
 
     def write(path: Path, table: pa.Table) -> None:
         if run.round(7).num_failed < attempts:
@@ -55,7 +55,7 @@ def poisoned(run: RunDir, attempts: int) -> Callable[[Path, pa.Table], None]:
 
 
 def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
-    """The events of a run gone on with, whose first so many attempts at 7 digits are poisoned; last, how it ended."""
+    """Continue a run whose first `attempts` attempts at 7 digits are poisoned; yield its events, and last its end."""
     with open_run(root, {}, "poison") as (run, config):
         ended = "reached"
         try:
@@ -67,12 +67,12 @@ def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
 
 
 def _line(event: dict[str, Any]) -> str | None:
-    """What is shown of an event."""
+    """Return the line that shows an event; None for events that are not shown."""
     match event:
         case {"event": "goal", "digits": digits, "trained": trained}:
             return f"trained on {digits} digits: agrees with itself on {percent(trained)} at trained lengths"
         case {"event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": trained}:
-            return f"taken back, attempt {failed} at {digits} digits: {percent(before)} fell to {percent(trained)}"
+            return f"rolled back, attempt {failed} at {digits} digits: {percent(before)} fell to {percent(trained)}"
         case {"event": "round", "digits": digits, "label_error": float(error)}:
             return f"round at {digits} digits: label error {percent(error, 2)}"
         case {"event": "done", "ended": ended, "best": best}:
@@ -81,11 +81,11 @@ def _line(event: dict[str, Any]) -> str | None:
 
 
 def main() -> None:
-    """Both runs, event by event."""
-    parser = argparse.ArgumentParser(description="Poison labels, and see what the guard does.")
-    parser.add_argument("--json", type=Path, help="where the record goes")
-    asked = parser.parse_args()
-    told: dict[str, list[dict[str, Any]]] = {}
+    """Play both runs, and print their events."""
+    parser = argparse.ArgumentParser(description="Poison labels, and show the guard at work.")
+    parser.add_argument("--json", type=Path, help="file for the record")
+    options = parser.parse_args()
+    runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="poison") as name:
         folder = Path(name)
         supervise(folder / "supervised")
@@ -93,10 +93,10 @@ def main() -> None:
             print(title)
             root = Path(shutil.copytree(folder / "supervised", folder / title, symlinks=True))
             events = [event for event in play(root, attempts) if _line(event)]
-            told[title] = events
+            runs[title] = events
             for event in events:
                 print(f"  {str(_line(event)).replace(str(folder), '')}", flush=True)
-    write_record(asked.json, "poison", runs=told)
+    write_record(options.json, "poison", runs=runs)
 
 
 if __name__ == "__main__":

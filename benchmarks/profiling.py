@@ -1,8 +1,8 @@
-"""Profile the two halves of a round, step by step: what runs, for how long, and what waits.
+"""Profile generation and distillation step by step: operations, their time, and idle time.
 
 A step of `generate` is one batch of candidates through the improved policy; a step of `distill` is a training step.
-Some steps warm up, the next ones are recorded by torch.profiler, and the trace is read by `trace.py`. For Nsight, which
-cannot share the GPU's counters with torch.profiler, the same steps are only marked.
+After a warm-up, torch.profiler records the steps, and `trace.py` reads the trace. Nsight cannot share the GPU's
+counters with torch.profiler, so for Nsight the steps are only marked.
 """
 
 import json
@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
@@ -36,55 +38,79 @@ from sector.engine.spans import span
 from sector.engine.training.distill import start_training, train_cycle
 
 
-def profile_generate(
-    model: Path,
-    out: Path,
-    digits: int,
-    count: int,
-    *,
-    skip: int,
-    steps: int,
-    engine: str,
-    settings: Filter,
-    hard_share: float,
-    seed: int,
-    nsight: bool,
-    on_progress: OnProgress,
-    given: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Profile steps of `count` candidates each; returns the figures. With `nsight` it only marks them.
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How to profile the steps of some work.
 
-    given: as in `open_engine`.
+    out: folder for the trace.
+    skip: steps of warm-up.
+    steps: steps to record.
+    nsight: only mark the steps, for Nsight.
+    on_progress: called after each step.
     """
-    check_digits(digits)
-    sampler, task, layout = open_engine(model, engine, given)
-    work = _generate_steps(sampler, Assignment(task, layout, digits, count, settings, seed, hard_share))
-    return _profile(work, out, "generate", skip, steps, nsight, on_progress)
+
+    out: Path
+    skip: int
+    steps: int
+    nsight: bool
+    on_progress: OnProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The candidates of a step of `generate`.
+
+    model: checkpoint or run directory.
+    digits: digits per operand.
+    count: candidates per step.
+    engine: name of the engine.
+    settings: vote and checks.
+    hard_share: share of problems harder than uniform digits.
+    seed: seed of problems and sampling.
+    engine_settings: settings of the engine, as `given` in `open_engine`.
+    """
+
+    model: Path
+    digits: int
+    count: int
+    engine: str
+    settings: Filter
+    hard_share: float
+    seed: int
+    engine_settings: dict[str, Any] | None = None
+
+
+def profile_generate(generation: Generation, recording: Recording) -> dict[str, Any]:
+    """Profile steps of generation; return the figures."""
+    check_digits(generation.digits)
+    sampler, task, layout = open_engine(generation.model, generation.engine, generation.engine_settings)
+    assignment = Assignment(
+        task,
+        layout,
+        generation.digits,
+        generation.count,
+        generation.settings,
+        generation.seed,
+        generation.hard_share,
+    )
+    return _profile(_generate_steps(sampler, assignment), "generate", recording)
 
 
 def profile_distill(
-    model: Path,
-    data: Sequence[Path],
-    replay: Sequence[Path],
-    out: Path,
-    *,
-    skip: int,
-    steps: int,
-    seed: int,
-    nsight: bool,
-    on_progress: OnProgress,
+    model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int, recording: Recording
 ) -> dict[str, Any]:
-    """Profile training steps on such files as `distill_files` takes; returns the figures. No weights are written."""
+    """Profile training steps on files as `distill_files` takes them; return the figures. No weights are written."""
     training = open_training(model, data, replay, seed)
     state = start_training(training.weights, training.trainer)
-    work = train_cycle(state, training.batches, training.trainer, skip + steps, training.seed)
-    return _profile(work, out, "distill", skip, steps, nsight, on_progress)
+    num_steps = recording.skip + recording.steps
+    work = train_cycle(state, training.batches, training.trainer, num_steps, training.seed)
+    return _profile(work, "distill", recording)
 
 
 def nsight_commands(kernel: str, command: Sequence[str], out: Path) -> dict[str, str]:
-    """Lines for a shell that look closer: `nsys` at the steps as a whole, `ncu` at the kernel named.
+    """Return shell lines for a closer profile: `nsys` for all steps, `ncu` for one kernel.
 
-    `command` must mark its steps: recording begins and ends with the CUDA profiler's range.
+    The command must mark its steps: recording begins and ends with the CUDA profiler's range.
     """
     nsys = [
         "nsys", "profile", "--trace=cuda,nvtx,osrt", "--capture-range=cudaProfilerApi", "--capture-range-end=stop",
@@ -98,7 +124,7 @@ def nsight_commands(kernel: str, command: Sequence[str], out: Path) -> dict[str,
 
 
 def function_name(kernel: str) -> str:
-    """The bare name of a kernel, as `ncu` matches it: no result type, namespace, template or parameters."""
+    """Return the bare name of a kernel, as `ncu` matches it: no result type, namespace, template or parameters."""
     text = kernel.replace("(anonymous namespace)", "")
     while (shorter := re.sub(r"<[^<>]*>", "", text)) != text:
         text = shorter
@@ -106,7 +132,7 @@ def function_name(kernel: str) -> str:
 
 
 def _generate_steps(sampler: Sampler, assignment: Assignment) -> Iterator[None]:
-    """Without end: a step tries candidates of its own, as many as assigned."""
+    """Yield after each step, without end; each step has other candidates."""
     step = 0
     while True:
         with span("generate step"):
@@ -116,27 +142,27 @@ def _generate_steps(sampler: Sampler, assignment: Assignment) -> Iterator[None]:
         yield
 
 
-def _profile(
-    work: Iterator[object], out: Path, name: str, skip: int, steps: int, nsight: bool, on_progress: OnProgress
-) -> dict[str, Any]:
-    """Run the steps recorded, or only marked; the figures with what they were measured on."""
-    if nsight and not torch.cuda.is_available():
+def _profile(work: Iterator[object], name: str, recording: Recording) -> dict[str, Any]:
+    """Run the steps, recorded or marked; return the figures and a description of the machine."""
+    if recording.nsight and not torch.cuda.is_available():
         raise InputError("--nsight marks steps for a profiler of GPUs, and torch sees no GPU here; leave it out")
-    path = out / f"{name}-trace.json"
+    path = recording.out / f"{name}-trace.json"
     check_writable(path)
-    watched = _watched(work, skip + steps, on_progress)
-    figures = _marked(watched, skip, steps) if nsight else _recorded(watched, skip, steps, path)
+    skip, steps = recording.skip, recording.steps
+    watched = _with_progress(work, skip + steps, recording.on_progress)
+    figures = _marked(watched, skip, steps) if recording.nsight else _recorded(watched, skip, steps, path)
     return {"steps": steps, **figures, **describe()}
 
 
-def _watched(work: Iterator[object], total: int, on_progress: OnProgress) -> Iterator[None]:
+def _with_progress(work: Iterator[object], total: int, on_progress: OnProgress) -> Iterator[None]:
+    """Report the progress after each step of the work."""
     for done, _ in enumerate(work, start=1):
         on_progress(done, total, f"step {done}/{total}")
         yield
 
 
 def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda: None) -> list[float]:
-    """Take steps, and call `after` behind each; the seconds that each took."""
+    """Take `count` steps and call `after` behind each; return the seconds of each step without that call."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
@@ -147,33 +173,35 @@ def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda
 
 
 def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[str, Any]:
-    """Record with torch.profiler, write the trace, and read it."""
-    # Else its library prints two lines of its own on stderr, whatever happens.
+    """Record the steps with torch.profiler, write the trace, and return its figures."""
+    # Without it, the profiler's library prints two lines of its own on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     plan = schedule(wait=skip - 1, warmup=1, active=steps, repeat=1)
-    # By default only the calling thread is recorded, and engines work in threads of their own.
-    every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
-    with profile(activities=activities, schedule=plan, experimental_config=every_thread) as profiler:
-        # The last of them is warm, and nothing is recorded in it.
-        plain = _take(work, skip, profiler.step)[-1]
-        with spans.recording(_record_with_nvtx if torch.cuda.is_available() else record_function):
-            before = _processor_time()
+    # By default only the calling thread is recorded, and engines work in several threads.
+    all_threads = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with profile(activities=activities, schedule=plan, experimental_config=all_threads) as profiler:
+        # The last step of the warm-up is warm and not recorded, so it shows the cost of recording.
+        unrecorded = _take(work, skip, profiler.step)[-1]
+        with spans.recording(_record_with_nvtx if on_gpu else record_function):
+            total_before, python_before = _processor_time()
             recorded = _take(work, steps - 1, profiler.step) + _take(work, 1)
-            used = [now - then for now, then in zip(_processor_time(), before, strict=True)]
+            total, python = _processor_time()
             profiler.step()
     trace = _export(profiler)
     write_text(path, json.dumps(trace))
+    processor = ProcessorTime(cpu_count() or 1, total - total_before, python - python_before)
     return {
         "seconds_a_step": sum(recorded) / steps,
-        "seconds_a_step_unrecorded": plain,
-        **summarize(read_events(trace), ProcessorTime(os.cpu_count() or 1, *used)),
+        "seconds_a_step_unrecorded": unrecorded,
+        **summarize(read_events(trace), processor),
         "trace": str(path),
     }
 
 
 def _export(profiler: profile) -> dict[str, Any]:
-    """The trace that was recorded, without the name of the host."""
+    """Return the recorded trace without the name of the host."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -182,7 +210,7 @@ def _export(profiler: profile) -> dict[str, Any]:
 
 
 def _marked(work: Iterator[None], skip: int, steps: int) -> dict[str, Any]:
-    """Have Nsight record, under which this process runs: the CUDA profiler's range, with NVTX ranges in it."""
+    """Mark the steps for Nsight, which runs this process: the CUDA profiler's range, with NVTX ranges in it."""
     _take(work, skip)
     with spans.recording(torch.cuda.nvtx.range), ExitStack() as stack:
         torch.cuda.profiler.start()
@@ -193,18 +221,17 @@ def _marked(work: Iterator[None], skip: int, steps: int) -> dict[str, Any]:
 
 @contextmanager
 def _record_with_nvtx(name: str) -> Iterator[None]:
-    """A range in the trace, and for what listens to NVTX beside it."""
+    """Open a range in the trace, and the same range for tools that read NVTX."""
     with record_function(name), torch.cuda.nvtx.range(name):
         yield
 
 
 def _processor_time() -> tuple[float, float]:
-    """Processor seconds so far of the whole process, and of its Python threads."""
+    """Return the processor seconds so far of the whole process, and of its Python threads."""
     total = time.process_time()
     if sys.platform != "linux":
-        # Nothing tells the threads apart.
+        # Other systems number their threads differently, so Python's threads cannot be told from the others.
         return total, total
-    # User and system time are the 14th and 15th field; the name before them may hold blanks.
-    stats = [Path(f"/proc/self/task/{thread.native_id}/stat") for thread in threading.enumerate()]
-    fields = [stat.read_text().rpartition(")")[2].split() for stat in stats if stat.exists()]
-    return total, sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+    python_ids = {thread.native_id for thread in threading.enumerate()}
+    threads = [thread for thread in psutil.Process().threads() if thread.id in python_ids]
+    return total, sum(thread.user_time + thread.system_time for thread in threads)

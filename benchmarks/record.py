@@ -1,6 +1,7 @@
-"""A record: everything that one `sector bench` measured, with what it was measured on."""
+"""Measure everything that one `sector bench` asks for, as one record with a description of the machine."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sector.benchmarks.machine import describe
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.tasks import DEFAULT
 from sector.engine.training.distill import tune_allocator
@@ -20,89 +22,144 @@ KERNEL_ROWS = 4096
 TRAINING_STEPS = 40
 
 
-def bench(
-    model: Path,
-    engines: Sequence[str],
-    workloads: Sequence[Workload],
-    *,
-    repeats: int,
-    settings: Filter,
-    hard_share: float,
-    seed: int,
-    dtype: str,
-    savings: bool,
-    kernels: bool,
-    trains: bool,
-    with_peers: bool = False,
-    on_progress: OnProgress,
-    given: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Measure; the first engine is the one that ratios are of. InputError on what cannot be measured.
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """The measurements of one `sector bench`.
 
-    given: as in `offline.open_engine`.
+    model: checkpoint or run directory.
+    engines: names of the engines; ratios are of the first.
+    workloads: the problems.
+    repeats: repetitions of each measurement.
+    settings: vote and checks.
+    hard_share: share of problems harder than uniform digits.
+    seed: seed of problems and sampling.
+    dtype: dtype of the weights.
+    savings: also measure variants of the native engine.
+    kernels: also time the kernels one by one.
+    training: also measure the trainer.
+    peers: also measure other engines at equal shape.
+    engine_settings: settings of the engine `vllm`, as `given` in `steps.open_engine`.
     """
-    for workload in workloads:
-        check_digits(workload.digits)
-    weights = load_sector(model)
-    if weights.config.task != DEFAULT:
-        raise InputError(
-            f"{model} has learned {weights.config.task}; benchmarks are of {DEFAULT}, name a model of that"
-        )
-    if weights.device.type == "cpu" and dtype != "float32":
-        raise InputError(f"--dtype {dtype} is for GPUs; on a CPU engines compute in float32")
-    weights.to(getattr(torch, dtype))
+
+    model: Path
+    engines: Sequence[str]
+    workloads: Sequence[Workload]
+    repeats: int
+    settings: Filter
+    hard_share: float
+    seed: int
+    dtype: str
+    savings: bool = False
+    kernels: bool = False
+    training: bool = False
+    peers: bool = False
+    engine_settings: dict[str, Any] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Digits of the workloads, each length once."""
+        return list(dict.fromkeys(workload.digits for workload in self.workloads))
+
+
+def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
+    """Measure and return the record. Raise InputError for options that cannot be measured."""
+    weights = _load(options)
     ceilings = roofline.measure_ceilings(weights)
     tune_allocator()
-    # Before the engines: a fresh process has the machine to itself then.
-    lengths = list(dict.fromkeys(each.digits for each in workloads))
-    trained = [training.compare(model, each, TRAINING_STEPS, repeats, on_progress) for each in lengths if trains]
-    beside = (
-        peers.compare(model, weights, lengths[0], workloads[0].count, repeats, seed, on_progress) if with_peers else {}
-    )
-    contenders = contest.engines(engines, weights, vllm_settings(model, given))
-    if savings:
-        contenders += contest.variants(weights)
-    _, layout = task_and_layout(weights)
-    terms = Contest(settings, layout, settings.temperature, seed, hard_share)
-    cells: list[Cell] = []
-    unlike = 0
-    for of_workload, differing in terms.run(contenders, workloads, repeats, weights.device, on_progress):
-        cells += of_workload
-        unlike += differing
-    cards = [roofline.card(weights, ceilings, each.digits, settings, each.batch or each.count) for each in workloads]
-    bounds = {(each.digits, each.batch): card["candidates_per_s"] for each, card in zip(workloads, cards, strict=True)}
-    figures = contest.summary(cells)
+    # Measured before the engines are made, while this process does nothing else.
+    beside = _measure_in_processes(options, weights, on_progress)
+    cells, differing = _run_contest(options, weights, on_progress)
+    cards = [
+        roofline.card(weights, ceilings, workload.digits, options.settings, workload.batch or workload.count)
+        for workload in options.workloads
+    ]
+    bounds = {
+        (workload.digits, workload.batch): card["candidates_per_s"]
+        for workload, card in zip(options.workloads, cards, strict=True)
+    }
+    figures, first = contest.summary(cells), options.engines[0]
+    engines = {name: figures[name] for name in options.engines}
     record: dict[str, Any] = {
-        "engines": {name: figures[name] for name in engines},
-        "ratios": contest.ratios({name: figures[name] for name in engines}, engines[0]),
-        "differing": unlike,
+        "engines": engines,
+        "ratios": contest.ratios(engines, first),
+        "differing": differing,
         "cells": [_cell(cell, bounds[cell.workload.digits, cell.workload.batch]) for cell in cells],
         "roofline": cards,
-        "repeats": repeats,
-        "filter": settings.model_dump(),
-        "hard_share": hard_share,
-        "seed": seed,
+        "repeats": options.repeats,
+        "filter": options.settings.model_dump(),
+        "hard_share": options.hard_share,
+        "seed": options.seed,
         "dtype": str(weights.dtype).removeprefix("torch."),
         "weights_sha256": weights_sha256(weights),
         **describe(),
     }
-    if savings:
-        record["savings"] = contest.ratios(figures, engines[0])
-    if kernels:
-        rows = [
+    if options.savings:
+        record["savings"] = contest.ratios(figures, first)
+    if options.kernels:
+        record["kernels"] = [
             line
-            for digits in lengths
+            for digits in options.lengths
             for line in kernel_times.measure_kernels(weights, digits, KERNEL_ROWS, ceilings.copy_bytes_per_s)
         ]
-        record["kernels"] = rows
-    if trains:
-        record["training"] = trained
-    if with_peers:
+    if options.training:
+        record["training"] = beside["training"]
+    if options.peers:
         record |= peers.with_additions(beside, record["cells"], cards[0]["generated_a_candidate"])
     return record
 
 
+def _load(options: BenchOptions) -> SectorForCausalLM:
+    """Return the weights. Raise InputError for options that cannot be measured."""
+    for workload in options.workloads:
+        check_digits(workload.digits)
+    weights = load_sector(options.model)
+    if weights.config.task != DEFAULT:
+        raise InputError(
+            f"{options.model} has learned {weights.config.task}; benchmarks are of {DEFAULT}, name a model of that"
+        )
+    if weights.device.type == "cpu" and options.dtype != "float32":
+        raise InputError(f"--dtype {options.dtype} is for GPUs; on a CPU engines compute in float32")
+    weights.to(getattr(torch, options.dtype))
+    return weights
+
+
+def _measure_in_processes(options: BenchOptions, weights: SectorForCausalLM, on_progress: OnProgress) -> dict[str, Any]:
+    """Return the figures that are measured in separate processes: `training`, `peers` and `equal_shape`."""
+    figures: dict[str, Any] = {}
+    if options.training:
+        figures["training"] = [
+            training.compare(options.model, digits, TRAINING_STEPS, options.repeats, on_progress)
+            for digits in options.lengths
+        ]
+    if options.peers:
+        workload = options.workloads[0]
+        figures |= peers.compare(
+            options.model, weights, workload.digits, workload.count, options.repeats, options.seed, on_progress
+        )
+    return figures
+
+
+def _run_contest(options: BenchOptions, weights: SectorForCausalLM, on_progress: OnProgress) -> tuple[list[Cell], int]:
+    """Return the cells of all contenders, and the count of problems on which contenders differ."""
+    contenders = contest.engines(options.engines, weights, vllm_settings(options.model, options.engine_settings))
+    if options.savings:
+        contenders += contest.variants(weights)
+    _, layout = task_and_layout(weights)
+    terms = Contest(options.settings, layout, options.settings.temperature, options.seed, options.hard_share)
+    cells: list[Cell] = []
+    differing = 0
+    for workload_cells, num_differing in terms.run(
+        contenders, options.workloads, options.repeats, weights.device, on_progress
+    ):
+        cells += workload_cells
+        differing += num_differing
+    return cells, differing
+
+
 def _cell(cell: Cell, bound: float) -> dict[str, Any]:
-    """A cell with the share of what the roofline allows: candidates per second, by candidates."""
+    """Return a cell with its share of the roofline.
+
+    bound: candidates per second that the roofline allows.
+    """
     candidates_per_s = cell.workload.count / cell.median
     return {**cell.as_json(), "share_of_roofline": candidates_per_s / bound}

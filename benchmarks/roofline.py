@@ -1,20 +1,19 @@
-"""The roofline: how fast the improved policy could be if the machine did nothing but its matrix products and reads.
+"""The roofline: the speed of the improved policy if the machine did nothing but its matrix products and reads.
 
-A card says what a token costs in operations and bytes; the ceilings are measured here and now. The improved policy is
-bound by operations on a CPU: a pass reads each weight once for a whole tile, which stays in the cache.
+A card holds the cost of a token in operations and bytes, and the ceilings of the machine as measured. On a CPU the
+improved policy is bound by operations: a pass reads each weight once for a whole tile, which stays in the cache.
 
-In the docstrings N is the digits, P the tokens of a prefix, T those of a branch, D the hidden size, S the tokens that
-one token attends to.
+In the docstrings N is the digits, P the tokens of a prefix, T the tokens of a branch, D the hidden size, S the tokens
+that one token attends to.
 """
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from sector.benchmarks.timing import timed
 from sector.engine.config import Filter
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.sector import SectorForCausalLM
@@ -23,16 +22,21 @@ from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.check import Solve
 from sector.engine.threads import num_cores
 
-# A tile of the CPU engine; on a GPU products are larger before they reach their rate.
+# Tokens of a tile of the CPU engine; a GPU needs larger products to reach its rate.
 _CPU_TOKENS = 8192
 _GPU_TOKENS = 1 << 17
 _COPY_BYTES = 1 << 28
-_REPEATS = 20
+# Seconds over which a ceiling is measured.
+_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Measured: operations per second in matrix products of the model's sizes, bytes per second read plus written."""
+    """The measured ceilings of the machine.
+
+    operations_per_s: operations per second in matrix products of the model's sizes.
+    copy_bytes_per_s: bytes per second, read plus written, in copies.
+    """
 
     operations_per_s: float
     copy_bytes_per_s: float
@@ -40,7 +44,12 @@ class Ceilings:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Tokens that pass through the model, tokens that come out, and pairs of tokens that attend."""
+    """The work of one candidate.
+
+    tokens: tokens that pass through the model.
+    generated: tokens that are generated.
+    pairs: pairs of tokens that attend.
+    """
 
     tokens: int
     generated: int
@@ -51,17 +60,17 @@ class Work:
 
 
 def measure_ceilings(model: SectorForCausalLM) -> Ceilings:
-    """Best of many repetitions, with all cores (or the GPU) at work.
+    """Measure the ceilings, with all cores or the GPU at work; the fastest of many repetitions counts.
 
-    To be measured before `tune_allocator`, which would keep the memory of the copies.
+    Call it before `tune_allocator`, which would keep the memory of the copies.
     """
     return Ceilings(matrix_rate(model), _copy_rate(model.device))
 
 
 def matrix_rate(model: SectorForCausalLM) -> float:
-    """Operations per second in the products of the model's matrices, in its dtype, where it is.
+    """Measure operations per second in the products of the model's matrices, in its dtype and on its device.
 
-    On a CPU one thread a core works side by side with the others, as the engine does.
+    On a CPU one thread per core computes its own products, as the engine does.
     """
     on_gpu = model.device.type == "cuda"
     weights = [weight.detach() for weight in model.blocks.parameters() if weight.ndim == 2]
@@ -71,20 +80,20 @@ def matrix_rate(model: SectorForCausalLM) -> float:
     outputs = [{weight.shape[0]: weight.new_empty(rows, weight.shape[0]) for weight in weights} for _ in range(workers)]
 
     def products(worker: int) -> None:
-        # Of no gradient, and into memory that is there: a product and nothing else.
+        # Without gradients and with outputs allocated before, only the products are timed.
         with torch.inference_mode():
             for weight in weights:
                 torch.mm(inputs[weight.shape[1]], weight.T, out=outputs[worker][weight.shape[0]])
 
-    with ThreadPoolExecutor(workers, initializer=_alone) as pool:
-        seconds = _best_seconds(lambda: list(pool.map(products, range(workers))), model.device)
+    with ThreadPoolExecutor(workers, initializer=_use_one_core) as pool:
+        seconds = min(timed(lambda: list(pool.map(products, range(workers))), _SECONDS).times)
     return 2 * rows * sum(weight.numel() for weight in weights) * workers / seconds
 
 
 def improved_work(digits: int, settings: Filter, order: DigitOrder) -> Work:
-    """What vote and checks cost an accepted sum, if drafts hold and what prompts share is read once.
+    """Return the work of vote and checks for an accepted sum, if all drafts hold and shared beginnings are read once.
 
-    Rejected candidates are thought through besides; how much that is depends on the model, and is not counted here.
+    Thinking rejected candidates through is not counted: its share depends on the model.
     """
     num_simplifications = min(1 if settings.vote == "off" else settings.k, digits - 1)
     work = _vote(digits, num_simplifications, order, answers_first=True)
@@ -100,7 +109,7 @@ def improved_work(digits: int, settings: Filter, order: DigitOrder) -> Work:
 
 
 def operations(model: SectorForCausalLM, work: Work) -> int:
-    """Multiplications and additions: 2 a weight and token, 4 D a pair of attending tokens and layer."""
+    """Return multiplications plus additions: 2 per weight and token, 4 D per layer and pair of attending tokens."""
     matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
     config = model.config
     attention = 4 * config.hidden_size * config.num_hidden_layers * work.pairs
@@ -108,7 +117,10 @@ def operations(model: SectorForCausalLM, work: Work) -> int:
 
 
 def decode_bytes(model: SectorForCausalLM, batch: int, attended: int) -> float:
-    """Bytes that plain decoding reads a token: keys and values of S tokens, and a batch's share of the weights."""
+    """Return the bytes that plain decoding reads per token: keys and values of S tokens, and a share of the weights.
+
+    The rows of a batch share one read of the weights.
+    """
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     config = model.config
     cached = 2 * config.num_hidden_layers * config.hidden_size * attended * model.head.weight.element_size()
@@ -116,7 +128,7 @@ def decode_bytes(model: SectorForCausalLM, batch: int, attended: int) -> float:
 
 
 def card(model: SectorForCausalLM, ceilings: Ceilings, digits: int, settings: Filter, batch: int) -> dict[str, Any]:
-    """The card: what a candidate and a token cost, and how many candidates a second the ceilings allow."""
+    """Return the card: the cost of a candidate and of a token, and the candidates per second at the ceilings."""
     work = improved_work(digits, settings, DigitOrder(model.config.digit_order))
     per_candidate = operations(model, work)
     attended = work.pairs // work.tokens
@@ -133,67 +145,63 @@ def card(model: SectorForCausalLM, ceilings: Ceilings, digits: int, settings: Fi
 
 
 def _vote(digits: int, num_simplifications: int, order: DigitOrder, answers_first: bool) -> Work:
-    """One solution by simplify-then-guess; see `chain.simplify_then_guess`."""
+    """Return the work of one vote; see `chain.simplify_then_guess`."""
     work = Work(0, 0, 0)
     for stage in range(num_simplifications + 1):
         thinks = stage < num_simplifications
-        # A prompt begins as the one before it, but for the digit of its first operand that is gone.
-        known = PlaceLayout(order).beginning_length(digits - stage + 1) if stage > 0 else 0
-        work += _pass(digits - stage, known, thinks, answers=stage > 0 or answers_first or not thinks)
+        # A prompt begins like the prompt before it, up to the last digit of the first operand.
+        shared = PlaceLayout(order).beginning_length(digits - stage + 1) if stage > 0 else 0
+        work += _pass(digits - stage, shared, thinks, answers=stage > 0 or answers_first or not thinks)
     return work
 
 
 def _chain(digits: int, order: DigitOrder) -> Work:
-    """A chain of thought to the end: a simplification a digit, and the answer to the last; see `chain.to_the_end`."""
+    """Return the work of a chain of thought to the end; see `chain.to_the_end`."""
     work = _pass(1, 0, thinks=False, answers=True)
-    for left in range(2, digits + 1):
-        known = PlaceLayout(order).beginning_length(left + 1) if left < digits else 0
-        work += _pass(left, known, thinks=True, answers=False)
+    for remaining in range(2, digits + 1):
+        shared = PlaceLayout(order).beginning_length(remaining + 1) if remaining < digits else 0
+        work += _pass(remaining, shared, thinks=True, answers=False)
     return work
 
 
-def _pass(digits: int, known: int, thinks: bool, answers: bool) -> Work:
-    """A prefix, `known` tokens of it read before, with the branches behind it.
+def _pass(digits: int, shared: int, thinks: bool, answers: bool) -> Work:
+    """Return the work of reading a prefix and generating its branches.
 
-    The last token of a branch is chosen, not read; its mark is read.
+    The mark of a branch is read, its last token is not.
+
+    shared: tokens of the prefix that an earlier pass has read.
+    thinks: whether there is a branch for a simplification.
+    answers: whether there is a branch for the fast answer.
     """
-    prefix, layout = 2 * digits + 5, PlaceLayout()
-    branches = [layout.simplification_length(digits)] * thinks + [layout.answer_length(digits)] * answers
+    prefix, layout, branches = 2 * digits + 5, PlaceLayout(), []
+    if thinks:
+        branches.append(layout.simplification_length(digits))
+    if answers:
+        branches.append(layout.answer_length(digits))
     return Work(
-        prefix - known + sum(branches),
+        prefix - shared + sum(branches),
         sum(branches),
-        _triangle(prefix) - _triangle(known) + sum(length * prefix + _triangle(length) for length in branches),
+        _triangle(prefix) - _triangle(shared) + sum(length * prefix + _triangle(length) for length in branches),
     )
 
 
 def _triangle(length: int) -> int:
+    """Return the pairs of tokens in a sequence in which each token attends to itself and to those before it."""
     return length * (length + 1) // 2
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Bytes per second, read and written, of copies that fit in no cache."""
+    """Measure bytes per second, read plus written, in copies that are larger than any cache."""
     workers = 1 if device.type == "cuda" else num_cores()
     pairs = [
         (torch.ones(_COPY_BYTES // 4, device=device), torch.empty(_COPY_BYTES // 4, device=device))
         for _ in range(workers)
     ]
-    with ThreadPoolExecutor(workers, initializer=_alone) as pool:
-        seconds = _best_seconds(lambda: list(pool.map(lambda pair: pair[1].copy_(pair[0]), pairs)), device)
+    with ThreadPoolExecutor(workers, initializer=_use_one_core) as pool:
+        seconds = min(timed(lambda: list(pool.map(lambda pair: pair[1].copy_(pair[0]), pairs)), _SECONDS).times)
     return 2 * _COPY_BYTES * workers / seconds
 
 
-def _best_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Shortest of some runs; a ceiling is what was reached at least once."""
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def _alone() -> None:
-    """One core a thread."""
+def _use_one_core() -> None:
+    """Keep the operations of a worker thread on one core."""
     torch.set_num_threads(1)

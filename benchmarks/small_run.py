@@ -1,18 +1,21 @@
-"""Runs small enough to be made many times over: their settings, and what can be seen of one from outside."""
+"""Small runs that benchmarks and tests repeat many times: their settings, their processes and their records."""
 
 import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sector.benchmarks.machine import describe
 from sector.engine.config import merged
 
 SECTOR = Path(sys.executable).with_name("sector")
 
-# A minute's work, and so little trained that no round meets its goal: every cycle is used.
+# A run of one minute, trained so little that no round meets its goal, so that every cycle is used.
 SMALL: dict[str, Any] = {
     "until": 8,
     "audit_samples": 20,
@@ -31,14 +34,14 @@ SMALL: dict[str, Any] = {
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    """The settings of a small run, with some of them replaced."""
+    """Return the settings of a small run, with some of them replaced."""
     return merged(SMALL, changes)
 
 
 def write_record(path: Path | None, name: str, **figures: Any) -> None:
-    """Write what a benchmark of that name measured, if it was asked for, with how that came about.
+    """Write the figures of a benchmark, its command and a description of the machine; do nothing if `path` is None.
 
-    load_average: tells of other work on the machine.
+    The record includes the load average, which shows whether other work disturbed the measurement.
     """
     if path is None:
         return
@@ -47,37 +50,27 @@ def write_record(path: Path | None, name: str, **figures: Any) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found = children.get(pid, [])
-    return found + [each for child in found for each in descendants(child)]
-
-
 def workers_of(pid: int) -> list[int]:
-    """Process ids of the workers that a process has hired."""
-    return [each for each in descendants(pid) if _read(each, "cmdline").startswith("ray::Worker")]
+    """Return the process ids of the Ray workers of a process."""
+    processes = psutil.Process(pid).children(recursive=True)
+    return [process.pid for process in processes if _title(process).startswith("ray::Worker")]
 
 
 def ranks_of(pid: int) -> dict[int, int]:
-    """Process ids of what torchrun has started, by rank."""
-    found: dict[int, int] = {}
-    for each in descendants(pid):
-        environment = dict(part.partition("=")[::2] for part in _read(each, "environ").split("\0"))
-        # Below a process of torchrun others have its environment: the parents come first.
-        if "RANK" in environment:
-            found.setdefault(int(environment["RANK"]), each)
-    return found
+    """Return the process ids of the processes that torchrun has started, by rank."""
+    ranks: dict[int, int] = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            rank = process.environ().get("RANK")
+            # Children inherit the rank of their parents, and parents come first.
+            if rank is not None:
+                ranks.setdefault(int(rank), process.pid)
+    return ranks
 
 
-def _read(pid: int, name: str) -> str:
+def _title(process: psutil.Process) -> str:
+    """Return the first word of a command line; nothing if the process is gone."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return (process.cmdline() or [""])[0]
+    except psutil.Error:
         return ""

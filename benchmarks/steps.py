@@ -1,9 +1,10 @@
-"""Steps against chains: how often a checkpoint's simplifications are right, by mistake, and its answers, by length.
+"""Compare single steps with answers: the mistakes in a checkpoint's simplifications, and its accuracy, by length.
 
     python -m sector.benchmarks.steps runs/multiplication --digits 1 2 3 4 --samples 200
 
-A step is asked of every kind of problem that the supervised phase teaches at that length (`Task.draw_lesson`), as they
-stand in the middle of a chain too; an answer of problems as they are drawn, by the fast policy. A JSON object a length.
+Steps are simplifications of every kind of problem that the supervised phase teaches at a length (`Task.draw_lesson`),
+including problems in the middle of a chain. Answers are those of the fast policy to problems as they are drawn. The
+output is one JSON object per length.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from sector.engine.seeding import generator
 
 
 def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterator[dict[str, Any]]:
-    """For every length the share of right answers, of answers that parse, and steps by mistake."""
+    """Yield for each length the share of right answers, the share of answers that parse, and the steps by mistake."""
     sampler, task, layout = open_engine(model, "native")
     sampling = Sampling(0.0, 0, torch.arange(samples), stage=0)
     for digits in lengths:
@@ -43,13 +44,14 @@ def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterato
 
 
 def main() -> None:
+    """Print one JSON object per length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--digits", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    taken = parser.parse_args()
-    for line in measure(taken.model, taken.digits, taken.samples, taken.seed):
+    options = parser.parse_args()
+    for line in measure(options.model, options.digits, options.samples, options.seed):
         print(json.dumps(line), flush=True)
 
 

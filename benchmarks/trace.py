@@ -1,7 +1,7 @@
-"""What a recorded trace says: top operations, ranges, and where the time went. Reads the JSON, needs no profiler.
+"""Summarize a trace: the longest operations, the ranges, and the shares of the time.
 
-A trace is the JSON of torch.profiler in Chrome's form, times in microseconds. A step is one `ProfilerStep#n` of it;
-only what begins between the first and the last is counted.
+A trace is the JSON that torch.profiler writes in Chrome's format, with times in microseconds; the profiler itself is
+not needed. A step is an event `ProfilerStep#n`. Only events that begin between the first step and the last are counted.
 """
 
 from collections import defaultdict
@@ -18,7 +18,14 @@ _RANGE = "user_annotation"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One interval of one thread, or of one stream of a GPU; seconds."""
+    """One interval of a thread or of a stream of a GPU.
+
+    name: name of the operation, call or range.
+    category: category in the trace, as `cpu_op` or `kernel`.
+    thread: process and thread, or device and stream.
+    start: begin in seconds.
+    end: end in seconds.
+    """
 
     name: str
     category: str
@@ -28,14 +35,17 @@ class Event:
 
     @property
     def seconds(self) -> float:
+        """Duration in seconds."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessorTime:
-    """Seconds of processor time that the steps took on a machine of so many cores.
+    """Processor time of the steps.
 
-    all: of the process. python: of its Python threads alone; the others help inside operations.
+    cores: cores of the machine.
+    all: processor seconds of the process.
+    python: processor seconds of its Python threads; the other threads help inside operations.
     """
 
     cores: int
@@ -44,7 +54,7 @@ class ProcessorTime:
 
 
 def read_events(trace: dict[str, Any]) -> list[Event]:
-    """The intervals that begin within the steps of a trace, in order; the steps themselves come too."""
+    """Return the events that begin within the steps of a trace, in order, including the steps themselves."""
     events = [
         Event(
             entry["name"],
@@ -62,21 +72,21 @@ def read_events(trace: dict[str, Any]) -> list[Event]:
 
 
 def steps_of(events: Iterable[Event]) -> list[Event]:
-    """The steps among the events."""
+    """Return the steps among the events."""
     return [event for event in events if event.category == _RANGE and event.name.startswith(_STEP)]
 
 
 def summarize(events: Sequence[Event], processor: ProcessorTime) -> dict[str, Any]:
-    """Figures of a trace.
+    """Return the figures of a trace.
 
-    operations: longest first, `name`, `on` (cpu or gpu), `calls`, `self_seconds` (without the operations inside) and
+    operations: longest first; `name`, `on` (cpu or gpu), `calls`, `self_seconds` (without the operations inside) and
         `share` of all self time on that device.
-    ranges: in order of appearance, `name`, `calls`, `seconds` (threads side by side add up), `threads`: how many are
-        inside at a time, on average over the steps.
-    shares: of time, see `gpu_shares` and `cpu_shares`; the first where a kernel ran.
-    cores_used: processor seconds a second. An operation that waits for a core counts as under way: on a machine with
-        other work, operations take longer than the cores that we got.
-    kernel: the name of the one with most time on the GPU, or null.
+    ranges: in order of appearance; `name`, `calls`, `seconds` (summed over threads) and `threads`, the mean number of
+        threads inside over the steps.
+    shares: see `gpu_shares` if a kernel ran, else `cpu_shares`.
+    cores_used: processor seconds per second. The time of an operation includes waiting for a core, so other work on the
+        machine makes operations longer than the processor time that they use.
+    kernel: name of the kernel with most time on the GPU; null if no kernel ran.
     """
     seconds = sum(step.seconds for step in steps_of(events))
     kernels = _operations([event for event in events if event.category == "kernel"], "gpu")
@@ -94,10 +104,11 @@ def summarize(events: Sequence[Event], processor: ProcessorTime) -> dict[str, An
 
 
 def gpu_shares(events: Sequence[Event], seconds: float) -> dict[str, float]:
-    """Shares of the steps' time, which add up to 1.
+    """Return shares of the steps' time that add up to 1.
 
-    kernels: the GPU runs a kernel or a copy. host: it runs none while the processor is inside an operation or a call to
-    CUDA. idle: neither; Python between operations, or waiting.
+    kernels: the GPU runs a kernel or a copy.
+    host: the GPU runs nothing, and the processor is inside an operation or a call to CUDA.
+    idle: neither; Python between operations, or waiting.
     """
     on_gpu = covered(event for event in events if event.category in _ON_GPU)
     either = covered(event for event in events if event.category in _ON_GPU + _ON_HOST)
@@ -106,16 +117,17 @@ def gpu_shares(events: Sequence[Event], seconds: float) -> dict[str, float]:
 
 
 def cpu_shares(events: Sequence[Event], seconds: float, processor: ProcessorTime) -> dict[str, float]:
-    """Shares of all cores' time, which add up to 1.
+    """Return shares of all cores' time that add up to 1.
 
-    operations: a core is inside an operation of torch. host: it works for us outside of them; Python, and the recording
-    itself. idle: it does not work for us.
+    operations: a core is inside an operation of torch.
+    host: a core works for this process outside of operations: Python, and the recording itself.
+    idle: a core does not work for this process.
     """
     by_thread: dict[Any, list[Event]] = defaultdict(list)
     for event in events:
         if event.category == "cpu_op":
             by_thread[event.thread].append(event)
-    inside = sum(covered(own) for own in by_thread.values())
+    inside = sum(covered(operations) for operations in by_thread.values())
     # Threads that help inside an operation leave no events.
     helpers = max(0.0, processor.all - processor.python)
     total = seconds * processor.cores
@@ -125,7 +137,7 @@ def cpu_shares(events: Sequence[Event], seconds: float, processor: ProcessorTime
 
 
 def covered(events: Iterable[Event]) -> float:
-    """Seconds during which at least one of the events is under way."""
+    """Return the seconds during which at least one event is in progress."""
     total, until = 0.0, float("-inf")
     for event in sorted(events, key=lambda event: event.start):
         total += max(0.0, event.end - max(until, event.start))
@@ -134,41 +146,45 @@ def covered(events: Iterable[Event]) -> float:
 
 
 def self_seconds(events: Sequence[Event]) -> list[float]:
-    """Seconds of each event that no event inside it accounts for; the events of all threads, by start."""
-    own = [event.seconds for event in events]
-    open_at: dict[Any, list[int]] = defaultdict(list)
-    # Of two that start together the longer one holds the other.
+    """Return the seconds of each event without the events inside it; events of all threads, by start."""
+    self_times = [event.seconds for event in events]
+    open_by_thread: dict[Any, list[int]] = defaultdict(list)
+    # Of two events that start together, the longer one contains the other.
     for index in sorted(range(len(events)), key=lambda index: (events[index].start, -events[index].end)):
-        event, stack = events[index], open_at[events[index].thread]
+        event, stack = events[index], open_by_thread[events[index].thread]
         while stack and events[stack[-1]].end <= event.start:
             stack.pop()
         if stack:
-            own[stack[-1]] -= event.seconds
+            self_times[stack[-1]] -= event.seconds
         stack.append(index)
-    return [max(0.0, seconds) for seconds in own]
+    return [max(0.0, seconds) for seconds in self_times]
 
 
 def _operations(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
-    """Operations of one device, longest first. What runs on a GPU holds nothing inside."""
+    """Return the operations of one device, longest first. Events on a GPU do not contain other events."""
     calls: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
-    own = self_seconds(events) if device == "cpu" else [event.seconds for event in events]
-    for event, spent in zip(events, own, strict=True):
+    self_times = self_seconds(events) if device == "cpu" else [event.seconds for event in events]
+    for event, self_time in zip(events, self_times, strict=True):
         calls[event.name] += 1
-        seconds[event.name] += spent
+        seconds[event.name] += self_time
     total = sum(seconds.values()) or 1.0
     rows = [
-        {"name": name, "on": device, "calls": calls[name], "self_seconds": spent, "share": spent / total}
-        for name, spent in seconds.items()
+        {"name": name, "on": device, "calls": calls[name], "self_seconds": self_time, "share": self_time / total}
+        for name, self_time in seconds.items()
     ]
     return sorted(rows, key=lambda row: -row["self_seconds"])
 
 
 def _ranges(events: Iterable[Event], seconds: float) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    """Return the ranges in order of appearance.
+
+    seconds: time of all steps.
+    """
+    rows: dict[str, dict[str, Any]] = {}
     for event in events:
         if event.category == _RANGE and not event.name.startswith(_STEP):
-            row = found.setdefault(event.name, {"name": event.name, "calls": 0, "seconds": 0.0})
+            row = rows.setdefault(event.name, {"name": event.name, "calls": 0, "seconds": 0.0})
             row["calls"] += 1
             row["seconds"] += event.seconds
-    return [{**row, "threads": row["seconds"] / seconds} for row in found.values()]
+    return [{**row, "threads": row["seconds"] / seconds} for row in rows.values()]

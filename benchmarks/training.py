@@ -1,9 +1,9 @@
-"""The trainer beside the same step in plain eager torch: same weights, same examples; and where its time goes.
+"""Compare the trainer with the same step in plain eager torch, and measure where the time of a step goes.
 
-The plain step is the textbook's: the fast answer and the simplification are rows of their own, each behind a prompt of
-its own; shards one after another, every operation on all cores; gradients accumulate in `.grad`; torch's own
-optimizers; glibc's allocator as it is. Allocator settings last for a process, so each measurement runs in a fresh one,
-taking turns:
+The plain step is the one of textbooks. The fast answer and the simplification are separate rows, each with its prompt.
+Shards run one after another, every operation on all cores. Gradients accumulate in `.grad`, the optimizers are torch's,
+and glibc's allocator has its defaults. Weights and examples are the same for both. Allocator settings last for the life
+of a process, so each measurement runs in a fresh process; the two take turns:
 
     python -m sector.benchmarks.training runs/first --digits 20 --steps 40 [--plain]
 """
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,35 +42,40 @@ _WARM_UP = 5
 def compare(
     model: Path, digits: int, steps: int, repeats: int, on_progress: Callable[[int, int, str], None]
 ) -> dict[str, Any]:
-    """Tokens per second of both, medians and spread, their ratio, and where the time of our step goes.
+    """Return tokens per second of both steps (medians and spread), their ratio, and the shares of the trainer's time.
 
-    Tokens are counted in our layout for both. shares: of the step's wall time by phase (`training_shares.py`), means
-    over the repetitions. busy: the same of the time of all threads. in_phases: the share of the wall time that
-    phases explain.
+    Tokens are counted in the trainer's layout for both.
+
+    shares: shares of a step's wall time by phase (`training_shares.py`), means over the repetitions.
+    busy: the same shares of the time of all threads.
+    in_phases: share of the wall time that the phases explain.
     """
-    done: dict[str, list[dict[str, Any]]] = {"sector": [], "plain": []}
+    figures: dict[str, list[dict[str, Any]]] = {"sector": [], "plain": []}
     for turn in range(repeats):
-        for index, (name, own) in enumerate(done.items()):
+        for index, name in enumerate(figures):
             on_progress(2 * turn + index, 2 * repeats, f"training, {name}")
-            own.append(_in_fresh_process(model, digits, steps, plain=name == "plain"))
-    rates = {name: [each["tokens_per_s"] for each in own] for name, own in done.items()}
-    ours, plain = (statistics.median(own) for own in rates.values())
+            figures[name].append(_measure_in_fresh_process(model, digits, steps, plain=name == "plain"))
+    rates = {name: [repetition["tokens_per_s"] for repetition in figures[name]] for name in figures}
+    medians = {name: statistics.median(rates[name]) for name in rates}
     return {
         "digits": digits,
         "steps": steps,
-        "tokens_per_s": ours,
-        "plain_tokens_per_s": plain,
-        "low": {name: min(own) for name, own in rates.items()},
-        "high": {name: max(own) for name, own in rates.items()},
-        "ratio_to_eager": ours / plain,
-        "shares": _means([each["shares"] for each in done["sector"]]),
-        "busy": _means([each["busy"] for each in done["sector"]]),
-        "in_phases": statistics.mean(each["in_phases"] for each in done["sector"]),
+        "tokens_per_s": medians["sector"],
+        "plain_tokens_per_s": medians["plain"],
+        "low": {name: min(rates[name]) for name in rates},
+        "high": {name: max(rates[name]) for name in rates},
+        "ratio_to_eager": medians["sector"] / medians["plain"],
+        "shares": _means([repetition["shares"] for repetition in figures["sector"]]),
+        "busy": _means([repetition["busy"] for repetition in figures["sector"]]),
+        "in_phases": statistics.mean(repetition["in_phases"] for repetition in figures["sector"]),
     }
 
 
 def measure(model: Path, digits: int, steps: int, plain: bool) -> dict[str, Any]:
-    """Tokens per second over `steps` training steps at one length, after a warm-up; of our own, shares too."""
+    """Measure tokens per second over `steps` training steps at one length, after a warm-up; of the trainer also shares.
+
+    plain: measure the plain step instead of the trainer.
+    """
     if not plain:
         tune_allocator()
     weights = load_sector(model)
@@ -80,25 +85,25 @@ def measure(model: Path, digits: int, steps: int, plain: bool) -> dict[str, Any]
     shards = [examples[start : start + config.shard_rows] for start in range(0, len(examples), config.shard_rows)]
     state = start_training(weights, config)
     order = weights.config.digit_order
-    step = (
-        _plain_steps(state, shards, config, find_task(weights.config.task).layout(order))
-        if plain
-        else _our_steps(state, shards, config, steps)
-    )
+    training: Iterator[object]
+    if plain:
+        training = _plain_steps(state, shards, config, find_task(weights.config.task).layout(order))
+    else:
+        training = train_cycle(state, lambda _: shards, config, _WARM_UP + steps, seed=0)
     for _ in range(_WARM_UP):
-        next(step)
+        next(training)
     watch = Watch()
     with recording(watch.record):
         start = time.perf_counter()
         for _ in range(steps):
-            next(step)
+            next(training)
         seconds = time.perf_counter() - start
-    count = sum(lay_out(shard, order, config, draws).ids.numel() for shard in shards)
-    return {"tokens_per_s": steps * count / seconds, **({} if plain else _phases(watch.spans, seconds))}
+    num_tokens = sum(lay_out(shard, order, config, draws).ids.numel() for shard in shards)
+    return {"tokens_per_s": steps * num_tokens / seconds, **({} if plain else _phases(watch.spans, seconds))}
 
 
 def _phases(spans: list[Span], seconds: float) -> dict[str, Any]:
-    """What the spans of so many seconds say, as in `compare`."""
+    """Return `shares`, `busy` and `in_phases`, as in `compare`, of spans within `seconds`."""
     wall, busy = wall_seconds(spans), dict.fromkeys(PHASES.values(), 0.0)
     for span in spans:
         busy[span.name] += span.seconds
@@ -106,14 +111,12 @@ def _phases(spans: list[Span], seconds: float) -> dict[str, Any]:
 
 
 def _means(records: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.mean(each[name] for each in records) for name in records[0]}
+    """Return the mean of each figure over records."""
+    return {name: statistics.mean(record[name] for record in records) for name in records[0]}
 
 
-def _our_steps(state: TrainState, shards: list[Examples], config: TrainerConfig, steps: int) -> Any:
-    yield from train_cycle(state, lambda _: shards, config, steps + _WARM_UP, seed=0)
-
-
-def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfig, layout: Layout) -> Any:
+def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfig, layout: Layout) -> Iterator[float]:
+    """Train in plain eager torch, without end; yield the loss of each step."""
     state.model.train()
     parameters, optimizers = list(state.model.parameters()), _plain_optimizers(state, config)
     while True:
@@ -130,53 +133,54 @@ def _plain_steps(state: TrainState, shards: list[Examples], config: TrainerConfi
 
 
 def _plain_optimizers(state: TrainState, config: TrainerConfig) -> list[torch.optim.Optimizer]:
-    """Torch's Muon and AdamW over the parameters that ours are over."""
-    assert state.muon is not None, "the step is compared for our own models"
+    """Return torch's Muon and AdamW, over the same parameters as the trainer's optimizers."""
+    assert state.muon is not None, "only sector's own models are compared"
     matrices = [parameter for group in state.muon.param_groups for parameter in group["params"]]
     muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     return [muon, state.adamw]
 
 
 def _plain_loss(state: TrainState, examples: Examples, config: TrainerConfig, layout: Layout) -> Tensor:
+    """Return the weighted loss of fast answers and simplifications."""
     fast = _completion_loss(state, examples, Mode.ANSWER, layout.answer_ids(examples.answers), layout)
-    thought = layout.simplification_ids(examples.rest, examples.digit)
-    slow = _completion_loss(state, examples, Mode.THINK, thought, layout)
+    simplifications = layout.simplification_ids(examples.rest, examples.digit)
+    slow = _completion_loss(state, examples, Mode.THINK, simplifications, layout)
     return config.fast_weight * fast + (1 - config.fast_weight) * slow
 
 
 def _completion_loss(state: TrainState, examples: Examples, mode: Mode, target: Tensor, layout: Layout) -> Tensor:
-    """Cross-entropy of a completion `[B, C]` behind its prompt."""
+    """Return the cross-entropy of completions.
+
+    target: `[B, C]` ids that follow the prompts.
+    """
     ids = torch.cat([layout.prompt_ids(examples.problems, mode), target[:, :-1]], dim=1)
     first = ids.shape[1] - target.shape[1]
-    assert isinstance(state.model, SectorForCausalLM), "the step is compared for our own models"
+    assert isinstance(state.model, SectorForCausalLM), "only sector's own models are compared"
     hidden = state.model.hidden_states(ids)[:, first:]
     logits = state.model.class_logits(hidden, ids[:, first:])
     return F.cross_entropy(logits.flatten(0, 1), tokens.class_of(target).flatten())
 
 
-def _in_fresh_process(model: Path, digits: int, steps: int, plain: bool) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "sector.benchmarks.training",
-        str(model),
-        f"--digits={digits}",
-        f"--steps={steps}",
-    ]
-    done = subprocess.run([*command, *["--plain"] * plain], check=True, stdout=subprocess.PIPE, text=True)
+def _measure_in_fresh_process(model: Path, digits: int, steps: int, plain: bool) -> dict[str, Any]:
+    """Run `measure` in a process whose allocator has its defaults."""
+    command = [sys.executable, "-P", "-m", "sector.benchmarks.training", str(model)]
+    command += [f"--digits={digits}", f"--steps={steps}"]
+    if plain:
+        command.append("--plain")
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def main() -> None:
+    """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--digits", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--plain", action="store_true")
-    taken = parser.parse_args()
-    print(json.dumps(measure(taken.model, taken.digits, taken.steps, taken.plain)))
+    options = parser.parse_args()
+    print(json.dumps(measure(options.model, options.digits, options.steps, options.plain)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes: shares of wall time by named range (`engine/spans.py`).
+"""Divide the wall time of a training step among its named ranges (`engine/spans.py`).
 
-Threads overlap: cores work on shards side by side, and the next step may be laid out meanwhile. There the slowest
-thread counts, the one that the others are waited with: what it did while they overlapped is what the time went to. What
-only another thread did, before or after, counts for that one.
+Threads overlap: cores work on shards at the same time, and the next step may be laid out meanwhile. While threads
+overlap, the time counts for the ranges of the slowest thread, since the step waits for it. Time in which the slowest
+thread has no range open counts for the other threads.
 """
 
 import threading
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-# Ranges of `distill.train_cycle` by the names they have in a record.
+# Ranges of `distill.train_cycle`, and their names in a record.
 PHASES = {
     "lay out": "lay_out",
     "forward": "forward",
@@ -23,7 +23,13 @@ PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One range of one thread, in seconds of one clock."""
+    """One range of one thread.
+
+    name: name of the phase in a record.
+    thread: identifier of the thread.
+    start: begin in seconds.
+    end: end in seconds.
+    """
 
     name: str
     thread: int
@@ -32,18 +38,19 @@ class Span:
 
     @property
     def seconds(self) -> float:
+        """Duration in seconds."""
         return self.end - self.start
 
 
 class Watch:
-    """Notes the spans of all threads, of the names in `PHASES`; `record` is a `ranges.Recorder`."""
+    """Collects the spans of all threads whose names are in `PHASES`; `record` is a `spans.Recorder`."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
 
     @contextmanager
     def record(self, name: str) -> Iterator[None]:
-        """Note one range."""
+        """Record one range."""
         start = time.perf_counter()
         yield
         if name in PHASES:
@@ -51,27 +58,33 @@ class Watch:
 
 
 def wall_seconds(spans: Iterable[Span]) -> dict[str, float]:
-    """Wall time by name: of spans that overlap those of the slowest thread, and of the others what is left over."""
+    """Return the wall time by name.
+
+    In each group of overlapping spans, the spans of the slowest thread count in full. The spans of other threads count
+    where the slowest thread has none.
+    """
     seconds = dict.fromkeys(PHASES.values(), 0.0)
-    for together in _overlapping(spans):
-        slowest = max(together, key=lambda span: span.end).thread
-        own = [span for span in together if span.thread == slowest]
-        for span in own:
+    for group in _overlapping(spans):
+        slowest = max(group, key=lambda span: span.end).thread
+        counted = [span for span in group if span.thread == slowest]
+        others = [span for span in group if span.thread != slowest]
+        for span in counted:
             seconds[span.name] += span.seconds
-        others = (piece for span in together if span.thread != slowest for piece in _outside(span, own))
-        for name, left in wall_seconds(others).items() if len(own) < len(together) else ():
-            seconds[name] += left
+        if others:
+            pieces = (piece for span in others for piece in _outside(span, counted))
+            for name, remaining in wall_seconds(pieces).items():
+                seconds[name] += remaining
     return seconds
 
 
 def shares(seconds: dict[str, float]) -> dict[str, float]:
-    """Of their sum."""
+    """Return the shares of the sum."""
     total = sum(seconds.values())
-    return {name: own / total for name, own in seconds.items()}
+    return {name: phase / total for name, phase in seconds.items()}
 
 
 def _overlapping(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Groups of spans: in each there is always one open, and between them none."""
+    """Yield groups of spans: within a group some span is always open, between groups none is."""
     group: list[Span] = []
     end = float("-inf")
     for span in sorted(spans, key=lambda span: span.start):
@@ -85,7 +98,7 @@ def _overlapping(spans: Iterable[Span]) -> Iterator[list[Span]]:
 
 
 def _outside(span: Span, others: Iterable[Span]) -> Iterator[Span]:
-    """The pieces of a span in which none of the others is open."""
+    """Yield the pieces of a span in which none of the others is open."""
     start = span.start
     for other in sorted(others, key=lambda other: other.start):
         if start < min(other.start, span.end):

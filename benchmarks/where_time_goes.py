@@ -1,12 +1,12 @@
-"""Where the time of a run went: seconds, tokens/s and share of the machine's matrix-product rate, by phase.
+"""Divide the time of a run among its phases: seconds, tokens/s and share of the machine's matrix-product rate.
 
     python -m sector.benchmarks.where_time_goes runs/first
 
-The rate is measured here and now: the best of several float32 products of the sizes that training uses (8,192 tokens
-against each matrix of a block), one thread a core side by side, as the engine runs them. Operations are those of the
-matrix products alone (2 a parameter and token forward, 6 trained), as if no layer left anything out; attention is not
-counted. Of generation only the tokens that came out count, not the prompts read for them; of the audit, those that were
-asked for.
+The rate is measured when the command runs: the fastest of many float32 products of the sizes that training uses (8,192
+tokens times each matrix of a block), with one thread per core, as in the engine. Only operations of matrix products
+count: 2 per parameter and token forward, 6 in training, as if no layer skipped any; attention is not counted. In
+generation only generated tokens count, not the tokens of prompts; in the audit, the tokens of answers and
+simplifications.
 """
 
 import argparse
@@ -29,9 +29,13 @@ from sector.engine.threads import num_cores
 def phases(
     lines: list[RoundMetrics], matrices: int, rate: float, layout: Layout, audit_samples: int
 ) -> list[dict[str, Any]]:
-    """One row a phase, summed over the run; rounds may leap any number of digits.
+    """Return one row per phase, summed over the run.
 
-    lines: of metrics.jsonl. matrices: parameters in them; rate: operations a second.
+    lines: lines of metrics.jsonl; rounds may leap any number of digits.
+    matrices: count of parameters in matrices.
+    rate: operations per second in matrix products.
+    layout: token layout of the run.
+    audit_samples: problems per length in an audit.
     """
     rounds = [line for line in lines if line.is_round]
     supervised = [line for line in lines if not line.is_round]
@@ -55,23 +59,28 @@ def phases(
         if seconds
     ]
     rest = lines[-1].seconds_total - sum(row["seconds"] for row in rows)
-    # Older runs did not tell their probes from their files.
+    # Older runs have no separate time for probes.
     name = "files" if any(line.knows_probes for line in lines) else "probes and files"
     return [*rows, {"phase": name, "seconds": max(0.0, rest)}]
 
 
 def _sum(lines: list[RoundMetrics], name: str) -> float:
+    """Return the sum of a figure over lines."""
     return sum(getattr(line, name) for line in lines)
 
 
 def _tokens_audited(line: RoundMetrics, layout: Layout, samples: int) -> int:
-    """An answer for every problem at every length, and at the frontier an answer and a simplification."""
+    """Return the tokens of an audit: an answer per problem and length, and at the frontier a simplification as well.
+
+    At the frontier the answers are generated twice.
+    """
     answers = sum(layout.answer_length(digits) for digits in line.accuracy)
     frontier = line.digits + 1
     return samples * (answers + layout.answer_length(frontier) + layout.simplification_length(frontier))
 
 
 def main() -> None:
+    """Print the table to stderr, and the figures as JSON to stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     run = RunDir(parser.parse_args().run)

@@ -10,6 +10,7 @@ from sector.cli._errors import CommandGroup
 from sector.cli._limits import check_address_space
 from sector.cli.ablate import ablate
 from sector.cli.bench import bench
+from sector.cli.config import config
 from sector.cli.distill import distill
 from sector.cli.eval import evaluate
 from sector.cli.generate import generate
@@ -64,6 +65,7 @@ def sector(
 
 
 app.command(rich_help_panel="The whole thing")(run)
+app.command(rich_help_panel="The whole thing")(config)
 # What looks like an option reaches `solve` as a problem, so that it can say what is wrong with -5+3.
 app.command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
 app.command("eval", rich_help_panel="Use a model")(evaluate)

@@ -83,6 +83,7 @@ def bench(
     # Before torch is imported.
     hold_to(isa)
     from sector.benchmarks.contest import Workload
+    from sector.benchmarks.record import BenchOptions
     from sector.benchmarks.record import bench as measure
     from sector.engine.files import check_writable, write_text
 
@@ -91,12 +92,13 @@ def bench(
         check_writable(out)
     names = list(dict.fromkeys(name.strip() for name in engine.split(",")))
     workloads = [Workload(length, count, size) for length in options.parse_lengths(digits) for size in _sizes(batch)]
+    measured = BenchOptions(
+        model, names, workloads, repeats, options.filter_config(filter_name, k, temperature), hard_share, seed, dtype,
+        savings=savings, kernels=kernels, training=training, peers=peers,
+        engine_settings=parse_settings(settings or ()),
+    )  # fmt: skip
     with output.progress("measuring") as bar:
-        record = measure(
-            model, names, workloads, repeats=repeats, settings=options.filter_config(filter_name, k, temperature),
-            hard_share=hard_share, seed=seed, dtype=dtype, savings=savings, kernels=kernels, trains=training,
-            with_peers=peers, on_progress=bar.at, given=parse_settings(settings or ()),
-        )  # fmt: skip
+        record = measure(measured, bar.at)
     if out:
         write_text(out, json.dumps(record, indent=2) + "\n")
     output.data(record, lambda: view(record))

@@ -67,16 +67,15 @@ def generate(
       sector profile generate --model runs/first --digits 20 --out profile
       sector profile generate --model runs/first --digits 20 --out profile --json
     """
-    from sector.benchmarks.profiling import profile_generate
+    from sector.benchmarks.profiling import Generation, Recording, profile_generate
 
     output = Output(as_json)
-    looks = options.filter_config(filter_name, k)
+    generation = Generation(
+        model, digits, count, engine, options.filter_config(filter_name, k), options.DEFAULTS.hard_share, seed,
+        parse_settings(settings or ()),
+    )  # fmt: skip
     with output.progress(f"profiling {digits} digits") as bar:
-        report = profile_generate(
-            model, out, digits, count, skip=skip, steps=steps, engine=engine, settings=looks,
-            hard_share=options.DEFAULTS.hard_share, seed=seed, nsight=nsight, on_progress=bar.at,
-            given=parse_settings(settings or ()),
-        )  # fmt: skip
+        report = profile_generate(generation, Recording(out, skip, steps, nsight, bar.at))
     _show(report, context, out, output)
 
 
@@ -107,13 +106,12 @@ def distill(
       sector profile distill --model runs/first --data 12.parquet --out profile
       sector profile distill --model c12 --data 13.parquet --out profile --json
     """
-    from sector.benchmarks.profiling import profile_distill
+    from sector.benchmarks.profiling import Recording, profile_distill
 
     output = Output(as_json)
     with output.progress("profiling distill") as bar:
-        report = profile_distill(
-            model, data, replay or [], out, skip=skip, steps=steps, seed=seed, nsight=nsight, on_progress=bar.at
-        )
+        recording = Recording(out, skip, steps, nsight, bar.at)
+        report = profile_distill(model, data, replay or [], seed, recording)
     _show(report, context, out, output)
 
 

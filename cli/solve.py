@@ -59,7 +59,8 @@ def solve(
       sector solve 31415926+27182818 --policy improved --show
       sector solve --file problems.txt --model runs/first --json
     """
-    from sector.engine.policy.solve import Mind
+    from sector.engine.policy.solve import solve as solve_texts
+    from sector.engine.policy.solver import Solver
     from sector.engine.run.open import newest_run
     from sector.engine.run.steps import open_engine
 
@@ -68,8 +69,8 @@ def solve(
     with output.progress("solving"):
         # What a problem is depends on what the model has learned.
         sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
-        solver = Mind(sampler, task, layout, options.filter_config(filter_name, k))
-        solutions = solver.solve(texts, policy, show)
+        solver = Solver(sampler, layout, policy, options.filter_config(filter_name, k))
+        solutions = solve_texts(solver, task, texts, show)
     unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
         # Of a single one stderr says why; of several, their lines do.

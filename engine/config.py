@@ -435,7 +435,7 @@ def validated(settings: type[Model], values: dict[str, Any], source: str) -> Mod
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        known = "; see README for the settings" if first["type"] == "extra_forbidden" else ""
+        known = "; `sector config` lists all settings" if first["type"] == "extra_forbidden" else ""
         message = "unknown key" if known else first["msg"].removeprefix("Value error, ")
         if first["type"] in _OUT_OF_RANGE:
             message += f"; it takes {_range_of(settings, first['loc'])}"

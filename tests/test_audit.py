@@ -7,9 +7,9 @@ from scripted import Scripted
 from sector.engine.config import Filter
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.models.sector import new_model
+from sector.engine.policy.solver import Solver
 from sector.engine.run.audit import (
     Score,
-    Solver,
     answers_correct,
     frontier_mistakes,
     gate,
@@ -93,11 +93,11 @@ def test_problems_of_an_evaluation_depend_on_seed_and_length_alone() -> None:
     seen: list[Problems] = []
 
     class Recorder(Solver):
-        def correct(self, problems: Problems) -> torch.Tensor:
+        def answer_fast(self, problems: Problems) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
             seen.append(problems)
-            return torch.ones(len(problems), dtype=torch.bool)
+            return label(problems).answers, torch.ones(len(problems), dtype=torch.bool)
 
-    solver = Recorder(make_sampler("native", new_model("tiny", 0)), ADDITION.layout("msd"), "fast", None, 5, 0)  # type: ignore[arg-type]
+    solver = Recorder(Scripted(), ADDITION.layout("msd"), "fast", Filter())
     for seed in (1, 1, 2):
         score_length(solver, ADDITION, 6, 20, seed)
     assert torch.equal(seen[0].a, seen[1].a) and not torch.equal(seen[0].a, seen[2].a)

@@ -35,10 +35,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _ceilings_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "_REPEATS", 2)
+    monkeypatch.setattr(roofline, "_SECONDS", 0.01)
     monkeypatch.setattr(roofline, "_COPY_BYTES", 1 << 22)
     monkeypatch.setattr(roofline, "_CPU_TOKENS", 512)
-    monkeypatch.setattr(kernel_times, "_REPEATS", 2)
+    monkeypatch.setattr(kernel_times, "_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_peers_keep_the_contract(beside_peers: dict[str, Any]) -> None:
 
 def test_training_keeps_the_contract(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "TRAINING_STEPS", 2)
-    monkeypatch.setattr(training, "_in_fresh_process", training.measure)
+    monkeypatch.setattr(training, "_measure_in_fresh_process", training.measure)
     options = ["--engine", "native", "--digits", 2, "--count", 2, "--repeats", 1, "--k", 1, "--training"]
     result = sector("bench", "--model", checkpoint, *options, "--json")
     assert result.exit_code == 0, result.output

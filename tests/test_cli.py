@@ -32,7 +32,7 @@ from sector.engine.training.dataset import Provenance, labelled_table, write_exa
 from sector.engine.training.supervised import label
 
 SECTOR = Path(sys.executable).with_name("sector")
-COMMANDS = ("run", "sft", "generate", "distill", "eval", "solve", "ablate", "report")
+COMMANDS = ("run", "config", "sft", "generate", "distill", "eval", "solve", "ablate", "report")
 
 # Hardly trained at all: what commands print does not depend on what a model knows.
 SMALL: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The vote: each problem solved K times by simplify-then-guess, and the most frequent answer (SECToR section 3.1).
+"""The vote: solve each problem K times by simplify-then-guess and take the most frequent answer (SECToR section 3.1).
 
 In the shape descriptions B is the batch, W the digits of an answer (of sums N+1), K the number of guesses.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sector.engine.config import Filter
 from sector.engine.language.layout import Batch, Layout, Simplifications
-from sector.engine.policy.chain import guess_at_once, simplify_then_guess
+from sector.engine.policy.chain import Chain, guess_at_once, simplify_then_guess
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
@@ -22,17 +22,18 @@ from sector.kernels.consistency import majority
 class Ballot:
     """K guesses of each problem, and the vote over them.
 
-    guesses: `[B, K, W]` full answers, one a simplification.
-    valid: `[B, K]` which of them parsed.
-    answers: `[B, W]` the vote.
-    votes: `[B]` guesses that gave it.
-    parsed: `[B]` did the vote get what it needs?
-    decided: `[B]` and does the filter accept it?
-    rest, digit: the first simplification.
-    direct: `[B, W]` the fast answer to the whole problem.
-    direct_valid: `[B]` which of those parsed.
-    tokens: generated.
-    chain: all simplifications, where each is distilled (`Task.at_once`).
+    guesses: `[B, K, W]` full answers, one per simplification.
+    valid: `[B, K]` bool, guesses that parsed.
+    answers: `[B, W]` voted answers.
+    votes: `[B]` count of guesses equal to the voted answer.
+    parsed: `[B]` bool, whether enough guesses parsed for a vote.
+    decided: `[B]` bool, whether the votes suffice for the filter.
+    rest: the problems that remain after the first simplification.
+    digit: `[B]` digit that the first simplification splits off.
+    direct: `[B, W]` fast answers to the whole problems.
+    direct_valid: `[B]` bool, fast answers that parsed.
+    tokens: count of generated tokens.
+    chain: all simplifications if the task distills each of them (`Task.at_once`), else empty.
     """
 
     guesses: Tensor
@@ -57,7 +58,10 @@ def hold_vote(
     sampling: Sampling,
     draft: Tensor | None = None,
 ) -> Ballot:
-    """Simplify and guess K times, and count. `draft [B, W]` is an answer that the guesses are likely to repeat."""
+    """Simplify and guess K times, and count the votes.
+
+    draft: `[B, W]` answers that the guesses are likely to repeat.
+    """
     num_guesses = 1 if settings.vote == "off" else settings.k
     if settings.use_chain:
         chain = simplify_then_guess(sampler, problems, num_guesses, layout, sampling, draft)
@@ -66,17 +70,25 @@ def hold_vote(
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
     with span("count"):
         answers, votes = majority(guesses, valid)
-    unanimous, at_once = settings.vote == "unanimous", task_of(problems).at_once is None
+    unanimous = settings.vote == "unanimous"
     parsed = valid.all(dim=1) if unanimous else votes > 0
     decided = votes == guesses.shape[1] if unanimous else parsed
-    if not chain.steps:
-        rest, digit = problems.without_digits(), answers[:, -1]
-    else:
+    if chain.steps:
         rest, digit = chain.steps[0].rest, chain.steps[0].digit
-    # Where nothing is answered at once, the fast policy is one chain of thought, and that is the first guess.
-    instead = (torch.zeros_like(answers), torch.zeros_like(parsed)) if at_once else (guesses[:, 0], valid[:, 0])
-    direct, direct_valid = chain.direct or instead
-    steps = () if at_once else tuple(chain.steps)
+    else:
+        rest, digit = problems.without_digits(), answers[:, -1]
+    direct, direct_valid = _direct_answers(chain, problems, answers, parsed)
+    steps = () if task_of(problems).at_once is None else tuple(chain.steps)
     return Ballot(
         guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps
     )
+
+
+def _direct_answers(chain: Chain, problems: Batch, answers: Tensor, parsed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the fast answers `[B, W]` and which of them parsed `[B]`; zeros if the chain has none."""
+    if chain.direct is not None:
+        return chain.direct
+    if task_of(problems).at_once is None:
+        return torch.zeros_like(answers), torch.zeros_like(parsed)
+    # If only short problems of the task are answered at once, the fast policy is one chain of thought: the first guess.
+    return chain.guesses[0], chain.valid[0]

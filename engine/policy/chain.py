@@ -1,6 +1,6 @@
-"""Chains of thought: simplify, and simplify what is left; guess the rest fast where one likes (SECToR section 3.1).
+"""Chains of thought: simplify a problem again and again, with a fast guess after any step (SECToR section 3.1).
 
-In the shape descriptions B is the batch, N the digits of a problem, W those of its answer (of sums N+1).
+In the shape descriptions B is the batch, N the digits of a problem, W the digits of its answer (N+1 for sums).
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,16 +15,22 @@ from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
 
-# Random streams of a chain: up to two branches a stage, and a stage a digit.
+# Random streams of a chain: one stage per digit, and at most two branches per stage.
 STAGES_OF_A_CHAIN = 2 * (MAX_DIGITS + 1)
 
 
 @dataclass(slots=True)
 class Chain:
-    """A chain of thought under way: the problem as far as it is simplified, and what was found so far.
+    """A batch of chains of thought in progress.
 
-    current: the remaining problems. found: `[B, j]` digits split off by j simplifications. alive: `[B]` rows of which
-    every simplification parsed. steps: the simplifications. guesses, valid, direct, tokens: as in `Ballot`.
+    current: the problems that remain.
+    found: `[B, j]` digits that j simplifications split off.
+    alive: `[B]` bool, rows in which every simplification parsed.
+    guesses: `[B, W]` full answers, one tensor per guess.
+    valid: `[B]` bool, guesses that parsed, one tensor per guess.
+    steps: the simplifications so far.
+    direct: fast answers `[B, W]` to the whole problems and which parsed `[B]`; None before they are generated.
+    tokens: count of generated tokens.
     """
 
     current: Any
@@ -38,19 +44,19 @@ class Chain:
 
     @classmethod
     def begun(cls, problems: Batch) -> "Chain":
-        """Before the first simplification."""
+        """Return the chains before their first simplification."""
         found = torch.zeros(len(problems), 0, dtype=torch.int64, device=problems.device)
         return cls(problems, found, torch.ones(len(problems), dtype=torch.bool, device=problems.device))
 
     def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
-        """Count a guess of the rest, joined to the digits found; returns the full answers."""
+        """Join a guess of the remaining digits to the digits found, record it, and return the full answers `[B, W]`."""
         full = torch.cat([answers, self.found], dim=1)
         self.guesses.append(full)
         self.valid.append(parsed & self.alive)
         return full
 
     def simplify(self, step: Simplifications) -> None:
-        """Go on with what a simplification left over."""
+        """Record a simplification and continue with the problems that remain."""
         self.current, self.alive = step.rest, self.alive & step.valid
         self.found = torch.cat([step.digit.unsqueeze(1), self.found], dim=1)
         self.steps.append(step)
@@ -64,9 +70,10 @@ def simplify_then_guess(
     sampling: Sampling,
     draft: Tensor | None,
 ) -> Chain:
-    """Stage j holds the problem after j simplifications; its prefix is read once, for a guess and the next of them.
+    """Simplify, and guess the rest after each simplification, until there are `num_guesses` guesses.
 
-    Without a draft stage 0 is answered too: the direct answer, which drafts the guesses.
+    Stage j holds the problems after j simplifications. Its prefix is read once, for both the guess and the next
+    simplification. Without a draft, stage 0 is answered too: this direct answer drafts the guesses.
     """
     task = task_of(problems)
     num_simplifications = task.num_simplifications(problems, num_guesses)
@@ -75,14 +82,15 @@ def simplify_then_guess(
     for stage in range(num_simplifications + 1):
         last = stage == num_simplifications
         current = chain.current
-        branches = [] if last else [think_branch(current, layout, draft)]
-        if asks := (stage > 0 or draft is None or last) and task.answers_at_once(current):
-            branches.append(answer_branch(current, layout, draft))
-        at_stage = Sampling(sampling.temperature, sampling.seed, sampling.rows, sampling.stage + 2 * stage)
-        with span(" + ".join(["think"] * (not last) + ["answer"] * asks)):
-            outputs = sampler.sample(layout.prefix_ids(current), branches, at_stage, beginning)
+        branches = {} if last else {"think": think_branch(current, layout, draft)}
+        answering = (stage > 0 or draft is None or last) and task.answers_at_once(current)
+        if answering:
+            branches["answer"] = answer_branch(current, layout, draft)
+        at_stage = replace(sampling, stage=sampling.stage + 2 * stage)
+        with span(" + ".join(branches)):
+            outputs = sampler.sample(layout.prefix_ids(current), list(branches.values()), at_stage, beginning)
         chain.tokens += sum(layout.count_tokens(ids, chain.alive) for ids in outputs)
-        if asks:
+        if answering:
             answers, parsed = layout.parse_answers(outputs[-1], current.size)
             if stage == 0:
                 chain.direct = answers, parsed
@@ -95,9 +103,9 @@ def simplify_then_guess(
 
 
 def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor) -> Chain:
-    """Simplify until one digit is left, and answer that one: a chain with one guess, at next to nothing.
+    """Simplify until one digit is left, and answer the rest: a chain whose only guess is of one digit.
 
-    draft: `[B, W]` an answer it is likely to come to.
+    draft: `[B, W]` likely answers.
     """
     chain = Chain.begun(problems)
     beginning = Beginning(layout.beginning_length(chain.current.size))
@@ -108,35 +116,39 @@ def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samp
         chain.tokens += layout.count_tokens(ids, chain.alive)
         chain.simplify(layout.parse_simplifications(ids, chain.current.size))
     at_stage = replace(sampling, stage=sampling.stage + 2 * len(chain.steps))
-    answers, parsed, spent = answer(sampler, chain.current, layout, at_stage, draft)
+    answers, parsed, tokens = answer(sampler, chain.current, layout, at_stage, draft)
     chain.guess(answers, parsed)
-    chain.tokens += spent
+    chain.tokens += tokens
     return chain
 
 
 def guess_at_once(sampler: Sampler, problems: Batch, num_guesses: int, layout: Layout, sampling: Sampling) -> Chain:
-    """Fast answers alone, as a baseline: greedy, the same prompt has one answer only, so every guess reads another.
+    """Return fast answers without any simplification, as a baseline.
 
-    Places and operand order change from guess to guess, six prompts in turn; the first is the plain one, and so the
-    direct answer. At a temperature each guess is a sample of its own besides.
+    Greedy decoding gives one answer per prompt, so each guess has a different prompt: six prompts take turns, with
+    different places and operand orders. The first prompt is the plain one, so the first guess is the direct answer. At
+    a temperature above 0 the guesses are different samples as well.
     """
     chain = Chain.begun(problems)
     task = task_of(problems)
     for turn in range(num_guesses):
-        asked = task.swapped(problems) if turn % 2 else problems
+        posed = task.swapped(problems) if turn % 2 else problems
         at_turn = replace(sampling, stage=sampling.stage + turn)
-        draft = chain.direct[0] if chain.direct else None
-        answers, parsed, spent = answer(sampler, asked, layout.shifted(turn % layout.num_variants), at_turn, draft)
+        draft = None if chain.direct is None else chain.direct[0]
+        answers, parsed, tokens = answer(sampler, posed, layout.shifted(turn % layout.num_variants), at_turn, draft)
         chain.direct = chain.direct or (answers, parsed)
         chain.guess(answers, parsed)
-        chain.tokens += spent
+        chain.tokens += tokens
     return chain
 
 
 def answer(
     sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fast policy, with a draft `[B, W]` of what it is likely to say."""
+    """Run the fast policy; return answers `[B, W]`, which parsed `[B]`, and the count of tokens.
+
+    draft: `[B, W]` likely answers.
+    """
     branch = answer_branch(problems, layout, draft)
     with span("answer"):
         (ids,) = sampler.sample(layout.prefix_ids(problems), [branch], sampling)
@@ -144,14 +156,20 @@ def answer(
 
 
 def think_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
-    """Ask for a simplification, with what the task foretells of it (`draft` as for `answer_branch`)."""
+    """Return the branch that generates a simplification, with the draft of it that the task derives.
+
+    draft: `[B, W]` likely full answers.
+    """
     mark = layout.mark_ids(Mode.THINK, len(problems), problems.device)
     ids = task_of(problems).draft(problems, draft, layout)
     return Branch(mark, layout.simplification_length(problems.size), ids)
 
 
 def answer_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
-    """Ask for the fast answer; a draft of the full answer serves its remaining leading digits."""
+    """Return the branch that generates the fast answer.
+
+    draft: `[B, W]` likely full answers; the remaining leading digits are used.
+    """
     ids = None if draft is None else layout.answer_ids(draft[:, : problems.answer_width])
     mark = layout.mark_ids(Mode.ANSWER, len(problems), problems.device)
     return Branch(mark, layout.answer_length(problems.size), ids)

@@ -1,4 +1,4 @@
-"""The checks that a filter names, for a task: its own, and those that every task has."""
+"""The checks that a filter names: two that every task has, and those of the task."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,36 +13,39 @@ from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.task import Task
 
 
-def _answered_at_once(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+def _pose_directly(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+    """Pose the problems themselves; None if the fast policy cannot answer them at once."""
     return (problems, answers) if task_of(problems).answers_at_once(problems) else None
 
 
-def _of_some_digits(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
-    """Only chains that end in guesses can differ from one that guesses nothing."""
+def _pose_to_the_end(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+    """Pose the problems themselves; None if the vote has already solved them to the end."""
     return (problems, answers) if task_of(problems).at_once is None and problems.digits > 1 else None
 
 
-DIRECT = Check("direct", "direct answer", _answered_at_once, Solve.AT_ONCE)
-THROUGH = Check("through", "chain of thought to the end", _of_some_digits, Solve.TO_THE_END)
+DIRECT = Check("direct", "direct answer", _pose_directly, Solve.AT_ONCE)
+THROUGH = Check("through", "chain of thought to the end", _pose_to_the_end, Solve.TO_THE_END)
 
 
 def checks_of(settings: Filter, task: Task) -> tuple[Check, ...]:
-    """The checks of a filter in their order, without those that the task does not have."""
-    known = {check.name: check for check in (DIRECT, THROUGH, *task.checks)}
-    if "commutative" in known:
-        known[SHIFTED] = replace(known["commutative"], shifted=True)
-    return tuple(known[name] for name in settings.checks if name in known)
+    """Return the checks of a filter in order, without the checks that the task does not have."""
+    by_name = {check.name: check for check in (DIRECT, THROUGH, *task.checks)}
+    if "commutative" in by_name:
+        by_name[SHIFTED] = replace(by_name["commutative"], shifted=True)
+    return tuple(by_name[name] for name in settings.checks if name in by_name)
 
 
 def shifts_of(check: Check, rows: Tensor, layout: Layout) -> Tensor:
-    """`[B]` variants of the layout in which a check poses: the plain one, or one by the row's counter."""
+    """Return the layout variants `[B]` for a check: the plain one, or a shifted one chosen by the row's counter."""
     if not check.shifted or layout.num_variants == 1:
         return torch.zeros_like(rows)
     return 1 + rows % (layout.num_variants - 1)
 
 
 def posed_elsewhere(checks: tuple[Check, ...], problems: Any, answers: Tensor) -> tuple[Check, ...]:
-    """The checks that pose other problems, and if that one is missing, the last of the task."""
+    """Return the checks that pose other problems than the candidates; the last check of the task is always included."""
     others = [check for check in checks if (posed := check.pose(problems, answers)) and posed[0] is not problems]
     last = task_of(problems).checks[-1]
-    return (*others, *(() if last.name in {check.name for check in others} else (replace(last, shifted=True),)))
+    if last.name not in {check.name for check in others}:
+        others.append(replace(last, shifted=True))
+    return tuple(others)

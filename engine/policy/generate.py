@@ -1,4 +1,4 @@
-"""Generate: draw problems, ask the improved policy, keep what it agrees with itself on."""
+"""Generation: draw problems, and solve them by the improved policy, block by block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,17 +15,22 @@ from sector.engine.spans import span
 from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
 
-# Candidates are drawn and solved this many at a time; a candidate's problem depends on its own block alone.
+# Candidates drawn and solved at a time. A candidate's problem depends on its block alone.
 BLOCK = 250
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a generator is to do, whoever it is.
+    """The generation work of one round.
 
-    task, layout: what is computed, and how the weights have learned to read and write it.
-    digits, count: of the problems. settings: what must agree. hard_share: of problems harder than uniform digits.
-    pool: problems drawn for each candidate; those that the model doubts become candidates first.
+    task: the task of the problems.
+    layout: the token layout that the weights were trained on.
+    digits: digits per operand.
+    count: number of candidates.
+    settings: the vote and the checks.
+    seed: seed of the problems and of sampling.
+    hard_share: share of problems harder than uniform digits.
+    pool: problems drawn per candidate. Problems that the model doubts become candidates first.
     """
 
     task: Task
@@ -39,7 +44,7 @@ class Assignment:
 
     @property
     def starts(self) -> range:
-        """First candidates of the blocks."""
+        """Indices of the first candidate of each block."""
         return range(0, self.count, BLOCK)
 
 
@@ -50,43 +55,48 @@ def generate(sampler: Sampler, assignment: Assignment) -> Iterator[tuple[Tensor,
 
 
 def generate_block(sampler: Sampler, start: int, assignment: Assignment) -> tuple[Tensor, Improved]:
-    """The block that starts at candidate `start`, as `generate` yields it, whoever solved the others."""
+    """Return the block that starts at candidate `start`, as `generate` yields it; no other block is needed."""
     digits, seed, settings = assignment.digits, assignment.seed, assignment.settings
     rows = torch.arange(start, min(start + BLOCK, assignment.count))
     with span("draw"):
         draws = generator(seed, "problems", digits, start)
         problems = assignment.task.draw(digits, BLOCK * assignment.pool, draws, assignment.hard_share)
     sampling = Sampling(settings.temperature, stream_seed(seed, "sampling", digits), rows, stage=0)
-    spent = 0
+    pool_tokens = 0
     if assignment.pool > 1:
         counters = torch.arange(len(problems)) + start * assignment.pool
         with span("doubt"):
-            doubted, spent = _doubts(
+            doubted, pool_tokens = _doubts(
                 sampler, problems, assignment.layout, replace(sampling, rows=counters, stage=STAGES)
             )
         problems = problems[_doubted_first(doubted)]
-    solved = improve(sampler, problems[: len(rows)], settings, assignment.layout, sampling)
-    return rows, replace(solved, tokens=solved.tokens + spent)
+    improved = improve(sampler, problems[: len(rows)], settings, assignment.layout, sampling)
+    return rows, replace(improved, tokens=improved.tokens + pool_tokens)
 
 
 def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, int]:
-    """`[B]` bool: does the fast policy contradict itself on another problem? And the tokens that it took.
+    """Return which problems the model doubts (`[B]` bool), and the count of tokens.
 
-    That problem is posed by the first check of the task.
+    A problem is doubted if the fast answer to it contradicts the fast answer to the problem that the task's first check
+    poses.
     """
-    answers, parsed, spent = answer_fast(sampler, problems, layout, sampling)
+    answers, parsed, tokens = answer_fast(sampler, problems, layout, sampling)
     posed = task_of(problems).checks[0].pose(problems, answers)
     assert posed is not None, "a task's first check poses a problem of every problem"
-    other, expected = posed
-    again, well, more = answer_fast(sampler, other, layout, replace(sampling, stage=sampling.stage + 1))
-    return ~(parsed & well & (again == expected).all(dim=1)), spent + more
+    posed_problems, expected = posed
+    posed_answers, posed_parsed, posed_tokens = answer_fast(
+        sampler, posed_problems, layout, replace(sampling, stage=sampling.stage + 1)
+    )
+    agrees = parsed & posed_parsed & (posed_answers == expected).all(dim=1)
+    return ~agrees, tokens + posed_tokens
 
 
 def _doubted_first(doubted: Tensor) -> Tensor:
-    """`[B]` doubts of a pool -> indices `[BLOCK]`: half a block of doubted problems, if there are so many, then others.
+    """Return the indices `[BLOCK]` of the candidates in a pool, from its doubts `[B]`.
 
-    They keep their order, so that any first part of a block is like the whole.
+    Up to half of the block are doubted problems, the rest are others. If the others are too few, more doubted problems
+    fill the block. The problems keep their order, so that the first part of a block is like the whole.
     """
     doubts, others = doubted.nonzero().squeeze(1), (~doubted).nonzero().squeeze(1)
-    few = doubts[: max(BLOCK // 2, BLOCK - len(others))]
-    return torch.cat([few, others[: BLOCK - len(few)]]).sort().values
+    first = doubts[: max(BLOCK // 2, BLOCK - len(others))]
+    return torch.cat([first, others[: BLOCK - len(first)]]).sort().values

@@ -1,4 +1,4 @@
-"""Problems as people type them, solved by any policy, with the thinking for those who want to read it.
+"""Solve typed problems by any policy, and show the chains of thought as text.
 
 In the shape descriptions B is the batch, N the digits per operand and S the simplifications of a chain of thought.
 """
@@ -13,23 +13,28 @@ from torch import Tensor
 
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
-from sector.engine.language.layout import Batch, Layout
+from sector.engine.language.layout import Batch
 from sector.engine.language.operands import batches, digit_strings, plain_decimals
 from sector.engine.language.tokens import MAX_DIGITS
-from sector.engine.policy import improve
 from sector.engine.policy.checks import checks_of
-from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.policy.improve import Improved
+from sector.engine.policy.solver import Solver
+from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
 
 BATCH = 1000
 
-_UNPARSABLE = "what the model wrote does not parse"
-_DISAGREE = "the looks disagree"
+_UNPARSABLE = "the model's output does not parse"
+_DISAGREE = "the model disagrees with itself"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One simplification: the problem that remains, and the last digits of the answer found so far."""
+    """One simplification.
+
+    rest: the problem that remains.
+    found: the last digits of the answer, found so far.
+    """
 
     rest: str
     found: str
@@ -37,7 +42,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A check that was tried: the problem that it poses, the answer, None if that does not count, and is it right?"""
+    """A check that was tried on a problem.
+
+    check: name of the check.
+    label: the check in words.
+    problem: the problem that it poses.
+    answer: the model's answer to that problem; None if it is not valid.
+    agrees: whether the answer is as expected.
+    """
 
     check: str
     label: str
@@ -48,16 +60,16 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How an answer came about.
+    """The reasoning behind an answer.
 
     steps: the chain of thought.
-    guesses: the full answer that each step votes for, None where it did not parse; the slow policy guesses after its
-        last step only.
-    vote: the answer with most votes, or where it was thought through, that of the whole chain.
-    votes: how many guesses gave it.
+    guesses: the full answer that each step votes for, None if it did not parse; the slow policy guesses after its last
+        step only.
+    vote: the answer with most votes; if the problem was thought through, the answer of the whole chain.
+    votes: count of guesses equal to it.
     direct: the fast answer to the whole problem.
-    checks: those that were tried on other problems.
-    through: was it thought through?
+    checks: the checks that were tried on other problems.
+    through: whether the problem was thought through.
     """
 
     steps: list[Step]
@@ -71,9 +83,14 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A problem as typed, and its answer in plain decimals, or None and why there is none.
+    """A typed problem and its answer.
 
-    unread: is the text no problem, so that nothing was asked?
+    problem: the text as typed.
+    answer: plain decimals; None if there is no answer.
+    policy: the policy that solved it.
+    error: why there is no answer.
+    thought: the reasoning, if it was asked for.
+    unread: whether the text is not a problem, so that the model never saw it.
     """
 
     problem: str
@@ -84,156 +101,165 @@ class Solution:
     unread: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """What is there, and `answer` in any case."""
+        """Return the values that are not None, and `answer` in any case."""
         values = asdict(self)
         del values["unread"]
         return {key: value for key, value in values.items() if value is not None or key == "answer"}
 
 
-# What became of one problem: the answer, why there is none, and the thought.
+# Result for one problem: the answer, why there is none, and the reasoning.
 _Outcome = tuple[str | None, str | None, Thought | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Mind:
-    """What solves: an engine, what its weights have learned, and what must agree before it believes an answer."""
+def solve(solver: Solver, task: Task, texts: Sequence[str], show: bool = False) -> list[Solution]:
+    """Return a solution for each text, in order; problems of one length are solved together.
 
-    sampler: Sampler
-    task: Task
-    layout: Layout
-    settings: Filter
+    A text that is not a problem gets an error in the place of an answer.
 
-    def solve(self, texts: Sequence[str], policy: str, show: bool = False) -> list[Solution]:
-        """Solutions in the order of the problems; problems of one length are solved together.
+    task: the task that the weights were trained on.
+    show: keep the reasoning.
+    """
+    solutions: dict[int, Solution] = {}
+    by_length: dict[int, list[int]] = {}
+    for index, text in enumerate(texts):
+        try:
+            by_length.setdefault(check_problem(task, text), []).append(index)
+        except InputError as error:
+            solutions[index] = Solution(text, None, solver.policy, str(error), unread=True)
+    policies: dict[str, Callable[[Solver, Any, bool], list[_Outcome]]] = {
+        "fast": _solve_fast,
+        "slow": _solve_slowly,
+        "improved": _solve_improved,
+    }
+    run = policies[solver.policy]
+    for digits, rows in by_length.items():
+        problems = task.parse([texts[row] for row in rows], digits)
+        outcomes = [outcome for batch in batches(problems, BATCH) for outcome in run(solver, batch, show)]
+        for row, (answer, reason, thought) in zip(rows, outcomes, strict=True):
+            solutions[row] = Solution(texts[row], answer, solver.policy, reason, thought)
+    return [solutions[index] for index in range(len(texts))]
 
-        A text that is no problem gets an error, not an answer. show: keep the thoughts.
-        """
-        solutions: dict[int, Solution] = {}
-        by_length: dict[int, list[int]] = {}
-        for index, text in enumerate(texts):
-            try:
-                by_length.setdefault(check_problem(self.task, text), []).append(index)
-            except InputError as error:
-                solutions[index] = Solution(text, None, policy, str(error), unread=True)
-        ways: dict[str, Callable[[Any, bool], list[_Outcome]]] = {
-            "fast": self._fast,
-            "slow": self._slow,
-            "improved": self._improved,
-        }
-        for digits, rows in by_length.items():
-            problems = self.task.parse([texts[row] for row in rows], digits)
-            outcomes = [outcome for batch in batches(problems, BATCH) for outcome in ways[policy](batch, show)]
-            for row, (answer, reason, thought) in zip(rows, outcomes, strict=True):
-                solutions[row] = Solution(texts[row], answer, policy, reason, thought)
-        return [solutions[index] for index in range(len(texts))]
 
-    def _fast(self, problems: Batch, show: bool) -> list[_Outcome]:
-        """The direct answer, no thinking."""
-        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.layout, _greedy(problems))
-        return [
-            (answer, None, Thought([], [], direct=answer) if show else None) if ok else (None, _UNPARSABLE, None)
-            for answer, ok in zip(plain_decimals(answers), valid.tolist(), strict=True)
-        ]
+def _solve_fast(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]:
+    """Answer directly, without a chain of thought."""
+    outcomes: list[_Outcome] = []
+    answers, parsed = solver.answer_fast(problems)
+    for answer, is_parsed in zip(plain_decimals(answers), parsed.tolist(), strict=True):
+        thought = Thought([], [], direct=answer) if show else None
+        outcomes.append((answer, None, thought) if is_parsed else (None, _UNPARSABLE, None))
+    return outcomes
 
-    def _slow(self, problems: Batch, show: bool) -> list[_Outcome]:
-        """Chain of thought to the end: simplify down to one digit, and answer that one fast."""
-        chain = self._think(problems, problems.digits - 1)
-        last = chain.rests[-1] if chain.rests else problems
-        answers, valid, _ = improve.answer_fast(self.sampler, last, self.layout, _greedy(problems))
-        valid &= chain.parsed == problems.digits - 1
-        full = plain_decimals(torch.cat([answers, chain.found], dim=1))
-        steps = chain.steps()
-        return [
-            (answer, None, Thought(steps[row], [answer]) if show else None)
-            if valid[row]
-            else (None, f"{_UNPARSABLE}, after {len(steps[row])} steps", Thought(steps[row], []) if show else None)
-            for row, answer in enumerate(full)
-        ]
 
-    def _improved(self, problems: Batch, show: bool) -> list[_Outcome]:
-        """The improved policy: simplify-then-guess, vote, and the looks that must agree."""
-        result = improve.improve(self.sampler, problems, self.settings, self.layout, _greedy(problems))
-        answers = plain_decimals(result.ballot.answers)
-        thoughts = self._thoughts(problems, result) if show else [None] * len(problems)
-        reasons = self._reasons()
-        return [
-            (None if verdict in reasons else answer, reasons.get(verdict), thought)
-            for answer, verdict, thought in zip(answers, result.verdicts, thoughts, strict=True)
-        ]
+def _solve_slowly(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]:
+    """Simplify down to one digit, and answer that problem fast: a chain of thought to the end."""
+    outcomes: list[_Outcome] = []
+    chain = _think(solver, problems, problems.digits - 1)
+    answers, parsed = solver.answer_fast(chain.rests[-1] if chain.rests else problems)
+    parsed &= chain.parsed == problems.digits - 1
+    full = plain_decimals(torch.cat([answers, chain.found], dim=1))
+    for answer, steps, is_parsed in zip(full, chain.steps(), parsed.tolist(), strict=True):
+        guesses: list[str | None] = [answer] if is_parsed else []
+        thought = Thought(steps, guesses) if show else None
+        error = f"{_UNPARSABLE}, after {len(steps)} steps"
+        outcomes.append((answer, None, thought) if is_parsed else (None, error, thought))
+    return outcomes
 
-    def _reasons(self) -> dict[str, str]:
-        """Why there is no answer, by verdict."""
-        checks = checks_of(self.settings, self.task)
-        return {
-            "unparsable": _UNPARSABLE,
-            "outvoted": f"{_DISAGREE}: the guesses differ",
-            **{check.reason: f"{_DISAGREE}: {check.label}" for check in checks},
-        }
 
-    def _thoughts(self, problems: Batch, result: improve.Improved) -> list[Thought | None]:
-        """What the improved policy saw. It keeps no chain of thought but the first step, so that is thought again.
+def _solve_improved(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]:
+    """Run the improved policy: simplify-then-guess, vote, and checks."""
+    improved = solver.improve(problems)
+    answers = plain_decimals(improved.ballot.answers)
+    thoughts = _thoughts(solver, problems, improved) if show else [None] * len(problems)
+    errors = _errors(solver.settings, task_of(problems))
+    return [
+        (None if verdict in errors else answer, errors.get(verdict), thought)
+        for answer, verdict, thought in zip(answers, improved.verdicts, thoughts, strict=True)
+    ]
 
-        Greedy decoding gives the same steps.
-        """
-        ballot = result.ballot
-        through = [verdict == "thought_through" for verdict in result.verdicts]
-        guessed = self.task.num_simplifications(problems, ballot.guesses.shape[1])
-        chains = self._think(problems, problems.digits - 1 if any(through) else guessed).steps()
-        steps = [chain if whole else chain[:guessed] for chain, whole in zip(chains, through, strict=True)]
-        guesses = [
-            _where(plain_decimals(row), valid) for row, valid in zip(ballot.guesses, ballot.valid.tolist(), strict=True)
-        ]
-        columns = (
-            steps,
-            guesses,
-            _where(plain_decimals(ballot.answers), (result.accepted | (ballot.votes > 0)).tolist()),
-            ballot.votes.tolist(),
-            _where(plain_decimals(ballot.direct), ballot.direct_valid.tolist()),
-            self._tried(problems, result),
-            through,
-        )
-        return [Thought(*values) for values in zip(*columns, strict=True)]
 
-    def _tried(self, problems: Batch, result: improve.Improved) -> list[list[Tried]]:
-        """The checks that were tried on other problems, a list a problem."""
-        rows: list[list[Tried]] = [[] for _ in range(len(problems))]
-        checks = {check.name: check for check in checks_of(self.settings, self.task)}
-        for found in result.checks:
-            check = checks[found.name]
-            posed = check.pose(problems, result.ballot.answers)
-            if posed is None or posed[0] is problems:
-                continue
-            columns = (posed[0].texts(), plain_decimals(found.answers), found.agrees.tolist(), found.taken.tolist())
-            for row, (problem, answer, agrees, taken) in zip(rows, zip(*columns, strict=True), strict=True):
-                if taken:
-                    row.append(Tried(check.name, check.label, problem, answer, agrees))
-        return rows
+def _errors(settings: Filter, task: Task) -> dict[str, str]:
+    """Return why there is no answer, by verdict."""
+    return {
+        "unparsable": _UNPARSABLE,
+        "outvoted": f"{_DISAGREE}: the guesses differ",
+        **{check.reason: f"{_DISAGREE}: {check.label}" for check in checks_of(settings, task)},
+    }
 
-    def _think(self, problems: Batch, num_steps: int) -> "_Chain":
-        """Simplify so many times."""
-        rests: list[Any] = []
-        found = torch.zeros(len(problems), 0, dtype=torch.int64)
-        parsed = torch.zeros(len(problems), dtype=torch.int64)
-        current: Any = problems
-        for step in range(num_steps):
-            simplified, _ = improve.simplify(self.sampler, current, self.layout, _greedy(problems))
-            parsed += simplified.valid & (parsed == step)
-            found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
-            current = simplified.rest
-            rests.append(current)
-        return _Chain(rests, found, parsed)
+
+def _thoughts(solver: Solver, problems: Batch, improved: Improved) -> list[Thought | None]:
+    """Return the reasoning of the improved policy.
+
+    The policy keeps only the first step of a chain, so the chains are generated again. Greedy decoding gives the same
+    steps.
+    """
+    ballot = improved.ballot
+    through = [verdict == "thought_through" for verdict in improved.verdicts]
+    num_guessed = task_of(problems).num_simplifications(problems, ballot.guesses.shape[1])
+    num_steps = problems.digits - 1 if any(through) else num_guessed
+    chains = _think(solver, problems, num_steps).steps()
+    steps = [chain if whole else chain[:num_guessed] for chain, whole in zip(chains, through, strict=True)]
+    guesses = [
+        _where(plain_decimals(row), valid) for row, valid in zip(ballot.guesses, ballot.valid.tolist(), strict=True)
+    ]
+    columns = (
+        steps,
+        guesses,
+        _where(plain_decimals(ballot.answers), (improved.accepted | (ballot.votes > 0)).tolist()),
+        ballot.votes.tolist(),
+        _where(plain_decimals(ballot.direct), ballot.direct_valid.tolist()),
+        _tried(solver.settings, problems, improved),
+        through,
+    )
+    return [Thought(*values) for values in zip(*columns, strict=True)]
+
+
+def _tried(settings: Filter, problems: Batch, improved: Improved) -> list[list[Tried]]:
+    """Return the checks that were tried on other problems, one list per problem."""
+    rows: list[list[Tried]] = [[] for _ in range(len(problems))]
+    checks = {check.name: check for check in checks_of(settings, task_of(problems))}
+    for checked in improved.checks:
+        check = checks[checked.name]
+        posed = check.pose(problems, improved.ballot.answers)
+        if posed is None or posed[0] is problems:
+            continue
+        answers = plain_decimals(checked.answers)
+        columns = (posed[0].texts(), answers, checked.agrees.tolist(), checked.taken.tolist())
+        for row, (problem, answer, agrees, taken) in zip(rows, zip(*columns, strict=True), strict=True):
+            if taken:
+                row.append(Tried(check.name, check.label, problem, answer, agrees))
+    return rows
+
+
+def _think(solver: Solver, problems: Batch, num_steps: int) -> "_Chain":
+    """Simplify `num_steps` times."""
+    rests: list[Any] = []
+    found = torch.zeros(len(problems), 0, dtype=torch.int64)
+    parsed = torch.zeros(len(problems), dtype=torch.int64)
+    current: Any = problems
+    for step in range(num_steps):
+        simplified = solver.simplify(current)
+        parsed += simplified.valid & (parsed == step)
+        found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
+        current = simplified.rest
+        rests.append(current)
+    return _Chain(rests, found, parsed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """S simplifications in a row: what remains after each, the digits found `[B, S]`, and how many parsed `[B]`."""
+    """S simplifications in a row.
+
+    rests: the problems that remain after each simplification.
+    found: `[B, S]` digits that were split off.
+    parsed: `[B]` count of simplifications before the first that did not parse.
+    """
 
     rests: list[Any]
     found: Tensor
     parsed: Tensor
 
     def steps(self) -> list[list[Step]]:
-        """The chains as text, up to the first step that does not parse."""
+        """Return the chains as text, up to the first step that does not parse."""
         texts = [rest.texts() for rest in self.rests]
         found = digit_strings(self.found) if self.rests else []
         return [
@@ -243,7 +269,7 @@ class _Chain:
 
 
 def check_problem(task: Task, text: str) -> int:
-    """Digits of a typed problem. InputError if it is none, or longer than any model reads."""
+    """Return the digits of a typed problem. Raise InputError if it is not a problem, or too long for any model."""
     digits = task.digits_of(text)
     if digits > MAX_DIGITS:
         raise InputError(f"an operand has {digits} digits; the longest that can be read has {MAX_DIGITS}")
@@ -251,17 +277,17 @@ def check_problem(task: Task, text: str) -> int:
 
 
 def read_problems(text: str, source: str) -> list[str]:
-    """The problems of a text, one a line, blank lines left out. InputError if there is none."""
-    # Other characters than these end a line for `splitlines`, in the middle of what someone wrote as one.
+    """Return the problems of a text, one per line, without blank lines. Raise InputError if there is no problem.
+
+    source: name of the text in the error.
+    """
+    # `splitlines` would also split at characters that do not end a line in a text file.
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     if not any(lines):
         raise InputError(f"{source} is empty; write one problem a line, as 123+456")
     return [line for line in lines if line]
 
 
-def _greedy(problems: Batch) -> Sampling:
-    return Sampling(0.0, 0, torch.arange(len(problems)), stage=0)
-
-
-def _where(values: list[str], keep: list[bool]) -> list[str | None]:
-    return [value if kept else None for value, kept in zip(values, keep, strict=True)]
+def _where(values: list[str], valid: list[bool]) -> list[str | None]:
+    """Replace values that are not valid by None."""
+    return [value if is_valid else None for value, is_valid in zip(values, valid, strict=True)]

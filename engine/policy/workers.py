@@ -1,12 +1,12 @@
-"""Many engines at one round: blocks of candidates go out to Ray actors, and come back in the order of their indices.
+"""Generation by several workers: blocks of candidates go to Ray actors, and come back in the order of their indices.
 
-A block (`generate.BLOCK` candidates) depends on its own index and the weights alone, and every worker solves it with
-one thread, in the same tiles. So what comes out is the same to the byte for any number of workers, whoever solved a
-block, in which order, and however many died over it: a dead worker's block goes to the next one that is free.
+A block (`generate.BLOCK` candidates) depends only on its index and the weights, and every worker solves it with one
+thread, in the same tiles. So the output is the same to the byte for any number of workers, for any order of the blocks,
+and after any number of deaths: the block of a dead worker goes to the next free one.
 
-Weights go out once through the object store, as safetensors and JSON; a worker takes a block only after it has proved
-them: by their digest as it holds them, and by what they say to fixed problems, which must be what the driver's own
-engine says.
+The weights are sent once through the object store, as safetensors and JSON. A worker gets a block only after a proof of
+its weights: their digest as its engine holds them, and its outputs for fixed problems, which must equal the outputs of
+the driver's engine.
 """
 
 import hashlib
@@ -43,13 +43,13 @@ from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 from sector.engine.threads import num_cores
 
-# Set before Ray is imported: nothing is sent anywhere, and nothing is measured that nobody asked for.
+# Set before Ray is imported: Ray reports no usage, collects no metrics, and leaves CUDA_VISIBLE_DEVICES alone.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Workers that may die in one batch before it is given up.
+# Deaths of workers in one batch after which the batch fails.
 MAX_DEATHS = 5
 _PROOF_ROWS, _PROOF_DIGITS = 16, 6
 _LEAST_STORE_BYTES = 1 << 28
@@ -61,10 +61,11 @@ _ANSWER_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a worker shows before it is given work.
+    """Proof that a worker holds the right weights.
 
-    pid: its process. weights_sha256: of the weights as its engine holds them. said: digest of its greedy answers and
-    simplifications of fixed problems.
+    pid: process id of the worker.
+    weights_sha256: digest of the weights as its engine holds them.
+    said: digest of its greedy answers and simplifications of fixed problems.
     """
 
     pid: int
@@ -73,14 +74,18 @@ class Proof:
 
 
 class Worker:
-    """One engine in a process of its own; an actor of Ray."""
+    """A Ray actor: one engine in its own process."""
 
     def __init__(self, engine: str, vllm: VllmConfig) -> None:
         self._engine, self._vllm = engine, vllm
         self._sampler: Sampler | None = None
 
     def load(self, weights: bytes, config: str) -> Proof:
-        """Take weights (the bytes of a model.safetensors) of a model with that config (JSON), and prove them."""
+        """Load weights and prove them.
+
+        weights: the bytes of a model.safetensors.
+        config: the model's config as JSON.
+        """
         model = SectorForCausalLM(SectorConfig(**json.loads(config)))
         model.load_state_dict(safetensors.torch.load(weights))
         model.to(best_device()).eval()  # type: ignore[arg-type]
@@ -92,34 +97,36 @@ class Worker:
         return prove(self._sampler, task, task.layout(model.config.digit_order))
 
     def solve(self, start: int, assignment: Assignment) -> Improved:
-        """The block that starts at a candidate; see `generate.generate_block`."""
-        assert self._sampler is not None, "weights come before work"
+        """Solve the block that starts at a candidate; see `generate.generate_block`."""
+        assert self._sampler is not None, "weights are loaded before the first block"
         return generate_block(self._sampler, start, assignment)[1]
 
 
 def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
-    """What an engine with these weights says to fixed problems."""
+    """Return the proof of an engine: the digests of its weights and of its outputs for fixed problems."""
     problems = task.draw(_PROOF_DIGITS, _PROOF_ROWS, generator(0, "proof"), hard_share=0.5)
     sampling = Sampling(0.0, 0, torch.arange(_PROOF_ROWS), stage=0)
     answers, parsed, _ = answer_fast(sampler, problems, layout, sampling)
     steps, _ = simplify(sampler, problems, layout, sampling)
-    # What did not parse holds nothing that could be compared.
-    said = [parsed, answers[parsed], steps.valid, steps.digit[steps.valid]]
-    digest = hashlib.sha256(b"".join(part.to(torch.int64).numpy().tobytes() for part in said))
+    # Rows that did not parse hold no values that could be compared.
+    outputs = [parsed, answers[parsed], steps.valid, steps.digit[steps.valid]]
+    digest = hashlib.sha256(b"".join(output.to(torch.int64).numpy().tobytes() for output in outputs))
     digest.update("\n".join(steps.rest[steps.valid].texts()).encode())
     return Proof(os.getpid(), sampler.weights_sha256, digest.hexdigest())
 
 
 class Workers:
-    """N workers here, or on the cluster that RAY_ADDRESS names; they start when the first weights go out.
+    """Workers on this machine, or on the cluster that RAY_ADDRESS names.
 
-    Use as a context manager: they end with it. proofs: what the workers at hand have shown, by their place.
+    The workers start when the first weights are sent. Used as a context manager, it ends them.
+
+    proofs: proofs of the current workers, by index of the worker.
     """
 
     def __init__(self, count: int, engine: str, vllm: VllmConfig | None = None) -> None:
         self._ray = _import_ray()
         self._count, self._engine, self._vllm = count, engine, vllm or VllmConfig()
-        self._crew: list[Any] = []
+        self._actors: list[Any] = []
         self._weights: tuple[Any, ...] = ()
         self._expected: Proof | None = None
         self.proofs: dict[int, Proof] = {}
@@ -130,21 +137,23 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._crew:
+        if self._actors:
             self._ray.shutdown()
-            self._crew = []
+            self._actors = []
 
     def load(self, model: SectorForCausalLM, sampler: Sampler) -> None:
-        """Send the model's weights to every worker and see them proved; `sampler` holds them here.
+        """Send the model's weights to every worker and check the proofs. Do nothing if the workers have the weights.
 
-        Does nothing if the workers have them. RuntimeError if a worker's proof fails, WorkersDied if they all do.
+        Raise RuntimeError if a proof fails, WorkersDied if too many workers die.
+
+        sampler: the driver's engine, which holds the same weights.
         """
         task = find_task(model.config.task)
         expected = prove(sampler, task, task.layout(model.config.digit_order))
         if expected == self._expected:
             return
         weights = weights_bytes(model)
-        if not self._crew:
+        if not self._actors:
             self._start(len(weights))
         self._weights = (self._ray.put(weights), model.config.to_json_string())
         self._expected, self.proofs = expected, {}
@@ -152,33 +161,36 @@ class Workers:
             pass
 
     def generate(self, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
-        """What `generate.generate` yields, by the weights last loaded. WorkersDied if too many die."""
-        yielded, done = deque(assignment.starts), {}
-        for start, block in self._run(deque(yielded), assignment):
+        """Yield the same as `generate.generate`, with the weights last loaded. Raise WorkersDied if too many die."""
+        starts, done = deque(assignment.starts), {}
+        for start, block in self._run(deque(starts), assignment):
             done[start] = block
-            while yielded and yielded[0] in done:
-                start = yielded.popleft()
+            while starts and starts[0] in done:
+                start = starts.popleft()
                 block = done.pop(start)
                 yield torch.arange(start, start + len(block.problems)), block
 
     def _run(self, blocks: deque[int], assignment: Assignment | None) -> Iterator[tuple[int, Improved]]:
-        """Hand blocks to whoever is free, as they come back; workers that lack the weights load them first."""
+        """Send blocks to free workers, and yield each as it comes back; a worker without the weights loads them first.
+
+        blocks: first candidates of the blocks.
+        """
         busy: dict[Any, tuple[int, int | None]] = {}
 
-        def employ(place: int) -> None:
-            worker = self._crew[place]
-            if place not in self.proofs:
-                busy[worker.load.remote(*self._weights)] = (place, None)
+        def send_work(index: int) -> None:
+            worker = self._actors[index]
+            if index not in self.proofs:
+                busy[worker.load.remote(*self._weights)] = (index, None)
             elif blocks:
                 start = blocks.popleft()
-                busy[worker.solve.remote(start, assignment)] = (place, start)
+                busy[worker.solve.remote(start, assignment)] = (index, start)
 
-        for place in range(self._count):
-            employ(place)
+        for index in range(self._count):
+            send_work(index)
         deaths = 0
         while busy:
             (ready,), _ = self._ray.wait(list(busy), num_returns=1)
-            place, start = busy.pop(ready)
+            index, start = busy.pop(ready)
             try:
                 result = self._ray.get(ready)
             except self._ray.exceptions.RayTaskError as error:
@@ -186,38 +198,42 @@ class Workers:
             except self._ray.exceptions.RayError as error:
                 deaths += 1
                 if deaths > MAX_DEATHS:
-                    raise WorkersDied(
-                        f"{deaths} workers died in one batch, the last of: {first_line(error)}"
-                    ) from error
+                    raise WorkersDied(f"{deaths} workers died in one batch; the last: {first_line(error)}") from error
                 if start is not None:
                     blocks.appendleft(start)
-                self._replace(place)
+                self._replace(index)
             else:
                 if start is None:
-                    self._admit(place, result)
+                    self._admit(index, result)
                 else:
                     yield start, result
-            employ(place)
+            send_work(index)
 
-    def _admit(self, place: int, proof: Proof) -> None:
-        """A worker may work if it holds the driver's weights and says with them what the driver's engine says."""
-        assert self._expected is not None, "proofs are expected once weights are out"
-        if (proof.weights_sha256, proof.said) != (self._expected.weights_sha256, self._expected.said):
-            what = (
-                "holds other weights" if proof.weights_sha256 != self._expected.weights_sha256 else "answers otherwise"
-            )
-            raise RuntimeError(f"worker {place} {what} than the driver; are all machines of one version of sector?")
-        self.proofs[place] = proof
+    def _admit(self, index: int, proof: Proof) -> None:
+        """Record the proof of a worker. Raise RuntimeError if it differs from the driver's."""
+        expected = self._expected
+        assert expected is not None, "the driver's proof is made before weights are sent"
+        if proof.weights_sha256 != expected.weights_sha256:
+            difference = "holds other weights"
+        elif proof.said != expected.said:
+            difference = "answers otherwise"
+        else:
+            self.proofs[index] = proof
+            return
+        raise RuntimeError(f"worker {index} {difference} than the driver; install one version of sector everywhere")
 
-    def _replace(self, place: int) -> None:
-        """A new worker in the place of one that died, or that cannot be reached."""
-        self._ray.kill(self._crew[place])
-        self._crew[place] = self._hire()
-        self.proofs.pop(place, None)
+    def _replace(self, index: int) -> None:
+        """Start a new worker in the place of one that died or cannot be reached."""
+        self._ray.kill(self._actors[index])
+        self._actors[index] = self._start_actor()
+        self.proofs.pop(index, None)
 
     def _start(self, num_bytes: int) -> None:
-        """Join the cluster that RAY_ADDRESS names, or start one here; then the workers."""
-        # Ray takes SIGTERM for itself; whoever had it before gets it back.
+        """Join the cluster that RAY_ADDRESS names, or start one on this machine; then start the workers.
+
+        num_bytes: size of the weights.
+        """
+        # Ray installs a handler for SIGTERM; the previous one is put back.
         handler = signal.getsignal(signal.SIGTERM)
         if address := os.environ.get("RAY_ADDRESS"):
             self._join(address)
@@ -232,9 +248,10 @@ class Workers:
             )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-        self._crew = [self._hire() for _ in range(self._count)]
+        self._actors = [self._start_actor() for _ in range(self._count)]
 
     def _join(self, address: str) -> None:
+        """Join the cluster at an address. Raise InputError if none answers, or if it has too few CPUs."""
         try:
             _check_answers(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="error")
@@ -247,31 +264,31 @@ class Workers:
                 f"the cluster at RAY_ADDRESS={address} has {cpus} CPUs, too few for --workers {self._count}"
             )
 
-    def _hire(self) -> Any:
-        """An actor with one CPU, and its share of the GPUs where there are any: a whole one, if there are enough."""
+    def _start_actor(self) -> Any:
+        """Return an actor with one CPU and an equal share of the cluster's GPUs, at most one GPU."""
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / self._count)
         return self._ray.remote(num_cpus=1, num_gpus=share, max_restarts=0)(Worker).remote(self._engine, self._vllm)
 
 
-# Takes what `generate.generate` takes behind its engine, and yields what it yields.
+# `generate.generate` with its engine bound.
 Generate = Callable[[Assignment], Iterator[tuple[Tensor, Improved]]]
 
 
 @contextmanager
 def start_workers(count: int | None, engine: str, vllm: VllmConfig | None = None) -> Iterator[Workers | None]:
-    """So many workers for the time of a `with`; nobody if `count` is None. InputError if Ray is not installed."""
+    """Yield `count` workers for the time of a `with`; None if `count` is None. Raise InputError without Ray."""
     if count is None:
         yield None
         return
     check_cores(count)
-    # Ray prints what it has to say of workers that died, and stdout is for data.
+    # Ray prints a line about each worker that dies, and stdout is for data.
     with redirect_stdout(sys.stderr), Workers(count, engine, vllm) as workers:
         yield workers
 
 
 def check_cores(count: int) -> None:
-    """InputError if this machine has fewer cores than workers are asked for; a cluster is asked when it is joined."""
+    """Raise InputError if this machine has fewer cores than workers; a cluster is checked when it is joined."""
     cores = num_cores()
     if count > cores and not os.environ.get("RAY_ADDRESS"):
         raise InputError(
@@ -293,7 +310,10 @@ def _check_answers(address: str) -> None:
 
 
 def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Generate:
-    """How to generate with a model that `sampler` holds: by the workers, once they have its weights, or here."""
+    """Return the function that generates with a model: on the workers, which get its weights first, or in this process.
+
+    sampler: the engine of this process, which holds the model.
+    """
     if workers is None:
         return partial(generate, sampler)
     if isinstance(model, TextModel):
@@ -303,6 +323,7 @@ def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Gen
 
 
 def _import_ray() -> Any:
+    """Return the module `ray`. Raise InputError if it is not installed."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     try:
         import ray

@@ -10,7 +10,8 @@ from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.models.checkpoint import resolve_checkpoint
-from sector.engine.run.audit import Score, Solver, score, score_length
+from sector.engine.policy.solver import Solver
+from sector.engine.run.audit import Score, score, score_length
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plots import plot_eval
 from sector.engine.run.records import EvaluationRecord, FamilyScore, LengthScore, dump_file, read_record

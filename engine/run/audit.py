@@ -9,13 +9,13 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from sector.engine.config import Filter
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode, Simplifications
 from sector.engine.language.operands import batches
 from sector.engine.policy import improve
+from sector.engine.policy.solver import Solver
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
-from sector.engine.seeding import generator, stream_seed
+from sector.engine.seeding import generator
 from sector.engine.tasks import mistakes, task_of, true_answers, truth_of
 from sector.engine.tasks.mistakes import Mistake
 from sector.engine.tasks.task import Task
@@ -46,35 +46,17 @@ class Score:
         return float(low), float(high)
 
 
-@dataclass(frozen=True, slots=True)
-class Solver:
-    """A policy ready to be asked: an engine, the layout that its weights have learned, and how to sample."""
-
-    sampler: Sampler
-    layout: Layout
-    policy: str
-    settings: Filter
-    seed: int
-    temperature: float = 0.0
-
-    def correct(self, problems: Batch) -> Tensor:
-        """`[B]` bool: is the policy's output exactly right? An answer it does not believe counts as wrong."""
-        rows = torch.arange(len(problems))
-        sampling = Sampling(self.temperature, stream_seed(self.seed, "solve"), rows, stage=0)
-        if self.policy == "slow":
-            # One digit cannot be simplified; its answer stands for it.
-            if problems.digits == 1:
-                return self._fast(problems, sampling)
-            step, _ = improve.simplify(self.sampler, problems, self.layout, sampling)
-            return simplification_correct(problems, step.rest, step.digit) & step.valid
-        if self.policy == "fast":
-            return self._fast(problems, sampling)
-        improved = improve.improve(self.sampler, problems, self.settings, self.layout, sampling)
+def outputs_correct(solver: Solver, problems: Batch) -> Tensor:
+    """Return whether the policy's output is exactly right, `[B]` bool; an answer that it rejects counts as wrong."""
+    if solver.policy == "improved":
+        improved = solver.improve(problems)
         return answers_correct(problems, improved.ballot.answers) & improved.accepted
-
-    def _fast(self, problems: Batch, sampling: Sampling) -> Tensor:
-        answers, valid, _ = improve.answer_fast(self.sampler, problems, self.layout, sampling)
-        return answers_correct(problems, answers) & valid
+    # One digit cannot be simplified; the fast answer stands for the slow one.
+    if solver.policy == "slow" and problems.digits > 1:
+        step = solver.simplify(problems)
+        return simplification_correct(problems, step.rest, step.digit) & step.valid
+    answers, valid = solver.answer_fast(problems)
+    return answers_correct(problems, answers) & valid
 
 
 def answers_correct(problems: Batch, answers: Tensor) -> Tensor:
@@ -177,7 +159,7 @@ def gate(problems: Batch, answers: Tensor, votes: Tensor, accepted: Tensor) -> G
 
 def score(solver: Solver, name: str, problems: Batch) -> Score:
     """Accuracy of a solver on given problems."""
-    correct = sum(int(solver.correct(batch).sum()) for batch in batches(problems, EVAL_BATCH))
+    correct = sum(int(outputs_correct(solver, batch).sum()) for batch in batches(problems, EVAL_BATCH))
     return Score(name, problems.digits, correct, len(problems))
 
 

@@ -11,8 +11,8 @@ from sector.engine.config import CheckName, Filter, RunConfig
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.policy.generate import Assignment, generate
+from sector.engine.policy.solver import Solver
 from sector.engine.run import audit
-from sector.engine.run.audit import Solver
 from sector.engine.run.phase import Phase
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator, stream_seed

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from sector.engine.config import RunConfig
+from sector.engine.policy.solver import Solver
 from sector.engine.run import audit
-from sector.engine.run.audit import Solver
 from sector.engine.run.phase import Phase
 from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics
 from sector.engine.seeding import generator

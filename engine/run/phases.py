@@ -20,9 +20,9 @@ from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment
+from sector.engine.policy.solver import Solver
 from sector.engine.policy.workers import Workers, with_weights
 from sector.engine.run import rollback
-from sector.engine.run.audit import Solver
 from sector.engine.run.directory import RunDir
 from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
