@@ -224,7 +224,7 @@ class VllmConfig(Settings):
     """The longest operand that it is made for."""
     rows: Count = 1024
     """Prompts at a time."""
-    memory_mib: Count = 1024
+    memory_mib: Annotated[int, Field(ge=1, le=2**40)] = 1024
     """Memory for keys and values."""
     prefix_caching: bool = True
     """Read what prompts have in common once?"""

@@ -2,8 +2,8 @@
 
 import codecs
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sector.engine.errors import InputError
@@ -96,6 +96,20 @@ def _make_room(path: Path, aside: Path) -> None:
 def _refuse_special(path: Path) -> None:
     if any(is_special(path) for is_special in _SPECIAL):
         raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[str]:
+    """Name a file or folder in UTF-8, for libraries that open no other name; valid while the block runs."""
+    # Python writes bytes that are no text as these characters.
+    if not any("\udc80" <= character <= "\udcff" for character in str(path)):
+        yield str(path)
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/dev/fd/{number}"
+    finally:
+        os.close(number)
 
 
 def point_link(link: Path, target: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
+from sector.engine.files import in_utf8
 from sector.engine.language.layout import Layout
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
@@ -117,12 +118,9 @@ def _load_sector(path: Path) -> SectorForCausalLM:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file of any name: the library itself opens none that is not UTF-8."""
-    with path.open("rb") as file:
-        # How Python writes bytes that are no text.
-        is_text = not any("\udc80" <= each <= "\udcff" for each in str(path))
-        with safetensors.safe_open(path if is_text else f"/dev/fd/{file.fileno()}", framework="pt") as tensors:
-            yield tensors
+    """Open a safetensors file of any name."""
+    with in_utf8(path) as name, safetensors.safe_open(name, framework="pt") as tensors:
+        yield tensors
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

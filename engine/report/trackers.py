@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, first_line
+from sector.engine.files import in_utf8
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phases import Event
 from sector.engine.run.records import RoundMetrics
@@ -143,18 +144,22 @@ class _TensorBoard:
     def __init__(self, root: Path) -> None:
         self._root = root / TENSORBOARD
         self._writer: SummaryWriter | None = None
+        self._open = ExitStack()
 
     def log(self, figures: dict[str, float], step: int) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._root, purge_step=step, flush_secs=10)
+            self._root.mkdir(exist_ok=True)
+            folder = self._open.enter_context(in_utf8(self._root))
+            self._writer = SummaryWriter(folder, purge_step=step, flush_secs=10)
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        self._open.close()
 
 
 class _Service:
