@@ -150,7 +150,7 @@ class _TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._root.mkdir(exist_ok=True)
+            self._root.mkdir(parents=True, exist_ok=True)
             folder = self._open.enter_context(in_utf8(self._root))
             self._writer = SummaryWriter(folder, purge_step=step, flush_secs=10)
         for name, value in figures.items():
