@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
-from sector.engine.config import CHECKS, SHIFTED, Settings, run_config
+from sector.engine.config import CHECKS, MOST, SHIFTED, Settings, run_config
 from sector.engine.tasks import task_names
 
 # Choices that a validator checks, so that they are not part of the type.
@@ -77,7 +77,8 @@ def _range_in_words(schema: dict[str, Any]) -> list[str]:
     low, high = schema.get("minimum"), schema.get("maximum")
     if schema["type"] == "integer" and "exclusiveMaximum" in schema:
         high = schema["exclusiveMaximum"] - 1
-    if low is not None and high is not None:
+    # The end of a count is there to refuse typing errors; it tells nothing.
+    if low is not None and high not in (None, MOST):
         return [f"{low:g} to {high:g}" if isinstance(high, float) else f"{low} to {high}"]
     if low is not None:
         return [f"{low:g} or more"]
