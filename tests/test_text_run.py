@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +142,8 @@ def test_a_whole_run_on_vllm(finished: RunDir, pretrained: Path, tmp_path: Path)
 
 
 def _killed(run: RunDir, at: str, step: int) -> None:
-    events: Iterator[dict[str, Any]] = self_play(run, run.read_config())
-    for event in events:
-        if event["event"] == at and event.get("step", step) == step:
+    for event in self_play(run, run.read_config()):
+        if event.kind == at and getattr(event, "step", step) == step:
             return
 
 

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -24,13 +23,23 @@ from sector.engine.policy.solver import Solver
 from sector.engine.policy.workers import Workers, with_weights
 from sector.engine.run import rollback
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import (
+    Event,
+    FileMended,
+    FrontierMoved,
+    Generated,
+    GoalMeasured,
+    PhaseAudited,
+    RolledBack,
+    TrainingStep,
+)
 from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
 from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
 from sector.engine.run.plots import has_plots, plot_run
-from sector.engine.run.records import GenerationRecord, RoundMetrics, TrainingRecord
+from sector.engine.run.records import GenerationRecord, TrainingRecord
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -49,17 +58,6 @@ from sector.engine.training.dataset import (
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 
 SNAPSHOT_STEPS = 200
-
-# `event` is its kind; that of a round has its `metrics`.
-Event = dict[str, Any]
-
-
-def event_json(event: Event) -> dict[str, Any]:
-    """Return an event as it is told to machines: that of a round has the keys of its line of metrics.jsonl."""
-    if event["event"] != "round":
-        return event
-    metrics: RoundMetrics = event["metrics"]
-    return {"event": "round", **metrics.as_json()}
 
 
 class Phases:
@@ -96,7 +94,7 @@ class Phases:
         """Train on short problems until they are right and the model agrees with itself one digit further."""
         phase = self._supervised
         for name in self._run.mended:
-            yield {"event": "mended", "file": name}
+            yield FileMended(name)
         self._fetch()
         self._write_labelled()
         if not phase.is_trained:
@@ -138,14 +136,13 @@ class Phases:
         for block_rows, block in solve(assignment):
             parts.append(block)
             rows.append(block_rows)
-            yield {
-                "event": "generate",
-                "digits": phase.digits,
-                "tried": sum(len(part.problems) for part in parts),
-                "of": config.round.candidates,
-                "accepted": sum(int(part.accepted.sum()) for part in parts),
-                "tokens_per_s": sum(part.tokens for part in parts) / (time.perf_counter() - start),
-            }
+            yield Generated(
+                digits=phase.digits,
+                tried=sum(len(part.problems) for part in parts),
+                of=config.round.candidates,
+                accepted=sum(int(part.accepted.sum()) for part in parts),
+                tokens_per_s=sum(part.tokens for part in parts) / (time.perf_counter() - start),
+            )
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
@@ -179,14 +176,7 @@ class Phases:
             if before is None:
                 break
             phase.roll_back()
-            failed = phase.num_failed
-            yield {
-                "event": "rollback",
-                "digits": phase.digits,
-                "failed": failed,
-                "before": before,
-                "trained": reached.trained,
-            }
+            yield RolledBack(phase.digits, failed=phase.num_failed, before=before, trained=reached.trained)
             yield from self.generate(phase)
         self._run.save_checkpoint(model, phase)
 
@@ -201,7 +191,7 @@ class Phases:
         metrics = audit_phase(phase, self._config, self._task, solver, self._started)
         self._run.add_metrics(metrics)
         plot_run(self._run)
-        yield {"event": "round", "metrics": metrics}
+        yield PhaseAudited(metrics)
 
     def advance(self, phase: Phase) -> Iterator[Event]:
         """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
@@ -212,7 +202,7 @@ class Phases:
                 f"the problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(phase)
-        yield {"event": "frontier", "digits": phase.digits}
+        yield FrontierMoved(phase.digits)
 
     def _train(self, model: Model, plan: TrainingPlan) -> Generator[Event, None, Goal]:
         """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
@@ -228,20 +218,19 @@ class Phases:
             for step, loss in train_cycle(state, batches, plan.trainer, cycles[cycle], draws, self._ranks):
                 if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle] or self._stopping.asked:
                     self._run.save_training(state, phase, cycle, time.perf_counter() - start)
-                yield {
-                    "event": "train",
-                    "digits": phase.number,
-                    "cycle": cycle + 1,
-                    "step": step,
-                    "of": cycles[cycle],
-                    "loss": loss,
-                    "tokens_per_s": state.tokens / (time.perf_counter() - start),
-                }
+                yield TrainingStep(
+                    digits=phase.number,
+                    cycle=cycle + 1,
+                    step=step,
+                    of=cycles[cycle],
+                    loss=loss,
+                    tokens_per_s=state.tokens / (time.perf_counter() - start),
+                )
             trained = time.perf_counter() - start
             sampler = self._engine(model)
             reached = self._goals.measure(phase, sampler, cycle)
             probing += time.perf_counter() - start - trained
-            yield {"event": "goal", "digits": phase.number, "cycle": cycle + 1, **asdict(reached)}
+            yield GoalMeasured(phase.number, cycle + 1, **asdict(reached))
             if reached.met or cycle + 1 == len(cycles):
                 break
             # The goal's own time is the generator's, not the trainer's.

@@ -7,10 +7,11 @@ SIGTERM asks, SIGHUP (the terminal is gone), and Ctrl-C; a second Ctrl-C does no
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+
+from sector.engine.run.events import TrainingStep
 
 # Whoever sends SIGTERM waits 30 seconds as a rule, and then kills.
 PATIENCE_SECONDS = 20.0
@@ -41,12 +42,12 @@ class Stopping:
         if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), _HINT)
 
-    def ends_after(self, event: Mapping[str, Any]) -> bool:
+    def ends_after(self, event: object) -> bool:
         """Is this event of a run the last one to wait for? Called with every event, in order.
 
         A step of training is saved before its event comes; asked in between, only the next one is.
         """
-        ends = self._seen or (self.asked and event["event"] != "train")
+        ends = self._seen or (self.asked and not isinstance(event, TrainingStep))
         self._seen = self.asked
         return ends
 
