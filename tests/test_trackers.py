@@ -72,7 +72,7 @@ def test_a_resumed_run_goes_on_at_its_step_and_takes_back_what_was_lost(tmp_path
     run = RunDir(tmp_path)
     # Killed in the round at 7, after its training and before its audit.
     list(log_to_trackers(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
-    write_metrics(tmp_path, EVENTS[5]["metrics"])
+    write_metrics(tmp_path, EVENTS[5].metrics)
     list(log_to_trackers(iter(EVENTS[6:]), run, CONFIG))
     found = scalars(tmp_path)
     assert found["train/loss"][-1] == (160, 1.0) and (160, 9.0) not in found["train/loss"]
