@@ -277,8 +277,8 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
 def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(guarded_run: Path, tmp_path: Path) -> None:
     run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
     assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
-    assert "taken back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
+    assert "rolled back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
     assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
     # The same command says the same at once.
-    with pytest.raises(NoAgreement, match="taken back 3 times"):
+    with pytest.raises(NoAgreement, match="rolled back 3 times"):
         list(self_play(run, run.read_config()))

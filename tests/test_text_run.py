@@ -86,7 +86,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
     ("given", "reason"),
     [
         ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
-        ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
+        ({"digit_order": "lsd"}, "reads the most significant digit first; leave out digit_order"),
         (
             {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
             "two different guesses, one an order; lower k",
