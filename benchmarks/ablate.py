@@ -23,15 +23,25 @@ from sector.engine.report.evaluate import evaluate_model
 from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of
 from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run.directory import RunDir, read_snapshot
+from sector.engine.run.events import Event, GoalMeasured
 from sector.engine.run.made_with import digest
 from sector.engine.run.open import open_run
-from sector.engine.run.phases import Event
 from sector.engine.run.records import Damaged, StartRecord
 from sector.engine.run.steps import OnProgress
 from sector.engine.run.stopping import Stopping
 from sector.engine.selfplay import self_play
 
 RESULTS = "results.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A run that stopped early, and is not evaluated yet.
+
+    because: message of the error.
+    """
+
+    because: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,7 @@ class Step:
     index: int
     cell: Cell
     seed: int
-    event: Event | None
+    event: Event | Stopped | None
     outcome: Outcome | None = None
 
 
@@ -63,11 +73,11 @@ def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress, stopping: Stoppin
             _borrow(out, run, config)
             try:
                 for event in log_to_trackers(self_play(run, config, stopping=stopping), run, config):
-                    if event["event"] == "goal" and not event["digits"] and event["cycle"] == 1:
+                    if isinstance(event, GoalMeasured) and not event.digits and event.cycle == 1:
                         _lend(out, run, config)
                     yield Step(index, cell, seed, event)
             except (NoAgreement, Diverged) as error:
-                yield Step(index, cell, seed, {"event": "stopped", "stopped_because": str(error)})
+                yield Step(index, cell, seed, Stopped(str(error)))
             if (run.root / "checkpoints" / "latest").exists():
                 _evaluate(run, config, grid, on_evaluation)
         write_text(out / RESULTS, json.dumps(results(grid, out), indent=2) + "\n")

@@ -21,7 +21,7 @@ from sector.benchmarks.small_run import small, write_record
 from sector.engine.errors import NoAgreement
 from sector.engine.run.directory import RunDir
 from sector.engine.run.open import open_run
-from sector.engine.run.phases import Phases, event_json
+from sector.engine.run.phases import Phases
 from sector.engine.selfplay import self_play
 from sector.engine.shares import percent
 from sector.engine.training.dataset import write_examples
@@ -60,7 +60,7 @@ def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
         ended = "reached"
         try:
             with mock.patch("sector.engine.run.phases.write_examples", poisoned(run, attempts)):
-                yield from map(event_json, self_play(run, config))
+                yield from (event.as_json() for event in self_play(run, config))
         except NoAgreement as error:
             ended = str(error)
         yield {"event": "done", "ended": ended, "best": (root / "checkpoints" / "best").readlink().name}

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from sector.benchmarks.small_run import small, write_record
+from sector.engine.run.events import PhaseAudited
 from sector.engine.run.open import open_run
 from sector.engine.selfplay import self_play
 
@@ -47,11 +48,11 @@ def laps(seconds: float) -> Iterator[dict[str, Any]]:
         try:
             with open_run(folder / "run", {**LAP, "seed": lap}, "soak") as (run, config):
                 for event in self_play(run, config):
-                    if event["event"] == "round":
+                    if isinstance(event, PhaseAudited):
                         gc.collect()
                         yield {
                             "lap": lap,
-                            "digits": event["metrics"].digits,
+                            "digits": event.metrics.digits,
                             "at": time.perf_counter() - start,
                             **held(),
                         }

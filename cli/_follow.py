@@ -21,12 +21,12 @@ from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
 from sector.engine.config import FILTERS, RunConfig, merged, parse_settings, read_config
 from sector.engine.errors import InputError, NoAgreement
+from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, PhaseAudited, RolledBack, TrainingStep
 from sector.engine.shares import percent
 from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
-    from sector.engine.run.phases import Event
     from sector.engine.run.records import RoundMetrics
     from sector.engine.run.stopping import Stopping
 
@@ -86,7 +86,7 @@ def default_out(given: dict[str, Any]) -> Path:
     return Path("runs") / (name if task == DEFAULTS.task else f"{task}-{name}")
 
 
-def follow(events: "Iterable[Event]", run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
+def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
     """Go through the events of a run and show them; however that ends, machines get a last word.
 
     Asked to stop, it ends once the step at hand is saved: with exit code 0, or as interrupted where Ctrl-C asked.
@@ -149,7 +149,7 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
 class View(Protocol):
     """Shows a run under way."""
 
-    def show(self, event: "Event") -> None:
+    def show(self, event: Event) -> None:
         """Called after the tally took the event."""
         ...
 
@@ -170,14 +170,12 @@ class _JsonView:
     def __init__(self, output: Output) -> None:
         self._output, self._last = output, 0.0
 
-    def show(self, event: "Event") -> None:
-        from sector.engine.run.phases import event_json
-
-        if event["event"] == "train" and event["step"] < event["of"]:
+    def show(self, event: Event) -> None:
+        if isinstance(event, TrainingStep) and event.step < event.of:
             if time.perf_counter() - self._last < JSON_SECONDS:
                 return
             self._last = time.perf_counter()
-        self._output.line(event_json(event))
+        self._output.line(event.as_json())
 
 
 class _PlainView:
@@ -202,17 +200,17 @@ class _PlainView:
             with suppress(Unwritable):
                 self._say(f"{self._tally.phase}: {self._tally.note or 'no result yet'}")
 
-    def show(self, event: "Event") -> None:
-        kind, tally = event["event"], self._tally
-        if kind == "round":
-            self._say(_round_line(event["metrics"]))
-        elif kind == "goal" and not event["digits"]:
-            self._say(f"{tally.phase}: {tally.note}")
-        elif kind in ("rollback", "mended"):
-            self._say(tally.note)
-        elif kind in ("train", "generate") and time.perf_counter() - self._last > SILENCE_SECONDS:
-            speed = tally.generated_per_s if kind == "generate" else tally.trained_per_s
-            self._say(f"{tally.phase}: {tally.note}  {speed:,.0f} tokens/s")
+    def show(self, event: Event) -> None:
+        tally = self._tally
+        match event:
+            case PhaseAudited(metrics):
+                self._say(_round_line(metrics))
+            case GoalMeasured(digits=0):
+                self._say(f"{tally.phase}: {tally.note}")
+            case RolledBack() | FileMended():
+                self._say(tally.note)
+            case TrainingStep() | Generated() if time.perf_counter() - self._last > SILENCE_SECONDS:
+                self._say(f"{tally.phase}: {tally.note}  {event.tokens_per_s:,.0f} tokens/s")
 
     def _say(self, text: str) -> None:
         with self._lock:

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from sector.cli._output import SILENCE_SECONDS, clock, every
 from sector.cli._streams import Unwritable, printable
+from sector.engine.run.events import Event, Generated, TrainingStep
 from sector.engine.shares import percent
 
 if TYPE_CHECKING:
     from sector.cli._tally import Tally
-    from sector.engine.run.phases import Event
     from sector.engine.run.records import RoundMetrics
 
 # The trainer waits while a frame is drawn, so frames are few.
@@ -60,8 +60,8 @@ class LiveView:
         self._draw()
         self._live.stop()
 
-    def show(self, event: "Event") -> None:
-        if event["event"] not in ("train", "generate") or time.perf_counter() - self._last > FRAME_SECONDS:
+    def show(self, event: Event) -> None:
+        if not isinstance(event, TrainingStep | Generated) or time.perf_counter() - self._last > FRAME_SECONDS:
             self._draw()
 
     def _beat_once(self) -> None:

@@ -20,6 +20,7 @@ from sector.cli._tally import Tally
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import GoalMeasured, TrainingStep
 
 # Every system has one of these; rich's own template fetches one, and names its author's page.
 _FONTS = "'DejaVu Sans Mono', ui-monospace, Menlo, Consolas, monospace"
@@ -39,10 +40,17 @@ def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
     steps = run.read_config().round.cycle_steps
     speed = line.tokens_trained / line.seconds_train
     # Of the last step only the loss is not on record; the goal's words take its place.
-    tally.take({"event": "train", "digits": digits, "cycle": line.cycles, "step": steps, "of": steps,
-                "loss": math.nan, "tokens_per_s": speed})  # fmt: skip
-    tally.take({"event": "goal", "digits": digits, "cycle": line.cycles, "agreement": line.next_agreement,
-                "trained": line.trained_agreement, "accuracy": None})  # fmt: skip
+    tally.take(TrainingStep(digits, line.cycles, step=steps, of=steps, loss=math.nan, tokens_per_s=speed))
+    tally.take(
+        GoalMeasured(
+            digits,
+            line.cycles,
+            met=True,
+            agreement=line.next_agreement,
+            accuracy=None,
+            trained=line.trained_agreement,
+        )
+    )
     tally.generated_per_s = line.tokens_generated / line.seconds_generate
     return tally
 

@@ -6,10 +6,19 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sector.engine.config import RunConfig
+from sector.engine.run.events import (
+    Event,
+    FileMended,
+    FrontierMoved,
+    Generated,
+    GoalMeasured,
+    PhaseAudited,
+    RolledBack,
+    TrainingStep,
+)
 from sector.engine.shares import percent
 
 if TYPE_CHECKING:
-    from sector.engine.run.phases import Event
     from sector.engine.run.records import RoundMetrics
 
 # The estimate of the time left looks back on so many rounds.
@@ -67,71 +76,68 @@ class Tally:
             return 0.0
         return (time.perf_counter() - self._phase_start) * (self.of - self.done) / self.done
 
-    def take(self, event: "Event") -> None:
+    def take(self, event: Event) -> None:
         """Update by one event."""
         now, before = time.perf_counter(), (self.phase, self.done)
         self.lost = ""
-        {
-            "train": self._train,
-            "goal": self._goal,
-            "generate": self._generate,
-            "round": self._round,
-            "rollback": self._rollback,
-            "mended": self._mended,
-            "frontier": self._frontier,
-        }[event["event"]](event)
+        match event:
+            case TrainingStep():
+                self._train(event)
+            case GoalMeasured():
+                self._goal(event)
+            case Generated():
+                self._generate(event)
+            case PhaseAudited(metrics):
+                self._round(metrics)
+            case RolledBack():
+                self._rollback(event)
+            case FileMended(file):
+                self.note = f"made again, because it was damaged or gone: {file}"
+            case FrontierMoved(digits):
+                self.frontier = digits
         # What is told first of a phase has taken the time since the event before.
         if self.phase != before[0] or self.done < before[1]:
             self._phase_start = self._last_event
         self._last_event = now
 
-    def saved(self, event: "Event") -> None:
+    def saved(self, event: Event) -> None:
         """This event is known to be saved, if its kind can be."""
-        if event["event"] == "train":
+        if isinstance(event, TrainingStep):
             self.lost = ""
 
-    def _train(self, event: "Event") -> None:
-        digits = event["digits"]
+    def _train(self, event: TrainingStep) -> None:
+        digits = event.digits
         self.phase = f"Distilling {digits} digits" if digits else f"Learning 1 to {self.first} digits"
-        self.done, self.of = event["step"], event["of"]
-        self.note = f"cycle {event['cycle']}  step {self.done}/{self.of}  loss {event['loss']:.4f}"
-        self.trained_per_s = event["tokens_per_s"]
+        self.done, self.of = event.step, event.of
+        self.note = f"cycle {event.cycle}  step {self.done}/{self.of}  loss {event.loss:.4f}"
+        self.trained_per_s = event.tokens_per_s
         unsaved = 0 if self.done == self.of else self.done % snapshot_steps()
         self.lost = f"; {unsaved} steps of training are done again" if unsaved else ""
 
-    def _goal(self, event: "Event") -> None:
-        self.note = (
-            f"agrees with itself on {percent(event['agreement'])} at {(event['digits'] or self.first) + 1} digits"
-        )
-        if event.get("trained") is not None:
-            self.note += f", on {percent(event['trained'])} or more at trained lengths"
-        if event["accuracy"] is not None:
-            self.note += f", lowest accuracy {percent(event['accuracy'])}"
+    def _goal(self, event: GoalMeasured) -> None:
+        self.note = f"agrees with itself on {percent(event.agreement)} at {(event.digits or self.first) + 1} digits"
+        if event.trained is not None:
+            self.note += f", on {percent(event.trained)} or more at trained lengths"
+        if event.accuracy is not None:
+            self.note += f", lowest accuracy {percent(event.accuracy)}"
 
-    def _generate(self, event: "Event") -> None:
-        self.phase = f"Generating {event['digits']} digits"
-        self.done, self.of = event["tried"], event["of"]
-        self.note = f"tried {self.done}/{self.of}  accepted {percent(event['accepted'] / event['tried'])}"
-        self.generated_per_s = event["tokens_per_s"]
-        self.lost = f"; {self.done} problems of {event['digits']} digits are tried again"
+    def _generate(self, event: Generated) -> None:
+        self.phase = f"Generating {event.digits} digits"
+        self.done, self.of = event.tried, event.of
+        self.note = f"tried {self.done}/{self.of}  accepted {percent(event.accepted / event.tried)}"
+        self.generated_per_s = event.tokens_per_s
+        self.lost = f"; {self.done} problems of {event.digits} digits are tried again"
 
-    def _round(self, event: "Event") -> None:
-        metrics: RoundMetrics = event["metrics"]
+    def _round(self, metrics: "RoundMetrics") -> None:
         self.rounds.append(metrics)
         if not metrics.is_round:
             self.frontier = metrics.digits
 
-    def _rollback(self, event: "Event") -> None:
+    def _rollback(self, event: RolledBack) -> None:
         self.note = (
-            f"round at {event['digits']} digits taken back, attempt {event['failed']}: agreement at trained lengths "
-            f"fell from {percent(event['before'])} to {percent(event['trained'])}; again with other problems"
+            f"round at {event.digits} digits taken back, attempt {event.failed}: agreement at trained lengths "
+            f"fell from {percent(event.before)} to {percent(event.trained)}; again with other problems"
         )
-
-    def _mended(self, event: "Event") -> None:
-        self.note = f"made again, because it was damaged or gone: {event['file']}"
-
-    def _frontier(self, event: "Event") -> None:
-        self.frontier = event["digits"]
 
 
 def snapshot_steps() -> int:

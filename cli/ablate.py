@@ -12,6 +12,7 @@ from rich.table import Table
 from sector.cli import _options as options
 from sector.cli._errors import Interrupted
 from sector.cli._output import Output, clock
+from sector.engine.run.events import Generated, TrainingStep
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
@@ -83,15 +84,18 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
             bar.at(step.index, total, f"{step.cell.name} seed {step.seed}: {_doing(step)}")
             if step.event is None:
                 _report(step, total, output)
-            if stopping.ends_after(step.event or {"event": "over"}):
+            if stopping.ends_after(step.event):
                 raise Terminated
 
 
 def _doing(step: "Step") -> str:
     """What a run is at, in words."""
-    event = step.event or {"event": "over"}
-    digits = event.get("digits") or "short"
-    return {"train": f"distilling {digits} digits", "generate": f"generating {digits} digits"}.get(event["event"], "")
+    match step.event:
+        case TrainingStep(digits=digits):
+            return f"distilling {digits or 'short'} digits"
+        case Generated(digits=digits):
+            return f"generating {digits} digits"
+    return ""
 
 
 def _report(step: "Step", total: int, output: Output) -> None:

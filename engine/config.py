@@ -1,6 +1,6 @@
-"""Every setting of a run, with its default and its meaning; read from TOML, written back resolved.
+"""Settings of a run: names, types, ranges, defaults and meanings; reading and writing them as TOML.
 
-The defaults are ours, found by measuring (LOG.md); the paper does not state its own.
+The defaults were found by measuring (docs/research/log.md); the paper does not state its own.
 """
 
 import tomllib
@@ -17,26 +17,26 @@ from sector.engine.files import read_text
 from sector.engine.tasks import DEFAULT, find_task, task_names
 
 MAX_DIGITS = 256
-# Raised whenever the same settings lead to other weights; 1 is what a config says that names none.
+# Raised whenever the same settings lead to other weights. A config without a recipe has recipe 1.
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
 CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
-# The checks there are (`checks.py`), in the order of their reasons in every record; `shifted` is the third at other
-# places. No filter has more than MAX_CHECKS.
+# All checks (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative check at other
+# places. A filter has at most MAX_CHECKS checks.
 CHECKS: tuple[CheckName, ...] = ("direct", "commutative", "complement", "through")
 SHIFTED: CheckName = "shifted"
 MAX_CHECKS = 12
 
-# Of problems and steps: more than any machine does, and few enough to count and to write down.
+# Largest number of problems or steps: beyond the reach of any machine, and small enough for every counter.
 MOST = 1_000_000_000
-# Below it a logit divided by the temperature need not be a number.
+# Below this, logits divided by the temperature may overflow.
 LEAST_TEMPERATURE = 0.001
 MAX_TEMPERATURE = 10.0
-# Guesses of one problem.
+# Largest number of guesses for one problem.
 MAX_K = 100
-# What may change while a run goes on: how far it goes, and how the engine `vllm` uses its machine. All other settings
-# shape something that a run writes: weights, examples, or figures that stand side by side.
+# Settings that may change when a run is resumed: how far it goes, and how the engine `vllm` uses the machine. All other
+# settings shape the files of a run: weights, examples, or metrics that are compared with each other.
 MAY_CHANGE = frozenset(
     {"until", "vllm.compiled", "vllm.max_digits", "vllm.rows", "vllm.memory_mib", "vllm.prefix_caching"}
 )
@@ -44,19 +44,19 @@ MAY_CHANGE = frozenset(
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 CountOrNone = Annotated[int, Field(ge=0, le=MOST)]
-# Learning rates: beyond these ends nothing is learned, or the first step ends in numbers that are none.
+# Below this range of learning rates nothing is learned; above it the first step gives NaN.
 Rate = Annotated[float, Field(ge=1e-8, le=10.0)]
-# A decay of 1 would never forget, and its correction would divide by nothing.
+# A decay of 1 would never forget, and its bias correction would divide by zero.
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 def _as_tuple(values: object) -> object:
-    """TOML and JSON have lists alone."""
+    """Turn a list into a tuple, since TOML and JSON have only lists."""
     return tuple(values) if isinstance(values, list) else values
 
 
 class Settings(BaseModel):
-    """Frozen, strict about types, and deaf to no typo: an unknown key is an error."""
+    """Base of all settings: frozen, strict about types; an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -65,48 +65,51 @@ class Settings(BaseModel):
 
 Model = TypeVar("Model", bound=Settings)
 
-# What pydantic calls errors of numbers that are none, or too small, or too large.
+# Names that pydantic gives to errors of range.
 _OUT_OF_RANGE = (
     "finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal"
 )  # fmt: skip
 
 
 class Filter(Settings):
-    """The improved policy: how it votes, and which checks must agree before an answer is believed."""
+    """Filter of the improved policy: the vote, and the checks that must agree before an answer is accepted."""
 
     vote: Literal["off", "majority", "unanimous"] = "unanimous"
-    """How K guesses become one answer: the first alone, the most frequent, or only one that all give."""
+    """How K guesses become one answer. off: take the first guess. majority: take the most frequent. unanimous: accept
+    only if all guesses agree."""
     checks: Annotated[tuple[CheckName, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
-    """The checks, in the order in which they are tried. direct: the fast answer to the whole problem. complement: the
-    fast answer to the nines' complement. commutative: the vote on the swapped operands. shifted: the same at other
-    places. through: a chain of thought to the end. A task without a check goes without it."""
+    """Checks that must agree with the vote, in this order. direct: the fast answer to the whole problem. complement:
+    the fast answer to the problem of the nines' complements. commutative: the vote on the swapped operands. shifted:
+    the same, with other token positions. through: a chain of thought to the end. Fewer checks are faster and let more
+    wrong answers pass. Checks that a task does not have are skipped."""
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 5
-    """Simplifications, and so guesses, a vote."""
+    """Guesses per vote, one after each simplification. More guesses are slower and catch more errors."""
     think_through: bool = True
-    """Solve rejected candidates by chains of thought to the end, and accept an answer on which all of them agree?"""
+    """Whether to solve rejected candidates again by full chains of thought, and accept an answer if all chains agree.
+    Turn it off to save time."""
     use_chain: bool = True
-    """Guess after simplifying? If not, the K guesses are fast answers to the whole problem, each at other places and
-    in the other operand order than the one before: a vote without any chain of thought, as a baseline."""
+    """Whether to simplify before each guess. Turn it off for a baseline without chains of thought: the K guesses are
+    then fast answers to the whole problem, with operand order and token positions varied."""
     temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] = 0.0
-    """Sampling temperature; 0 is greedy, else from 0.001 on."""
+    """Sampling temperature: 0 for greedy, or at least 0.001. Raise it to make guesses differ more."""
 
     @field_validator("temperature")
     @classmethod
     def _check_temperature(cls, temperature: float) -> float:
         if 0 < temperature < LEAST_TEMPERATURE:
-            raise ValueError(f"{temperature:g} is no temperature; give 0, or one from {LEAST_TEMPERATURE:g} on")
+            raise ValueError(f"{temperature:g} is too low; choose 0 (greedy) or at least {LEAST_TEMPERATURE:g}")
         return temperature
 
     @model_validator(mode="before")
     @classmethod
     def _read_old(cls, values: Any) -> Any:
-        """Read the settings of earlier releases, a key a check."""
+        """Read the keys of earlier releases, which had one for each check."""
         return with_old_keys(values) if isinstance(values, dict) and not _OLD_KEYS.isdisjoint(values) else values
 
     @field_validator("checks")
     @classmethod
     def _check_names(cls, names: tuple[CheckName, ...]) -> tuple[CheckName, ...]:
-        # A check and itself at other places bear one name.
+        # Both give the reason `not_commutative`, so a filter can have only one of them.
         if len({name.replace(SHIFTED, "commutative") for name in names}) < len(names):
             raise ValueError(f"{', '.join(names)} names a check twice; shifted is commutative at other places")
         return names
@@ -116,13 +119,18 @@ class Filter(Settings):
         if self.use_chain:
             return self
         if not {"commutative", SHIFTED}.isdisjoint(self.checks):
-            raise ValueError("without use_chain the guesses take both operand orders themselves; leave that check out")
+            raise ValueError(
+                "without use_chain the guesses cover both operand orders; leave out the checks commutative and shifted"
+            )
         if self.k > MAX_FAST_GUESSES and not self.temperature:
             raise ValueError(
-                f"without use_chain and temperature there are {MAX_FAST_GUESSES} different guesses; lower k"
+                f"without use_chain and temperature there are only {MAX_FAST_GUESSES} different guesses; lower k"
             )
         if self.think_through or "through" in self.checks:
-            raise ValueError("without use_chain no chain of thought goes to its end; set think_through to false")
+            raise ValueError(
+                "without use_chain there are no chains of thought; set think_through to false, and leave out the check "
+                "through"
+            )
         return self
 
 
@@ -130,8 +138,10 @@ _OLD_KEYS = {"second_look", "direct", "complement", "through", "think"}
 
 
 def with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a filter in which keys of earlier releases (`second_look`, `direct`, `complement`, `through`,
-    `think`) are told by `checks`, `think_through` and `use_chain`. Values that those never had are left as they are.
+    """Translate the filter keys of earlier releases to `checks`, `think_through` and `use_chain`.
+
+    Those keys are `second_look`, `direct`, `complement`, `through` and `think`. Invalid values are kept, so that
+    validation reports them.
     """
     values = dict(values)
     checks = list(values.get("checks", Filter.model_fields["checks"].default))
@@ -153,7 +163,7 @@ def with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with(checks: list[str], name: str, wanted: bool) -> list[str]:
-    """Checks with or without one, in the usual order."""
+    """Return the checks with or without `name`, in the usual order."""
     order = ("direct", "complement", "commutative", SHIFTED, "through")
     return sorted({*checks, name} if wanted else {*checks} - {name}, key=order.index)
 
@@ -167,140 +177,143 @@ FILTERS = {
 
 
 class TrainerConfig(Settings):
-    """Optimizers, their schedule, and the augmentation of places (`distill.py`)."""
+    """Settings of training: optimizers, learning rates, batch size and augmentation (`distill.py`)."""
 
     learning_rate: Rate = 4e-3
-    """Peak of a cycle for embeddings, head and norms (AdamW)."""
+    """Peak learning rate of AdamW in each cycle, for embeddings, head and norms. Lower it if the loss diverges."""
     muon_learning_rate: Rate = 0.02
-    """Peak of a cycle for the matrices of the blocks (Muon)."""
+    """Peak learning rate of Muon in each cycle, for the weight matrices of the blocks. Lower it if the loss
+    diverges."""
     fast_weight: Share = 0.6
-    """Weight of the fast answer's loss; the simplification has the rest."""
+    """Weight of the fast answer in the loss; the simplification gets the rest. Raise it if fast answers lag behind."""
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
-    """On matrices. 0.01 does not generalise to one more digit."""
+    """Weight decay of the matrices. Keep it near 0.1: at 0.01 the model does not generalise to one more digit."""
     beta1: Decay = 0.9
-    """AdamW's decay of the first moment."""
+    """Decay of AdamW's first moment. Rarely changed."""
     beta2: Decay = 0.98
-    """AdamW's decay of the second moment."""
+    """Decay of AdamW's second moment. Rarely changed."""
     warmup_steps: CountOrNone = 100
-    """Steps of linear warm-up at the start of a cycle."""
+    """Steps of linear warm-up at the start of each cycle. Raise it if the loss jumps at the start."""
     final_rate: Share = 0.05
-    """Share of the peak learning rate left at the end of a cycle."""
+    """Learning rate at the end of a cycle, as a share of its peak. A low value helps one more digit to work."""
     clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; larger ones are scaled down. Lower it if the loss jumps."""
     gap_share: Share = 0.5
-    """Share of training rows with a gap of random width at a random column."""
+    """Share of training rows whose digit positions have a random gap, so that longer numbers work later. 0 turns it
+    off."""
     num_shards: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Shards a step; each holds problems of one length and is worked on by one core."""
+    """Shards per training step. Each holds problems of one length and is computed by one core or process."""
     shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Problems a shard."""
+    """Problems per shard. With `num_shards` it gives the batch size."""
 
 
 class RoundTrainerConfig(TrainerConfig):
-    """The same for a round, which is short and must not undo what was learned: gentler, and of more lengths at once.
+    """Settings of a round's training: lower learning rates, and more lengths per step, so that less is forgotten.
 
-    A kind of its own, so that whoever sets one of them keeps the others.
+    A class of its own, so that a config that sets one of them keeps the other defaults of a round.
     """
 
     learning_rate: Rate = 2e-3
-    """Peak of a cycle for embeddings, head and norms (AdamW)."""
+    """Peak learning rate of AdamW in each cycle, for embeddings, head and norms. Lower it if rounds are rolled back."""
     muon_learning_rate: Rate = 0.01
-    """Peak of a cycle for the matrices of the blocks (Muon)."""
+    """Peak learning rate of Muon in each cycle, for the weight matrices. Lower it if rounds are rolled back."""
     warmup_steps: CountOrNone = 10
-    """Steps of linear warm-up at the start of a cycle."""
+    """Steps of linear warm-up at the start of each cycle. Raise it if the loss jumps at the start."""
     num_shards: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Shards a step; each holds problems of one length and is worked on by one core."""
+    """Shards per training step. Each holds problems of one length and is computed by one core or process."""
     shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 8
-    """Problems a shard."""
+    """Problems per shard. With `num_shards` it gives the batch size."""
 
 
 class VllmConfig(Settings):
-    """The engine `vllm` (`vllm/start.py` says what vLLM calls these)."""
+    """Settings of the engine `vllm` (`vllm/launch.py` maps them to arguments of vLLM)."""
 
     dtype: Literal["model", "float32", "bfloat16"] = "model"
-    """What it computes in; `model` is what the weights are in."""
+    """Number type of the computation; `model` is that of the weights. Choose bfloat16 for speed on a GPU."""
     compiled: Literal["auto", "on", "off"] = "auto"
-    """Compile the model at the start? That takes half a minute; `auto` does on a GPU only."""
+    """Whether to compile the model at the start, which takes half a minute. `auto` compiles on a GPU only."""
     max_digits: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = MAX_DIGITS
-    """The longest operand that it is made for."""
+    """Digits of the longest operand that the engine accepts. Lower it to save memory."""
     rows: Count = 1024
-    """Prompts at a time."""
+    """Prompts generated at the same time. Lower it if memory runs out."""
     memory_mib: Annotated[int, Field(ge=1, le=2**40)] = 1024
-    """Memory for keys and values."""
+    """MiB of memory for the KV cache. Raise it for long operands or many prompts at a time."""
     prefix_caching: bool = True
-    """Read what prompts have in common once?"""
+    """Whether to compute shared prefixes of prompts once. Turn it off only to compare."""
 
 
 class SupervisedConfig(Settings):
-    """The supervised phase: 1 to max_digits digits with true answers."""
+    """Settings of the supervised phase, which trains on 1 to `max_digits` digits with true answers."""
 
     max_digits: Annotated[int, Field(ge=2, le=MAX_DIGITS)] = 6
-    """Longest supervised problems."""
+    """Digits of the longest problems with true answers. The rounds start one digit further."""
     cycle_steps: Count = 1600
-    """Steps of the first cycle of the learning rate."""
+    """Training steps of the first cycle. Raise it for larger models."""
     more_steps: Count = 400
-    """Steps of every further cycle."""
+    """Training steps of each further cycle, which is run if the targets are not met."""
     curriculum_share: Share = 0.2
-    """Share of the first cycle over which lengths open up from 1 to max_digits."""
+    """Share of the first cycle in which the longest length grows from 1 to `max_digits`. 0 starts with all lengths."""
     max_cycles: Count = 6
-    """Cycles before the phase gives up."""
+    """Largest number of cycles; after that the rounds start even if the targets are not met."""
     target_accuracy: Share = 0.98
-    """Fast and slow accuracy wanted at every supervised length."""
+    """Accuracy of the fast and slow policy, at every supervised length, that ends the phase."""
     target_agreement: Share = 0.9
-    """Label-free agreement wanted at one digit more."""
+    """Agreement one digit further that ends the phase. Raise it for a stronger start."""
     examples: Count = 1000
-    """Labelled examples a length kept for replay in later rounds."""
+    """Examples with true answers per length that are kept for replay in later rounds."""
     trainer: TrainerConfig = TrainerConfig()
-    """Optimizer settings of this phase."""
+    """Training settings of the supervised phase."""
 
 
 class RoundConfig(Settings):
-    """One round of self-training: generate, filter, distill, advance."""
+    """Settings of a round of self-training: generate, filter, distill, advance."""
 
     candidates: Count = 1000
-    """Problems tried a round."""
+    """Problems that a round tries. More give more examples and take longer."""
     pool: Annotated[int, Field(ge=1, le=1000)] = 8
-    """Problems drawn for each candidate. The fast policy answers them and their complements, and those on which it
-    contradicts itself are tried first, up to half of the candidates. 1 tries problems as they are drawn."""
+    """Problems drawn for each candidate. Problems on which the fast policy contradicts itself are preferred, for up to
+    half of the candidates. 1 tries problems as they are drawn."""
     teacher: Literal["last", "supervised"] = "last"
-    """Whose answers a round learns: those of the round before, or always of the supervised phase (one-shot
-    distillation, as a baseline)."""
+    """Weights that generate the examples: those of the phase before, or always those of the supervised phase. Choose
+    `supervised` for a baseline of one-shot distillation."""
     cycle_steps: Count = 320
-    """Training steps a cycle; the round trains cycle after cycle until the next frontier is within reach."""
+    """Training steps per cycle. A round trains cycle after cycle until its targets are met."""
     max_cycles: Count = 5
-    """Cycles before the round stops trying."""
+    """Largest number of cycles of a round, whether or not its targets are met."""
     replay_share: Share = 0.5
-    """Share of the shards drawn from earlier rounds and the supervised phase."""
+    """Share of the shards that repeat examples of earlier phases. Raise it if the model forgets trained lengths."""
     restated: bool = True
-    """Learn accepted examples also as the other problems that looks ask (`Task.restated`), of sums `b+a` and the nines'
-    complements?"""
+    """Whether to train on accepted examples also in their equivalent forms: for sums, `b+a` and the nines'
+    complements."""
     missed_turns: bool = True
-    """Do examples that the fast policy missed, by the vote, take turns with all examples of their round?"""
+    """Whether every second shard of new examples holds only those whose fast answer differed from the vote."""
     probe: Count = 150
-    """Problems of one digit more on which agreement is measured after each cycle."""
+    """Problems one digit further on which agreement is measured after each cycle. More measure it better."""
     target_agreement: Share = 0.85
-    """Agreement at the next frontier that ends a round's training."""
+    """Agreement one digit further that ends a round's training."""
     probe_trained: CountOrNone = 40
-    """Problems of a trained length on which agreement is measured after each cycle; 0 measures none."""
+    """Problems per trained length on which agreement is measured after each cycle. 0 turns this off, and with it the
+    rollback of rounds."""
     probe_lengths: CountOrNone = 6
-    """Trained lengths that are measured so, drawn anew for each cycle; all of them are where one of those is in doubt.
-    0 always measures all."""
+    """Trained lengths on which agreement is measured, drawn anew for each cycle. If one of them is in doubt, all are
+    measured. 0 always measures all."""
     target_trained: Share = 0.8
-    """Lowest agreement at any trained length that ends a round's training."""
+    """Agreement that every measured trained length must reach before a round's training ends."""
     max_fall: Share = 0.25
-    """How far agreement at trained lengths may fall below the highest it was; a round that falls further is taken back
-    and tried again with other problems, three times at most (`rollback.py`). 1 takes nothing back."""
+    """Largest fall of agreement at trained lengths below its highest value. A round that falls further is rolled back
+    and tried again with other problems, at most three times. 1 rolls nothing back."""
     max_leap: Annotated[int, Field(ge=1, le=MAX_DIGITS)] = 5
-    """How many digits further the next round may be. As long as the model agrees with itself there by
-    `leap_agreement` the distance is doubled, up to this. 1 is the paper's schedule, a digit a round."""
+    """Largest step to the next round, in digits. The step is doubled, up to this, while agreement there is at least
+    `leap_agreement`. 1 is the paper's schedule, one digit per round."""
     leap_agreement: Share = 0.7
-    """Agreement at a length that makes it the next frontier, where that is more than one digit away."""
+    """Agreement that a length needs to become the next round, if it is more than one digit further."""
     min_agreement: Share = 0.3
-    """Agreement at the next frontier below which the loop stops (exit code 3)."""
+    """Agreement one digit further below which the run stops with exit code 3."""
     trainer: RoundTrainerConfig = RoundTrainerConfig()
-    """Optimizer settings of this phase."""
+    """Training settings of a round."""
 
 
-# What other defaults are under a schedule: the paper's is a digit a round, and so many short rounds.
+# Defaults that a schedule changes. The paper's has one digit per round, and therefore many short rounds.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "leaps": {"filter": {"checks": FILTERS["thorough"].checks}, "supervised": {"target_agreement": 0.8}},
     "paper": {
@@ -319,7 +332,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What other defaults are for a model that has learned something already, and is larger: AdamW alone, at lower rates.
+# Defaults for a pretrained model, which is larger and has learned already: AdamW alone, at lower learning rates.
 PRETRAINED: dict[str, Any] = {
     "engine": "hf",
     "schedule": "paper",
@@ -329,41 +342,43 @@ PRETRAINED: dict[str, Any] = {
 
 
 class RunConfig(Settings):
-    """A whole run. Tables of the TOML file are the nested settings."""
+    """Settings of a run. Nested settings are tables of the TOML file."""
 
     pretrained: str = ""
-    """Start from this model instead of a fresh one of ours: a directory in Hugging Face form, or a GGUF file. It is
-    read once, into checkpoints/00. Some defaults are others then (`PRETRAINED`); preset, muon_learning_rate and
-    gap_share mean nothing to it, and the second look `shifted` is the swapped one."""
+    """Model to start from instead of a new one: a directory in Hugging Face form, or a GGUF file. It is copied once,
+    into checkpoints/00, and changes some defaults. `preset`, `muon_learning_rate` and `gap_share` have no effect then,
+    and the check `shifted` is the same as `commutative`."""
     recipe: Annotated[int, Field(ge=1, le=RECIPE)] = RECIPE
-    """Which release's trainer and loop these are settings of; no run is gone on with by those of another."""
+    """Version of the training method that the settings are for. A run of another recipe cannot be resumed. Do not set
+    it."""
     preset: Literal["tiny", "base"] = "tiny"
-    """Size of the model (`model.py`)."""
+    """Size of the model. `base` is slower and has more room to learn."""
     task: str = DEFAULT
-    """What is learned; a module of `engine/tasks/`, which may have other defaults (`Task.settings`)."""
+    """Task that the model learns. A task may change the defaults of other settings."""
     digit_order: Literal["msd", "lsd"] = "msd"
-    """Most significant digit first, or least."""
+    """Order in which digits are written: most (msd) or least (lsd) significant first. lsd suits multiplication."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
-    """Digits at which the run is done; supervised.max_digits for the supervised phase alone."""
+    """Digits at which the run ends. Set it to `supervised.max_digits` for the supervised phase alone; raise it to
+    continue a finished run."""
     schedule: Literal["leaps", "paper"] = "leaps"
-    """How far rounds go: as far as the model agrees with itself, or, as in the paper, a digit each. Some defaults are
-    others then (`SCHEDULES`)."""
+    """Distance between rounds. leaps: as many digits as the model agrees with itself. paper: one digit per round, as in
+    the paper. It changes the defaults of other settings."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Everything random follows from it."""
+    """Seed of all random draws. Change it to repeat a run with other draws."""
     engine: Literal["native", "hf", "vllm"] = "native"
-    """What generates."""
+    """Engine that generates tokens. `native` needs nothing else; `hf` is transformers; `vllm` is fastest on a GPU."""
     hard_share: Share = 0.45
-    """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
+    """Share of drawn problems that have long carry chains or one short operand. Uniform draws rarely have either."""
     audit_samples: Count = 100
-    """Problems a length in the audit after each round."""
+    """Problems per length in the audit after each phase. More give narrower intervals and take longer."""
     supervised: SupervisedConfig = SupervisedConfig()
-    """The supervised phase."""
+    """Settings of the supervised phase."""
     round: RoundConfig = RoundConfig()
-    """Self-training."""
+    """Settings of the rounds of self-training."""
     filter: Filter = Filter()
-    """The improved policy."""
+    """Settings of the improved policy."""
     vllm: VllmConfig = VllmConfig()
-    """The engine `vllm`, where that is what generates."""
+    """Settings of the engine `vllm`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -371,7 +386,7 @@ class RunConfig(Settings):
         if not isinstance(values, dict):
             return values
         task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
-        # The default task has the defaults above, and its module need not be read for them.
+        # The defaults above are those of the default task, so its module need not be imported for them.
         if task != DEFAULT and task in task_names():
             values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
@@ -385,15 +400,17 @@ class RunConfig(Settings):
             return self
         if self.task != DEFAULT and not find_task(self.task).has_text:
             raise ValueError(
-                f"a pretrained model cannot learn the task {self.task}, which is not written as text yet; leave out "
-                "pretrained, or learn addition"
+                f"a pretrained model cannot learn the task {self.task}, which has no text form yet; leave out "
+                "pretrained, or choose the task addition"
             )
         if self.engine == "native":
             raise ValueError("the engine native runs sector's own models only; with pretrained choose hf or vllm")
         if self.digit_order != "msd":
-            raise ValueError("a pretrained model reads numbers as people write them; leave out digit_order")
+            raise ValueError("a pretrained model reads the most significant digit first; leave out digit_order")
         if not self.filter.use_chain and self.filter.k > 2 and not self.filter.temperature:
-            raise ValueError("without use_chain and temperature text has two different guesses, one an order; lower k")
+            raise ValueError(
+                "without use_chain and temperature text has only two guesses, one per operand order; lower k"
+            )
         return self
 
     @field_validator("task")
@@ -413,23 +430,26 @@ class RunConfig(Settings):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A TOML file as nested dicts. InputError if it is missing, no text or not TOML."""
+    """Read a TOML file as nested dicts. Raise InputError if it is missing, not text or not TOML."""
     text = read_text(path)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     except RecursionError as error:
-        raise InputError(f"{path} is not TOML that can be read: it is nested too deeply") from error
+        raise InputError(f"{path} cannot be read as TOML: it is nested too deeply") from error
 
 
 def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
-    """Validate nested dicts. InputError names the first key at fault, what is wrong with it, and where it came from."""
+    """Validate the settings of a run, as nested dicts.
+
+    Raise InputError for the first bad key, with its source and the fault.
+    """
     return validated(RunConfig, values, source)
 
 
 def validated(settings: type[Model], values: dict[str, Any], source: str) -> Model:
-    """Nested dicts as settings of a kind. InputError as in `run_config`."""
+    """Validate nested dicts as settings of a class. Raise InputError as `run_config`."""
     try:
         return settings.model_validate(values)
     except ValidationError as error:
@@ -443,12 +463,12 @@ def validated(settings: type[Model], values: dict[str, Any], source: str) -> Mod
 
 
 def _range_of(settings: type[Settings], key: Sequence[int | str]) -> str:
-    """The numbers that a setting takes, in words."""
+    """Return the range of a number setting in words."""
     field, kind = settings.model_fields[str(key[0])], settings
     for part in key[1:]:
-        kind = field.annotation  # type: ignore[assignment]  # a table of settings, since there is a key in it
+        kind = field.annotation  # type: ignore[assignment]  # settings, since a key follows
         field = kind.model_fields[str(part)]
-    bounds = {type(each): each for each in field.metadata}
+    bounds = {type(bound): bound for bound in field.metadata}
     first, last = bounds.get(Ge), bounds.get(Le)
     least = first.ge if isinstance(first, Ge) else bounds[Gt].gt
     most = last.le if isinstance(last, Le) else bounds[Lt].lt
@@ -460,35 +480,35 @@ def _plain(number: object) -> str:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Settings as people give them one by one, `vllm.max_digits=40`, as nested dicts; a value is TOML or a word.
+    """Parse settings of the form `vllm.max_digits=40` to nested dicts; a value is TOML or a bare word.
 
-    InputError names the first that is no setting. Whether its key exists is for `validated` to say.
+    Raise InputError for the first text that has another form. `validated` checks whether the keys exist.
     """
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(part.isidentifier() for part in path):
-            raise InputError(f"--set {text!r} is no setting; write it as vllm.max_digits=40")
+            raise InputError(f"--set {text!r} is not a setting; write it as vllm.max_digits=40")
         try:
-            one: Any = tomllib.loads(f"value = {value}")["value"]
+            setting: Any = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            one = value.strip()
+            setting = value.strip()
         for part in reversed(path):
-            one = {part: one}
-        given = merged(given, one)
-    return given
+            setting = {part: setting}
+        settings = merged(settings, setting)
+    return settings
 
 
 def vllm_config(given: dict[str, Any], base: VllmConfig) -> VllmConfig:
-    """Settings of the engine `vllm` over others. InputError if something else is given too."""
+    """Return settings of the engine `vllm`: `given` over `base`. Raise InputError if `given` has other settings too."""
     if stray := next((key for key, _ in flat(given) if not key.startswith("vllm.")), None):
         raise InputError(f"--set {stray}: only settings of the engine vllm can be given here, as vllm.max_digits=40")
     return validated(RunConfig, {"vllm": merged(base.model_dump(), given.get("vllm", {}))}, "--set").vllm
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings with some of them replaced."""
+    """Merge nested settings; those of `over` win."""
     both = {
         key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
         for key, value in over.items()
@@ -497,7 +517,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
+    """Yield nested settings as pairs of dotted key and value."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
@@ -506,5 +526,5 @@ def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as TOML."""
+    """Return the resolved config as TOML."""
     return tomli_w.dumps(config.model_dump())

@@ -1,4 +1,4 @@
-"""Writing so that a kill at any moment leaves the old file or the new one, never half of either; reading any text."""
+"""Write files atomically, so that a kill leaves the old file or the new one; read text in any encoding."""
 
 import codecs
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sector.engine.errors import InputError
 
-# The longest first: the mark of UTF-32 begins with that of UTF-16.
+# Longest first: the byte order mark of UTF-32 starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -21,27 +21,27 @@ _SPECIAL = (Path.is_char_device, Path.is_block_device, Path.is_fifo, Path.is_soc
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a path beside `path`, then rename it over `path`. InputError if the disk will not have it."""
+    """Call `write` with a path beside `path`, then rename it to `path`. Raise InputError if the system refuses."""
     aside = _aside(path)
     try:
         _make_room(path, aside)
         write(aside)
         os.replace(aside, path)
     except OSError as error:
-        # Where its folder is none, there is nothing to remove.
+        # If its folder is not a folder, there is nothing to remove.
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Names that are bytes and no text, as Python holds them, are written as escapes."""
+    """Write a text file in UTF-8 atomically. Surrogates, from file names that are not UTF-8, are written as escapes."""
     content = text.encode("utf-8", errors="backslashreplace")
     write_atomically(path, lambda aside: aside.write_bytes(content))
 
 
 def read_text(path: Path) -> str:
-    """A text file in any of the encodings that `decoded` knows. InputError if it cannot be read, or is no text."""
+    """Read a text file in an encoding that `decoded` knows. Raise InputError if it cannot be read or is not text."""
     try:
         return decoded(path.read_bytes(), str(path))
     except OSError as error:
@@ -49,28 +49,28 @@ def read_text(path: Path) -> str:
 
 
 def decoded(content: bytes, source: str) -> str:
-    """Text from bytes: UTF-8, or UTF-16 and UTF-32 where a byte order mark or their zeros tell. InputError if neither.
+    """Decode text, without its byte order mark. Raise InputError naming `source` if it is not text.
 
-    The mark is no part of the text.
+    The encoding is UTF-8, unless a byte order mark or zero bytes show UTF-16 or UTF-32.
     """
     try:
         return content.decode(_encoding(content))
     except UnicodeDecodeError as error:
-        raise InputError(f"{source} is no text file in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        raise InputError(f"{source} is not a text file in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
 
 
 def check_writable(path: Path, folder: bool = False) -> None:
-    """InputError unless something can be written at `path`: to be known before long work, not after it.
+    """Raise InputError unless `path` can be written; called before long work, so that its result is not lost.
 
-    Folders that are not there yet are not made: the work may be refused for another reason.
-    folder: `path` may be one that exists; a file may not take its place.
+    Missing folders are not created, since the work may be refused for another reason.
+    folder: whether `path` may be an existing folder.
     """
     try:
         if path.is_dir() and not folder:
             raise InputError(f"cannot write {path}: it is a directory; name a file in it")
         _refuse_special(path)
-        # What cannot be made is known by making it: a name may be too long, a disk full or read-only.
-        home = next(each for each in path.absolute().parents if os.path.lexists(each))
+        # Only an attempt shows whether it works: the name may be too long, the disk full or read-only.
+        home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         aside = _aside(home / path.name)
         if not aside.is_char_device():
             aside.unlink(missing_ok=True)
@@ -81,19 +81,21 @@ def check_writable(path: Path, folder: bool = False) -> None:
 
 
 def _aside(path: Path) -> Path:
+    """Return the path that is written before it is renamed to `path`."""
     return path.with_name(f".{path.name}.partial")
 
 
 def _make_room(path: Path, aside: Path) -> None:
-    """Make the folder, and see that nothing is in the way. InputError if a file would replace what is none."""
+    """Create the folder, and remove a leftover of a kill. Raise InputError if `path` is a device or a pipe."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_special(path)
-    # A link in this place would lead the writing elsewhere. Devices may stand in for a disk that is full.
+    # A link here would redirect the write. A device is kept: tests use /dev/full as a full disk.
     if not aside.is_char_device():
         aside.unlink(missing_ok=True)
 
 
 def _refuse_special(path: Path) -> None:
+    """Raise InputError if `path` is a device, a pipe or a socket, which a rename would replace."""
     if any(is_special(path) for is_special in _SPECIAL):
         raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
 
@@ -113,7 +115,7 @@ def in_utf8(path: Path) -> Iterator[str]:
 
 
 def point_link(link: Path, target: str) -> None:
-    """Make the symbolic link `link` point to `target` (relative to it), replacing an older link at once."""
+    """Point the symbolic link `link` to `target`, a path relative to it, atomically."""
 
     def symlink(aside: Path) -> None:
         aside.unlink(missing_ok=True)
@@ -123,9 +125,9 @@ def point_link(link: Path, target: str) -> None:
 
 
 def _encoding(content: bytes) -> str:
-    """How a text is encoded, by its first bytes; every second byte is zero in UTF-16 of what we read."""
-    if marked := next((name for mark, name in _MARKS if content.startswith(mark)), None):
-        return marked
+    """Guess the encoding of a text: by its byte order mark, or as UTF-16 if every second byte is zero."""
+    if encoding := next((name for mark, name in _MARKS if content.startswith(mark)), None):
+        return encoding
     even, odd = content[::2], content[1::2]
     if content and len(even) == len(odd):
         if not any(odd) and all(even):

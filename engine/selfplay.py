@@ -1,10 +1,10 @@
-"""The loop: a supervised start, then rounds of generate, filter, distill, advance (SECToR algorithm 1).
+"""The loop: a supervised phase, then rounds of generate, filter, distill, advance (SECToR algorithm 1).
 
-Each phase leaves files that say it is done (`directory.py`), draws from random streams named after itself, and starts
-from files alone; so a run killed anywhere and started again ends with the same weights as one never killed.
+Each phase starts from files alone, draws from random streams of its own, and writes files that mark it as done
+(`directory.py`). A run that is killed and resumed therefore ends with the same weights as one that is not.
 
-Rule 1 (label-free) holds by construction: a round runs with the oracle sealed; the audit comes after it and feeds
-nothing back.
+Rounds are label-free by construction: the oracle is sealed while a round runs. The audit comes after the round, and
+nothing of it reaches the loop.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from sector.engine.config import RunConfig
 from sector.engine.policy.workers import Workers
 from sector.engine.run.directory import RunDir
-from sector.engine.run.phases import Event, Phases
+from sector.engine.run.events import Event
+from sector.engine.run.phases import Phases
 from sector.engine.run.stopping import Stopping
 from sector.engine.tasks import oracle
 from sector.engine.training.data_parallel import Ranks
@@ -25,11 +26,13 @@ def self_play(
     stopping: Stopping | None = None,
     ranks: Ranks | None = None,
 ) -> Iterator[Event]:
-    """Run to `config.until` digits, yielding events as they come.
+    """Run to `config.until` digits; yield events as they happen.
 
-    workers: who generates, and ranks: who trains, if not this process alone. stopping: when it asks, the step at hand
-    is saved.
-    Raises NoAgreement when the model no longer agrees with itself; the best checkpoint is the last one that did.
+    run: directory of the run, locked by this process.
+    workers: processes that generate; None for this one.
+    stopping: asks to save the current training step, if the run is to stop.
+    ranks: processes that share the training; None for this one.
+    Raises NoAgreement if the model no longer agrees with itself; the best checkpoint is the last one that did.
     """
     phases = Phases(run, config, workers, stopping, ranks)
     yield from phases.supervise()

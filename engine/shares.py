@@ -1,19 +1,20 @@
-"""Shares as people read them: one rule for commands, pictures and reports.
+"""Format shares in percent, by one rule for commands, plots and reports.
 
-Rounding never says more than is so: 100 % stands only where all are right, and 0 % only where none is wrong.
+Rounding never gives 100 % unless the share is 1, nor 0 % unless it is 0.
 """
 
 from collections.abc import Sequence
 
-# Closer than this is equal: means of shares carry an error of rounding, a share of a million problems does not.
+# Shares closer than this are equal. Means of shares have rounding errors below it; one problem in a million is above.
 _EQUAL = 1e-9
 _MOST_PLACES = 7
 
 
 def hundredths(share: float, places: int = 1, unlike: Sequence[float] = ()) -> str:
-    """`98.3`: a share in percent, without the sign; with more places where these would round it to 0, 100 or `unlike`.
+    """Format a share in percent without the sign, as `98.3`.
 
-    unlike: shares that it is compared with in the same breath.
+    places: decimal places; more are used if the text would otherwise read as 0, as 100 or like a share in `unlike`.
+    unlike: shares that the text is compared with.
     """
     marks = [mark for mark in (0.0, 1.0, *unlike) if abs(share - mark) > _EQUAL]
     for more in range(places, _MOST_PLACES):
@@ -24,5 +25,5 @@ def hundredths(share: float, places: int = 1, unlike: Sequence[float] = ()) -> s
 
 
 def percent(share: float | None, places: int = 1, unlike: Sequence[float] = ()) -> str:
-    """`98.3 %`; a dash for what was not measured. See `hundredths`."""
+    """Format a share as `98.3 %`, by the rule of `hundredths`; None, not measured, as a dash."""
     return "-" if share is None else f"{hundredths(share, places, unlike)} %"

@@ -20,6 +20,7 @@ from sector.engine.config import run_config
 from sector.engine.errors import NoAgreement
 from sector.engine.models.checkpoint import load_checkpoint, weights_sha256
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import TrainingStep
 from sector.engine.selfplay import self_play
 
 # Hardly trained at all: two supervised cycles, and a first round that accepts nothing.
@@ -95,7 +96,7 @@ def test_done_runs_are_skipped_and_half_done_ones_go_on(tmp_path: Path) -> None:
     grid = Grid("one", [0], GRID.cells, samples=5, longest=3)
     events = run_grid(grid, tmp_path, lambda done, of, note: None)
     before = [next(events) for _ in range(3)]
-    assert [(step.cell.name, step.event and step.event["event"]) for step in before] == [("alone", "train")] * 3
+    assert [(step.cell.name, type(step.event)) for step in before] == [("alone", TrainingStep)] * 3
     # Closed in the middle of the first cycle, as by a kill: no snapshot yet, so the run starts over.
     events.close()
     rest = steps(grid, tmp_path)
@@ -114,7 +115,7 @@ def test_a_run_that_someone_evaluated_otherwise_is_evaluated_again(done: Path, t
     evaluation.write_text(json.dumps({**whole, "lengths": whole["lengths"][:1]}))
     again = steps(GRID, out)
     assert [(step.cell.name, step.seed) for step in again if step.event is None] == [("alone", 1)]
-    assert not any(step.event and step.event["event"] == "train" for step in again)
+    assert not any(isinstance(step.event, TrainingStep) for step in again)
     assert json.loads(evaluation.read_text())["lengths"] == whole["lengths"]
     more = Grid(GRID.title, GRID.seeds, GRID.cells, samples=6, longest=3)
     assert sum(step.event is None for step in steps(more, out)) == 4

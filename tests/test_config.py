@@ -74,7 +74,7 @@ def test_bad_settings_are_named(values: dict, key: str) -> None:
         (b"until = ", "is not TOML"),
         (b"until = 9\nuntil = 10", "is not TOML"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
-        (b"until = 9 # \xff", "is no text file in UTF-8"),
+        (b"until = 9 # \xff", "is not a text file in UTF-8"),
     ],
     ids=["half", "twice", "deep", "bytes"],
 )
@@ -137,7 +137,7 @@ def test_numbers_that_lead_nowhere_are_refused(setting: str, reason: str) -> Non
 
 @pytest.mark.parametrize("task", ["subtraction", "multiplication"])
 def test_a_pretrained_model_and_a_task_without_text_do_not_go_together(task: str) -> None:
-    with pytest.raises(InputError, match=f"cannot learn the task {task}, which is not written as text yet") as caught:
+    with pytest.raises(InputError, match=f"cannot learn the task {task}, which has no text form yet") as caught:
         run_config({"pretrained": "model", "task": task})
     assert "digit_order" not in str(caught.value)
 
@@ -164,8 +164,8 @@ def test_settings_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("vllm.max_digits", "is no setting; write it as vllm.max_digits=40"),
-        ("vllm..rows=3", "is no setting"),
+        ("vllm.max_digits", "is not a setting; write it as vllm.max_digits=40"),
+        ("vllm..rows=3", "is not a setting"),
         ("vllm.max_digitz=3", "vllm.max_digitz: unknown key"),
         ("vllm.rows=many", "vllm.rows: Input should be a valid integer"),
         ("until=3", "--set until: only settings of the engine vllm can be given here"),

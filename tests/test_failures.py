@@ -29,13 +29,14 @@ from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run import stopping
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, TrainingStep
 from sector.engine.run.open import open_run
 from sector.engine.selfplay import self_play
 from sector.engine.training import distill
 from sector.engine.training.data_parallel import Gradient
 
 
-def go_on(root: Path) -> list[dict[str, Any]]:
+def go_on(root: Path) -> list[Event]:
     """What `sector run --out ROOT` does, to the end."""
     with open_run(root, {}, "test") as (run, config):
         return list(log_to_trackers(self_play(run, config), run, config))
@@ -44,7 +45,7 @@ def go_on(root: Path) -> list[dict[str, Any]]:
 def next_step(root: Path) -> int:
     """The first step of training that the same command would do."""
     with open_run(root, {}, "test") as (run, config):
-        return next(event["step"] for event in self_play(run, config) if event["event"] == "train")
+        return next(event.step for event in self_play(run, config) if isinstance(event, TrainingStep))
 
 
 # A full disk. A link to /dev/full stands where a file is to be written aside: the kernel's own ENOSPC.
@@ -121,10 +122,10 @@ def ended_run(finished_run: Path, tmp_path: Path) -> Path:
 def test_truncated_files_are_made_again_as_they_were(ended_run: Path, finished_run: Path) -> None:
     for name in DAMAGED:
         _truncate(ended_run / name)
-    mended = [event["file"] for event in go_on(ended_run) if event["event"] == "mended"]
+    mended = [event.file for event in go_on(ended_run) if isinstance(event, FileMended)]
     assert mended == [*sorted(name.removesuffix("/model.safetensors") for name in DAMAGED[:-1]), "metrics.jsonl"]
     assert_same(ended_run, finished_run)
-    assert not [event for event in go_on(ended_run) if event["event"] in ("mended", "train", "generate")]
+    assert not [event for event in go_on(ended_run) if isinstance(event, FileMended | TrainingStep | Generated)]
 
 
 # Each file and link of a finished run that is not the record of its own making, and what says that it is made again.
@@ -199,7 +200,7 @@ def test_a_run_without_its_settings_says_so(ended_run: Path) -> None:
 def test_a_record_of_training_that_is_gone_has_its_phase_done_again(ended_run: Path) -> None:
     (ended_run / "rounds" / "supervised" / "training.json").unlink()
     with open_run(ended_run, {}, "test") as (run, config):
-        assert next(self_play(run, config)) == {"event": "mended", "file": "rounds/supervised/training.json"}
+        assert next(self_play(run, config)) == FileMended("rounds/supervised/training.json")
         assert not run.supervised(6).is_trained
 
 
@@ -212,9 +213,9 @@ def test_a_run_copied_without_its_links_goes_on(finished_run: Path, tmp_path: Pa
 
 def test_a_truncated_snapshot_is_no_snapshot(fresh_run: Path, finished_run: Path) -> None:
     with open_run(fresh_run, {}, "test") as (run, config):
-        next(event for event in self_play(run, config) if event["event"] == "goal")
+        next(event for event in self_play(run, config) if isinstance(event, GoalMeasured))
     _truncate(fresh_run / "training.safetensors")
-    assert go_on(fresh_run)[0] == {"event": "mended", "file": "training.safetensors"}
+    assert go_on(fresh_run)[0] == FileMended("training.safetensors")
     assert_same(fresh_run, finished_run)
 
 
@@ -293,9 +294,9 @@ def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
     asked = stopping.Stopping()
     with open_run(fresh_run, {}, "test") as (run, config):
         for event in self_play(run, config, stopping=asked):
-            if event["event"] == "train" and event["step"] == 2:
+            if isinstance(event, TrainingStep) and event.step == 2:
                 asked.asked = True
-            if event["event"] == "train" and event["step"] == 3:
+            if isinstance(event, TrainingStep) and event.step == 3:
                 break
     assert next_step(fresh_run) == 4
 
@@ -303,9 +304,9 @@ def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
 def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fresh_run: Path) -> None:
     asked = stopping.Stopping()
 
-    def events(run: RunDir, config: RunConfig) -> Iterator[dict[str, Any]]:
+    def events(run: RunDir, config: RunConfig) -> Iterator[Event]:
         for event in self_play(run, config, stopping=asked):
-            asked.asked |= event["event"] == "train" and event["step"] == 2
+            asked.asked |= isinstance(event, TrainingStep) and event.step == 2
             yield event
 
     with open_run(fresh_run, {}, "test") as (run, config), pytest.raises(typer.Exit):
@@ -317,9 +318,9 @@ def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fr
 def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Path) -> None:
     with open_run(fresh_run, {}, "test") as (run, config), stopping.stop_on_signals() as asked:
 
-        def events() -> Iterator[dict[str, Any]]:
+        def events() -> Iterator[Event]:
             for event in self_play(run, config, stopping=asked):
-                if event["event"] == "train" and event["step"] == 2:
+                if isinstance(event, TrainingStep) and event.step == 2:
                     signal.raise_signal(signal.SIGINT)
                 yield event
 
@@ -328,8 +329,8 @@ def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Pat
             follow(told, run, config, Output(as_json=True), asked)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    again = next(event for event in go_on(fresh_run) if event["event"] == "train")
-    assert again["step"] == 4
+    again = next(event for event in go_on(fresh_run) if isinstance(event, TrainingStep))
+    assert again.step == 4
 
 
 def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +348,7 @@ def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest
         pytest.raises(Unwritable),
     ):
         follow(events, run, config, Output(as_json=True), asked)
-    saved = next(event for event in go_on(fresh_run) if event["event"] == "train")["step"]
+    saved = next(event.step for event in go_on(fresh_run) if isinstance(event, TrainingStep))
     assert saved == 3 and told[-1]["event"] == "done"
 
 
@@ -393,7 +394,8 @@ def test_a_signal_that_meets_a_deletion_is_not_lost(number: signal.Signals, rais
 
 
 def test_what_is_waited_for_after_being_asked() -> None:
-    train, other = {"event": "train"}, {"event": "generate"}
+    train = TrainingStep(7, 1, step=1, of=2, loss=1.0, tokens_per_s=1.0)
+    other = Generated(7, tried=1, of=2, accepted=1, tokens_per_s=1.0)
     asked = stopping.Stopping()
     assert not asked.ends_after(train) and not asked.ends_after(other)
     asked.asked = True

@@ -30,7 +30,7 @@ def test_either_end_first(encoding: str) -> None:
 def test_what_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"f is no text file in UTF-8 \(byte \d+\)"):
+    with pytest.raises(InputError, match=r"f is not a text file in UTF-8 \(byte \d+\)"):
         read_text(path)
 
 

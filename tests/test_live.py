@@ -10,7 +10,12 @@ from sector.cli._live import frame
 from sector.cli._output import PlainConsole
 from sector.cli._tally import Tally
 from sector.engine.config import RunConfig
+from sector.engine.run.events import Generated, GoalMeasured, PhaseAudited, TrainingStep
 from sector.engine.run.records import RoundMetrics
+
+
+def _step(digits: int, step: int, of: int) -> TrainingStep:
+    return TrainingStep(digits, cycle=1, step=step, of=of, loss=1.0, tokens_per_s=5e4)
 
 
 def _metrics(digits: int) -> RoundMetrics:
@@ -36,9 +41,9 @@ def _metrics(digits: int) -> RoundMetrics:
 @pytest.mark.parametrize("reached", [0, 6, 7, 28, 100], ids=str)
 def test_a_frame_fits_the_terminal(reached: int, title: str) -> None:
     tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, reached + 1)])
-    tally.take({"event": "train", "digits": 0, "cycle": 1, "step": 900, "of": 1000, "loss": 1.0, "tokens_per_s": 5e4})
-    tally.take({"event": "goal", "digits": 0, "cycle": 1, "met": False, "agreement": 0.5, "accuracy": 0.9})
-    tally.take({"event": "generate", "digits": 101, "tried": 50, "of": 1000, "accepted": 40, "tokens_per_s": 5e4})
+    tally.take(_step(0, 900, 1000))
+    tally.take(GoalMeasured(0, 1, met=False, agreement=0.5, accuracy=0.9, trained=None))
+    tally.take(Generated(101, tried=50, of=1000, accepted=40, tokens_per_s=5e4))
     console = PlainConsole(width=80, height=24, file=io.StringIO(), record=True)
     console.print(frame(title, tally, 80, 24))
     text = console.export_text()
@@ -73,13 +78,13 @@ def test_the_time_left_counts_down_and_never_below_nothing() -> None:
     left = tally.seconds_left()
     # Rounds at 7 and 8 took 30 seconds each, 60 / (49 + 64) a squared digit.
     assert left == pytest.approx(81 * 60 / 113, abs=1)
-    tally.take({"event": "round", "metrics": _metrics(9)})
+    tally.take(PhaseAudited(_metrics(9)))
     assert tally.seconds_left() == 0
 
 
 def test_a_note_of_two_lines_is_whole() -> None:
     tally = Tally(RunConfig(until=110), [_metrics(digits) for digits in range(6, 29)], 28)
-    tally.take({"event": "goal", "digits": 29, "cycle": 1, "agreement": 0.971, "trained": 0.982, "accuracy": 0.993})
+    tally.take(GoalMeasured(29, 1, met=True, agreement=0.971, accuracy=0.993, trained=0.982))
     console = PlainConsole(width=80, height=24, file=io.StringIO(), record=True)
     console.print(frame("runs/first", tally, 80, 24))
     text = console.export_text()
@@ -91,22 +96,20 @@ def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pyte
     now = [1000.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)], 8)
-    step = {"event": "train", "digits": 9, "cycle": 1, "of": 60, "loss": 1.0, "tokens_per_s": 5e4}
     for done in range(1, 39):
         now[0] += 10
-        tally.take({**step, "step": done})
+        tally.take(_step(9, done, 60))
     assert tally.seconds_left() == pytest.approx(22 * 10)
 
 
 def test_what_would_be_done_again_is_said() -> None:
     tally = Tally(RunConfig(until=9), [], 0)
-    step = {"event": "train", "digits": 0, "cycle": 1, "of": 1600, "loss": 1.0, "tokens_per_s": 5e4}
-    tally.take({**step, "step": 319})
+    tally.take(_step(0, 319, 1600))
     assert tally.lost == "; 119 steps of training are done again"
-    tally.saved({**step, "step": 319})
+    tally.saved(_step(0, 319, 1600))
     assert tally.lost == ""
     for done in (200, 1600):
-        tally.take({**step, "step": done})
+        tally.take(_step(0, done, 1600))
         assert tally.lost == ""
-    tally.take({"event": "generate", "digits": 7, "tried": 250, "of": 600, "accepted": 240, "tokens_per_s": 5e4})
+    tally.take(Generated(7, tried=250, of=600, accepted=240, tokens_per_s=5e4))
     assert tally.lost == "; 250 problems of 7 digits are tried again"

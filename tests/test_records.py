@@ -81,10 +81,10 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"digits": 257}, "digits is 257"),
     ({"accepted": 101}, "accepted is 101, more than tried"),
     ({"thought_through": 81}, "thought_through is 81, more than accepted"),
-    ({"rejected": {"outvoted": 21}}, r"accepted \(80\) and rejected \(21\) do not make tried"),
+    ({"rejected": {"outvoted": 21}}, r"accepted \(80\) and rejected \(21\) do not add up to tried"),
     ({"rejected": {"out voted": 20}}, "rejected.out voted is 'out voted'"),
     ({"label_mistakes": {"typo": 1}}, "label_mistakes.typo is 'typo'"),
-    ({"label_error": None}, "label_error is None where accepted is 80"),
+    ({"label_error": None}, "label_error is None, but accepted is 80"),
     ({"phase": "sft"}, "tried is 100 in the phase 'sft'"),
     ({"frontier": {"fast": {}, "slow": {}}}, "frontier counts no outputs"),
     ({"leap": 0}, "leap is 0"),
@@ -101,7 +101,7 @@ def test_nonsense_is_refused_and_said(changes: dict[str, Any], said: str) -> Non
 ORDERS = {
     "digits repeat": ([6, 7, 7], "line 3: digits is 7"),
     "digits fall": ([6, 8, 7], "line 3: digits is 7"),
-    "no supervised phase": ([7, 8], "line 1: the first line is not of the supervised phase"),
+    "no supervised phase": ([7, 8], "line 1: the first line is not the supervised phase"),
     "two supervised phases": ([5, 6], "line 2: the supervised phase is not the first line"),
 }
 

@@ -20,6 +20,7 @@ from sector.engine.errors import NoAgreement
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import FrontierMoved, TrainingStep
 from sector.engine.run.goals import Goals
 from sector.engine.run.phases import Phases
 from sector.engine.run.plan import replayed
@@ -80,12 +81,12 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
             pass
         with pytest.raises(oracle.OracleSealed):
             list(phases.audit(run.round(7)))
-        assert [event["event"] for event in phases.advance(run.round(7))] == ["frontier"]
+        assert list(phases.advance(run.round(7))) == [FrontierMoved(7)]
 
 
 def test_the_loop_itself_seals_the_oracle(fresh_run: Path) -> None:
     run = RunDir(fresh_run)
-    states = {event["event"]: oracle.is_sealed() for event in self_play(run, run.read_config())}
+    states = {event.kind: oracle.is_sealed() for event in self_play(run, run.read_config())}
     assert states["generate"] and states["train"] and states["goal"] and states["frontier"]
     assert not states["round"] and not oracle.is_sealed()
 
@@ -150,9 +151,9 @@ def test_killed_in_the_supervised_phase_it_goes_on_from_its_snapshot(
     for _ in Phases(finished, config).supervise():
         pass
     for event in Phases(run, config).supervise():
-        if event["event"] == "train" and event["step"] == 13:
+        if isinstance(event, TrainingStep) and event.step == 13:
             break
-    steps = [event["step"] for event in Phases(run, config).supervise() if event["event"] == "train"]
+    steps = [event.step for event in Phases(run, config).supervise() if isinstance(event, TrainingStep)]
     assert steps[0] == 11 and steps[-1] == 24
     assert_same(run.root, finished.root)
 
@@ -175,7 +176,7 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
     looks = {"vote": "off", "checks": []}
     run, config = start(fresh_run, until=12, filter=looks, round=LEAPING)
     for event in self_play(run, config):
-        if event["event"] == "train" and event["digits"] == 11:
+        if isinstance(event, TrainingStep) and event.digits == 11:
             break
     for _ in self_play(run, config):
         pass
@@ -276,8 +277,8 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
 def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(guarded_run: Path, tmp_path: Path) -> None:
     run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
     assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
-    assert "taken back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
+    assert "rolled back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
     assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
     # The same command says the same at once.
-    with pytest.raises(NoAgreement, match="taken back 3 times"):
+    with pytest.raises(NoAgreement, match="rolled back 3 times"):
         list(self_play(run, run.read_config()))

@@ -15,6 +15,7 @@ from sector.engine.language.operands import digit_strings
 from sector.engine.models.sector import SectorConfig
 from sector.engine.policy.improve import Verdict, answer_fast, improve, simplify
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import FrontierMoved
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.selfplay import self_play
@@ -322,7 +323,7 @@ def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.Monk
     overheard = model.layout
     monkeypatch.setattr(type(task), "layout", lambda _, order: overheard(order))
     events = list(self_play(run, config))
-    assert [event["event"] for event in events][-1] == "frontier"
+    assert isinstance(events[-1], FrontierMoved)
     line = run.metrics()[-1]
     assert line.accepted == 12 and line.label_error == 0.0 and line.accuracy[4] == 1.0
     assert line.frontier is not None and line.frontier.slow["right"] == line.frontier.fast["right"] == 8

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
     ("given", "reason"),
     [
         ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
-        ({"digit_order": "lsd"}, "reads numbers as people write them; leave out digit_order"),
+        ({"digit_order": "lsd"}, "reads the most significant digit first; leave out digit_order"),
         (
             {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
             "two different guesses, one an order; lower k",
@@ -143,9 +142,8 @@ def test_a_whole_run_on_vllm(finished: RunDir, pretrained: Path, tmp_path: Path)
 
 
 def _killed(run: RunDir, at: str, step: int) -> None:
-    events: Iterator[dict[str, Any]] = self_play(run, run.read_config())
-    for event in events:
-        if event["event"] == at and event.get("step", step) == step:
+    for event in self_play(run, run.read_config()):
+        if event.kind == at and getattr(event, "step", step) == step:
             return
 
 

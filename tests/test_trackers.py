@@ -15,35 +15,38 @@ from sector.engine.config import run_config
 from sector.engine.errors import InputError
 from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import FrontierMoved, Generated, GoalMeasured, PhaseAudited, TrainingStep
 
 CONFIG = run_config({"until": 8, "supervised": {"cycle_steps": 100, "more_steps": 40}, "round": {"cycle_steps": 20}})
 
 
-def train(digits: int, cycle: int, step: int, of: int, loss: float = 1.0) -> dict[str, Any]:
-    return {
-        "event": "train", "digits": digits, "cycle": cycle, "step": step, "of": of, "loss": loss, "tokens_per_s": 1e4
-    }  # fmt: skip
+def train(digits: int, cycle: int, step: int, of: int, loss: float = 1.0) -> TrainingStep:
+    return TrainingStep(digits, cycle, step, of, loss, tokens_per_s=1e4)
 
 
-def round_event(digits: int, cycles: int) -> dict[str, Any]:
+def goal(digits: int, cycle: int, agreement: float, trained: float | None = None) -> GoalMeasured:
+    return GoalMeasured(digits, cycle, met=False, agreement=agreement, accuracy=None, trained=trained)
+
+
+def round_event(digits: int, cycles: int) -> PhaseAudited:
     tried = 10 if digits > 6 else 0
     accuracy = {length: 1 - length / 100 for length in range(1, digits + 2)}
     values = {"tried": tried, "accepted": tried * 8 // 10, "label_error": 0.125 if tried else None}
-    return {"event": "round", "metrics": round_metrics(digits, cycles=cycles, accuracy=accuracy, **values)}
+    return PhaseAudited(round_metrics(digits, cycles=cycles, accuracy=accuracy, **values))
 
 
 EVENTS = [
     train(0, 1, 20, 100),
     train(0, 1, 100, 100, loss=0.5),
-    {"event": "goal", "digits": 0, "cycle": 1, "agreement": 0.5, "accuracy": 0.9, "trained": None},
+    goal(0, 1, 0.5),
     train(0, 2, 20, 40),
-    {"event": "goal", "digits": 0, "cycle": 2, "agreement": 0.95, "accuracy": 0.99, "trained": None},
+    goal(0, 2, 0.95),
     round_event(6, 2),
-    {"event": "generate", "digits": 7, "tried": 10, "of": 10, "accepted": 8, "tokens_per_s": 1.0},
+    Generated(7, tried=10, of=10, accepted=8, tokens_per_s=1.0),
     train(7, 1, 20, 20),
-    {"event": "goal", "digits": 7, "cycle": 1, "agreement": 0.9, "accuracy": None, "trained": 0.8},
+    goal(7, 1, 0.9, trained=0.8),
     round_event(7, 1),
-    {"event": "frontier", "digits": 7},
+    FrontierMoved(7),
 ]
 
 
@@ -69,7 +72,7 @@ def test_a_resumed_run_goes_on_at_its_step_and_takes_back_what_was_lost(tmp_path
     run = RunDir(tmp_path)
     # Killed in the round at 7, after its training and before its audit.
     list(log_to_trackers(iter([*EVENTS[:6], train(7, 1, 20, 20, loss=9.0)]), run, CONFIG))
-    write_metrics(tmp_path, EVENTS[5]["metrics"])
+    write_metrics(tmp_path, EVENTS[5].metrics)
     list(log_to_trackers(iter(EVENTS[6:]), run, CONFIG))
     found = scalars(tmp_path)
     assert found["train/loss"][-1] == (160, 1.0) and (160, 9.0) not in found["train/loss"]

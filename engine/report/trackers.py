@@ -19,7 +19,7 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, first_line
 from sector.engine.files import in_utf8
 from sector.engine.run.directory import RunDir
-from sector.engine.run.phases import Event
+from sector.engine.run.events import Event, GoalMeasured, PhaseAudited, TrainingStep
 from sector.engine.run.records import RoundMetrics
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _retell(run: RunDir, config: RunConfig, board: Tracker) -> None:
         return
     steps = _Steps(config, ())
     for line in run.metrics():
-        event = {"event": "round", "metrics": line}
+        event = PhaseAudited(line)
         board.log(figures_of(event), steps.at(event))
 
 
@@ -94,18 +94,17 @@ class _Steps:
         """lines: of metrics.jsonl so far."""
         self._config, self._done = config, 0
         for line in lines:
-            self.at({"event": "round", "metrics": line})
+            self.at(PhaseAudited(line))
 
     def at(self, event: Event) -> int:
         """Steps done when the event came."""
-        kind = event["event"]
-        if kind == "train":
-            return self._done + self._of(event["digits"], event["cycle"] - 1) + event["step"]
-        if kind == "goal":
-            return self._done + self._of(event["digits"], event["cycle"])
-        if kind == "round":
-            metrics: RoundMetrics = event["metrics"]
-            self._done += self._of(metrics.digits if metrics.is_round else 0, metrics.cycles)
+        match event:
+            case TrainingStep(digits=digits, cycle=cycle, step=step):
+                return self._done + self._of(digits, cycle - 1) + step
+            case GoalMeasured(digits=digits, cycle=cycle):
+                return self._done + self._of(digits, cycle)
+            case PhaseAudited(metrics):
+                self._done += self._of(metrics.digits if metrics.is_round else 0, metrics.cycles)
         return self._done
 
     def _of(self, digits: int, cycles: int) -> int:
@@ -118,12 +117,14 @@ class _Steps:
 
 def figures_of(event: Event) -> dict[str, float]:
     """What of an event is drawn, by name."""
-    kind = event["event"]
-    if kind == "train" and event["step"] % _LOSS_STEPS == 0:
-        return {"train/loss": event["loss"], "train/tokens_per_s": event["tokens_per_s"]}
-    if kind == "goal":
-        return {f"goal/{name}": event[name] for name in ("agreement", "trained") if event.get(name) is not None}
-    return _figures_of_round(event["metrics"]) if kind == "round" else {}
+    match event:
+        case TrainingStep() if event.step % _LOSS_STEPS == 0:
+            return {"train/loss": event.loss, "train/tokens_per_s": event.tokens_per_s}
+        case GoalMeasured(agreement=agreement, trained=trained):
+            return {"goal/agreement": agreement} | ({} if trained is None else {"goal/trained": trained})
+        case PhaseAudited(metrics):
+            return _figures_of_round(metrics)
+    return {}
 
 
 def _figures_of_round(metrics: RoundMetrics) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""A run on disk, phase by phase; all of it resumes.
+"""A run on disk, phase by phase; every phase can be resumed.
 
 May import: `training` and below. Open `phases.py` first: supervise, generate, distill, audit, advance. `directory.py`
-says which file lies where, `open.py` starts or resumes a run.
+lists the files of a run, `open.py` starts or resumes one, and `events.py` lists the events that a run yields.
 """

@@ -1,6 +1,6 @@
-"""The audit: what only someone who knows the truth can say. Nothing it finds goes back into the loop.
+"""Comparison with true answers: label error, error of the fast policy, accuracy by length, kinds of mistakes.
 
-Label error of what a round accepted, the fast policy's error on the same problems, and exact-match accuracy by length.
+No result of the audit reaches the loop.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,10 @@ EVAL_BATCH = 1000
 class Score:
     """Exact-match accuracy on one set of problems, with its Wilson 95 % interval.
 
-    name: what kind of problems; digits: per operand; correct of samples.
+    name: kind of problems.
+    digits: digits per operand.
+    correct: problems answered correctly.
+    samples: problems asked.
     """
 
     name: str
@@ -37,21 +40,22 @@ class Score:
 
     @property
     def accuracy(self) -> float:
+        """Share of problems answered correctly."""
         return self.correct / self.samples
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson score interval at 95 %."""
+        """Lower and upper end of the Wilson score interval at 95 %."""
         low, high = binomtest(self.correct, self.samples).proportion_ci(0.95, method="wilson")
         return float(low), float(high)
 
 
 def outputs_correct(solver: Solver, problems: Batch) -> Tensor:
-    """Return whether the policy's output is exactly right, `[B]` bool; an answer that it rejects counts as wrong."""
+    """Return whether each output of the policy is exactly right, `[B]` bool; rejected answers count as wrong."""
     if solver.policy == "improved":
         improved = solver.improve(problems)
         return answers_correct(problems, improved.ballot.answers) & improved.accepted
-    # One digit cannot be simplified; the fast answer stands for the slow one.
+    # A problem of one digit cannot be simplified, so the fast answer is used.
     if solver.policy == "slow" and problems.digits > 1:
         step = solver.simplify(problems)
         return simplification_correct(problems, step.rest, step.digit) & step.valid
@@ -60,35 +64,35 @@ def outputs_correct(solver: Solver, problems: Batch) -> Tensor:
 
 
 def answers_correct(problems: Batch, answers: Tensor) -> Tensor:
-    """`[B]` bool: which of the answers `[B, W]` are the true ones?"""
+    """Return whether each answer `[B, W]` is the true one, `[B]` bool."""
     return (true_answers(problems) == answers).all(dim=1)
 
 
 def simplification_correct(problems: Batch, rest: Batch, digit: Tensor) -> Tensor:
-    """`[B]` bool: is the remaining problem the true one, and the digit the last of the true answer?"""
+    """Return whether each remaining problem is the true one and its digit the last of the true answer, `[B]` bool."""
     valid = torch.ones_like(digit, dtype=torch.bool)
     kinds = truth_of(problems).simplification_mistakes(problems, Simplifications(rest, digit, valid))
     return torch.tensor([kind is Mistake.RIGHT for kind in kinds], dtype=torch.bool)
 
 
 def label_error(examples: Examples) -> float | None:
-    """Share of examples whose answer is wrong; None if there are none."""
+    """Return the share of examples whose answer is wrong; None without examples."""
     if len(examples) == 0:
         return None
     return 1 - answers_correct(examples.problems, examples.answers).double().mean().item()
 
 
 def label_mistakes(examples: Examples) -> dict[str, int]:
-    """Examples by the mistake in their answer (`mistakes.Mistake`)."""
+    """Count examples by the mistake in their answer (`mistakes.Mistake`)."""
     truth = truth_of(examples.problems)
     return mistakes.tally(truth.answer_mistakes(examples.problems, examples.answers))
 
 
 def frontier_mistakes(sampler: Sampler, layout: Layout, problems: Batch) -> dict[str, dict[str, int]]:
-    """What the `fast` and the `slow` policy make of problems of N >= 2 digits, greedy: outputs by mistake.
+    """Count the outputs of the `fast` and the `slow` policy by mistake, on problems of N >= 2 digits, greedily.
 
-    Of one prefix both are asked at once, as the improved policy does it; where the fast policy thinks down to what is
-    answered at once, it is asked for itself.
+    Both are sampled as branches of one prefix, as in the improved policy. If the problems are too long to be answered
+    at once, the fast policy runs on its own.
     """
     size, count = problems.size, len(problems)
     sampling = Sampling(0.0, 0, torch.arange(count), stage=0)
@@ -108,24 +112,28 @@ def frontier_mistakes(sampler: Sampler, layout: Layout, problems: Batch) -> dict
 
 
 def answer_mistakes(ids: Tensor, problems: Batch, layout: Layout) -> list[Mistake]:
-    """What is wrong with each fast answer, as ids `[B, T]`."""
+    """Classify the mistake in each fast answer, ids `[B, T]`."""
     answers, valid = layout.parse_answers(ids, problems.size)
     kinds = truth_of(problems).answer_mistakes(problems, answers)
     return mistakes.where_parsed(kinds, valid, layout.is_well_formed(ids, Mode.ANSWER))
 
 
 def simplification_mistakes(ids: Tensor, problems: Batch, layout: Layout) -> list[Mistake]:
-    """What is wrong with each simplification, as ids `[B, T]`."""
-    said = layout.parse_simplifications(ids, problems.size)
-    kinds = truth_of(problems).simplification_mistakes(problems, said)
-    return mistakes.where_parsed(kinds, said.valid, layout.is_well_formed(ids, Mode.THINK))
+    """Classify the mistake in each simplification, ids `[B, T]`."""
+    steps = layout.parse_simplifications(ids, problems.size)
+    kinds = truth_of(problems).simplification_mistakes(problems, steps)
+    return mistakes.where_parsed(kinds, steps.valid, layout.is_well_formed(ids, Mode.THINK))
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How far agreement, which needs no labels, tells right from wrong: candidates of one round.
+    """How well agreement, which needs no labels, separates right from wrong candidates of one round.
 
-    accepted, rejected: counts as (right by the vote, of so many). votes: the same by how many guesses gave the vote.
+    Each pair is (candidates whose voted answer is right, all candidates).
+
+    accepted: pair of the accepted candidates.
+    rejected: pair of the rejected candidates.
+    votes: pair of each count of guesses that gave the voted answer.
     """
 
     accepted: tuple[int, int]
@@ -134,35 +142,41 @@ class Gate:
 
     @property
     def tried(self) -> int:
+        """Count of candidates."""
         return self.accepted[1] + self.rejected[1]
 
     @property
     def agreement(self) -> float:
-        """What the loop knows: the share accepted."""
+        """Share of candidates accepted, which the loop knows."""
         return self.accepted[1] / self.tried
 
     @property
     def accuracy(self) -> float:
-        """What it does not: the share of all candidates whose voted answer is right."""
+        """Share of candidates whose voted answer is right, which the loop does not know."""
         return (self.accepted[0] + self.rejected[0]) / self.tried
 
 
 def gate(problems: Batch, answers: Tensor, votes: Tensor, accepted: Tensor) -> Gate:
-    """Of candidates with voted answers `[B, W]`, votes `[B]` and `[B]` bool whether they were accepted."""
+    """Count right and wrong candidates.
+
+    answers: `[B, W]` voted answers.
+    votes: `[B]` guesses that gave the voted answer.
+    accepted: `[B]` bool.
+    """
     right = answers_correct(problems, answers)
 
-    def counted(rows: Tensor) -> tuple[int, int]:
+    def pair(rows: Tensor) -> tuple[int, int]:
         return int(right[rows].sum()), int(rows.sum())
 
-    return Gate(counted(accepted), counted(~accepted), {int(each): counted(votes == each) for each in votes.unique()})
+    return Gate(pair(accepted), pair(~accepted), {int(count): pair(votes == count) for count in votes.unique()})
 
 
 def score(solver: Solver, name: str, problems: Batch) -> Score:
-    """Accuracy of a solver on given problems."""
+    """Measure the accuracy of a solver on problems; `name` is their kind."""
     correct = sum(int(outputs_correct(solver, batch).sum()) for batch in batches(problems, EVAL_BATCH))
     return Score(name, problems.digits, correct, len(problems))
 
 
 def score_length(solver: Solver, task: Task, digits: int, samples: int, seed: int, hard_share: float = 0.0) -> Score:
-    """Accuracy on `samples` drawn problems of one length, uniform digits by default."""
+    """Measure the accuracy on `samples` drawn problems of one length, with uniform digits by default."""
     return score(solver, "uniform", task.draw(digits, samples, generator(seed, "eval", digits), hard_share))

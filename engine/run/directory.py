@@ -1,20 +1,21 @@
-"""A run directory: where everything of a run lies, and what is already done.
+"""Run directory: the files of a run. They show which phases are done.
 
-    config.toml                   the resolved settings
-    settings.json                 those that all of this was made with, and their digest (`made_with.py`)
-    metrics.jsonl                 a line a phase
+    config.toml                   resolved settings
+    settings.json                 settings that the files were made with, and their digest (`made_with.py`)
+    metrics.jsonl                 one line per phase
     rounds/07/examples.parquet    accepted examples of the round at 7 digits (supervised/ for the supervised phase)
-    rounds/07/candidates.parquet  everything that round tried, with verdicts
-    rounds/07/generation.json     what generating took
-    rounds/supervised/start.json  whose snapshot the supervised phase began with, if a grid lent it one (`ablate.py`)
-    checkpoints/07/               weights after that round (06/: after the supervised phase)
-    checkpoints/latest, best      links to the last one, and to the last one that agrees with itself
-    training.safetensors          the training under way, if one is
-    failed/07-1/                  a round that was taken back (rollback.py)
+    rounds/07/candidates.parquet  all candidates of the round, with verdicts
+    rounds/07/generation.json     counts, tokens and seconds of the generation
+    rounds/07/training.json       cycles, tokens, seconds and agreement of the training
+    rounds/supervised/start.json  snapshot that the supervised phase started from, if a grid shared one (`ablate.py`)
+    checkpoints/07/               weights after the round (06/: after the supervised phase)
+    checkpoints/latest, best      links to the last checkpoint, and to the last one that agrees with itself
+    training.safetensors          snapshot of the training under way
+    failed/07-1/                  files of a round that was rolled back (`rollback.py`)
     plots/                        accuracy by length before and after the loop; label error and acceptance
-    tensorboard/                  the same and the loss, for TensorBoard (`trackers.py`)
+    tensorboard/                  the same figures and the loss, for TensorBoard (`trackers.py`)
 
-What is done is read off the files: each is written once, whole, in this order.
+Each file is written once, as a whole, in this order. A phase is done when its files are there.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ from sector.engine.run.records import (
     read_record,
 )
 
-# What handles weights imports torch where it is used: that takes seconds, and what is refused is refused before.
+# Modules that handle weights import torch, which takes seconds. They are imported in functions, so that bad input is
+# refused at once.
 if TYPE_CHECKING:
     from sector.engine.models.checkpoint import Model
     from sector.engine.training.distill import TrainState
@@ -64,7 +66,11 @@ HOLDER = ".holder.json"
 
 
 class RunDir:
-    """One run's directory; `lock` it before writing. mended: files that were damaged and are made again."""
+    """Directory of one run; `lock` it before writing.
+
+    root: path of the directory.
+    mended: names of files that were damaged or missing when the run was opened, and are made again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,17 +78,19 @@ class RunDir:
 
     @property
     def exists(self) -> bool:
-        """Is there a config, or something in its place?"""
+        """Whether there is a config, or something else in its place."""
         return os.path.lexists(self.root / CONFIG)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process. InputError if another holds it, and who; or it cannot be written.
+        """Lock the directory for this process.
 
-        A directory in which nothing came to be is removed again, with those above it that were made for it.
+        A directory that stays empty is removed again, with the parents that were created for it.
+
+        Raises InputError if another process holds the lock, naming it, or if the directory cannot be written.
         """
         lock, holder = FileLock(self.root / LOCK), self.root / HOLDER
-        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        created = [path for path in (self.root, *self.root.parents) if not path.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -102,16 +110,16 @@ class RunDir:
                 (self.root / LOCK).unlink()
             lock.release()
             with suppress(OSError):
-                for path in made:
+                for path in created:
                     path.rmdir()
 
     @property
     def begun(self) -> bool:
-        """Has a phase made anything?"""
+        """Whether a phase has written any file."""
         return self.snapshot.exists() or any((self.root / name).exists() for name in ("rounds", "checkpoints"))
 
     def read_config(self) -> RunConfig:
-        """The settings in config.toml. InputError if they are bad, or not those that the run was made with."""
+        """Read the settings. Raise InputError if they are invalid, or other than the files were made with."""
         path = self.root / CONFIG
         config = configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path))
         if self.begun:
@@ -119,15 +127,16 @@ class RunDir:
         return config
 
     def write_config(self, config: RunConfig) -> None:
+        """Write the settings to config.toml."""
         write_text(self.root / CONFIG, configuration.dump_config(config))
 
     def keep_settings(self, config: RunConfig) -> None:
-        """Record the settings that what there will be is made with; what there is keeps its record."""
+        """Record the settings that the files are made with, unless there are files already."""
         if not self.begun or not (self.root / SETTINGS).exists():
             keep_settings(self.root, config)
 
     def supervised(self, digits: int) -> Phase:
-        """Return the supervised phase, which learns problems of up to `digits` digits."""
+        """Return the supervised phase, which trains on problems of up to `digits` digits."""
         return Phase(self.root, digits, is_round=False)
 
     def round(self, digits: int) -> Phase:
@@ -135,32 +144,33 @@ class RunDir:
         return Phase(self.root, digits, is_round=True)
 
     def rounds(self) -> list[Phase]:
-        """List the rounds that have begun, shortest first."""
+        """List the rounds that have started, shortest first."""
         return [
             self.round(digits)
             for digits in sorted(int(path.name) for path in self.root.glob("rounds/*") if path.name.isdigit())
         ]
 
     def following(self, digits: int, leap: int) -> Phase:
-        """Return the round after the phase at `digits` digits: the one that has begun, else as far as it leaps."""
-        begun = (phase for phase in self.rounds() if phase.digits > digits)
-        return next(begun, self.round(digits + leap))
+        """Return the round after the phase at `digits` digits: a started one, or else the one `leap` digits further."""
+        later = (phase for phase in self.rounds() if phase.digits > digits)
+        return next(later, self.round(digits + leap))
 
     @property
     def pretrained(self) -> Path:
-        """The checkpoint of the model that a run with `pretrained` started from."""
+        """Checkpoint of the model that a run with `pretrained` started from."""
         return self.root / "checkpoints" / "00"
 
     @property
     def snapshot(self) -> Path:
-        """The training under way, if one is."""
+        """Snapshot of the training under way; missing between trainings."""
         return self.root / "training.safetensors"
 
     def plots(self) -> Path:
+        """Return the folder of the plots."""
         return self.root / "plots"
 
     def save_checkpoint(self, model: Model, phase: Phase) -> None:
-        """Write the weights after a phase, and drop the training state they came from."""
+        """Write the weights after a phase, and remove the snapshot of its training."""
         from sector.engine.models.checkpoint import save_checkpoint
 
         save_checkpoint(model, phase.checkpoint)
@@ -169,16 +179,16 @@ class RunDir:
 
     @property
     def frontier(self) -> int:
-        """Digits that the run has reached: of its best checkpoint; 0 before the supervised phase is over."""
+        """Digits of the best checkpoint; 0 before the supervised phase is done."""
         best = self.root / "checkpoints" / "best"
         name = best.readlink().name if best.is_symlink() else ""
         if name.isdecimal():
             return int(name)
-        # Copied without its links. Damaged lines are not yet mended where a run is opened.
+        # The run was copied without its links. Its metrics may still have damaged lines, since it is not yet mended.
         return max((line.digits for line in self._whole_metrics()), default=0) if best.is_dir() else 0
 
     def _whole_metrics(self) -> Iterator[RoundMetrics]:
-        """Read the lines of metrics.jsonl before the first that is damaged."""
+        """Yield the lines of metrics.jsonl before the first damaged one."""
         with suppress(Damaged):
             yield from parse_metrics(read_content(self.root / METRICS, "") or b"", METRICS, "")
 
@@ -191,31 +201,31 @@ class RunDir:
         self._point_ahead("best", phase.digits)
 
     def _point_ahead(self, name: str, digits: int) -> None:
-        """Point a link to these weights; a resumed run passes its old rounds again, and never points it back."""
+        """Point a link to a checkpoint, never to an earlier one: a resumed run passes its finished rounds again."""
         link = self.root / "checkpoints" / name
         if link.is_dir() and not link.is_symlink():
-            # Copied without its links, so it is the copy of a checkpoint that is there.
+            # The run was copied without its links, so this is a copy of a checkpoint.
             shutil.rmtree(link)
         if not link.is_symlink() or int(link.readlink().name) < digits:
             point_link(link, f"{digits:02d}")
 
     def metrics(self) -> list[RoundMetrics]:
-        """Read the lines of metrics.jsonl so far. InputError names the first that is damaged."""
+        """Read the lines of metrics.jsonl. Raise InputError naming the first damaged one."""
         return read_metrics(self.root / METRICS, made_again(self.root))
 
     def add_metrics(self, line: RoundMetrics) -> None:
-        """Append a line; the file is rewritten whole, so that it never ends in half a line."""
+        """Append a line. The whole file is rewritten, so that it never ends in half a line."""
         path = self.root / METRICS
         before = (read_content(path, made_again(self.root)) or b"").decode()
         write_text(path, (before and before.removesuffix("\n") + "\n") + dump_line(line))
 
     def read_evaluation(self) -> EvaluationRecord | None:
-        """Read the evaluation of the fast policy that `sector eval` left; None without one. InputError if damaged."""
+        """Read the evaluation of the fast policy by `sector eval`, None without one. Raise InputError if damaged."""
         mend = f"remove it; `sector eval --model {shlex.quote(str(self.root))}` makes it again"
         return read_record(self.plots() / EVALUATION, EvaluationRecord, mend)
 
     def save_training(self, state: TrainState, phase: Phase, cycle: int, seconds: float) -> None:
-        """Snapshot a training cycle: weights, moments, and where it stands."""
+        """Write a snapshot of a training: weights, moments and position."""
         import safetensors.torch
 
         from sector.engine.models.checkpoint import check_finite
@@ -226,14 +236,14 @@ class RunDir:
         )
         metadata = {key: str(value) for key, value in place.as_json().items()}
         check_finite(state.model)
-        # `save_file` would hide a full disk behind an error of its own.
+        # `save_file` reports a full disk by an unclear error of its own.
         content = safetensors.torch.save(state_tensors(state), metadata=metadata)
         write_atomically(self.snapshot, lambda aside: aside.write_bytes(content))
 
     def load_training(
         self, model: Model, config: configuration.TrainerConfig, phase: Phase
     ) -> tuple[TrainState, int, float] | None:
-        """The snapshot of this phase as (state, cycle, seconds); None if there is none. `model` takes its weights."""
+        """Load the snapshot of a phase as (state, cycle, seconds); None without one. `model` gets its weights."""
         from sector.engine.models.checkpoint import open_tensors
         from sector.engine.training.distill import restore, start_training
 
@@ -251,21 +261,21 @@ class RunDir:
 
 
 def read_snapshot(path: Path) -> SnapshotRecord:
-    """Read where a snapshot stands. Raises Damaged if it is not one, or not the whole of one."""
+    """Read the position of a snapshot. Raise Damaged if the file is not a complete snapshot."""
     from sector.engine.models.checkpoint import open_tensors
 
     try:
-        # The header says how long the file is; a truncated one is refused.
+        # The header holds the length of the file, so a truncated one is refused.
         with open_tensors(path) as file:
             return SnapshotRecord.model_validate_strings(file.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:
-        raise Damaged(f"{path} is no snapshot of a training ({' '.join(str(error).split())}); remove it") from error
+        raise Damaged(f"{path} is not a snapshot of a training ({' '.join(str(error).split())}); remove it") from error
 
 
 def _who(holder: Path) -> str:
-    """The process that holds a run, as far as it is known."""
+    """Describe the process that holds a run; empty if it is not known."""
     try:
-        held = json.loads(holder.read_text(encoding="utf-8"))
-        return f" (process {held['pid']} on {held['host']} since {held['since']})"
+        process = json.loads(holder.read_text(encoding="utf-8"))
+        return f" (process {process['pid']} on {process['host']} since {process['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

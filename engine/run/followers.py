@@ -1,8 +1,8 @@
-"""The processes of a run that only train: under torchrun, all but the first.
+"""Followers: the ranks of a run that only train. Under torchrun these are all ranks but the first, the leader.
 
-The first process generates, measures, writes and speaks, as it does alone. Whenever it trains a cycle, it says which
-one, with the weights and moments to begin with; the others make the same batches from the run directory, which they
-only read, and train along. They heed no signal but the first process, and go when it goes.
+The leader does all other work: it generates, measures, writes files and prints. For each training cycle it sends the
+followers the plan, the weights and the moments. They build the same batches from the run directory, which they only
+read. They ignore signals and end when the leader ends.
 """
 
 import json
@@ -31,21 +31,21 @@ from sector.engine.training.torchrun import leads
 
 
 def followed() -> bool:
-    """True where this was not the first process: then it has trained along, and the run is over."""
+    """Return whether this process is a follower. A follower trains first, and returns when the run is over."""
     if leads():
         return False
-    # Whoever asks all processes to end asks the first one, too, which tells the others when its step is saved.
+    # A signal to all processes reaches the leader too. It ends the followers once its step is saved.
     for number in (*ENDING, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     with process_group() as ranks:
-        assert ranks is not None, "only a first process may be alone"
+        assert ranks is not None, "a follower has a leader"
         train_along(ranks)
     return True
 
 
 @contextmanager
 def leading() -> Iterator[Ranks | None]:
-    """The processes that train along for the time of a `with`; None outside of torchrun."""
+    """Yield the ranks that share the training, and dismiss the followers at the end; None outside of torchrun."""
     with process_group() as ranks:
         try:
             yield ranks
@@ -57,24 +57,31 @@ def leading() -> Iterator[Ranks | None]:
 
 
 def announce(ranks: Ranks, run: RunDir, config: RunConfig, plan: TrainingPlan, cycle: int, state: TrainState) -> None:
-    """Tell the others what is trained now, and from where."""
-    what = {"run": str(run.root.resolve()), "config": config.model_dump(), "round": plan.phase.number, "cycle": cycle}
-    where = {"seed": plan.seed, "step": state.step, "tokens": state.tokens}
-    ranks.say(json.dumps({**what, **where}).encode() + b"\n" + safetensors.torch.save(state_tensors(state)))
+    """Send the followers the plan, cycle and state of a training."""
+    header = {
+        "run": str(run.root.resolve()),
+        "config": config.model_dump(),
+        "round": plan.phase.number,
+        "cycle": cycle,
+        "seed": plan.seed,
+        "step": state.step,
+        "tokens": state.tokens,
+    }
+    ranks.say(json.dumps(header).encode() + b"\n" + safetensors.torch.save(state_tensors(state)))
 
 
 def train_along(ranks: Ranks) -> None:
-    """Train what the first process says, until it says nothing more. WorkersDied if it is gone."""
+    """Train each cycle that the leader announces, until it dismisses the followers. Raise WorkersDied if it is gone."""
     tune_allocator()
-    while said := ranks.hear():
-        line, _, tensors = said.partition(b"\n")
-        told = json.loads(line)
-        run, config = RunDir(Path(told["run"])), RunConfig.model_validate(told["config"])
-        phase = run.round(told["round"]) if told["round"] else run.supervised(config.supervised.max_digits)
-        plan = plan_of(run, config, phase, told["seed"])
-        state = start_training(untrained(run, config), plan.trainer, told["tokens"])
-        restore(state, safetensors.torch.load(tensors), told["step"])
-        cycle = told["cycle"]
+    while message := ranks.hear():
+        line, _, tensors = message.partition(b"\n")
+        header = json.loads(line)
+        run, config = RunDir(Path(header["run"])), RunConfig.model_validate(header["config"])
+        phase = run.round(header["round"]) if header["round"] else run.supervised(config.supervised.max_digits)
+        plan = plan_of(run, config, phase, header["seed"])
+        state = start_training(untrained(run, config), plan.trainer, header["tokens"])
+        restore(state, safetensors.torch.load(tensors), header["step"])
+        cycle = header["cycle"]
         steps, draws = plan.cycles[cycle], plan.draws(cycle)
         with suppress(FirstLeft):
             for _ in train_cycle(state, plan.batches(cycle), plan.trainer, steps, draws, ranks):

@@ -1,8 +1,8 @@
-"""The settings that a run was made with, kept beside what they made: `config.toml` is there to be read and edited.
+"""Record of the settings that the files of a run were made with, since users may edit `config.toml`.
 
-    settings.json    the settings as they were when the first file of a phase was made, and their sha256
+    settings.json    settings at the time of the first file of a phase, and their sha256
 
-What was made with other settings is never gone on with in silence, nor described by them.
+A run whose settings differ from its record is refused.
 """
 
 import hashlib
@@ -21,7 +21,11 @@ SETTINGS = "settings.json"
 
 
 class MadeWith(BaseModel):
-    """Settings of a run that shape what it writes, and their digest: a record that was edited does not match it."""
+    """Settings that shape the files of a run, with a digest that reveals edits.
+
+    sha256: digest of the settings.
+    settings: settings by dotted key.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -30,7 +34,7 @@ class MadeWith(BaseModel):
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """Hex digest of nested settings, whatever their order."""
+    """Return the hex sha256 of nested settings, independent of their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -42,10 +46,11 @@ def keep_settings(root: Path, config: RunConfig) -> None:
 
 
 def check_settings(root: Path, config: RunConfig, source: Path) -> None:
-    """InputError if a run was made with other settings than these, which stand in `source`, or its record is damaged.
+    """Raise InputError if a run was made with other settings than `config`, or its record is damaged.
 
-    A run of a release that kept no record has nothing to be compared with. Settings of a later release, which the
-    record lacks, have defaults that change nothing within a recipe.
+    source: file of the settings, for the message.
+    Early releases wrote no record; their runs pass. Settings that the record lacks are of a later release, and their
+    defaults change nothing within a recipe.
     """
     path = root / SETTINGS
     if not path.exists():
@@ -60,6 +65,7 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
 
 
 def _read(path: Path) -> MadeWith:
+    """Read a record. Raise InputError if it is damaged."""
     text = read_text(path)
     try:
         record = MadeWith.model_validate_json(text)
@@ -71,5 +77,5 @@ def _read(path: Path) -> MadeWith:
 
 
 def _shaping(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Dotted settings that shape what a run writes."""
+    """Yield the settings that shape the files of a run, as pairs of dotted key and value."""
     return ((key, value) for key, value in flat(config.model_dump(mode="json")) if key not in MAY_CHANGE)

@@ -1,4 +1,4 @@
-"""The audit of a phase, for people only: a line of metrics.jsonl."""
+"""Audit of a phase: a line of metrics.jsonl, which the loop never reads for training."""
 
 import time
 from typing import Any
@@ -16,11 +16,11 @@ from sector.engine.training.dataset import read_candidates, read_examples
 def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, started: float) -> RoundMetrics:
     """Audit a phase with the fast policy of its weights.
 
-    started: when the run began, by `time.perf_counter`, had it not been interrupted.
+    started: start of the run by `time.perf_counter`, moved back by the time that earlier commands took.
     """
     start = time.perf_counter()
     training, generation = phase.training, phase.read(GenerationRecord)
-    assert (generation is not None) == phase.is_round, "every round generates, and nothing else does"
+    assert (generation is not None) == phase.is_round, "rounds generate, the supervised phase does not"
     scores = [
         audit.score_length(solver, task, length, config.audit_samples, config.seed)
         for length in range(1, _furthest(phase, config) + 1)
@@ -58,7 +58,7 @@ def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, sta
 
 
 def _label_errors(phase: Phase) -> dict[str, Any]:
-    """Return the wrong shares of a round's accepted examples and of its direct answers, and the kinds of mistakes."""
+    """Return the label error of a round, the error of its fast answers, and its mistakes by kind."""
     if not phase.is_round:
         return {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
     examples = read_examples(phase.examples).get(phase.digits)
@@ -71,8 +71,8 @@ def _label_errors(phase: Phase) -> dict[str, Any]:
 
 
 def _furthest(phase: Phase, config: RunConfig) -> int:
-    """Return the longest audited length: one digit past a round.
+    """Return the longest length to audit: one digit past the phase.
 
-    After the supervised phase it is as far as the loop is to go, to show the gain of the loop.
+    After the supervised phase it is one digit past `until`, so that plots can show the gain of the loop.
     """
     return 1 + (phase.digits if phase.is_round else max(phase.digits, config.until))

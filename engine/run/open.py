@@ -1,4 +1,4 @@
-"""Opening runs: a new one, one to be resumed, or the newest there is."""
+"""Open runs: start a new one, resume one, or find the newest."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ from sector.engine.run.directory import CONFIG, RunDir
 
 @contextmanager
 def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[RunDir, RunConfig]]:
-    """Hold a run directory, new or to be resumed, with its settled config on disk.
+    """Lock a run directory, new or old, and write its config; yield both.
 
-    given: what was asked for, nested as in TOML. A new run takes it over the defaults. An old run keeps its own
-        settings; of those only some may be asked to change (`config.MAY_CHANGE`). source: where `given` came from, for
-        messages.
-    What is damaged in an old run is removed (`repair.py`). A new run that is refused before it has made anything leaves
-    nothing behind.
+    given: settings, nested as in TOML. In a new run they replace defaults. An old run keeps its settings, of which
+        `given` may change only some (`config.MAY_CHANGE`).
+    source: origin of `given`, for messages.
+
+    Damaged files of an old run are removed (`repair.py`). If the block raises InputError before a new run has written
+    any file of a phase, nothing of the run is left.
     Raises InputError as `check_run`.
     """
     # Imported here: torch comes with it.
@@ -28,7 +29,7 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
     run = RunDir(root)
     check_run(root, given, source)
     with run.lock(), _unless_refused(run):
-        # Again: another process may have started this run in between.
+        # Checked again under the lock, since another process may have started this run meanwhile.
         config = _settle(run, given, source)
         if not run.exists or run.read_config() != config:
             run.write_config(config)
@@ -38,10 +39,10 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
 
 
 def check_run(root: Path, given: dict[str, Any], source: str) -> None:
-    """What `open_run` refuses at once, without waiting for torch; nothing is written.
+    """Check a run directory and settings before torch is imported; write nothing.
 
-    InputError if the settings are bad, or others than the run was made with, the directory is something else, or a link
-    in it leads out of it.
+    Raises InputError if the settings are invalid or differ from those of the run, if the directory is not a run
+    directory, or if a link in it leads out of it.
     """
     _check_recipe(root, _settle(RunDir(root), given, source))
     _check_links(root)
@@ -49,20 +50,20 @@ def check_run(root: Path, given: dict[str, Any], source: str) -> None:
 
 @contextmanager
 def _unless_refused(run: RunDir) -> Iterator[None]:
-    """Remove what a new run has written, should the block refuse it (InputError) before anything was made."""
+    """Remove the files of a new run if the block raises InputError before a phase has written any file."""
     is_new = not run.exists
     try:
         yield
     except InputError:
         if is_new and not run.begun:
-            # The directory was empty but for hidden files, which are not ours; its lock goes by itself.
+            # Hidden files were there before and are kept; the lock is removed by `RunDir.lock`.
             for path in run.root.glob("[!.]*"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
 
 
 def newest_run(parent: Path) -> Path:
-    """The run directory in `parent` whose best checkpoint is the youngest. InputError if there is none."""
+    """Return the run directory in `parent` with the newest best checkpoint. Raise InputError if there is none."""
     best = [path for path in parent.glob("*/checkpoints/best") if path.is_dir()]
     if not best:
         raise InputError(f"{parent} holds no trained model; train one with `sector run`, or name one with --model")
@@ -70,7 +71,7 @@ def newest_run(parent: Path) -> Path:
 
 
 def _check_links(root: Path) -> None:
-    """InputError if a link in a run that someone else may have made leads to a directory outside of it."""
+    """Raise InputError if a link leads out of the run directory, which may come from an untrusted source."""
     inside = root.resolve()
     for path in root.rglob("*"):
         if path.is_symlink() and path.is_dir() and not path.resolve().is_relative_to(inside):
@@ -80,20 +81,20 @@ def _check_links(root: Path) -> None:
 
 
 def _check_recipe(root: Path, config: RunConfig) -> None:
-    """InputError if this release would make other weights of the settings than the one that they come from."""
+    """Raise InputError if the settings are of another recipe, by which this release would train other weights."""
     if config.recipe != RECIPE:
         raise InputError(
-            f"{root}: recipe {config.recipe} is of an earlier release, which trains otherwise; this one evaluates and "
-            f"reports such a run, but to go on with it would end in other weights; choose another --out"
+            f"{root}: recipe {config.recipe} is of an earlier release, which trains differently; this release can "
+            "evaluate and report the run, but would resume it to other weights; choose another --out"
         )
 
 
 def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
-    """The config that a run of these wishes has."""
+    """Return the config of a run: `given` over the defaults, or over its settings so far."""
     if not run.exists:
         if run.root.exists() and not run.root.is_dir():
             raise InputError(f"{run.root} is not a run directory but a file; choose another --out")
-        # Hidden files are our own lock and what a kill left half-written.
+        # Hidden files are the lock, and half-written files after a kill.
         if run.root.is_dir() and any(not path.name.startswith(".") for path in run.root.iterdir()):
             raise InputError(
                 f"{run.root} is not a run directory: it is not empty and has no {CONFIG}; choose another --out"
@@ -104,7 +105,7 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
     try:
         config = run_config(merged(stored, given), source)
     except InputError:
-        # Settings that do not go together may only be so because the run has others than were asked for.
+        # If the conflict comes from a changed setting, the message about the change is clearer.
         _check_unchanged(run.root, before, {key: value for key, value in flat(given) if key in before})
         raise
     _check_unchanged(run.root, before, dict(flat(config.model_dump(mode="json"))))
@@ -116,9 +117,9 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
     return config
 
 
-def _check_unchanged(root: Path, before: dict[str, Any], asked: dict[str, Any]) -> None:
-    """InputError if a setting is asked for that is not as it was before, and must be."""
-    for key, value in asked.items():
+def _check_unchanged(root: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError if a setting that may not change differs from before."""
+    for key, value in now.items():
         if key not in MAY_CHANGE and value != before[key]:
             raise InputError(
                 f"{root} was started with {key} = {before[key]!r}, not {value!r}; resume it without that setting, "

@@ -1,4 +1,4 @@
-"""A phase of a run, the supervised one or a round, and its files."""
+"""Phase of a run, the supervised phase or a round, with its files and records."""
 
 import os
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ R = TypeVar("R", GenerationRecord, TrainingRecord, StartRecord)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The supervised phase of a run, or a round.
+    """Supervised phase of a run, or a round.
 
-    root: the run directory.
-    digits: of the longest problems that it learns.
+    root: path of the run directory.
+    digits: digits of the longest problems that it trains on.
     is_round: whether it is a round.
     """
 
@@ -30,32 +30,32 @@ class Phase:
 
     @property
     def number(self) -> int:
-        """Its number in random streams, snapshots and events: the digits of a round, 0 for the supervised phase."""
+        """Number in random streams, snapshots and events: the digits of a round, 0 for the supervised phase."""
         return self.digits if self.is_round else 0
 
     @property
     def folder(self) -> Path:
-        """The folder of its files."""
+        """Folder of its files."""
         return self.root / "rounds" / (f"{self.digits:02d}" if self.is_round else "supervised")
 
     @property
     def examples(self) -> Path:
-        """The examples that it learns from: accepted ones of a round, labelled ones of the supervised phase."""
+        """File of its examples: accepted ones of a round, labelled ones of the supervised phase."""
         return self.folder / "examples.parquet"
 
     @property
     def candidates(self) -> Path:
-        """All problems that a round tried."""
+        """File of all candidates of a round."""
         return self.folder / "candidates.parquet"
 
     @property
     def checkpoint(self) -> Path:
-        """The weights after it."""
+        """Checkpoint with the weights after it."""
         return self.root / "checkpoints" / f"{self.digits:02d}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is over."""
+        """Whether its training is done."""
         return self.checkpoint.is_dir()
 
     def load_checkpoint(self) -> "Model":
@@ -70,7 +70,7 @@ class Phase:
         return self.folder / f"{kind.name}.json"
 
     def read(self, kind: type[R]) -> R | None:
-        """Read a record; None before it is written. InputError if it is damaged."""
+        """Read a record; None before it is written. Raise InputError if it is damaged."""
         return read_record(self.record(kind), kind, made_again(self.root))
 
     def write(self, record: GenerationRecord | TrainingRecord | StartRecord) -> None:
@@ -79,27 +79,27 @@ class Phase:
 
     @property
     def training(self) -> TrainingRecord:
-        """The record of its training, which is over."""
+        """Record of its training, which must be done."""
         record = self.read(TrainingRecord)
         assert record is not None, f"{self.record(TrainingRecord)} is written before it is read"
         return record
 
     @property
     def failed(self) -> Path:
-        """The folders of attempts that were rolled back, without the number at the end of each."""
+        """Path of the folders of attempts that were rolled back, up to the attempt's number."""
         return self.root / "failed" / f"{self.digits:02d}-"
 
     @property
     def num_failed(self) -> int:
-        """How often the round was rolled back."""
+        """Count of attempts that were rolled back."""
         return sum(1 for _ in self.root.glob(f"failed/{self.failed.name}*")) if self.is_round else 0
 
     @property
     def snapshot_key(self) -> str:
-        """The phase and attempt that a snapshot belongs to: that of a failed attempt is none of the next."""
+        """Key of its snapshots: phase and attempt, so that an attempt never resumes from a failed one."""
         return f"{self.number}.{self.num_failed}" if self.num_failed else str(self.number)
 
     def roll_back(self) -> None:
-        """Move the round's files away at once, so that it begins anew."""
+        """Move the files of the round to `failed`, atomically, so that the round starts again."""
         self.failed.parent.mkdir(exist_ok=True)
         os.rename(self.folder, f"{self.failed}{self.num_failed + 1}")

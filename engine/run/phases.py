@@ -1,6 +1,6 @@
-"""The phases of a run: supervise, generate, distill, audit, advance. Each does nothing when its files are there.
+"""Phases of a run: supervise, generate, distill, audit, advance. A phase whose files are there does nothing.
 
-Each loads the weights that it starts from: the price of starting from files alone.
+Each phase loads its weights from disk, so that a resumed run does the same as an uninterrupted one.
 """
 
 import time
@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -24,13 +23,23 @@ from sector.engine.policy.solver import Solver
 from sector.engine.policy.workers import Workers, with_weights
 from sector.engine.run import rollback
 from sector.engine.run.directory import RunDir
+from sector.engine.run.events import (
+    Event,
+    FileMended,
+    FrontierMoved,
+    Generated,
+    GoalMeasured,
+    PhaseAudited,
+    RolledBack,
+    TrainingStep,
+)
 from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
 from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
 from sector.engine.run.plan import TrainingPlan, plan_of, untrained
 from sector.engine.run.plots import has_plots, plot_run
-from sector.engine.run.records import GenerationRecord, RoundMetrics, TrainingRecord
+from sector.engine.run.records import GenerationRecord, TrainingRecord
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -50,20 +59,9 @@ from sector.engine.training.distill import start_training, train_cycle, tune_all
 
 SNAPSHOT_STEPS = 200
 
-# `event` is its kind; that of a round has its `metrics`.
-Event = dict[str, Any]
-
-
-def event_json(event: Event) -> dict[str, Any]:
-    """Return an event as it is told to machines: that of a round has the keys of its line of metrics.jsonl."""
-    if event["event"] != "round":
-        return event
-    metrics: RoundMetrics = event["metrics"]
-    return {"event": "round", **metrics.as_json()}
-
 
 class Phases:
-    """The work of a run, one method a phase."""
+    """Work of a run, one method per phase."""
 
     def __init__(
         self,
@@ -75,10 +73,12 @@ class Phases:
     ) -> None:
         """Prepare a run.
 
-        workers: generate, if not this process alone.
-        stopping: says when to save and expect the end.
-        ranks: share the training, if not this process alone.
-        Raises InputError if there are more ranks than shards, the engine is not installed, or workers are to run text.
+        workers: processes that generate; None for this one.
+        stopping: asks to save the current training step, if the run is to stop.
+        ranks: processes that share the training; None for this one.
+
+        Raises InputError if there are more ranks than shards, if the engine is not installed, or if there are workers
+        and a pretrained model.
         """
         check_engine(config.engine)
         if workers and config.pretrained:
@@ -93,10 +93,10 @@ class Phases:
         self._started = time.perf_counter() - sum(line.seconds_total for line in run.metrics()[-1:])
 
     def supervise(self) -> Iterator[Event]:
-        """Train on short problems until they are right and the model agrees with itself one digit further."""
+        """Train on short problems until their answers are right and the model agrees with itself one digit further."""
         phase = self._supervised
         for name in self._run.mended:
-            yield {"event": "mended", "file": name}
+            yield FileMended(name)
         self._fetch()
         self._write_labelled()
         if not phase.is_trained:
@@ -108,7 +108,7 @@ class Phases:
         self._run.mark_best(phase)
 
     def rounds(self) -> Iterator[Phase]:
-        """Yield the rounds up to `until`, each when the one before is over: first those that have begun, then leaps."""
+        """Yield the rounds up to `until`, each after the one before is done: started rounds first, then new leaps."""
         phase = self._supervised
         while phase.digits < self._config.until:
             phase = self._run.following(phase.digits, phase.training.leap)
@@ -116,7 +116,7 @@ class Phases:
                 yield phase
 
     def generate(self, phase: Phase) -> Iterator[Event]:
-        """Try candidates with the improved policy, and keep those that the filter accepts."""
+        """Try candidates with the improved policy, and write the examples that the filter accepts."""
         if phase.examples.exists():
             return
         config, seed = self._config, rollback.seed_of_attempt(phase, self._config.seed)
@@ -138,14 +138,13 @@ class Phases:
         for block_rows, block in solve(assignment):
             parts.append(block)
             rows.append(block_rows)
-            yield {
-                "event": "generate",
-                "digits": phase.digits,
-                "tried": sum(len(part.problems) for part in parts),
-                "of": config.round.candidates,
-                "accepted": sum(int(part.accepted.sum()) for part in parts),
-                "tokens_per_s": sum(part.tokens for part in parts) / (time.perf_counter() - start),
-            }
+            yield Generated(
+                digits=phase.digits,
+                tried=sum(len(part.problems) for part in parts),
+                of=config.round.candidates,
+                accepted=sum(int(part.accepted.sum()) for part in parts),
+                tokens_per_s=sum(part.tokens for part in parts) / (time.perf_counter() - start),
+            )
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
@@ -165,7 +164,7 @@ class Phases:
         write_examples(phase.examples, improved_table(improved, torch.cat(rows), self._layout, provenance))
 
     def distill(self, phase: Phase) -> Iterator[Event]:
-        """Train on the round's examples and a replay of all earlier ones, until the next frontier is within reach."""
+        """Train on the round's examples and a replay until the goal is met; roll back if the model forgets."""
         if phase.is_trained:
             self._run.mark_latest(phase)
             return
@@ -179,19 +178,12 @@ class Phases:
             if before is None:
                 break
             phase.roll_back()
-            failed = phase.num_failed
-            yield {
-                "event": "rollback",
-                "digits": phase.digits,
-                "failed": failed,
-                "before": before,
-                "trained": reached.trained,
-            }
+            yield RolledBack(phase.digits, failed=phase.num_failed, before=before, trained=reached.trained)
             yield from self.generate(phase)
         self._run.save_checkpoint(model, phase)
 
     def audit(self, phase: Phase) -> Iterator[Event]:
-        """Compare with true answers, for people only: a line of metrics.jsonl, and pictures."""
+        """Compare with true answers; append a line to metrics.jsonl and draw the plots."""
         if any(line.digits == phase.digits for line in self._run.metrics()):
             if not has_plots(self._run):
                 plot_run(self._run)
@@ -201,10 +193,10 @@ class Phases:
         metrics = audit_phase(phase, self._config, self._task, solver, self._started)
         self._run.add_metrics(metrics)
         plot_run(self._run)
-        yield {"event": "round", "metrics": metrics}
+        yield PhaseAudited(metrics)
 
     def advance(self, phase: Phase) -> Iterator[Event]:
-        """Move the frontier, if the model agrees with itself one digit further. Sees nothing true."""
+        """Move the frontier, without true answers. Raise NoAgreement if agreement one digit further is too low."""
         agreement, least = phase.training.agreement, self._config.round.min_agreement
         if agreement < least:
             raise NoAgreement(
@@ -212,10 +204,10 @@ class Phases:
                 f"the problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(phase)
-        yield {"event": "frontier", "digits": phase.digits}
+        yield FrontierMoved(phase.digits)
 
     def _train(self, model: Model, plan: TrainingPlan) -> Generator[Event, None, Goal]:
-        """Train cycle after cycle until the goal is met or the cycles are used up; snapshots on the way."""
+        """Train cycle after cycle, with snapshots, until the goal is met or no cycle is left; return the last goal."""
         phase, cycles = plan.phase, plan.cycles
         resumed = self._run.load_training(model, plan.trainer, phase)
         state, cycle, seconds = resumed or (start_training(model, plan.trainer), 0, 0.0)
@@ -228,23 +220,22 @@ class Phases:
             for step, loss in train_cycle(state, batches, plan.trainer, cycles[cycle], draws, self._ranks):
                 if step % SNAPSHOT_STEPS == 0 or step == cycles[cycle] or self._stopping.asked:
                     self._run.save_training(state, phase, cycle, time.perf_counter() - start)
-                yield {
-                    "event": "train",
-                    "digits": phase.number,
-                    "cycle": cycle + 1,
-                    "step": step,
-                    "of": cycles[cycle],
-                    "loss": loss,
-                    "tokens_per_s": state.tokens / (time.perf_counter() - start),
-                }
+                yield TrainingStep(
+                    digits=phase.number,
+                    cycle=cycle + 1,
+                    step=step,
+                    of=cycles[cycle],
+                    loss=loss,
+                    tokens_per_s=state.tokens / (time.perf_counter() - start),
+                )
             trained = time.perf_counter() - start
             sampler = self._engine(model)
             reached = self._goals.measure(phase, sampler, cycle)
             probing += time.perf_counter() - start - trained
-            yield {"event": "goal", "digits": phase.number, "cycle": cycle + 1, **asdict(reached)}
+            yield GoalMeasured(phase.number, cycle + 1, **asdict(reached))
             if reached.met or cycle + 1 == len(cycles):
                 break
-            # The goal's own time is the generator's, not the trainer's.
+            # The time of measuring the goal does not count as training.
             start = time.perf_counter() - trained
             cycle, state = cycle + 1, start_training(model, plan.trainer, tokens=state.tokens)
         done = time.perf_counter()
@@ -265,13 +256,14 @@ class Phases:
 
     @cached_property
     def _layout(self) -> Layout:
-        """The layout of the weights: of text, that of the model's tokenizer."""
+        """Layout of the weights; that of a pretrained model depends on its tokenizer."""
         if self._config.pretrained:
             return task_and_layout(load_checkpoint(self._run.pretrained))[1]
         return self._task.layout(self._config.digit_order)
 
     @cached_property
     def _goals(self) -> Goals:
+        """Goals of the run."""
         return Goals(self._config, self._task, self._layout)
 
     def _before(self, phase: Phase) -> Phase:
@@ -283,7 +275,7 @@ class Phases:
         )
 
     def _fetch(self) -> None:
-        """Keep a pretrained model as checkpoint 0, once: from then on the run needs no file outside of it."""
+        """Copy a pretrained model to checkpoint 0, once, so that the run needs no file outside its directory."""
         if self._config.pretrained and not self._run.pretrained.is_dir():
             model = open_pretrained(Path(self._config.pretrained))
             model.task = self._config.task
@@ -291,7 +283,7 @@ class Phases:
             save_checkpoint(model, self._run.pretrained)
 
     def _write_labelled(self) -> None:
-        """Keep supervised examples, so that later rounds can replay them without asking for sums."""
+        """Write supervised examples, so that later rounds can replay them while the oracle is sealed."""
         if self._supervised.examples.exists():
             return
         provenance = Provenance(0, self._config.seed, "oracle", "")
@@ -301,7 +293,7 @@ class Phases:
         write_examples(self._supervised.examples, pa.concat_tables(tables))
 
     def _engine(self, model: Model) -> Sampler:
-        """The one engine of the run, with these weights."""
+        """Return the only engine of the run, with these weights."""
         if self._sampler is None:
             self._sampler = make_sampler(self._config.engine, model, self._config.vllm)
         else:

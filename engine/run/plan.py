@@ -1,6 +1,6 @@
-"""What a phase of a run trains on, and the weights that the first begins with: from settings and files alone.
+"""Training data and initial weights of a phase, built from settings and files alone.
 
-So every process that shares a training can make it for itself, and the first only says which one (`followers.py`).
+Every rank can therefore build them itself, and the leader sends only the phase and the cycle (`followers.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from sector.engine.training.distill import Batches
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """A phase's training.
+    """Training of a phase.
 
-    phase: the phase.
-    seed: all draws follow from it.
-    trainer: settings of the optimizer.
-    cycles: steps of each cycle, of which the last ones may not be needed.
-    batches: the batches of a cycle.
+    phase: phase that is trained.
+    seed: seed of all draws.
+    trainer: settings of the training.
+    cycles: steps of each cycle; training may end before the last one.
+    batches: function from a cycle to its batches.
     """
 
     phase: Phase
@@ -39,17 +39,17 @@ class TrainingPlan:
     batches: Callable[[int], Batches]
 
     def draws(self, cycle: int) -> int:
-        """The seed of what `train_cycle` draws."""
+        """Return the seed of the draws in `train_cycle`."""
         return stream_seed(self.seed, "train", self.phase.number, cycle)
 
 
 def plan_of(run: RunDir, config: RunConfig, phase: Phase, seed: int) -> TrainingPlan:
-    """Return the training of a phase. NoAgreement if nothing was accepted."""
+    """Return the training of a phase. Raise NoAgreement if a round has no accepted example."""
     return _round(run, config, phase, seed) if phase.is_round else _supervised(config, phase, seed)
 
 
 def untrained(run: RunDir, config: RunConfig) -> Model:
-    """The model that the supervised phase starts from."""
+    """Return the model that the supervised phase starts from."""
     if config.pretrained:
         return load_checkpoint(run.pretrained)
     model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
@@ -57,7 +57,7 @@ def untrained(run: RunDir, config: RunConfig) -> Model:
 
 
 def replayed(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:
-    """List the sets that a round replays: one a length of the supervised examples, then those of earlier rounds."""
+    """List the sets that a round replays: supervised examples by length, then the sets of earlier rounds."""
     sets = list(read_examples(run.supervised(config.supervised.max_digits).examples).values())
     for earlier in run.rounds():
         if earlier.digits < phase.digits:
@@ -66,14 +66,14 @@ def replayed(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:
 
 
 def examples_of(config: RunConfig, phase: Phase) -> list[Examples]:
-    """List the sets of a round's examples that take turns: all, and those that the fast policy missed."""
+    """List the sets of a round that take turns: all examples, and those that the fast policy missed."""
     settings = config.round
     if settings.missed_turns:
-        written = read_missed(phase.examples)
-        # Fewer than a shard would be the same few over and over. What was missed is the answer, not the step.
-        few = settings.trainer.shard_rows
-        sets = [examples for examples, _ in written]
-        sets += [examples[missed].answers_only() for examples, missed in written if len(missed) >= few]
+        by_length = read_missed(phase.examples)
+        # A set smaller than a shard would repeat a few examples. Only answers were missed, so steps are left out.
+        least = settings.trainer.shard_rows
+        sets = [examples for examples, _ in by_length]
+        sets += [examples[missed].answers_only() for examples, missed in by_length if len(missed) >= least]
     else:
         sets = list(read_examples(phase.examples).values())
     task = find_task(config.task)

@@ -1,7 +1,7 @@
-"""The two pictures of a run, and the one of an evaluation.
+"""Plots of a run (accuracy, and labels) and of an evaluation.
 
-Pictures are drawn after every round, so they are cheap; matplotlib is imported only when one is drawn, and its pyplot,
-with its global state, never.
+They are drawn after every round, so they must be cheap. matplotlib is imported when the first one is drawn. pyplot is
+not used, because of its global state.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ _REASON_COLORS = {
     "not_through": "#f06595",
 }
 
-# The scale of accuracies is logarithmic in the error down to this one, so that 98 and 99.5 % look different.
+# The accuracy axis is logarithmic in the error down to this one, so that 98 and 99.5 % look different.
 _LEAST_ERROR = 0.002
-# Inches; narrower axes have no room for whole sentences.
+# In inches; narrower axes get short labels.
 _NARROW = 4.0
 _NAMED_ROUNDS = 15
 _CHANCES = {0.9: 10, 0.95: 20, 0.98: 50, 0.99: 100, 0.995: 200}
 _ACCURACY_TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 _ERROR_TICKS = (0.0, 0.002, 0.007, 0.02, 0.05, 0.1, 0.28, 0.6, 1.0)
-# Published for the paper's filter and for the fast policy alone (mission: second-hand).
+# Label errors in the paper, as cited by others: with its filter, and with the fast policy alone.
 _PUBLISHED = (0.007, 0.28)
-# How far the paper's model taught itself to add.
+# Longest length that the paper's model taught itself.
 _PUBLISHED_DIGITS = 29
 
 
 def plot_run(run: RunDir) -> None:
-    """Draw accuracy by length before and after the loop, and label error and acceptance per round."""
+    """Draw accuracy by length before and after the loop, and label error and acceptance by round."""
     metrics = run.metrics()
     if not metrics:
         return
@@ -85,25 +85,26 @@ def plot_run(run: RunDir) -> None:
 
 
 def has_plots(run: RunDir) -> bool:
-    """Are both pictures of the run there?"""
+    """Return whether both plots of the run are there."""
     return all(path.exists() for path in _pictures(run))
 
 
 def _pictures(run: RunDir) -> tuple[Path, Path]:
+    """Return the paths of the two plots of a run."""
     return run.plots() / "accuracy.png", run.plots() / "labels.png"
 
 
 def plot_eval(scores: Sequence[Score], title: str, path: Path) -> None:
-    """Draw accuracy by length, a line a family of problems; the first with its Wilson 95 % intervals."""
+    """Draw accuracy by length, one line per family of problems; the first with its Wilson 95 % intervals."""
     _draw(path, (8.0, 4.6), _eval_figure, scores, title)
 
 
 @cache
 def load_matplotlib() -> None:
-    """Import matplotlib for pictures in files, whatever display, home or folder of its own it is promised.
+    """Import matplotlib for plots in files, without its warnings and without the user's choice of backend.
 
-    Without a folder it takes a temporary one, and with a backend that it does not know it is not imported: neither
-    matters to a picture, and what is said of them would run into the views of a run.
+    Its warning about a missing config folder would disturb the view of a run, and an unknown backend in MPLBACKEND
+    would stop the import. Neither matters to a file.
     """
     logger, backend = logging.getLogger("matplotlib"), os.environ.pop("MPLBACKEND", None)
     level = logger.level
@@ -115,22 +116,22 @@ def load_matplotlib() -> None:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
     if backend is not None:
-        # Others in this process may still want it.
+        # Other code in this process may still use the backend.
         with suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
 
 
 def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
-    """Make a figure, let `fill` draw on it, and write it atomically."""
+    """Create a figure, let `fill` draw `data` on it, and write it atomically."""
     load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):  # type: ignore[arg-type]  # its type lists every key there is
+    with rc_context(STYLE):  # type: ignore[arg-type]  # its type is a dict of all known keys
         figure = Figure(figsize=size, dpi=DPI)
         FigureCanvasAgg(figure)
-        # Fixed margins: a layout engine would draw everything twice.
+        # Fixed margins, since a layout engine would draw everything twice.
         figure.subplots_adjust(left=0.11, right=0.98, bottom=0.9 / 2 / size[1] + 0.02, top=1 - 0.35 / size[1])
         fill(figure, *data)
         write_atomically(path, lambda aside: figure.savefig(aside, format="png"))
@@ -145,7 +146,7 @@ def _accuracy_figure(figure: Figure, metrics: list[RoundMetrics], config: RunCon
 
 
 def plot_gain(axes: Axes, metrics: list[RoundMetrics], config: RunConfig) -> None:
-    """What the loop added: accuracy by length after the supervised phase and after the last round."""
+    """Plot the gain of the loop: accuracy by length after the supervised phase and after the last round."""
     before, after = metrics[0].accuracy, metrics[-1].accuracy
     taught, longest = metrics[0].digits, max(*before, *after)
     axes.axvspan(
@@ -170,16 +171,16 @@ def plot_gain(axes: Axes, metrics: list[RoundMetrics], config: RunConfig) -> Non
 
 
 def _plot_between(axes: Axes, metrics: list[RoundMetrics]) -> None:
-    """The rounds before the last: a thin line each, a dot at its own length and a ring one digit past it."""
+    """Plot the rounds before the last: a thin line each, with a dot at its length and a ring one digit further."""
     from matplotlib import colormaps
 
     rounds = metrics[1:-1]
     for line, shade in zip(rounds, np.linspace(0.35, 0.75, len(rounds)), strict=True):
-        shares, own = line.accuracy, line.digits
+        shares, digits = line.accuracy, line.digits
         color = colormaps["Blues"](shade)
         axes.plot(list(shares), list(shares.values()), color=color, lw=1.0, zorder=3)
-        axes.plot(own, shares[own], "o", color=color, ms=4.5, zorder=3)
-        axes.plot(own + 1, shares[own + 1], "o", mfc="white", mec=color, ms=4.5, zorder=3)
+        axes.plot(digits, shares[digits], "o", color=color, ms=4.5, zorder=3)
+        axes.plot(digits + 1, shares[digits + 1], "o", mfc="white", mec=color, ms=4.5, zorder=3)
     if rounds:
         color = colormaps["Blues"](0.6)
         axes.plot([], [], "o-", color=color, lw=1.0, ms=4.5, label="rounds between, each to its own length")
@@ -187,11 +188,11 @@ def _plot_between(axes: Axes, metrics: list[RoundMetrics]) -> None:
 
 
 def _say_chances(axes: Axes) -> None:
-    """What the grid lines near the top mean: there the scale is the chance of an error."""
+    """Label the upper grid lines with the chance of an error, as `1 in 50 wrong`."""
     narrow = axes.get_window_extent().width / axes.figure.dpi < _NARROW
     for accuracy, wrong in _CHANCES.items():
-        said = f"1 in {wrong}" if narrow else f"1 in {wrong} wrong"
-        axes.annotate(said, (0.008, accuracy), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
+        label = f"1 in {wrong}" if narrow else f"1 in {wrong} wrong"
+        axes.annotate(label, (0.008, accuracy), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
                       textcoords="offset points", color=SOFT, fontsize=7, zorder=2)  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
 
 
 def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
-    """Label error of what was accepted beside the fast policy's on the same problems, with Wilson intervals."""
+    """Plot label error of accepted examples and error of the fast policy by round, with Wilson intervals."""
     series = (
         ("fast policy, all problems tried", COLORS[1], [(line.wrong_fast, line.tried) for line in rounds]),
         ("accepted examples", COLORS[0], [(line.wrong_accepted, line.accepted) for line in rounds]),
@@ -245,7 +246,7 @@ def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
 
 
 def _fates(line: RoundMetrics) -> dict[str, int]:
-    """Candidates of a round by what became of them: accepted at once, thought through, or the look that failed."""
+    """Count the candidates of a round by verdict: accepted at once, thought through, or the check that failed."""
     through = line.thought_through
     return {"accepted": line.accepted - through, "thought_through": through, **line.rejected}
 
@@ -255,7 +256,7 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
     for name, color in zip(dict.fromkeys(score.name for score in scores), COLORS, strict=False):
         family = sorted((score for score in scores if score.name == name), key=lambda score: score.digits)
         lengths = [score.digits for score in family]
-        # The first family carries the interval and lies on top; the bands of all would hide each other.
+        # Only the first family has an interval, and it is drawn on top; several bands would hide each other.
         first = name == scores[0].name
         if first:
             low, high = np.array([score.interval for score in family]).T
@@ -272,22 +273,22 @@ def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:
 
 
 def drawable(text: str) -> str:
-    """The text with escapes in the place of characters that the font of pictures lacks: names are of any script."""
+    """Escape characters that the font of the plots lacks, since names may be in any script."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    known = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
-    return "".join(each if ord(each) in known else ascii(each)[1:-1] for each in text)
+    glyphs = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
+    return "".join(char if ord(char) in glyphs else ascii(char)[1:-1] for char in text)
 
 
 def scale_errors(axes: Axes) -> None:
-    """Shares of wrong answers, from one in a thousand to all."""
+    """Scale the vertical axis for shares of wrong answers, from one in a thousand to all."""
     axes.set_yscale("function", functions=(_squash_error, _stretch_error))
     axes.set_yticks(_ERROR_TICKS, [f"{100 * tick:g} %" for tick in _ERROR_TICKS])
     axes.set_ylim(-0.0003, 1.0)
 
 
 def scale_accuracy(axes: Axes, lowest: float) -> None:
-    """Shares of right answers, such that 98 and 99.5 % look different."""
+    """Scale the vertical axis for shares of right answers, so that 98 and 99.5 % look different."""
     axes.set_yscale("function", functions=(_stretch_accuracy, _squash_accuracy))
     floor = max((tick for tick in _ACCURACY_TICKS if tick <= min(lowest, 0.9)), default=0.0)
     ticks = [tick for tick in _ACCURACY_TICKS if tick >= floor]
@@ -296,7 +297,7 @@ def scale_accuracy(axes: Axes, lowest: float) -> None:
 
 
 def scale_lengths(axes: Axes, first: int, last: int) -> None:
-    """Digits along the horizontal axis."""
+    """Scale the horizontal axis for lengths in digits."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlim(first - 0.6, last + 0.6)
@@ -305,7 +306,7 @@ def scale_lengths(axes: Axes, first: int, last: int) -> None:
 
 
 def scale_rounds(axes: Axes, lengths: Sequence[int]) -> None:
-    """The same where there is something at some lengths only: a few of them are named, and nothing between."""
+    """Scale the horizontal axis for rounds; if they are few, label their lengths and no others."""
     scale_lengths(axes, lengths[0], lengths[-1])
     if len(lengths) <= _NAMED_ROUNDS:
         axes.set_xticks(lengths)

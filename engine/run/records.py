@@ -1,7 +1,7 @@
-"""The records of a run: every JSON file and line of a run directory, read and written through one validated model each.
+"""Records of a run: one validated model for each JSON file, and for the lines of metrics.jsonl.
 
-A record is read whole or refused in one line that names the file, what is wrong and the mend. Keys that releases before
-this one did not write have defaults; keys that it does not know are those of a later one, and refused too.
+An invalid record is refused with one line that names the file, the fault and the mend. Keys that earlier releases did
+not write have defaults. Unknown keys are of a later release, and are refused.
 """
 
 import json
@@ -15,14 +15,16 @@ from sector.engine.config import MAX_DIGITS
 from sector.engine.errors import InputError
 
 METRICS = "metrics.jsonl"
-# The file beside a run's plots that holds its evaluation (`evaluate.py`).
+# File of the evaluation of a run, in its folder of plots (`evaluate.py`).
 EVALUATION = "eval-fast.json"
-# A century: no run has measured more.
+# A century; a larger value is damage.
 _MAX_SECONDS = 100 * 366 * 86_400
-_TELLING = {"missing": 1, "extra_forbidden": 2}
+# Rank of faults in messages: an impossible value (0) tells more than a missing key, and that more than an unknown one.
+_RANKS = {"missing": 1, "extra_forbidden": 2}
 
 
 def _check_mistake(name: str) -> str:
+    """Return the name of a mistake. Raise ValueError if there is no such mistake."""
     # Imported here: torch comes with it.
     from sector.engine.tasks.mistakes import Mistake
 
@@ -32,7 +34,7 @@ def _check_mistake(name: str) -> str:
 
 Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-# Below what a float or an int64 cannot hold.
+# Within the range of int64.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)]
 Reason = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -41,11 +43,11 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class Damaged(InputError):
-    """A record that is not what was written; what made it can make it again."""
+    """A record is incomplete or was changed. It can be made again."""
 
 
 class Record(BaseModel):
-    """Frozen, strict about types and ranges, without NaN and infinity; an unknown key is an error."""
+    """Base of the records: frozen, strict about types and ranges, without NaN; an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -57,7 +59,7 @@ class Record(BaseModel):
 
 
 class GenerationRecord(Record):
-    """What generating the examples of a round took (`rounds/07/generation.json`)."""
+    """Counts and cost of the generation of a round (`rounds/07/generation.json`)."""
 
     name: ClassVar[str] = "generation"
 
@@ -78,7 +80,7 @@ class GenerationRecord(Record):
     engine: str
     """Name of the engine."""
     weights_sha256: Sha256
-    """Digest of the weights that generated; empty of an engine that has none."""
+    """Digest of the weights that generated; empty if the engine has no digest."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,12 +89,12 @@ class GenerationRecord(Record):
 
 
 class TrainingRecord(Record):
-    """What the training of a phase took, and where it led (`rounds/07/training.json`)."""
+    """Cost and result of the training of a phase (`rounds/07/training.json`)."""
 
     name: ClassVar[str] = "training"
 
     cycles: Annotated[Count, Field(ge=1)]
-    """Cycles of the learning rate."""
+    """Cycles trained."""
     tokens: Count
     """Tokens trained on."""
     seconds: Seconds
@@ -100,7 +102,7 @@ class TrainingRecord(Record):
     agreement: Share
     """Agreement one digit further."""
     trained_agreement: Share | None = None
-    """Lowest agreement at a trained length; None where it was not measured."""
+    """Lowest agreement at a trained length; None if it was not measured."""
     leap: Digits = 1
     """Digits from this phase to the next round."""
     tokens_probed: Count = 0
@@ -110,25 +112,25 @@ class TrainingRecord(Record):
 
 
 class StartRecord(Record):
-    """Whose snapshot a supervised phase began with (`rounds/supervised/start.json`)."""
+    """Snapshot of another run that a supervised phase started from (`rounds/supervised/start.json`)."""
 
     name: ClassVar[str] = "start"
 
     snapshot: str
     """Name of the snapshot in the grid's directory."""
     seconds: Seconds
-    """Seconds of training that the snapshot took."""
+    """Seconds of training before the snapshot."""
 
 
 class SnapshotRecord(Record):
-    """Where a snapshot of a training stands (metadata of `training.safetensors`)."""
+    """Position of a snapshot in its training (metadata of `training.safetensors`)."""
 
     phase: str
-    """Digits of the phase, 0 for the supervised one; behind a dot the attempts taken back."""
+    """Digits of the round, 0 for the supervised phase; after a dot the count of attempts rolled back."""
     cycle: Count
-    """Cycles done before this one."""
+    """Cycles done before the current one."""
     step: Count
-    """Steps done in this cycle."""
+    """Steps done in the current cycle."""
     tokens: Count
     """Tokens trained on."""
     seconds: Seconds
@@ -136,7 +138,7 @@ class SnapshotRecord(Record):
 
 
 class FrontierMistakes(Record):
-    """Outputs one digit past the round, by mistake."""
+    """Counts of outputs one digit past the phase, by mistake."""
 
     fast: Mistakes
     """Outputs of the fast policy."""
@@ -145,10 +147,10 @@ class FrontierMistakes(Record):
 
 
 class RoundMetrics(Record):
-    """The audit of a phase: a line of metrics.jsonl."""
+    """Audit of a phase: a line of metrics.jsonl."""
 
     phase: Literal["sft", "round"]
-    """The supervised phase, or a round."""
+    """`sft` for the supervised phase, or `round`."""
     digits: Digits
     """Digits that the phase reached."""
     tried: Count
@@ -160,7 +162,7 @@ class RoundMetrics(Record):
     rejected: dict[Reason, Count]
     """Candidates rejected, by the check that failed first."""
     label_error: Share | None
-    """Share of accepted examples that are wrong; None where nothing was accepted."""
+    """Share of accepted examples that are wrong; None if nothing was accepted."""
     fast_label_error: Share | None
     """Share of candidates that the fast policy answered wrong; None in the supervised phase."""
     label_mistakes: Mistakes = {}
@@ -170,19 +172,19 @@ class RoundMetrics(Record):
     next_agreement: Share
     """Agreement one digit further, after the training."""
     trained_agreement: Share | None = None
-    """Lowest agreement at a trained length, after the training; None where it was not measured."""
+    """Lowest agreement at a trained length, after the training; None if it was not measured."""
     leap: Digits = 1
     """Digits from this phase to the next round."""
     accuracy: dict[int, Share]
-    """Exact-match accuracy of the fast policy at 1 to `digits + 1` digits; after the supervised phase further."""
+    """Exact-match accuracy of the fast policy by length, from 1 to at least `digits + 1` digits."""
     frontier: FrontierMistakes | None = None
-    """Mistakes one digit past the round; None in runs of releases that did not count them."""
+    """Mistakes one digit past the phase; None in runs of early releases."""
     cycles: Annotated[Count, Field(ge=1)]
-    """Cycles of the learning rate."""
+    """Cycles trained."""
     taken_back: Count = 0
-    """Attempts at the round that were taken back."""
+    """Attempts at the round that were rolled back."""
     tokens_generated: Count
-    """Tokens generated for the round's examples."""
+    """Tokens generated for the examples of the round."""
     tokens_trained: Count
     """Tokens trained on."""
     tokens_probed: Count = 0
@@ -196,47 +198,47 @@ class RoundMetrics(Record):
     seconds_audit: Seconds
     """Seconds of the audit."""
     seconds_total: Seconds
-    """Seconds of the run up to the end of the audit."""
+    """Seconds from the start of the run to the end of the audit."""
 
     @property
     def is_round(self) -> bool:
-        """Return whether this is a round, and not the supervised phase."""
+        """Whether the phase is a round."""
         return self.phase == "round"
 
     @property
     def own_accuracy(self) -> float:
-        """Return the accuracy at the length that the phase reached."""
+        """Accuracy at the length that the phase reached."""
         return self.accuracy[self.digits]
 
     @property
     def trained_accuracies(self) -> list[float]:
-        """Return the accuracy at each length up to the one that the phase reached."""
+        """Accuracy at each length up to the one that the phase reached."""
         return [self.accuracy[digits] for digits in range(1, self.digits + 1)]
 
     @property
     def wrong_accepted(self) -> int:
-        """Return the count of accepted examples that are wrong."""
+        """Count of accepted examples that are wrong."""
         return round((self.label_error or 0.0) * self.accepted)
 
     @property
     def wrong_fast(self) -> int:
-        """Return the count of candidates that the fast policy answered wrong."""
+        """Count of candidates that the fast policy answered wrong."""
         return round((self.fast_label_error or 0.0) * self.tried)
 
     @property
     def knows_probes(self) -> bool:
-        """Return whether the time of measuring agreement is on record; releases before did not note it."""
+        """Whether the time of measuring agreement was recorded; early releases did not record it."""
         return "seconds_probe" in self.model_fields_set
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
-            raise ValueError(f"accuracy should be of the lengths 1 to {self.digits + 1} or more, one more than digits")
+            raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
         _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
         if self.is_round != bool(self.tried):
             raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
-            raise ValueError(f"label_error is {self.label_error} where accepted is {self.accepted}")
+            raise ValueError(f"label_error is {self.label_error}, but accepted is {self.accepted}")
         for name in ("fast_label_error", "agreement"):
             if (getattr(self, name) is None) == self.is_round:
                 raise ValueError(f"{name} is {getattr(self, name)} in the phase {self.phase!r}")
@@ -269,7 +271,7 @@ class LengthScore(Record):
 
 
 class FamilyScore(LengthScore):
-    """The same of one family of problems at one length."""
+    """Accuracy on one family of problems at one length."""
 
     family: str
     """Name of the family."""
@@ -279,13 +281,13 @@ class EvaluationRecord(Record):
     """An evaluation (`plots/eval-fast.json`)."""
 
     policy: Annotated[str, StringConstraints(pattern=r"^(fast|slow|improved)$")]
-    """The policy that was asked."""
+    """Name of the policy."""
     samples: Annotated[Count, Field(ge=1)]
-    """Problems a length."""
+    """Problems per length."""
     lengths: Annotated[list[LengthScore], Field(min_length=1)]
-    """Scores on uniform problems, a length each."""
+    """Scores on uniform problems, one per length."""
     suite: list[FamilyScore]
-    """Scores on families of problems; empty where the suite was not asked for."""
+    """Scores on families of problems; empty without the suite."""
     seed: Count
     """Seed of the problems."""
     engine: str
@@ -300,18 +302,18 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(path: Path, kind: type[R], mend: str) -> R | None:
-    """Read a file that holds one record; None where there is no file. Raises Damaged as `parse_record`."""
+    """Read a file with one record; None without the file. Raise Damaged as `parse_record`."""
     content = read_content(path, mend)
     return None if content is None else parse_record(content, kind, str(path), mend)
 
 
 def read_metrics(path: Path, mend: str) -> list[RoundMetrics]:
-    """Read metrics.jsonl; no lines where there is no file. Raises Damaged as `parse_metrics`."""
+    """Read metrics.jsonl; no lines without the file. Raise Damaged as `parse_metrics`."""
     return list(parse_metrics(read_content(path, mend) or b"", str(path), mend))
 
 
 def read_content(path: Path, mend: str) -> bytes | None:
-    """Read a file of a run; None where there is none. Raises Damaged if something else stands in its place."""
+    """Read a file of a run; None without the file. Raise Damaged if it cannot be read, for example a directory."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -321,7 +323,7 @@ def read_content(path: Path, mend: str) -> bytes | None:
 
 
 def parse_metrics(content: bytes, source: str, mend: str) -> Iterator[RoundMetrics]:
-    """Parse metrics.jsonl line by line; Damaged names the first line that is none, or that is out of order."""
+    """Parse metrics.jsonl line by line. Raise Damaged naming the first line that is invalid or out of order."""
     before: RoundMetrics | None = None
     for number, text in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), start=1):
         line = parse_record(text, RoundMetrics, f"{source}, line {number}", mend)
@@ -332,10 +334,10 @@ def parse_metrics(content: bytes, source: str, mend: str) -> Iterator[RoundMetri
 
 
 def parse_record(content: bytes, kind: type[R], source: str, mend: str) -> R:
-    """Parse one record. Damaged names the source, the first value at fault and the mend.
+    """Parse one record.
 
-    InputError if the record is whole but for keys that this release does not know: it is not damaged, but of a later
-    release.
+    Raises Damaged naming the source, the first bad value and the mend.
+    Raises InputError if only unknown keys are wrong: then the record is not damaged, but of a later release.
     """
     try:
         return kind.model_validate_json(content)
@@ -348,28 +350,31 @@ def parse_record(content: bytes, kind: type[R], source: str, mend: str) -> R:
 
 
 def dump_line(record: Record) -> str:
-    """Write a record as a line of JSON Lines."""
+    """Return a record as a line of JSON Lines."""
     return json.dumps(record.as_json()) + "\n"
 
 
 def dump_file(record: Record) -> str:
-    """Write a record as a file of its own."""
+    """Return a record as the content of its file."""
     return json.dumps(record.as_json(), indent=2) + "\n"
 
 
 def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:
+    """Raise ValueError if the counts of candidates do not add up."""
     if accepted > tried:
         raise ValueError(f"accepted is {accepted}, more than tried ({tried})")
     if thought_through > accepted:
         raise ValueError(f"thought_through is {thought_through}, more than accepted ({accepted})")
     if accepted + sum(rejected.values()) != tried:
-        raise ValueError(f"accepted ({accepted}) and rejected ({sum(rejected.values())}) do not make tried ({tried})")
+        raise ValueError(
+            f"accepted ({accepted}) and rejected ({sum(rejected.values())}) do not add up to tried ({tried})"
+        )
 
 
 def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | None:
-    """Return what is wrong with a line after the one before it; None if nothing is."""
+    """Return the fault in the order of two lines; None if there is none."""
     if before is None:
-        return "the first line is not of the supervised phase" if line.is_round else None
+        return "the first line is not the supervised phase" if line.is_round else None
     if not line.is_round:
         return "the supervised phase is not the first line"
     if line.digits <= before.digits:
@@ -380,20 +385,19 @@ def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | No
 
 
 def _key_of_later_release(error: ValidationError, kind: type[Record], content: bytes) -> str | None:
-    """Return the first unknown key, if nothing else is wrong and every known key is there."""
+    """Return the first unknown key, if it is the only kind of fault and no known key is missing; else None."""
     faults = error.errors()
     if any(fault["type"] != "extra_forbidden" for fault in faults):
         return None
-    # Where a known key is missing, the unknown one may be its name, garbled.
+    # If a known key is missing, the unknown one may be its garbled name.
     if not kind.model_fields.keys() <= json.loads(content).keys():
         return None
     return _key_of(faults[0]["loc"])
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Say what is wrong with the first value at fault."""
-    # An impossible value tells more than a missing key, and that more than an unknown one.
-    fault = min(error.errors(), key=lambda each: _TELLING.get(each["type"], 0))
+    """Describe the most telling fault."""
+    fault = min(error.errors(), key=lambda fault: _RANKS.get(fault["type"], 0))
     key, message = _key_of(fault["loc"]), fault["msg"]
     if fault["type"] == "json_invalid":
         return "not JSON, or not the whole of it"
@@ -409,4 +413,5 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _key_of(location: tuple[int | str, ...]) -> str:
+    """Return a location in a record as a dotted key."""
     return ".".join(str(part) for part in location if part != "[key]")

@@ -1,7 +1,7 @@
-"""Damaged and missing files of a run: found when it is opened, so that the phase that made them makes them again.
+"""Repair of a run: find damaged and missing files when it is opened, so that their phase writes them again.
 
-Files are written aside and renamed, so this is not what a kill leaves behind, but what disks and people do. All of them
-follow from seeds and earlier files: what is made again is the same.
+A kill leaves no such files, since all writes are atomic; disks and manual edits do. All files follow from seeds and
+earlier files, so the new ones are the same.
 """
 
 import os
@@ -28,16 +28,17 @@ from sector.engine.training.dataset import preview_of, read_candidates, read_exa
 
 
 def remove_damaged(run: RunDir) -> list[str]:
-    """Remove files that cannot be read, with the evidence that their phase is done; return their names in the run.
+    """Remove unreadable files, and the evidence that their phase is done; return their names in the run.
 
-    A file that is missing counts as well, where its phase is done.
+    A missing file of a phase that is done is treated in the same way.
+    Raises InputError if a file cannot be removed.
     """
     damaged = list(_damaged(run))
     try:
         for path, evidence in damaged:
-            for each in (path, evidence):
-                _remove(each)
-            # A round whose folder is gone has begun all the same.
+            _remove(path)
+            _remove(evidence)
+            # The folder shows that the round has started, so it must be there.
             path.parent.mkdir(parents=True, exist_ok=True)
         names = {str(path.relative_to(run.root)) for path, _ in damaged}
         return sorted(names) + _completed(run) + _cut_metrics(run)
@@ -46,9 +47,9 @@ def remove_damaged(run: RunDir) -> list[str]:
 
 
 def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
-    """Yield files that cannot be read or are missing, each with the evidence that its phase is done.
+    """Yield each unreadable or missing file with the evidence that its phase is done.
 
-    That is a round's examples, or its checkpoint.
+    The evidence is the examples of a round, or its checkpoint.
     """
     first = run.read_config().supervised.max_digits
     for phase in _phases(run, first):
@@ -64,7 +65,7 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
             yield phase.record(GenerationRecord), examples
         if not _is_whole(phase, TrainingRecord, is_due=trained.exists()):
             yield phase.record(TrainingRecord), trained
-    # No file but this knows how long another run has trained; without it a report counts less.
+    # This record cannot be made again. Without it a report counts too few seconds of training.
     start = run.supervised(first).record(StartRecord)
     if not _is_whole(run.supervised(first), StartRecord, is_due=False):
         yield start, start
@@ -76,7 +77,7 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
 
 
 def _phases(run: RunDir, first: int) -> list[Phase]:
-    """List the supervised phase and the rounds, also those that left a checkpoint and no folder."""
+    """List the supervised phase and the rounds, also rounds that have a checkpoint and no folder."""
     trained = {int(path.name) for path in run.root.glob("checkpoints/[0-9]*")}
     # Checkpoint 0 is the pretrained model.
     digits = {*(phase.digits for phase in run.rounds()), *trained} - {0, first}
@@ -84,12 +85,13 @@ def _phases(run: RunDir, first: int) -> list[Phase]:
 
 
 def _completed(run: RunDir) -> list[str]:
-    """Complete the checkpoints; names of the files that were missing."""
-    found = sorted(run.root.glob("checkpoints/[0-9]*"))
-    return [str((path / name).relative_to(run.root)) for path in found for name in complete_checkpoint(path)]
+    """Add missing files to the checkpoints; return their names in the run."""
+    checkpoints = sorted(run.root.glob("checkpoints/[0-9]*"))
+    return [str((path / name).relative_to(run.root)) for path in checkpoints for name in complete_checkpoint(path)]
 
 
 def _is_readable(path: Path, read: Callable[[Path], object]) -> bool:
+    """Return whether `read` accepts a file."""
     try:
         read(path)
     except InputError:
@@ -98,13 +100,13 @@ def _is_readable(path: Path, read: Callable[[Path], object]) -> bool:
 
 
 def _read_round(digits: int, path: Path) -> None:
-    """Read the candidates of a round, as the audit and a report do."""
+    """Read the candidates of a round in both ways in which they are used: by the audit and by a report."""
     read_candidates(path, digits)
     read_votes(path, digits)
 
 
 def _is_whole(phase: Phase, kind: type[R], is_due: bool) -> bool:
-    """Return whether a record can be read, or is not there and not due. InputError if it is of a later release."""
+    """Return whether a record is valid, or absent and not due. Raise InputError if it is of a later release."""
     try:
         return phase.read(kind) is not None or not is_due
     except Damaged:
@@ -112,7 +114,7 @@ def _is_whole(phase: Phase, kind: type[R], is_due: bool) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a directory; of a link, the link."""
+    """Remove a file, a directory, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -120,14 +122,14 @@ def _remove(path: Path) -> None:
 
 
 def _cut_metrics(run: RunDir) -> list[str]:
-    """Keep the lines before the first that is damaged; the audits behind it are made again."""
+    """Cut metrics.jsonl before the first damaged line, so that the later audits run again; return its name if cut."""
     path, content, good = run.root / METRICS, b"", 0
     try:
         content = read_content(path, "") or b""
         for _ in parse_metrics(content, str(path), ""):
             good += 1
     except Damaged:
-        # Another thing in its place cannot be written over.
+        # A directory in its place cannot be overwritten.
         if not path.is_file():
             _remove(path)
         write_text(path, "".join(f"{line.decode()}\n" for line in content.split(b"\n")[:good]))

@@ -1,9 +1,8 @@
-"""The guard against the error avalanche: a round after which the model agrees with itself less on lengths that it knew
-is taken back, and tried again with other problems; after `ATTEMPTS` the loop stops.
+"""Rollback of rounds that lower agreement on trained lengths: the guard against the error avalanche.
 
-No true sum is seen. What is compared is `Goal.trained`, the lowest agreement at a trained length, which the loop
-measures anyway, with the highest that it was after any earlier phase. How often a round was taken back is read off the
-directories that lie below `failed/`, so that a kill at any moment is no matter.
+Such a round is tried again with other problems; after `ATTEMPTS` attempts the loop stops. No true answers are used.
+`Goal.trained`, the lowest agreement at a trained length, is compared with its highest value after earlier phases.
+Failed attempts are counted by their folders in `failed/`, so the count survives a kill at any moment.
 """
 
 from collections.abc import Sequence
@@ -17,24 +16,29 @@ ATTEMPTS = 3
 
 
 def seed_of_attempt(phase: Phase, seed: int) -> int:
-    """Return the seed of a round: the run's own at the first attempt. NoAgreement if there were too many."""
+    """Return the seed of the next attempt at a round. Raise NoAgreement after too many attempts.
+
+    seed: seed of the run, which the first attempt uses.
+    """
     failed = phase.num_failed
     if failed >= ATTEMPTS:
         raise NoAgreement(
-            f"the round at {phase.digits} digits was taken back {failed} times: after each the model agreed with "
-            f"itself less at lengths it had learned before (what it learned from is in {phase.failed}*)"
+            f"the round at {phase.digits} digits was rolled back {failed} times: after each attempt the model agreed "
+            f"with itself less at trained lengths (the examples of the attempts are in {phase.failed}*)"
         )
     return stream_seed(seed, "attempt", phase.digits, failed) if failed else seed
 
 
 def agreement_lost(phases: Sequence[Phase], phase: Phase, trained: float | None, max_fall: float) -> float | None:
-    """Return the agreement at trained lengths that a round has lost; None if it fell by `max_fall` or less.
+    """Return the highest earlier agreement at trained lengths, if it fell by more than `max_fall`; else None.
 
-    phases: of the run, of which the earlier ones count.
+    phases: phases of the run; those before `phase` are compared.
+    phase: round that was trained.
+    trained: lowest agreement at a trained length after it; None if it was not measured.
     """
     records = [earlier.read(TrainingRecord) for earlier in phases if earlier.digits < phase.digits]
-    known = [record.trained_agreement for record in records if record]
-    highest = max((value for value in known if value is not None), default=None)
+    agreements = [record.trained_agreement for record in records if record]
+    highest = max((agreement for agreement in agreements if agreement is not None), default=None)
     if highest is None or trained is None or trained >= highest - max_fall:
         return None
     return highest

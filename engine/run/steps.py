@@ -1,6 +1,6 @@
-"""The two halves of a round on files that a person names: generate examples to one, train on some.
+"""The two halves of a round on files of the user's choice: `sector generate` and `sector distill`.
 
-The loop does the same inside a run directory (`phases.py`), where it also knows when to stop.
+The loop does the same inside a run directory (`phases.py`), where goals decide when to stop.
 """
 
 import time
@@ -34,28 +34,28 @@ from sector.engine.training.dataset import Provenance, improved_table, read_exam
 from sector.engine.training.distill import Batches, start_training, train_cycle, tune_allocator
 from sector.engine.training.torchrun import leads
 
-# Called with how much is done, of how much, and a note.
+# Arguments: the amount done, the total, a note.
 OnProgress = Callable[[int, int, str], None]
 
 
 def open_engine(model: Path, engine: str, given: dict[str, Any] | None = None) -> tuple[Sampler, Task, Layout]:
-    """An engine with the weights of a checkpoint or run directory, the task and the layout that they have learned.
+    """Open an engine with the weights of a checkpoint or run directory; return it with their task and layout.
 
-    given: settings of the engine `vllm` over those of the run (`config.vllm_config`).
+    given: settings of the engine `vllm`, over those of the run (`config.vllm_config`).
     """
     loaded = load_checkpoint(model)
     return make_sampler(engine, loaded, vllm_settings(model, given)), *task_and_layout(loaded)
 
 
 def vllm_settings(model: Path, given: dict[str, Any] | None) -> VllmConfig:
-    """Settings of the engine `vllm`: those given, over those of the run directory if the model is one."""
+    """Return the settings of the engine `vllm`: `given` over those of the run, if `model` is a run directory."""
     return vllm_config(given or {}, _run_config(model).vllm)
 
 
 def check_digits(digits: int) -> None:
-    """InputError unless problems of that length exist."""
+    """Raise InputError unless there are problems of this length."""
     if not 1 <= digits <= MAX_DIGITS:
-        raise InputError(f"no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
+        raise InputError(f"there are no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
 
 
 def generate_file(
@@ -72,10 +72,15 @@ def generate_file(
     given: dict[str, Any] | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Try `count` problems and write those that the filter accepts; returns what it took.
+    """Try `count` problems, write those that the filter accepts, and return counts, tokens and seconds.
 
+    model: checkpoint or run directory.
+    out: file of the examples.
+    engine: name of the engine.
+    settings: the filter.
+    hard_share: as the setting.
     given: as in `open_engine`.
-    workers: engines in processes of their own (`workers.py`); by default one in this process.
+    workers: count of processes that generate (`workers.py`); None generates in this process.
     """
     check_digits(digits)
     check_writable(out)
@@ -123,11 +128,15 @@ def distill_files(
     seed: int,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """One round of training: the longest length of the data is new, all else is replay; returns what it took.
+    """Train one round on files, write the checkpoint, and return counts, tokens and seconds.
 
-    Under torchrun its processes share the work, and the first of them writes.
-    The rounds of a run directory given as `model` are replayed too, and its settings apply. steps: by default the most
-    that a round of the loop may train.
+    Under torchrun the ranks share the training, and the first one writes.
+
+    model: checkpoint, or a run directory, whose settings apply and whose rounds are replayed too.
+    data: files of examples. The longest length in them is new, and shorter ones are replayed.
+    replay: files of further examples to replay.
+    out: new directory of the checkpoint.
+    steps: training steps; None for the most that a round of the loop may train.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
@@ -160,10 +169,16 @@ def distill_files(
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One round of training on files, ready to start.
+    """Round of training on files, ready to start.
 
-    digits: of the new examples, of which there are `num_new`; `num_replayed` are shorter, or from earlier rounds.
-    batches, seed: what `train_cycle` draws from. max_steps: the most that a round of the loop trains.
+    weights: model to train.
+    trainer: settings of the training.
+    batches: function from a step to its examples.
+    seed: seed of the draws in `train_cycle`.
+    max_steps: most steps of a round of the loop.
+    digits: digits of the new examples.
+    num_new: count of new examples.
+    num_replayed: count of replayed examples.
     """
 
     weights: Model
@@ -177,13 +192,13 @@ class Training:
 
 
 def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
-    """Read weights, examples and settings. InputError names the file that is none of them."""
+    """Read weights, examples and settings. Raise InputError naming the first bad file."""
     weights, settings = load_checkpoint(model), _run_config(model).round
     task = task_and_layout(weights)[0].name
     sets = _read_all(data, task)
-    digits = max(each.digits for each in sets)
-    new = [Examples.cat(each for each in sets if each.digits == digits)]
-    old = [each for each in sets if each.digits < digits] + _read_all([*replay, *_rounds(model)], task)
+    digits = max(examples.digits for examples in sets)
+    new = [Examples.cat(examples for examples in sets if examples.digits == digits)]
+    old = [examples for examples in sets if examples.digits < digits] + _read_all([*replay, *_rounds(model)], task)
     trainer = settings.trainer
     tune_allocator()
     return Training(
@@ -206,24 +221,24 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
 
 
 def _read_all(paths: Sequence[Path], task: str) -> list[Examples]:
-    """The examples of some files, a set for every file and length. InputError if a file holds none, or another task."""
+    """Read files of examples as one set per file and length. Raise InputError if one is empty or of another task."""
     sets: list[Examples] = []
     for path in paths:
         by_length = read_examples(path)
         if not by_length:
             raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
-        if (found := next(iter(by_length.values())).problems.task) != task:
-            raise InputError(f"{path} holds examples of {found}, and the model has learned {task}; train one of them")
+        if (learned := next(iter(by_length.values())).problems.task) != task:
+            raise InputError(f"{path} holds examples of {learned}, but the model has learned {task}; choose one task")
         sets += by_length.values()
     return sets
 
 
 def _rounds(model: Path) -> list[Path]:
-    """Files of examples of a run directory, the supervised phase first; none for a bare checkpoint."""
+    """List the files of examples of a run directory, the supervised phase first; none for a checkpoint."""
     return sorted(model.glob("rounds/*/examples.parquet"), key=lambda path: (path.parent.name != "supervised", path))
 
 
 def _run_config(model: Path) -> RunConfig:
-    """The settings of a run directory; the defaults for a bare checkpoint."""
+    """Return the settings of a run directory; the defaults for a checkpoint."""
     run = RunDir(model)
     return run.read_config() if run.exists else RunConfig()

@@ -1,61 +1,67 @@
-"""Ending when asked to: the step at hand is finished and saved; what takes too long is left as it is.
+"""Stop on signals: finish and save the current step, or give up waiting for it after a while.
 
-SIGTERM asks, SIGHUP (the terminal is gone), and Ctrl-C; a second Ctrl-C does not wait. Leaving at any moment is safe
-(what lies in a run directory is written aside and renamed), but a step saved is a step not done again.
+SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C ask to stop; a second Ctrl-C stops at once. Stopping at any moment
+is safe, since all writes are atomic, but a saved step need not be done again.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
-# Whoever sends SIGTERM waits 30 seconds as a rule, and then kills.
+from sector.engine.run.events import TrainingStep
+
+# Most supervisors wait 30 seconds after SIGTERM, and then kill.
 PATIENCE_SECONDS = 20.0
-# What asks a process to end, Ctrl-C aside.
+# Signals that ask a process to end, besides Ctrl-C.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 _HINT = b"sector: saving the step at hand; Ctrl-C again to leave it\n"
 
 
 class Terminated(BaseException):
-    """Asked to end, and nothing finished in time. Like KeyboardInterrupt no error, so nothing that mends errors."""
+    """The process was asked to stop. Not an Exception, as KeyboardInterrupt, so that no error handler catches it."""
 
 
 class Stopping:
-    """asked: has someone asked this process to end? interrupted: by Ctrl-C?"""
+    """Requests to stop.
+
+    asked: whether this process was asked to stop.
+    interrupted: whether Ctrl-C asked.
+    """
 
     def __init__(self) -> None:
         self.asked = self.interrupted = False
         self._seen = False
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """A handler of signals."""
+        """Handle a signal: note the request and start the timer. Raise KeyboardInterrupt at a second Ctrl-C."""
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
         self.interrupted |= number == signal.SIGINT
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
-        # Not by print: the signal may have come in the middle of one.
+        # `print` is not reentrant, and the signal may have interrupted one.
         if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), _HINT)
 
-    def ends_after(self, event: Mapping[str, Any]) -> bool:
-        """Is this event of a run the last one to wait for? Called with every event, in order.
+    def ends_after(self, event: object) -> bool:
+        """Return whether to stop after an event of a run or a grid. Called with every event, in order.
 
-        A step of training is saved before its event comes; asked in between, only the next one is.
+        A training step is saved before its event. If the request came between the two, the step may not be saved, so
+        the next step is awaited.
         """
-        ends = self._seen or (self.asked and event["event"] != "train")
+        ends = self._seen or (self.asked and not isinstance(event, TrainingStep))
         self._seen = self.asked
         return ends
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stopping]:
-    """Signals ask to stop; Terminated is raised where the work then is after `PATIENCE_SECONDS`. Main thread only.
+    """Turn signals into requests to stop; raise Terminated `PATIENCE_SECONDS` after the first. Main thread only.
 
-    A signal that was ignored when the process started stays ignored: SIGHUP under nohup, Ctrl-C in the background.
+    A signal that is ignored already stays ignored: SIGHUP under nohup, Ctrl-C in a background process.
     """
     stopping = Stopping()
     before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGINT)}
@@ -73,4 +79,5 @@ def stop_on_signals() -> Iterator[Stopping]:
 
 
 def _give_up(number: int, frame: FrameType | None) -> None:
+    """Handle the timer: raise Terminated."""
     raise Terminated
