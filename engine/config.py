@@ -21,6 +21,11 @@ MAX_DIGITS = 256
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
+EngineName = Literal["native", "hf", "vllm"]
+PolicyName = Literal["fast", "slow", "improved"]
+FilterName = Literal["none", "paper", "strict", "thorough"]
+Preset = Literal["tiny", "base"]
+Schedule = Literal["leaps", "paper"]
 CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
 # The checks there are (`checks.py`), in the order of their reasons in every record; `shifted` is the third at other
 # places. No filter has more than MAX_CHECKS.
@@ -337,7 +342,7 @@ class RunConfig(Settings):
     gap_share mean nothing to it, and the second look `shifted` is the swapped one."""
     recipe: Annotated[int, Field(ge=1, le=RECIPE)] = RECIPE
     """Which release's trainer and loop these are settings of; no run is gone on with by those of another."""
-    preset: Literal["tiny", "base"] = "tiny"
+    preset: Preset = "tiny"
     """Size of the model (`model.py`)."""
     task: str = DEFAULT
     """What is learned; a module of `engine/tasks/`, which may have other defaults (`Task.settings`)."""
@@ -345,12 +350,12 @@ class RunConfig(Settings):
     """Most significant digit first, or least."""
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
     """Digits at which the run is done; supervised.max_digits for the supervised phase alone."""
-    schedule: Literal["leaps", "paper"] = "leaps"
+    schedule: Schedule = "leaps"
     """How far rounds go: as far as the model agrees with itself, or, as in the paper, a digit each. Some defaults are
     others then (`SCHEDULES`)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random follows from it."""
-    engine: Literal["native", "hf", "vllm"] = "native"
+    engine: EngineName = "native"
     """What generates."""
     hard_share: Share = 0.45
     """Share of drawn problems that are carry chains or have a short operand (`problem.draw_problems`)."""
