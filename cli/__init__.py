@@ -1,4 +1,4 @@
-"""The command line. From its first import on, Ctrl-C is one line and no traceback."""
+"""Command line of sector. Importing it installs a handler that ends Ctrl-C with one line instead of a traceback."""
 
 from sector.cli._signals import hush
 

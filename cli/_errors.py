@@ -1,7 +1,11 @@
-"""How a command ends when it does not end well: one line on stderr, and an exit code that says which way.
+"""Expected failures of a command: one line on stderr, and an exit code.
 
-0 done    1 training diverged, an engine, its workers or a library failed, or stdout is full    2 bad input
-3 the model no longer agrees with itself    130 interrupted    128 + N ended by signal N
+0: done.
+1: training diverged, an engine, its workers or a library failed, memory ran out, or stdout is full.
+2: bad input.
+3: the model no longer agrees with itself.
+130: interrupted.
+128 + N: ended by signal N.
 """
 
 import errno
@@ -23,24 +27,25 @@ from sector.engine.training.torchrun import num_processes, rank
 
 FAILED, BAD_INPUT, NO_AGREEMENT, INTERRUPTED, SIGNALLED = 1, 2, 3, 130, 128
 
-_LEFT = "no file is half written"
-_UNDONE = f"interrupted before it was done; {_LEFT}"
-_LONGEST_CAUSE = 200
+_FILES_WHOLE = "no file is half written"
+_INTERRUPTED = f"interrupted before it was done; {_FILES_WHOLE}"
+_MAX_CAUSE_LENGTH = 200
+# Parts of messages of torch (of several lines), and of the linker that cannot load a library.
 _NO_MEMORY = ("can't allocate memory", "failed to map segment")
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with what that means for the work at hand."""
+    """Ctrl-C, with a message about the work under way."""
 
 
 class LibraryBroken(Exception):
-    """A library that cannot be imported: a variable of the environment that it does not take, or a broken install."""
+    """A library cannot be imported: it rejects an environment variable, or its installation is broken."""
 
     def __init__(self, library: str, cause: Exception) -> None:
-        said = textwrap.shorten(str(cause), _LONGEST_CAUSE, placeholder="...") or type(cause).__name__
+        reason = textwrap.shorten(str(cause), _MAX_CAUSE_LENGTH, placeholder="...") or type(cause).__name__
         super().__init__(
-            f"{library} cannot be imported: {said.rstrip('.')}; unset what the environment says for it, or install it "
-            "again"
+            f"{library} cannot be imported: {reason.rstrip('.')}; unset the environment variable that it rejects, or "
+            "reinstall it"
         )
 
 
@@ -59,7 +64,7 @@ _EXPECTED = (
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose expected errors come out as one line. Anything else is a bug and keeps its traceback."""
+    """Commands that print an expected error as one line. Any other error is a bug and keeps its traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         forget_useless()
@@ -72,34 +77,36 @@ class CommandGroup(TyperGroup):
                 raise
             code, message = _outcome(expected)
             if message:
-                # Where stderr cannot be written, the exit code says it alone.
+                # If stderr cannot be written, the exit code is all that is left.
                 with suppress(OSError):
-                    print(f"{_speaker()}: {printable(' '.join(message.split()))}", file=sys.stderr)
+                    print(f"{_sender()}: {printable(' '.join(message.split()))}", file=sys.stderr)
         hush()
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
-        # Left alone, Ctrl-C would end without a word.
+        # Typer would end on Ctrl-C without a message.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted(_UNDONE) from error
+            raise Interrupted(_INTERRUPTED) from error
 
 
 def forget_useless() -> None:
-    """Forget variables that would stop a library before it starts, have it complain, or leave it no room.
+    """Unset environment variables with values that would make a library fail, and silence a warning of matplotlib.
 
-    Sizes of no terminal: lines are padded to the width, so one of more than four digits would fill the memory. Numbers
-    of threads that are none. A backend of matplotlib: we draw into files alone.
+    COLUMNS, LINES, TERMINAL_WIDTH: not a size from 1 to 9999. Lines are padded to the width, so a larger one could fill
+    the memory.
+    OMP_NUM_THREADS: not a list of such numbers.
+    MPLBACKEND: always, because sector draws into files only.
     """
-    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "OMP_NUM_THREADS"):
-        text = os.environ.get(name)
-        # OpenMP takes one number a level.
-        numbers = [] if text is None else text.split(",") if name.startswith("OMP_") else [text]
-        if not all(_is_size(number) for number in numbers):
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        if name in os.environ and not _is_size(os.environ[name]):
             del os.environ[name]
+    # OpenMP takes one number for each level of nesting.
+    if not all(_is_size(number) for number in os.environ.get("OMP_NUM_THREADS", "1").split(",")):
+        del os.environ["OMP_NUM_THREADS"]
     os.environ.pop("MPLBACKEND", None)
-    # Where it cannot keep its list of fonts, it makes another one, and says so at length.
+    # If matplotlib cannot cache its list of fonts, it rebuilds the list each time, with a long warning.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
@@ -108,35 +115,34 @@ def _is_size(text: str) -> bool:
 
 
 def _as_expected(error: BaseException) -> BaseException | None:
-    """The error that says what an error means; None for a bug of ours."""
-    # Compiled code hides what a signal raised inside of it.
+    """Return the expected error that an error stands for, or None if the error is a bug."""
+    # Compiled code wraps the exception that a signal handler raised in it.
     if isinstance(error, SystemError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted(_UNDONE)
+        return Interrupted(_INTERRUPTED)
     if isinstance(error, _EXPECTED):
         return error
-    # Of torch, in the middle of a message of several lines; and of the linker, of a library that finds no room.
-    if isinstance(error, RuntimeError | ImportError) and any(each in str(error) for each in _NO_MEMORY):
+    if isinstance(error, RuntimeError | ImportError) and any(part in str(error) for part in _NO_MEMORY):
         return MemoryError()
-    if isinstance(error, OSError) and (named := _of_the_system(error)):
-        return named
-    if isinstance(error, Exception) and (library := _loading(error)):
+    if isinstance(error, OSError) and (refusal := _system_refusal(error)):
+        return refusal
+    if isinstance(error, Exception) and (library := _library_under_import(error)):
         return LibraryBroken(library, error)
     return None
 
 
-def _of_the_system(error: OSError) -> Exception | None:
-    """What the system refused, in words: a limit of this process, or a path that it names. None for anything else."""
+def _system_refusal(error: OSError) -> Exception | None:
+    """Return an error that names the limit or the path that the system refused, or None if it names neither."""
     if error.errno == errno.ENOMEM:
         return MemoryError()
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return InputError("too many files are open at once; raise the limit, as by `ulimit -n 1024`")
+        return InputError("too many open files; raise the limit, for example with `ulimit -n 1024`")
     return InputError(f"{error.filename}: {error.strerror}") if error.filename and error.strerror else None
 
 
-def _loading(error: Exception) -> str | None:
-    """The library that was being imported when the error came; None if it was none, or a module of ours."""
+def _library_under_import(error: Exception) -> str | None:
+    """Return the library whose import raised the error, or None. Modules of sector do not count."""
     names = [
         str(frame.f_globals.get("__name__")).partition(".")[0]
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -146,46 +152,46 @@ def _loading(error: Exception) -> str | None:
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an expected error."""
+    """Return exit code and message of an expected error."""
     if isinstance(error, typer.TyperException):
-        return error.exit_code, _usage(error)
+        return error.exit_code, _usage_message(error)
     if isinstance(error, Ended):
-        return SIGNALLED + error.number, f"ended by {error} before it was done; {_LEFT}"
+        return SIGNALLED + error.number, f"ended by {error} before it was done; {_FILES_WHOLE}"
     if isinstance(error, MemoryError):
-        return FAILED, "there is not enough memory for this; ask for less at a time"
+        return FAILED, "out of memory; try fewer or shorter problems, a smaller batch, or fewer workers"
     codes = {InputError: BAD_INPUT, NoAgreement: NO_AGREEMENT, Interrupted: INTERRUPTED}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED), _with_mend(error)
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED), _with_advice(error)
 
 
-def _with_mend(error: BaseException) -> str:
-    """What went wrong, and what now."""
+def _with_advice(error: BaseException) -> str:
+    """Return the message of an error, and the next step for the user."""
     if isinstance(error, Diverged):
-        return f"training diverged: {error}; lower the learning rate, the last checkpoint is untouched"
+        return f"training diverged: {error}; lower the learning rate (the last checkpoint is unchanged)"
     if isinstance(error, EngineFailed):
-        return f"{error}; {_LEFT}, and the same command goes on from the last whole one"
+        return f"{error}; {_FILES_WHOLE}, and the same command resumes after the last finished one"
     if isinstance(error, WorkersDied):
-        return f"{error}; what is written stays, and the same command goes on from there"
+        return f"{error}; finished files are kept, and the same command resumes after them"
     return str(error)
 
 
-def _speaker() -> str:
-    """Who says it; under torchrun all processes share one stderr."""
+def _sender() -> str:
+    """Return the name in front of a message, with the rank under torchrun, where all ranks share one stderr."""
     try:
         return "sector" if num_processes() == 1 else f"sector (process {rank() + 1} of {num_processes()})"
     except InputError:
         return "sector"
 
 
-def _usage(error: typer.TyperException) -> str:
-    """What is wrong with the command line, and where it says how to mend it."""
+def _usage_message(error: typer.TyperException) -> str:
+    """Return the fault of the command line, and the help screen that explains the option."""
     message = error.format_message().replace("Value error, ", "").strip().rstrip(".")
-    kind = getattr(getattr(error, "param", None), "type", None)
-    if (bounds := (getattr(kind, "min", None), getattr(kind, "max", None))) != (None, None):
-        least, most = ("any" if bound is None else bound for bound in bounds)
+    option = getattr(error, "param", None)
+    least, most = getattr(option, "min", None), getattr(option, "max", None)
+    if least is not None and most is not None:
         message = f"{message}; it takes {least} to {most}"
     context = getattr(error, "ctx", None)
     if not (message and context):
         return message
-    # A guess of what was meant ends as a question.
+    # A suggestion for a misspelt command ends with a question mark.
     see = " See" if message.endswith("?") else "; see"
     return f"{message}{see} `{context.command_path} --help`"

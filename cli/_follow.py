@@ -1,7 +1,6 @@
-"""What `sector run` and `sector sft` share: settings asked for, and the view of a run under way.
+"""Parts that `sector run` and `sector sft` share: settings from options and files, and the view of a run under way.
 
-A view is shown every event after the tally has taken it: as JSON lines for machines, live on a terminal, and as plain
-lines elsewhere.
+There are three views: JSON lines with --json, the live view on a terminal, and plain lines elsewhere.
 """
 
 import shlex
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from sector.engine.run.records import RoundMetrics
     from sector.engine.run.stopping import Stopping
 
+# Shortest time between training steps in the JSON output.
 JSON_SECONDS = 1.0
 
 
@@ -40,17 +40,21 @@ def asked_for(
     pretrained: Path | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], str]:
-    """Settings given in a file and on the command line, which wins; and what to call their source.
+    """Return the settings that a user gave, as nested dicts, and the name of their source for messages.
 
-    settings: one by one, as `--set` takes them.
+    An option wins over --set, and --set over the file.
+
+    config: TOML file of --config.
+    settings: texts of --set.
+    filter_name: name of --filter.
+    pretrained: path of --pretrained.
+    options: values of all other options; None is left out.
     """
     given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
         given["pretrained"] = _as_text(pretrained)
     given |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
-        # Imported here: torch comes with it.
-
         table = given.get("filter", {})
         given["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
             exclude={"k", "temperature"}
@@ -59,18 +63,18 @@ def asked_for(
 
 
 def _as_text(path: Path) -> str:
-    """A path as config.toml can hold it. InputError if it is bytes and no text."""
+    """Return a path as text for config.toml. Raise InputError if its name is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the name {path} is not UTF-8, so that config.toml cannot hold it; rename it") from error
+        raise InputError(f"the name {path} is not UTF-8, so config.toml cannot record it; rename the file") from error
     return str(path)
 
 
 def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
-    """InputError, before torch is waited for, if the run is refused at once.
+    """Raise InputError, before torch is imported, if the run cannot be started or resumed with these settings.
 
-    Under torchrun the first process says so once it has met the others, which end with it then.
+    Under torchrun do nothing: rank 0 checks the run when all ranks are connected, so that they all end together.
     """
     from sector.engine.run.open import check_run
 
@@ -79,7 +83,10 @@ def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
 
 
 def default_out(given: dict[str, Any]) -> Path:
-    """`runs/<preset>-seed<seed>`, or what is pretrained for the preset; the task in front if not the default."""
+    """Return the default run directory, `runs/PRESET-seedSEED`.
+
+    The name of a pretrained model takes the place of the preset. A task other than the default comes in front.
+    """
     task = given.get("task", DEFAULTS.task)
     start = Path(str(given.get("pretrained", ""))).stem or given.get("preset", DEFAULTS.preset)
     name = f"{start}-seed{given.get('seed', DEFAULTS.seed)}"
@@ -87,10 +94,10 @@ def default_out(given: dict[str, Any]) -> Path:
 
 
 def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:
-    """Go through the events of a run and show them; however that ends, machines get a last word.
+    """Show the events of a run until it ends. With --json, the last line is the event `done` in any case.
 
-    Asked to stop, it ends once the step at hand is saved: with exit code 0, or as interrupted where Ctrl-C asked.
-    Where stdout cannot be written it ends so too, and fails.
+    On a request to stop, end once the current step is saved: raise typer.Exit with code 0, or Interrupted after Ctrl-C.
+    If stdout cannot be written, save the current step as well, and raise Unwritable.
     """
     from sector.engine.run.stopping import Terminated
 
@@ -104,7 +111,8 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
                 try:
                     view.show(event)
                 except Unwritable as error:
-                    # Of a terminal that is gone, SIGHUP tells too; there is no use in more words then.
+                    # A terminal that is closed also sends SIGHUP, which is a request to stop. Then that is the reason
+                    # for the end, and not this error.
                     unwritable = unwritable or (None if stopping.asked else error)
                     stopping.asked = True
                 if stopping.ends_after(event):
@@ -112,12 +120,12 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
                     raise unwritable or Terminated
         stopped_because = "reached"
     except (Terminated, KeyboardInterrupt) as error:
-        asked = isinstance(error, Terminated) and not stopping.interrupted
-        stopped_because = "terminated" if asked else "interrupted"
-        said = f"{'stopped as asked' if asked else 'interrupted'}; the same command resumes {run.root}{tally.lost}"
-        if not asked:
-            raise Interrupted(said) from error
-        output.say(f"sector: {said}")
+        resumes = f"the same command resumes {run.root}{tally.lost}"
+        if stopping.interrupted or isinstance(error, KeyboardInterrupt):
+            stopped_because = "interrupted"
+            raise Interrupted(f"interrupted; {resumes}") from error
+        stopped_because = "terminated"
+        output.say(f"sector: stopped by a signal; {resumes}")
         raise typer.Exit from error
     except NoAgreement as error:
         stopped_because = f"no agreement: {error}"
@@ -132,7 +140,7 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
 
 
 def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
-    """Where things are, and what one may do with them."""
+    """Print where the results are, and commands to try next. Print nothing with --json."""
     from sector.engine.tasks import find_task
 
     if output.as_json:
@@ -140,17 +148,17 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     example = find_task(config.task).example
     frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
     output.text("")
-    output.text(f"Done: {frontier} digits. Everything is in {run.root}, pictures in {run.plots()}. Next:")
+    output.text(f"Done: {frontier} digits. Everything is in {run.root}, plots are in {run.plots()}. Try next:")
     output.text("")
     output.text(f"  sector eval --model {root} --digits 1-{frontier}")
     output.text(f'  sector solve --model {root} "{example}" --policy improved --show')
 
 
 class View(Protocol):
-    """Shows a run under way."""
+    """Display of a run under way."""
 
     def show(self, event: Event) -> None:
-        """Called after the tally took the event."""
+        """Show an event. The tally has been updated by it."""
         ...
 
 
@@ -165,7 +173,7 @@ def _view(run: "RunDir", tally: Tally, output: Output) -> AbstractContextManager
 
 
 class _JsonView:
-    """One event a line; training steps once a second."""
+    """JSON view: one event per line; training steps at most once per JSON_SECONDS."""
 
     def __init__(self, output: Output) -> None:
         self._output, self._last = output, 0.0
@@ -179,24 +187,24 @@ class _JsonView:
 
 
 class _PlainView:
-    """A line a round, and one now and then in between, however long nothing happens."""
+    """Plain view: a line per round, and a progress line after each SILENCE_SECONDS without output."""
 
     def __init__(self, output: Output, tally: Tally) -> None:
         self._output, self._tally, self._last = output, tally, time.perf_counter()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._beat = every(1.0, self._beat_once)
-        self._beat.__enter__()
+        self._timer = every(1.0, self._print_if_silent)
+        self._timer.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._beat.__exit__(None, None, None)
+        self._timer.__exit__(None, None, None)
 
-    def _beat_once(self) -> None:
-        """Of what goes on, if nothing has been said for long: its events are the usual occasion."""
+    def _print_if_silent(self) -> None:
+        """Print a progress line if no event did so for a second more than SILENCE_SECONDS."""
         if time.perf_counter() - self._last > SILENCE_SECONDS + 1:
-            # The next event will meet what is wrong with stdout again, and says so.
+            # If stdout cannot be written, the next event fails in the same way and reports it.
             with suppress(Unwritable):
                 self._say(f"{self._tally.phase}: {self._tally.note or 'no result yet'}")
 
@@ -221,9 +229,9 @@ class _PlainView:
 
 def _round_line(line: "RoundMetrics") -> str:
     lowest = min(line.trained_accuracies)
-    accuracy = f"accuracy on 1 to {line.digits} digits {percent(lowest)} or more"
+    accuracy = f"accuracy at least {percent(lowest)} on 1 to {line.digits} digits"
     if line.leap > 1:
-        accuracy += f", next {line.digits + line.leap} digits"
+        accuracy += f", next round at {line.digits + line.leap} digits"
     if not line.is_round:
         return f"Supervised phase done: {accuracy}"
     return (

@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: where it stands, accuracy by length, and the last rounds. Fits 80x24."""
+"""Live view of a run on a terminal of 80x24 or more: progress, accuracy by length, and the last rounds."""
 
 import time
 from contextlib import suppress
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from sector.cli._tally import Tally
     from sector.engine.run.records import RoundMetrics
 
-# The trainer waits while a frame is drawn, so frames are few.
+# Shortest time between frames. The trainer waits while a frame is drawn.
 FRAME_SECONDS = 1.0
-# Lines of the view besides the rows of the rounds, and the cursor's.
+# Lines of the view besides the rows of rounds: all other parts, and the line of the cursor.
 _OTHER_LINES = 18
-# Near the top small differences matter: from this accuracy on a length gets that block and colour.
+# Least accuracy for a block and its colour. Steps are finer near 1, where small differences matter.
 _BLOCKS = (
     (0.995, "█", "green"),
     (0.99, "▇", "green"),
@@ -39,24 +39,24 @@ _BLOCKS = (
 
 
 class LiveView:
-    """Redraws on events, at most so often; the last frame stays."""
+    """Live view that is redrawn on events, at most once per FRAME_SECONDS. The last frame stays on screen."""
 
     def __init__(self, console: Console, title: str, tally: "Tally") -> None:
         self._console, self._title, self._tally = console, title, tally
         self._live = Live(console=console, auto_refresh=False)
         self._last = 0.0
-        self._beat = every(FRAME_SECONDS, self._beat_once)
+        self._timer = every(FRAME_SECONDS, self._draw_if_silent)
 
     def __enter__(self) -> Self:
         self._live.start()
         self._draw()
-        self._beat.__enter__()
+        self._timer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._beat.__exit__(None, None, None)
+        self._timer.__exit__(None, None, None)
         self._draw()
         self._live.stop()
 
@@ -64,10 +64,10 @@ class LiveView:
         if not isinstance(event, TrainingStep | Generated) or time.perf_counter() - self._last > FRAME_SECONDS:
             self._draw()
 
-    def _beat_once(self) -> None:
-        """The clock goes on where nothing happens for long."""
+    def _draw_if_silent(self) -> None:
+        """Redraw if there was no event for long, so that the clock goes on."""
         if time.perf_counter() - self._last > SILENCE_SECONDS:
-            # The next event will meet what is wrong with the terminal again, and says so.
+            # If the terminal is gone, the next event fails in the same way and reports it.
             with suppress(Unwritable):
                 self._draw()
 
@@ -77,7 +77,7 @@ class LiveView:
 
 
 def frame(title: str, tally: "Tally", width: int, height: int) -> RenderableType:
-    """One picture of the run."""
+    """Return one frame of the view, for a terminal of `width` columns and `height` lines."""
     parts: list[RenderableType] = [_header(title, tally, width - 2), "", _bars(tally), ""]
     if tally.rounds:
         parts += [
@@ -95,7 +95,7 @@ def _header(title: str, tally: "Tally", width: int) -> Table:
     if left:
         times = Text.assemble(times, ("  about ", "dim"), clock(left), (" left", "dim"))
     name = Text.assemble(("sector  ", "bold"), printable(title))
-    # A long name gives way to the times.
+    # Cut a long name rather than the times.
     name.truncate(width - len(times) - 1, overflow="ellipsis")
     grid = Table.grid(expand=True)
     grid.add_column(no_wrap=True)
@@ -119,7 +119,7 @@ def _bars(tally: "Tally") -> Group:
 
 
 def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:
-    """A block a length, the lengths below, and below them what the blocks mean: blocks of two lines would touch."""
+    """Return a line of blocks, one per length, above an axis of lengths and a legend."""
     cell = 2 if 2 * len(line.accuracy) <= width else 1
     shown = list(line.accuracy.items())[-(width // cell) :]
     blocks, axis = Text(no_wrap=True), ""
@@ -138,7 +138,7 @@ def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:
 def _rounds(rounds: "list[RoundMetrics]", count: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for name in ("round", "accepted", "thought", "label error", "fast error", "next agrees", "cycles", "seconds"):
-        # A word a line: all of them fit into 80 columns.
+        # One word a line, so that all columns fit into 80 characters.
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for line in rounds[-count:]:
         table.add_row(

@@ -1,66 +1,113 @@
-"""Options that commands share, so that they read and mean the same everywhere."""
+"""Options that several commands share, so that they have the same name, help text and meaning everywhere."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, get_args
 
 import typer
 
-from sector.engine.config import FILTERS, LEAST_TEMPERATURE, MAX_K, MAX_TEMPERATURE, Filter, RunConfig
+from sector.engine.config import (
+    FILTERS,
+    LEAST_TEMPERATURE,
+    MAX_K,
+    MAX_TEMPERATURE,
+    EngineName,
+    Filter,
+    FilterName,
+    PolicyName,
+    Preset,
+    RunConfig,
+)
 from sector.engine.errors import InputError
 from sector.engine.tasks import task_names
 
-Engine = Literal["native", "hf", "vllm"]
-FilterName = Literal["paper", "strict", "thorough", "none"]
-Policy = Literal["fast", "slow", "improved"]
-Preset = Literal["tiny", "base"]
+# The defaults of a run, shown in the help of options that default to None.
+DEFAULTS = RunConfig()
+DEFAULT_FILTER: FilterName = "strict"
+# Filter of `RunConfig`; `test_options.py` compares them.
+DEFAULT_RUN_FILTER: FilterName = "thorough"
+
+# Seeds are recorded as signed 64-bit numbers.
+_MAX_SEED = 2**63 - 1
 
 
 class Tracker(StrEnum):
-    """Services that a run can tell what happens (an enumeration because Typer takes no list of literals)."""
+    """Experiment trackers that a run can log to. An enumeration, because Typer rejects a list of literals."""
 
     WANDB = "wandb"
     TRACKIO = "trackio"
 
 
-# Shown as defaults where an option left out means "whatever the run says".
-DEFAULTS = RunConfig()
-DEFAULT_FILTER: FilterName = "strict"
-
-# What a seed is written down as.
-_MAX_SEED = 2**63 - 1
+def flag(name: str, text: str) -> Any:
+    """Return a Typer option for a switch without a value; an empty metavar hides its type from the help screen."""
+    return typer.Option(name, metavar="", help=text)
 
 
-def _temperature(value: float) -> float:
-    if 0 < value < LEAST_TEMPERATURE:
+def _check_seed(seed: int | None) -> int | None:
+    # Not `min` and `max`: on a help screen the range of 64-bit numbers would take more room than the meaning.
+    if seed is not None and not 0 <= seed <= _MAX_SEED:
+        raise typer.BadParameter(f"{seed} is not in the range 0 to {_MAX_SEED}")
+    return seed
+
+
+def _check_temperature(temperature: float) -> float:
+    if 0 < temperature < LEAST_TEMPERATURE:
         raise typer.BadParameter(
-            f"{value:g} is no temperature; give 0, or one from {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+            f"{temperature:g} is too close to 0; give 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
         )
-    return value
+    return temperature
 
 
-Json = Annotated[bool, typer.Option("--json", help="For machines: data on stdout, talk on stderr.")]
-Seed = Annotated[int, typer.Option(min=0, max=_MAX_SEED, metavar="N", help="Everything random follows from it.")]
+# Options that exist twice: with a default, and for commands that start or resume a run. In the latter
+# None means that the config file or the run directory decides.
+_seed = partial(typer.Option, "--seed", callback=_check_seed, metavar="N", help="Random seed.")
+_engine = partial(
+    typer.Option,
+    "--engine",
+    help="Engine that generates: sector's own (native), transformers (hf) or vLLM (vllm).",
+)
+_filter = partial(
+    typer.Option,
+    "--filter",
+    metavar="NAME",
+    help=f"Checks that an answer must pass, from loose to strict: {', '.join(get_args(FilterName))}.",
+)
+_set = partial(typer.Option, "--set", metavar="KEY=VALUE", show_default=False)
+
+Seed = Annotated[int, _seed()]
+RunSeed = Annotated[int | None, _seed(show_default=str(DEFAULTS.seed))]
+EngineOption = Annotated[EngineName, _engine()]
+RunEngine = Annotated[EngineName | None, _engine(show_default=DEFAULTS.engine)]
+FilterOption = Annotated[FilterName, _filter()]
+RunFilter = Annotated[FilterName | None, _filter(show_default=DEFAULT_RUN_FILTER)]
+VllmSettings = Annotated[
+    list[str] | None, _set(help="Change a setting of the vllm engine, as in vllm.max_digits=40. Repeatable.")
+]
+RunSettings = Annotated[
+    list[str] | None,
+    _set(help="Change a setting, as in round.candidates=200; `sector config` lists them. Repeatable."),
+]
+
+Json = Annotated[bool, flag("--json", "Print JSON on stdout, and messages on stderr.")]
 Model = Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Checkpoint, or run directory: then its best checkpoint.", show_default=False),
+    typer.Option(
+        metavar="DIR", help="Checkpoint directory, or run directory to use its best checkpoint.", show_default=False
+    ),
 ]
 Digits = Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="The engine that generates.")]
-FilterOption = Annotated[
-    FilterName, typer.Option("--filter", help="What must agree before the improved policy believes.")
-]
 PolicyOption = Annotated[
-    Policy,
+    PolicyName,
     typer.Option(
         "--policy",
-        help="fast: at once. slow: by chain of thought. improved: both, where they agree.",
+        help="Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
     ),
 ]
 K = Annotated[
     int,
     typer.Option(
-        "--k", min=1, max=MAX_K, metavar="K", help="Simplifications and guesses a problem, for the improved policy."
+        "--k", min=1, max=MAX_K, metavar="K", help="Simplifications per problem in a vote, with a guess after each."
     ),
 ]
 Temperature = Annotated[
@@ -68,21 +115,15 @@ Temperature = Annotated[
     typer.Option(
         min=0,
         max=MAX_TEMPERATURE,
-        callback=_temperature,
+        callback=_check_temperature,
         metavar="T",
-        help=f"Temperature of sampling: 0 is greedy, else from {LEAST_TEMPERATURE:g} on.",
+        help=f"Sampling temperature: 0 (greedy), or at least {LEAST_TEMPERATURE:g}.",
     ),
 ]
 HardShare = Annotated[
     float,
-    typer.Option(
-        min=0,
-        max=1,
-        metavar="X",
-        help="Share of carry chains and short operands among the problems.",
-    ),
+    typer.Option(min=0, max=1, metavar="X", help="Share of problems with a long carry or a short operand."),
 ]
-
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -90,71 +131,75 @@ Workers = Annotated[
         min=1,
         max=1024,
         metavar="N",
-        help="Engines side by side, a thread or GPU each, here or on the Ray cluster that RAY_ADDRESS names.",
-        show_default="one, in this process",
+        help="Generate with N workers, each on a thread or GPU, here or on the Ray cluster at RAY_ADDRESS.",
+        show_default="in this process",
     ),
+]
+Data = Annotated[
+    list[Path],
+    typer.Option(metavar="FILE", help="Parquet file of examples to train on. Repeatable.", show_default=False),
+]
+Replay = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Parquet file of earlier examples to replay. Repeatable.", show_default=False),
 ]
 
-# What a run takes; None means not asked for.
-MaybeSeed = Annotated[
-    int | None,
+RunPreset = Annotated[
+    Preset | None,
     typer.Option(
-        "--seed",
-        min=0,
-        max=_MAX_SEED,
-        metavar="N",
-        help="Everything random follows from it.",
-        show_default=str(DEFAULTS.seed),
+        "--preset",
+        help="Size of a new model: 0.15 million parameters (tiny) or 14 million (base).",
+        show_default=DEFAULTS.preset,
     ),
 ]
-MaybePreset = Annotated[
-    Preset | None, typer.Option("--preset", help="Size of the model.", show_default=DEFAULTS.preset)
-]
-MaybeTask = Annotated[
+RunTask = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="NAME", help="What is learned: " + ", ".join(task_names()) + ".", show_default=DEFAULTS.task
+        "--task",
+        metavar="NAME",
+        help=f"Kind of problem to learn: {', '.join(task_names())}.",
+        show_default=DEFAULTS.task,
     ),
-]
-MaybeEngine = Annotated[
-    Engine | None, typer.Option("--engine", help="The engine that generates.", show_default=DEFAULTS.engine)
-]
-MaybeFilter = Annotated[
-    FilterName | None,
-    typer.Option("--filter", help="What must agree before an answer is believed.", show_default="thorough"),
 ]
 Track = Annotated[
     list[Tracker] | None,
-    typer.Option("--track", help="Tell a tracker too; may be given again. TensorBoard always is.", show_default=False),
+    typer.Option(
+        "--track",
+        metavar=f"<{'|'.join(Tracker)}>",
+        help="Log to this tracker besides TensorBoard. Repeatable.",
+        show_default=False,
+    ),
 ]
-MaybePretrained = Annotated[
+Pretrained = Annotated[
     Path | None,
     typer.Option(
         "--pretrained",
         metavar="PATH",
-        help="Start from this causal model: a directory in Hugging Face form, or a GGUF file.",
+        help="Start from a pretrained language model: a Hugging Face directory, or a GGUF file.",
         show_default=False,
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="A setting, as vllm.max_digits=40; may be given again.", show_default=False
     ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="Settings; options given here win.", show_default=False),
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Read settings from this file; options on the command line win.",
+        show_default=False,
+    ),
 ]
 
 
 def parse_lengths(text: str) -> list[int]:
-    """`1-29`, `7` or `3,5,8-10` -> lengths in that order. InputError says what is wrong."""
+    """Return the lengths that a text lists, in its order: `1-29`, `7` or `3,5,8-10`.
+
+    Raise InputError if the text is not such a list.
+    """
     lengths: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 9:
-            raise InputError(f"--digits {text!r} is no list of lengths; write 7, 1-29 or 3,5,8-10")
+            raise InputError(f"--digits {text!r} is not a list of lengths; write 7, 1-29 or 3,5,8-10")
         if int(last or first) < int(first):
             raise InputError(f"--digits {text!r} runs backwards; write the shorter length first")
         lengths += range(int(first), min(int(last or first), 1000) + 1)
@@ -162,5 +207,5 @@ def parse_lengths(text: str) -> list[int]:
 
 
 def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> Filter:
-    """Settings of the improved policy from what a command takes."""
+    """Return the settings of the improved policy that the options of a command choose."""
     return FILTERS[name].model_copy(update={"k": k, "temperature": temperature})

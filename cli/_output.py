@@ -1,6 +1,6 @@
-"""One sink for what commands have to say: data on stdout, as JSON or for people; talk on stderr.
+"""Output of commands: data on stdout, as JSON or as text; messages on stderr.
 
-All of it is shown as text: names and texts of users hold no markup, and obey no terminal.
+All strings are printed literally: names and texts of users are never read as markup or terminal codes.
 """
 
 import json
@@ -20,14 +20,14 @@ from rich.text import Text
 from sector.cli._streams import printable
 from sector.engine.training.torchrun import leads
 
-# The longest that anything is silent where nobody watches a bar.
+# Longest silence of a command without a terminal.
 SILENCE_SECONDS = 10.0
-# What the live view is laid out for.
+# Smallest terminal that the live view fits.
 LIVE_COLUMNS, LIVE_LINES = 80, 24
 
 
 class PlainConsole(Console):
-    """Prints every string as it is; what is to have a style is a Text."""
+    """Console that prints strings literally; styled output is a Text."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **settings)
@@ -40,24 +40,28 @@ class PlainConsole(Console):
 
 
 class Output:
-    """as_json: machines read stdout, one object a line."""
+    """Sink of one command.
+
+    as_json: print data as JSON, one object a line.
+    console: console on stdout.
+    """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        # As it is now: while workers are there, what others print goes to stderr.
+        # Keep the real stdout: while workers run, `sys.stdout` is redirected to stderr.
         self._stdout = sys.stdout
         self.console = PlainConsole(file=self._stdout)
-        self._talk = PlainConsole(stderr=True)
+        self._messages = PlainConsole(stderr=True)
 
     @property
     def is_live(self) -> bool:
-        """Is someone watching a terminal that can be drawn on?"""
+        """Whether stdout is a terminal that can show the live view."""
         console = self.console
         drawable = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
         return drawable and console.width >= LIVE_COLUMNS and console.height >= LIVE_LINES
 
     def data(self, values: dict[str, Any], view: Callable[[], RenderableType]) -> None:
-        """The result: the values as JSON, or a view of them for people. Lines of a text are never wrapped."""
+        """Print the result: values as JSON, or a view of them. Lines of a view that is a string are never wrapped."""
         if self.as_json:
             self.line(values)
             return
@@ -66,31 +70,31 @@ class Output:
             for line in shown.split("\n"):
                 self.text(line)
         else:
-            # A console prints no wider than it is, whatever it is asked for.
-            width = max(self.console.width, _width_of_figures(self.console, shown))
+            # A console cuts lines at its own width, so a wider table needs a wider console.
+            width = max(self.console.width, _unwrapped_width(self.console, shown))
             PlainConsole(file=self._stdout, width=width, height=self.console.height).print(shown, crop=False)
 
     def line(self, values: dict[str, Any]) -> None:
-        """One JSON object, at once."""
-        # The one control character that JSON leaves alone; it can only be inside of a string.
+        """Print one JSON object, and flush."""
+        # DEL is the only control character that JSON does not escape. It can only occur inside a string.
         print(json.dumps(values).replace("\x7f", "\\u007f"), file=self._stdout, flush=True)
 
     def text(self, text: str) -> None:
-        """A line of the result, never wrapped, at once."""
+        """Print a line of the result without wrapping it, and flush."""
         print(printable(text), file=self._stdout, flush=True)
 
     def say(self, text: str) -> None:
-        """Talk. Where nobody can hear it, it is lost, and the work goes on."""
+        """Print a message on stderr. If stderr cannot be written, drop the message."""
         with suppress(OSError):
-            self._talk.print(text, soft_wrap=True)
+            self._messages.print(text, soft_wrap=True)
 
     def progress(self, title: str) -> "Bar":
-        """On stderr while something takes its time: a bar on a terminal, now and then a line elsewhere."""
-        return Bar(self, self._talk, title)
+        """Return a progress display on stderr."""
+        return Bar(self, self._messages, title)
 
 
 class Bar:
-    """Told how far things are, it shows it; a bar is gone when done."""
+    """Progress display: a bar on a terminal, which disappears at the end; elsewhere a line every SILENCE_SECONDS."""
 
     def __init__(self, output: Output, console: Console, title: str) -> None:
         columns = (
@@ -102,72 +106,75 @@ class Bar:
         )
         self._output, self._title, self._start = output, title, time.perf_counter()
         self._done, self._total, self._note = 0, 0, ""
-        self._watched = console.is_terminal
-        self._progress = Progress(*columns, console=console, transient=True, disable=not self._watched)
+        self._on_terminal = console.is_terminal
+        self._progress = Progress(*columns, console=console, transient=True, disable=not self._on_terminal)
         self._task = self._progress.add_task(printable(title), total=None, note="")
-        self._beat = every(SILENCE_SECONDS, self._say)
+        self._timer = every(SILENCE_SECONDS, self._print_line)
 
     def __enter__(self) -> "Bar":
         self._progress.start()
-        if not self._watched and leads():
-            self._beat.__enter__()
+        if not self._on_terminal and leads():
+            self._timer.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        if not self._watched and leads():
-            self._beat.__exit__(None, None, None)
+        if not self._on_terminal and leads():
+            self._timer.__exit__(None, None, None)
 
     def at(self, done: int, total: int, note: str = "") -> None:
+        """Show the progress: steps done of a total, and a note."""
         self._done, self._total, self._note = done, total, note
         self._progress.update(self._task, completed=done, total=total, note=printable(note))
 
     def note(self, note: str) -> None:
+        """Change only the note."""
         self._note = note
         self._progress.update(self._task, note=printable(note))
 
-    def _say(self) -> None:
-        """Where it stands, as a line."""
-        far = f"{self._done} of {self._total}" if self._total else ""
-        said = ", ".join(part for part in (far, self._note) if part)
-        self._output.say(f"[{clock(time.perf_counter() - self._start)}] {self._title}{': ' * bool(said)}{said}")
+    def _print_line(self) -> None:
+        """Print the progress as a line."""
+        progress = f"{self._done} of {self._total}" if self._total else ""
+        details = ", ".join(part for part in (progress, self._note) if part)
+        title = f"{self._title}: {details}" if details else self._title
+        self._output.say(f"[{clock(time.perf_counter() - self._start)}] {title}")
 
 
 @contextmanager
 def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
-    """Call `act` so often while the block runs, whatever that is busy with; from another thread."""
-    over = threading.Event()
+    """Call `act` every `seconds` from another thread while the block runs."""
+    done = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(seconds):
+    def call_repeatedly() -> None:
+        while not done.wait(seconds):
             act()
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=call_repeatedly, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
 
 
 def clock(seconds: float) -> str:
-    """`4:05`, or `1:02:03` from an hour on."""
+    """Return a time as `4:05`, or as `1:02:03` from one hour on."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def unwrapped(text: str, style: str = "") -> Text:
-    """A line that stays one, however long: names are there to be copied."""
+    """Return a line that is never wrapped, so that a name in it can be copied."""
     return Text(printable(text), style=style, no_wrap=True, overflow="ignore")
 
 
-def _width_of_figures(console: Console, view: RenderableType) -> int:
-    """Columns that tables take of which no cell may be wrapped or cut."""
+def _unwrapped_width(console: Console, view: RenderableType) -> int:
+    """Return the width of the widest table whose cells may not be wrapped or cut; 0 without one."""
     if isinstance(view, Group):
-        return max((_width_of_figures(console, part) for part in view.renderables), default=0)
+        return max((_unwrapped_width(console, part) for part in view.renderables), default=0)
     if isinstance(view, Table) and all(column.no_wrap for column in view.columns):
-        # Without a bound, the table says how much it would like.
+        # Measured without the bound of the terminal.
         return Measurement.get(console, console.options.update(width=100_000), view).maximum
     return 0

@@ -1,9 +1,8 @@
-"""A picture of a run as it stood on the screen when a round was over, out of what the run left behind:
+"""Draw the live view of a finished run at the end of a round as an SVG file, from the run directory alone:
 
     python -m sector.cli._picture RUN OUT.svg [--digits 26]
 
-The frame is the live view's own; the picture is one file, which asks for no font and no other file. By default the
-round is the last but one.
+The file needs no other file, no network and no font. Without --digits, draw the last round but one.
 """
 
 import argparse
@@ -22,14 +21,17 @@ from sector.engine.files import write_text
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import GoalMeasured, TrainingStep
 
-# Every system has one of these; rich's own template fetches one, and names its author's page.
+# Every system has one of these fonts. The template of rich downloads a font, and links to a web page.
 _FONTS = "'DejaVu Sans Mono', ui-monospace, Menlo, Consolas, monospace"
 _FORMAT = re.sub(r"@font-face {{.*?}}\n|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 _FORMAT = _FORMAT.replace("Fira Code, monospace", _FONTS).replace("font-family: arial", f"font-family: {_FONTS}")
 
 
 def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
-    """Where the run stood when the round at so many digits was over. InputError if it has no such round."""
+    """Return the tally of a run at the end of the round of `digits` digits; by default, the last round but one.
+
+    Raise InputError if the run has no such round.
+    """
     lines = run.metrics()
     rounds = [line.digits for line in lines if line.is_round]
     if not rounds or (digits or rounds[0]) not in rounds:
@@ -39,7 +41,7 @@ def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
     tally, line = Tally(run.read_config(), seen, digits), seen[-1]
     steps = run.read_config().round.cycle_steps
     speed = line.tokens_trained / line.seconds_train
-    # Of the last step only the loss is not on record; the goal's words take its place.
+    # The loss of the last step is not recorded. The note of the goal replaces it.
     tally.take(TrainingStep(digits, line.cycles, step=steps, of=steps, loss=math.nan, tokens_per_s=speed))
     tally.take(
         GoalMeasured(
@@ -56,12 +58,13 @@ def at_the_end_of(run: RunDir, digits: int | None = None) -> Tally:
 
 
 def svg(tally: Tally, title: str) -> str:
-    """The live view of a run, as rich draws terminals."""
+    """Return the live view of a tally as an SVG picture of a terminal."""
     console = PlainConsole(
         record=True, width=LIVE_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     console.print(frame(title, tally, LIVE_COLUMNS, LIVE_LINES))
-    # rich defines no clip for the last line, and draws every end of a line as a text.
+    # rich defines no clip path for the last line, so add an empty one; and it draws each line break as a text, so drop
+    # those.
     console.print(" ")
     drawn = console.export_svg(title=f"sector run --out {title}", code_format=_FORMAT, unique_id="live")
     return re.sub(r"<text [^>]*>\n</text>", "", drawn)
@@ -72,8 +75,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--digits", type=int)
-    taken = parser.parse_args()
-    write_text(taken.out, svg(at_the_end_of(RunDir(taken.run), taken.digits), str(taken.run)))
+    options = parser.parse_args()
+    write_text(options.out, svg(at_the_end_of(RunDir(options.run), options.digits), str(options.run)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Signals outside of what a command saves: Ctrl-C while it starts, and what ends it half-way."""
+"""Signals that end a command: Ctrl-C during startup and shutdown, and SIGTERM or SIGHUP while nothing can be saved."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ from types import FrameType
 from sector.engine.run.stopping import ENDING, Terminated
 
 _INTERRUPTED = 130
-_AGAIN_SECONDS = 0.05
+_RESEND_SECONDS = 0.05
 
 
 class Ended(BaseException):
-    """A signal ended the command. Like KeyboardInterrupt no error, so nothing that mends errors."""
+    """A signal ended the command. Not an Exception, like KeyboardInterrupt, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,48 +24,51 @@ class Ended(BaseException):
 
 
 def hush() -> None:
-    """From here on Ctrl-C is one line: nothing has begun yet, or everything is over. Our console script's alone."""
+    """Make Ctrl-C print one line and exit at once, before a command begins and after it is over.
+
+    Do so in the console script `sector` only: a program that imports this package keeps its own handler.
+    """
     if Path(*sys.argv[:1]).stem == "sector" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt while a command works, what else asks to end raises Ended.
+    """Raise KeyboardInterrupt on Ctrl-C, and Ended on SIGTERM and SIGHUP, while the block runs.
 
-    A command that has something to save heeds them in its own way meanwhile (`stopping.py`). What was ignored when the
-    command started, as by nohup, stays so.
+    A command that has a step to save replaces these handlers meanwhile (`stopping.py`). A signal that was ignored when
+    the command started, as under nohup, stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in ENDING}
-    taken = [number for number, handler in before.items() if handler is signal.SIG_DFL]
-    for number in taken:
+    replaced = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in replaced:
         signal.signal(number, _end)
     try:
-        with _never_lost():
+        with _resend_dropped():
             yield
     finally:
-        for number in taken:
+        for number in replaced:
             signal.signal(number, before[number])
 
 
 @contextmanager
-def _never_lost() -> Iterator[None]:
-    """Send a signal again where its exception came while an object was deleted: Python drops what is raised there."""
+def _resend_dropped() -> Iterator[None]:
+    """Send a signal again if Python dropped its exception, as it does with exceptions raised in a destructor."""
     before = sys.unraisablehook
 
-    def again(dropped: "sys.UnraisableHookArgs") -> None:
+    def resend(dropped: "sys.UnraisableHookArgs") -> None:
         number = _signal_of(dropped.exc_value)
         if number is None:
             before(dropped)
             return
-        # Not at once: raised in here it would be dropped, too.
-        timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        # Later, from a timer: Python would drop an exception that is raised inside this hook, too.
+        timer = threading.Timer(_RESEND_SECONDS, os.kill, (os.getpid(), number))
         timer.daemon = True
         timer.start()
 
-    sys.unraisablehook = again
+    sys.unraisablehook = resend
     try:
         yield
     finally:
@@ -73,7 +76,7 @@ def _never_lost() -> Iterator[None]:
 
 
 def _signal_of(error: BaseException | None) -> int | None:
-    """The signal whose handler raises this; None if none does."""
+    """Return the signal whose handler raises this exception, or None."""
     if isinstance(error, Ended):
         return error.number
     raised_by = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGALRM}
@@ -85,6 +88,6 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # No exception: an import under way might take it for its own failure.
+    # Exit without an exception: an import under way might take the exception for a failure of its own.
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"sector: interrupted\n")
     os._exit(_INTERRUPTED)

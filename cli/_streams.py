@@ -1,4 +1,4 @@
-"""The standard streams, made fit for a command: open, able to take every character, and plain where stdout is full."""
+"""Standard streams that are safe to use: open, able to encode every character, and with one clear error if full."""
 
 import codecs
 import os
@@ -9,37 +9,37 @@ from typing import Any, TextIO, cast
 
 from sector.engine.errors import InputError
 
-# What an encoding of few characters shows in the place of those that we print ourselves.
+# Replacements for the characters that sector prints itself, for encodings that lack them.
 _LOOKALIKES = {"\N{PLUS-MINUS SIGN}": "+-", "\N{HORIZONTAL ELLIPSIS}": "...", "\N{BULLET}": "*"}
 
 
 class Unwritable(Exception):
-    """Stdout cannot be written: a full disk, or a reader that is gone."""
+    """Stdout cannot be written: the disk is full, or the reader of a pipe is gone."""
 
 
 class Stdout:
-    """Stdout that raises Unwritable where it cannot be written, once: what is written after that is dropped."""
+    """Stdout that raises Unwritable on the first failed write and drops all later output."""
 
     def __init__(self, inner: TextIO) -> None:
         self._inner = inner
 
     def write(self, text: str) -> int:
-        with self._named():
+        with self._as_unwritable():
             return self._inner.write(text)
 
     def flush(self) -> None:
-        with self._named():
+        with self._as_unwritable():
             self._inner.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _as_unwritable(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            # What is left in the buffer would be tried again when the process ends, with a traceback.
+            # Python would try to write the rest of the buffer when the process ends, and print a traceback.
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._inner.fileno())
             raise Unwritable(f"cannot write to stdout: {error.strerror or error}") from error
@@ -47,16 +47,16 @@ class Stdout:
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """Stdout and stderr as commands may use them, for the time of a `with`. InputError if stdout is closed."""
-    _fill_closed()
+    """Make stdout and stderr safe to use while the block runs. Raise InputError if stdout is closed."""
+    _reserve_closed()
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays open until the process ends)
     if sys.stdout is None:
-        raise InputError("stdout is closed; send it to /dev/null if no result is wanted")
-    codecs.register_error("sector", _instead)
+        raise InputError("stdout is closed; redirect it to /dev/null if you do not want the result")
+    codecs.register_error("sector", _replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # It flushes first. Text that cannot go out fails again at the next write, where it is handled.
+            # It flushes first. Text that cannot be written fails again at the next write, which handles it.
             with suppress(OSError):
                 stream.reconfigure(errors="sector")
     before = sys.stdout
@@ -69,17 +69,20 @@ def usable_streams() -> Iterator[None]:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text as a terminal may be shown it, which it might obey otherwise: control characters as escapes.
+    """Return the text with control characters escaped, because a terminal might obey them.
 
-    keep: characters that stay as they are.
+    keep: characters that are not escaped.
     """
-    return "".join(each if each.isprintable() or each in keep else repr(each)[1:-1] for each in text)
+    return "".join(
+        character if character.isprintable() or character in keep else repr(character)[1:-1] for character in text
+    )
 
 
-def _fill_closed() -> None:
-    """Give closed standard streams to nobody: a file opened later would get their number, and what is meant for them.
+def _reserve_closed() -> None:
+    """Open /dev/null in the place of closed standard streams.
 
-    Lowest first, since a new descriptor takes the lowest number that is free.
+    Otherwise a file opened later would get the number of a stream, and receive its output. The lowest number comes
+    first, since a new descriptor takes the lowest free number.
     """
     for number in range(3):
         try:
@@ -88,9 +91,9 @@ def _fill_closed() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def _instead(error: UnicodeError) -> tuple[str, int]:
-    """What is written where the encoding lacks a character."""
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return replacements for characters that the encoding lacks, and the index after them (a codecs error handler)."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(_LOOKALIKES.get(each) or ascii(each)[1:-1] for each in text), error.end
+    return "".join(_LOOKALIKES.get(character) or ascii(character)[1:-1] for character in text), error.end

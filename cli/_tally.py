@@ -1,4 +1,4 @@
-"""The tally of a run: what its events add up to, for any view."""
+"""Tally of a run: its state, updated event by event, for every view."""
 
 import time
 from collections.abc import Sequence
@@ -21,19 +21,26 @@ from sector.engine.shares import percent
 if TYPE_CHECKING:
     from sector.engine.run.records import RoundMetrics
 
-# The estimate of the time left looks back on so many rounds.
+# Number of past rounds that the estimate of the time left uses.
 _RECENT = 4
 
 
 class Tally:
-    """Where a run stands, from its events.
+    """State of a run, computed from its events.
 
-    rounds: lines of metrics.jsonl. phase: what is going on, in words. done, of: how far it is. note: its details.
-    generated_per_s, trained_per_s: tokens, of the last time. lost: what would be done again if it ended now, in words.
+    first: longest supervised length.
+    until: length at which the run is done.
+    rounds: lines of metrics.jsonl.
+    frontier: longest length that the run has reached.
+    phase: current phase, in words.
+    done, of: steps or problems of the phase that are done, and their total.
+    note: details of the phase, in words.
+    generated_per_s, trained_per_s: tokens per second of the last generation and training.
+    lost: work that would be repeated if the run ended now, in words; empty if there is none.
     """
 
     def __init__(self, config: RunConfig, rounds: "Sequence[RoundMetrics]", frontier: int = 0) -> None:
-        """frontier: digits that the run has reached before."""
+        """Start from the lines of metrics.jsonl and the frontier of earlier commands."""
         self.first, self.until = config.supervised.max_digits, config.until
         self.rounds = list(rounds)
         self.frontier, self.lost = frontier, ""
@@ -46,32 +53,33 @@ class Tally:
 
     @property
     def seconds_here(self) -> float:
-        """Since this command started."""
+        """Seconds since this command started."""
         return time.perf_counter() - self._start
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, earlier commands included up to their last round."""
+        """Seconds of the whole run. Earlier commands count up to their last finished round."""
         return self._before + self.seconds_here
 
     def seconds_left(self) -> float | None:
-        """To `until`, from what the last rounds took. None before the first round is done.
+        """Return the estimated seconds to `until`, from the last rounds; None before the first round is done.
 
-        Measured: a round takes about as long as the square of its digits (tokens a problem, and what each attends to).
+        The time of a round grows with the square of its digits (measured): so do the tokens of a problem times the
+        tokens that each attends to.
         """
         ends = [line.seconds_total for line in self.rounds]
-        taken = [end - start for start, end in pairwise(ends)][-_RECENT:]
-        if not taken:
+        durations = [end - start for start, end in pairwise(ends)][-_RECENT:]
+        if not durations:
             return None
         reached = self.rounds[-1].digits
-        rate = sum(taken) / sum(line.digits**2 for line in self.rounds[-len(taken) :])
+        rate = sum(durations) / sum(line.digits**2 for line in self.rounds[-len(durations) :])
         leap = self.rounds[-1].leap
         ahead = [*range(reached + leap, self.until, leap), self.until] if reached < self.until else []
         total = rate * sum(digits**2 for digits in ahead)
         return max(self._phase_left(), total - max(0.0, self.seconds - ends[-1]))
 
     def _phase_left(self) -> float:
-        """Seconds until what is going on is done, by how far it is."""
+        """Return the estimated seconds to the end of the current phase, from its own pace."""
         if not self.done:
             return 0.0
         return (time.perf_counter() - self._phase_start) * (self.of - self.done) / self.done
@@ -95,13 +103,13 @@ class Tally:
                 self.note = f"made again, because it was damaged or gone: {file}"
             case FrontierMoved(digits):
                 self.frontier = digits
-        # What is told first of a phase has taken the time since the event before.
+        # The work behind the first event of a phase began at the event before it.
         if self.phase != before[0] or self.done < before[1]:
             self._phase_start = self._last_event
         self._last_event = now
 
     def saved(self, event: Event) -> None:
-        """This event is known to be saved, if its kind can be."""
+        """Note that the state after this event is saved. Only training steps can be."""
         if isinstance(event, TrainingStep):
             self.lost = ""
 
@@ -141,8 +149,8 @@ class Tally:
 
 
 def snapshot_steps() -> int:
-    """After so many steps of training one is saved."""
-    # Imported here: torch comes with it.
+    """Return the number of training steps between snapshots."""
+    # Imported here, because it imports torch.
     from sector.engine.run.phases import SNAPSHOT_STEPS
 
     return SNAPSHOT_STEPS

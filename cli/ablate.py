@@ -20,28 +20,31 @@ if TYPE_CHECKING:
     from sector.benchmarks.grid import Grid
     from sector.engine.run.stopping import Stopping
 
-Figure = Callable[[float], str]
+# Formats a figure for a table.
+Format = Callable[[float], str]
 
-# The table shows the label error of so many rounds, the first and the last among them.
+# Columns of the table of label errors.
 _SHOWN_ROUNDS = 8
 
 
 def ablate(
     grid_file: Annotated[
-        Path, typer.Argument(metavar="GRID.toml", help="The grid: its cells and seeds.", show_default=False)
+        Path, typer.Argument(metavar="GRID.toml", help="File that lists the cells and the seeds.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs go, new or to be resumed.", show_default=False)],
-    plan: Annotated[bool, typer.Option("--plan", help="Check the grid, say what is done, and run nothing.")] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory of the runs, to be created or resumed.", show_default=False)
+    ],
+    plan: Annotated[bool, options.flag("--plan", "Check the grid and show finished runs; start no run.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run every cell of a grid with every seed, and compare them.
+    """Run each cell of a grid of settings with each seed, and compare the cells.
 
-    Each run is an ordinary run directory, DIR/cells/CELL/seedN, evaluated
-    when it is over. The same command resumes: finished runs are skipped, a
-    half-finished one goes on. A run that no longer agrees with itself is a
-    result; the grid goes on. Intervals are Student's 95 % over seeds.
+    Each run is an ordinary run directory, DIR/cells/CELL/seedN. It is
+    evaluated at its end. To resume a grid, repeat its command: finished runs
+    are skipped. A run whose model stops agreeing with itself counts as a
+    result, and the next run starts. Intervals are Student's 95 % over seeds.
 
-    Grids that come with the sources are in benchmarks/grids.
+    The repository has example grids in benchmarks/grids.
 
     Examples:
 
@@ -62,14 +65,14 @@ def ablate(
             except (Terminated, KeyboardInterrupt) as error:
                 if isinstance(error, KeyboardInterrupt) or stopping.interrupted:
                     raise Interrupted(f"interrupted; the same command resumes {out}") from error
-                output.say(f"sector: stopped as asked; the same command resumes {out}")
+                output.say(f"sector: stopped by a signal; the same command resumes {out}")
                 raise typer.Exit from error
-    found = results(grid, out)
-    output.data({"event": "done", **found}, lambda: _view(found))
+    comparison = results(grid, out)
+    output.data({"event": "done", **comparison}, lambda: _view(comparison))
 
 
 def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
-    """Run what is not done yet. Terminated once the step at hand is saved, if that is asked for."""
+    """Run the unfinished runs. On a request to stop, raise Terminated once the current step is saved."""
     from sector.benchmarks.ablate import run_grid
     from sector.engine.run.stopping import Terminated
 
@@ -89,7 +92,7 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
 
 
 def _doing(step: "Step") -> str:
-    """What a run is at, in words."""
+    """Return the phase of a run, in words."""
     match step.event:
         case TrainingStep(digits=digits):
             return f"distilling {digits or 'short'} digits"
@@ -99,29 +102,27 @@ def _doing(step: "Step") -> str:
 
 
 def _report(step: "Step", total: int, output: Output) -> None:
-    """A run is over: a line for machines, or in words."""
+    """Print the outcome of a finished run: with --json as an object, else as a line on stderr."""
     outcome = step.outcome
+    title = f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed}"
     if outcome is None:
-        output.say(f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed} diverged before its first round")
-    elif output.as_json:
+        output.say(f"{title} diverged before its first round")
+        return
+    if output.as_json:
         output.line({"event": "run", "cell": step.cell.name, **outcome.as_json()})
-    else:
-        rounds = (
-            f"{outcome.rounds_survived} of {outcome.rounds} rounds survived, label error "
-            f"{percent(outcome.mean_label_error, 2)}"
-            if outcome.rounds
-            else "the supervised phase alone"
-        )
-        output.say(
-            f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed}: {outcome.final_digits} digits "
-            f"({outcome.stopped_because}), {rounds}, {clock(outcome.seconds)}"
-        )
+        return
+    rounds = "the supervised phase alone"
+    if outcome.rounds:
+        survived = f"{outcome.rounds_survived} of {outcome.rounds} rounds survived"
+        rounds = f"{survived}, label error {percent(outcome.mean_label_error, 2)}"
+    reached = f"{outcome.final_digits} digits ({outcome.stopped_because})"
+    output.say(f"{title}: {reached}, {rounds}, {clock(outcome.seconds)}")
 
 
-def _view(found: dict[str, Any]) -> Group:
-    """A row a cell: what became of it; and its label error round by round."""
-    accuracy = f"accuracy 1-{found['longest']}, %"
-    figures: dict[str, tuple[str, Figure]] = {
+def _view(comparison: dict[str, Any]) -> Group:
+    """Return a table of the outcomes, and one of the label error by round; a row is a cell."""
+    accuracy = f"accuracy 1-{comparison['longest']}, %"
+    figures: dict[str, tuple[str, Format]] = {
         "digits": ("final_digits", _tenths),
         "rounds survived": ("rounds_survived", _tenths),
         accuracy: ("eval_accuracy", hundredths),
@@ -130,23 +131,29 @@ def _view(found: dict[str, Any]) -> Group:
         "tokens, M": ("tokens", lambda count: _tenths(count / 1e6)),
         "minutes": ("seconds", lambda seconds: _tenths(seconds / 60)),
     }
-    summary = _table(found["title"], ["cell", "seeds", *figures])
-    for row in found["cells"]:
-        cells = [_interval(row["means"].get(name), figure) for name, figure in figures.values()]
+    summary = _table(comparison["title"], ["cell", "seeds", *figures])
+    for row in comparison["cells"]:
+        cells = [_interval(row["means"].get(name), as_text) for name, as_text in figures.values()]
         summary.add_row(_name(row), str(len(row["runs"])), *cells)
-    lengths = sorted({int(digits) for row in found["cells"] for digits in row["label_errors"]})
-    shown = sorted(
-        {lengths[turn * (len(lengths) - 1) // (_SHOWN_ROUNDS - 1)] for turn in range(_SHOWN_ROUNDS * bool(lengths))}
-    )
+    lengths = sorted({int(digits) for row in comparison["cells"] for digits in row["label_errors"]})
+    if not lengths:
+        return Group(summary)
+    shown = _spread(lengths)
     errors = _table("Label error by digits of the round, %", ["cell", *map(str, shown)])
-    for row in found["cells"]:
+    for row in comparison["cells"]:
         errors.add_row(_name(row), *(_interval(row["label_errors"].get(str(digits)), hundredths) for digits in shown))
-    return Group(summary, "", errors) if shown else Group(summary)
+    return Group(summary, "", errors)
+
+
+def _spread(lengths: list[int]) -> list[int]:
+    """Return at most _SHOWN_ROUNDS of the lengths, evenly spread, the first and the last among them."""
+    last = len(lengths) - 1
+    return sorted({lengths[column * last // (_SHOWN_ROUNDS - 1)] for column in range(_SHOWN_ROUNDS)})
 
 
 def _table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    # A single space between columns and a word a line: all of it fits into 80 characters.
+    # One space between columns and one word a line, so that the table fits into 80 characters.
     table.padding = (0, 1, 0, 0)
     for name in columns:
         table.add_column(name.replace(" ", "\n"), justify="left" if name == "cell" else "right", no_wrap=True)
@@ -154,7 +161,7 @@ def _table(title: str, columns: list[str]) -> Table:
 
 
 def _name(row: dict[str, Any]) -> str:
-    """The name of a cell, a line for the value of each axis."""
+    """Return the name of a cell, one line for the value of each axis."""
     return str(row["cell"]).replace("_", "\n")
 
 
@@ -162,11 +169,11 @@ def _tenths(figure: float) -> str:
     return f"{figure:.1f}"
 
 
-def _interval(mean: dict[str, Any] | None, figure: Figure) -> str:
-    """A mean, and below it half its interval; the mean alone where runs do not differ, or there is only one."""
+def _interval(mean: dict[str, Any] | None, as_text: Format) -> str:
+    """Return a mean, and below it half its interval unless there is only one run or all runs are equal."""
     if mean is None:
         return "-"
-    center = figure(mean["mean"])
+    center = as_text(mean["mean"])
     if mean["low"] is None or mean["low"] == mean["high"]:
         return center
-    return f"{center}\n\N{PLUS-MINUS SIGN}{figure(mean['high'] - mean['mean'])}"
+    return f"{center}\n\N{PLUS-MINUS SIGN}{as_text(mean['high'] - mean['mean'])}"

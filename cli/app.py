@@ -1,4 +1,4 @@
-"""`sector`: the commands, and nothing else. Each lives in the module of its name."""
+"""The command `sector`: a group of commands, each in the module of its name."""
 
 import sys
 from typing import Annotated
@@ -22,8 +22,8 @@ from sector.cli.solve import solve
 from sector.engine.errors import InputError
 from sector.engine.training.torchrun import num_processes
 
-# Commands that torchrun may start several times over.
-_SHARED = ("run", "sft", "distill")
+# Commands whose training several processes of torchrun can share.
+_FOR_TORCHRUN = ("run", "sft", "distill")
 
 app = typer.Typer(
     name="sector",
@@ -45,33 +45,36 @@ def _print_version(wanted: bool) -> None:
 def sector(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """A language model that teaches itself to add.
+    """Train a small language model that teaches itself to add.
 
-    It thinks slowly to solve problems one digit longer than it can answer
-    at once, keeps the answers on which it agrees with itself, learns to give
-    them fast, and repeats (SECToR, Zhang and Parkes 2023).
+    The model solves problems that are too long for a direct answer by a
+    chain of thought, keeps the answers on which it agrees with itself,
+    learns to give them directly, and goes on to longer problems (SECToR,
+    Zhang and Parkes 2023). Start with `sector run`.
     """
     if not {"-h", "--help"} & set(sys.argv):
         check_address_space()
-    if num_processes() > 1 and context.invoked_subcommand not in _SHARED:
-        shared = ", ".join(_SHARED[:-1])
+    if num_processes() > 1 and context.invoked_subcommand not in _FOR_TORCHRUN:
         raise InputError(
-            f"several processes (torchrun) are for {shared} and {_SHARED[-1]}, not for {context.invoked_subcommand}; "
-            "start it by itself"
+            f"torchrun starts several processes, and {context.invoked_subcommand} runs in one; start it without "
+            f"torchrun (it is for {', '.join(_FOR_TORCHRUN)})"
         )
 
 
-app.command(rich_help_panel="The whole thing")(run)
-app.command(rich_help_panel="The whole thing")(config)
-# What looks like an option reaches `solve` as a problem, so that it can say what is wrong with -5+3.
+app.command(rich_help_panel="Run the loop")(run)
+app.command(rich_help_panel="Run the loop")(config)
+# Words like -5+3 look like options. They reach `solve` as problems, so that it can say why they are none.
 app.command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
 app.command("eval", rich_help_panel="Use a model")(evaluate)
-app.command(rich_help_panel="Step by step")(sft)
-app.command(rich_help_panel="Step by step")(generate)
-app.command(rich_help_panel="Step by step")(distill)
+app.command(rich_help_panel="Run one step of the loop")(sft)
+app.command(rich_help_panel="Run one step of the loop")(generate)
+app.command(rich_help_panel="Run one step of the loop")(distill)
 app.command(rich_help_panel="Measure")(bench)
 app.command(rich_help_panel="Measure")(ablate)
 app.command(rich_help_panel="Measure")(report)
@@ -79,7 +82,7 @@ app.add_typer(profile, name="profile", rich_help_panel="Measure")
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app(prog_name="sector")
 
 

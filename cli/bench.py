@@ -1,4 +1,4 @@
-"""`sector bench`: engines side by side in one run, and where the ceiling is."""
+"""`sector bench`: the speed of engines, measured side by side, and the limit of the hardware."""
 
 import json
 from pathlib import Path
@@ -23,53 +23,59 @@ Isa = Literal["native", "avx2"]
 def bench(
     model: options.Model,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAMES", help="Engines, with commas; ratios are of the first.")
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAMES",
+            help="Engines to measure, separated by commas. Ratios are relative to the first.",
+        ),
     ] = "native,hf",
-    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand: 20, or 8,16,29,64.")] = "20",
-    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Problems of each length.")] = 1000,
-    batch: Annotated[str, typer.Option(metavar="SIZES", help="Problems at a time: 250, or 100,1000.")] = "1000",
+    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 20 or 8,16,29,64.")] = "20",
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems per length.")] = 1000,
+    batch: Annotated[
+        str, typer.Option(metavar="SIZES", help="Number of problems in a batch, as in 250 or 100,1000.")
+    ] = "1000",
     repeats: Annotated[
-        int, typer.Option(min=1, max=1000, metavar="R", help="Repetitions; the engines take turns.")
+        int, typer.Option(min=1, max=1000, metavar="R", help="Number of repetitions, in which the engines take turns.")
     ] = 3,
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; a CPU computes in float32.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; bfloat16 needs a GPU.")] = "float32",
     savings: Annotated[
         bool,
-        typer.Option(
-            "--savings",
-            help="Measure the native engine without each of its savings too, and on a GPU each way to decode.",
-        ),
+        options.flag("--savings", "Also measure native without each of its savings; on a GPU, each way to decode."),
     ] = False,
-    kernels: Annotated[bool, typer.Option("--kernels", help="Measure the kernels one by one, too.")] = False,
+    kernels: Annotated[bool, options.flag("--kernels", "Also measure each kernel by itself.")] = False,
     training: Annotated[
-        bool, typer.Option("--training", help="Measure the trainer beside plain eager torch, too.")
+        bool, options.flag("--training", "Also measure the trainer, compared with plain eager torch.")
     ] = False,
     peers: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--peers",
-            help="Measure CTranslate2 and onnxruntime-genai too: a model of equal shape, the first of the lengths.",
+            "Also measure CTranslate2 and onnxruntime-genai on a model of equal shape, at the first length.",
         ),
     ] = False,
     isa: Annotated[
-        Isa, typer.Option(help="Instructions to use: all that the processor has, or none beyond AVX2.")
+        Isa, typer.Option(help="Instruction set: all that the processor has (native), or at most AVX2 (avx2).")
     ] = "native",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Where the record goes, as JSON.", show_default="no file")
+        Path | None,
+        typer.Option(metavar="FILE.json", help="JSON file to write the record to.", show_default="no file"),
     ] = None,
-    settings: options.Settings = None,
+    settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the improved policy on several engines: same checkpoint, same problems, taking turns.
+    """Measure the speed of engines that run the improved policy on the same model and problems.
 
-    Accepted examples a second is the figure that matters. The ratio says how
-    many times as fast the first engine is as this one; the spread, how far its
-    slowest and its fastest repetition are apart. With several lengths or sizes
-    every combination is measured.
+    The main figure is accepted examples per second. "ratio" is the speed of
+    the first engine divided by that of the row. "spread" is the difference
+    between the fastest and the slowest repetition, as a share of the median.
+    "of roof" is the speed as a share of the limit of the hardware. If there
+    are several lengths and batch sizes, each combination is measured.
 
     Examples:
 
@@ -80,7 +86,7 @@ def bench(
     """
     from sector.benchmarks.instruction_set import hold_to
 
-    # Before torch is imported.
+    # This must happen before torch is imported.
     hold_to(isa)
     from sector.benchmarks.contest import Workload
     from sector.benchmarks.record import BenchOptions
@@ -107,26 +113,26 @@ def bench(
 
 
 def _sizes(text: str) -> list[int]:
-    """`250` or `100,1000` -> sizes. InputError says what is wrong."""
+    """Return the batch sizes that a text lists, `250` or `100,1000`. Raise InputError if it is not such a list."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) <= 7 and 0 < int(part) <= 1_000_000 for part in parts):
-        raise InputError(f"--batch {text!r} is no list of sizes; write 250 or 100,1000")
+        raise InputError(f"--batch {text!r} is not a list of sizes; write 250 or 100,1000 (1 to 1,000,000)")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
 def view(record: dict[str, Any]) -> RenderableType:
-    """The record as tables."""
+    """Return the record as tables and lines."""
     from sector.benchmarks.machine import one_line
 
     shown: list[RenderableType] = [_contest(record)]
     if record["differing"]:
-        differing = f"{record['differing']} problems were not treated alike by all engines"
+        differing = f"the engines disagree on {record['differing']} problems"
         shown.append(Text(differing, style="bold red"))
-    # One a length: batches share it.
+    # One per length; it is the same for all batch sizes.
     shown += [_card(card) for card in {card["digits"]: card for card in record["roofline"]}.values()]
     if "kernels" in record:
         shown.append(_kernels(record["kernels"]))
-    shown += [_training(each) for each in record.get("training", [])]
+    shown += [_training(entry) for entry in record.get("training", [])]
     if "peers" in record:
         shown += _peers(record)
     shown.append(one_line(record))
@@ -157,9 +163,9 @@ def _contest(record: dict[str, Any]) -> Table:
 
 def _card(card: dict[str, Any]) -> str:
     return (
-        f"{card['digits']} digits: a candidate is {card['tokens_a_candidate']:,} tokens through the model "
-        f"({card['generated_a_candidate']:,} come out), {card['operations_a_candidate'] / 1e9:.2f} GFLOP; "
-        f"products run at {card['operations_per_s'] / 1e9:,.0f} GFLOP/s, copies at "
+        f"{card['digits']} digits: a candidate takes {card['tokens_a_candidate']:,} tokens through the model "
+        f"({card['generated_a_candidate']:,} are generated), or {card['operations_a_candidate'] / 1e9:.2f} GFLOP; "
+        f"this machine multiplies matrices at {card['operations_per_s'] / 1e9:,.0f} GFLOP/s and copies "
         f"{card['copy_bytes_per_s'] / 1e9:,.0f} GB/s: at most {card['candidates_per_s']:,.0f} candidates/s"
     )
 
@@ -181,35 +187,35 @@ def _kernels(lines: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _training(each: dict[str, Any]) -> str:
-    phases = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in each["shares"].items())
+def _training(entry: dict[str, Any]) -> str:
+    phases = ", ".join(f"{name.replace('_', ' ')} {percent(share)}" for name, share in entry["shares"].items())
     return (
-        f"training at {each['digits']} digits: {each['tokens_per_s']:,.0f} tokens/s, plain eager torch "
-        f"{each['plain_tokens_per_s']:,.0f}: {each['ratio_to_eager']:.2f}x; of a step: {phases}"
+        f"training at {entry['digits']} digits: {entry['tokens_per_s']:,.0f} tokens/s, plain eager torch "
+        f"{entry['plain_tokens_per_s']:,.0f}: {entry['ratio_to_eager']:.2f}x; shares of a step: {phases}"
     )
 
 
 def _peers(record: dict[str, Any]) -> list[RenderableType]:
-    """What a plain token costs everywhere, and what the native engine makes of its tokens."""
+    """Return a table of the speed of plain decoding, and lines that compare it with the native engine."""
     shape, native = record["equal_shape"], record["peers"]["native"]
     title = f"Plain greedy decoding at equal shape, medians of {record['repeats']}"
     table = Table(title=title, box=SIMPLE, padding=0, show_edge=False)
     for name in ("engine", "batch", "tokens/s", "spread", "additions/s at most"):
         table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
-    for name, own in record["peers"].items():
-        rate = own["tokens_per_s"]
+    for name, peer in record["peers"].items():
+        rate = peer["tokens_per_s"]
         if rate is None:
-            table.add_row(name, "-", own["why"], "", "")
+            table.add_row(name, "-", peer["why"], "", "")
             continue
-        spread = percent((own["high"] - own["low"]) / rate, 0)
-        table.add_row(name, str(own["batch"]), f"{rate:,.0f}", spread, f"{own['additions_per_s_at_most']:,.1f}")
+        spread = percent((peer["high"] - peer["low"]) / rate, 0)
+        table.add_row(name, str(peer["batch"]), f"{rate:,.0f}", spread, f"{peer['additions_per_s_at_most']:,.1f}")
     sizes, accepted = shape["parameters"], native["accepted_per_s"]
-    asked = f"{shape['rows']:,} rows of {shape['prompt_tokens']} + {shape['new_tokens']} tokens"
+    rows = f"{shape['rows']:,} rows of {shape['prompt_tokens']} + {shape['new_tokens']} tokens"
     llama = f"they decode a plain Llama ({sizes['llama']:,} parameters, native {sizes['native']:,})"
-    cost = f"an addition of {shape['digits']} digits is {shape['tokens_an_addition']:,} generated tokens"
-    rate = f"{accepted:,.1f} a second" if accepted else "- (no native in --engine)"
+    cost = f"an addition of {shape['digits']} digits takes {shape['tokens_an_addition']:,} generated tokens"
+    additions = f"{accepted:,.1f} a second" if accepted else "- (no native in --engine)"
     return [
         table,
-        f"{asked}; {shape['cannot_run']}: {llama}",
-        f"{cost}; native with all its savings accepts {rate}",
+        f"{rows}; {shape['cannot_run']}: {llama}",
+        f"{cost}; native with all its savings accepts {additions}",
     ]

@@ -1,8 +1,8 @@
-"""`sector config`: every setting of a run, with its type, default and meaning."""
+"""`sector config`: a list of all settings of a run, with type, default and meaning."""
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
@@ -11,26 +11,31 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
-from sector.engine.config import CHECKS, MOST, SHIFTED, Settings, run_config
+from sector.engine.config import CHECKS, MOST, SHIFTED, Schedule, Settings, run_config
 from sector.engine.tasks import task_names
 
-# Choices that a validator checks, so that they are not part of the type.
+# Choices that are not part of the type of a setting, because a validator checks them.
 _CHOICES = {"task": tuple(task_names()), "filter.checks": (*CHECKS, SHIFTED)}
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list"}
 
 
 def config(
-    task: options.MaybeTask = None,
+    task: options.RunTask = None,
     schedule: Annotated[
-        Literal["leaps", "paper"] | None,
-        typer.Option("--schedule", help="How far rounds go.", show_default=options.DEFAULTS.schedule),
+        Schedule | None,
+        typer.Option(
+            "--schedule",
+            help="Growth of a round: up to several digits (leaps), or one digit (paper).",
+            show_default=options.DEFAULTS.schedule,
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List every setting of a run: name, type, default and meaning.
+    """List all settings of a run with their types, defaults and meanings.
 
-    Some defaults depend on the task and on the schedule. A setting is written
-    in the TOML file for --config, or given as --set NAME=VALUE.
+    To change a setting of `sector run` or `sector sft`, add the option
+    --set NAME=VALUE, or write it in a TOML file and add --config FILE.toml.
+    Some defaults depend on the task and on the schedule.
 
     Examples:
 
@@ -73,18 +78,15 @@ def _type_in_words(schema: dict[str, Any], choices: tuple[str, ...]) -> str:
 
 
 def _range_in_words(schema: dict[str, Any]) -> list[str]:
-    """Return the range of a number; an empty list if there is none."""
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if schema["type"] == "integer" and "exclusiveMaximum" in schema:
-        high = schema["exclusiveMaximum"] - 1
-    # The end of a count is there to refuse typing errors; it tells nothing.
-    if low is not None and high not in (None, MOST):
-        return [f"{low:g} to {high:g}" if isinstance(high, float) else f"{low} to {high}"]
-    if low is not None:
-        return [f"{low:g} or more"]
-    if "exclusiveMinimum" in schema:
-        return [f"above {schema['exclusiveMinimum']:g}"]
-    return []
+    """Return the range of a number; an empty list for any other type."""
+    if "minimum" not in schema:
+        return []
+    low, high, limit = schema["minimum"], schema.get("maximum"), schema.get("exclusiveMaximum")
+    if schema["type"] == "number":
+        return [f"{low:g} to below {limit:g}" if high is None else f"{low:g} to {high:g}"]
+    high = limit - 1 if high is None else high
+    # The end of a count is there to refuse typing errors, and says nothing.
+    return [f"{low} or more" if high == MOST else f"{low} to {high}"]
 
 
 def _view(settings: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""`sector distill`: one round of training on files of examples."""
+"""`sector distill`: the training of one round, on files of examples."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,33 +13,29 @@ from sector.engine.config import MOST
 
 def distill(
     model: options.Model,
-    data: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Examples to learn from; may be given again.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New checkpoint directory.", show_default=False)],
-    replay: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Earlier examples to keep in mind; may be given again.", show_default=False),
-    ] = None,
+    data: options.Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint directory to create.", show_default=False)],
+    replay: options.Replay = None,
     steps: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=MOST,
             metavar="N",
-            help="Training steps.",
-            show_default="the most that a round of a run takes",
+            help="Number of training steps.",
+            show_default="the largest number in a round of the run",
         ),
     ] = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Train a model on accepted examples: to answer fast, and to simplify.
+    """Train a model on files of examples that the filter accepted, as in one round.
 
-    The longest problems in the data are new, all others are replay. If the
-    model is a run directory, the examples of its rounds are replayed too.
-    Under torchrun several processes or GPUs share the work; the weights are
-    the same to the bit.
+    The model learns to answer directly (fast) and to simplify (slow). The
+    longest problems in the data count as new, all others as replay. If --model
+    is a run directory, the examples of its rounds are replayed too. Under
+    torchrun, several processes or GPUs share the training, with the same
+    weights to the bit.
 
     Examples:
 
@@ -62,5 +58,5 @@ def _view(report: dict[str, Any]) -> str:
         f"{report['digits']} digits: {report['examples']:,} new examples, {report['replay_examples']:,} replayed\n"
         f"{report['steps']} steps in {report['seconds']:.1f} s, {report['tokens_per_s']:,.0f} tokens/s, "
         f"last loss {report['loss']:.4f}\n"
-        f"the new weights are in {printable(report['checkpoint'])}"
+        f"new checkpoint: {printable(report['checkpoint'])}"
     )

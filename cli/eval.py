@@ -16,33 +16,44 @@ from sector.engine.shares import hundredths, percent
 if TYPE_CHECKING:
     from sector.engine.report.evaluate import Report
 
+# Least accuracy for each colour of the table.
+_COLORS = ((0.98, "green"), (0.9, "yellow"), (0.0, "red"))
+
 
 def evaluate(
     model: options.Model,
-    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Lengths: 7, 1-29 or 3,5,8-10.")] = "1-29",
+    digits: Annotated[
+        str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 7, 1-29 or 3,5,8-10.")
+    ] = "1-29",
     samples: Annotated[
         int,
-        typer.Option(min=1, max=MOST, metavar="N", help="Problems of each length, and of each family of them."),
+        typer.Option(min=1, max=MOST, metavar="N", help="Problems per length, and per family of hard problems."),
     ] = 1000,
     policy: options.PolicyOption = "fast",
-    suite: Annotated[bool, typer.Option(help="Test long carries, unequal lengths and leading zeros, too.")] = True,
+    suite: Annotated[
+        bool,
+        typer.Option(metavar="", help="Test families of hard problems: long carries, unequal lengths, leading zeros."),
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where the picture and the JSON go.", show_default="the run's plots/, if it has one"
+            metavar="DIR",
+            help="Directory for the picture and the JSON record.",
+            show_default="plots/ of the run, if --model is a run",
         ),
     ] = None,
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
-    settings: options.Settings = None,
+    settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Measure exact-match accuracy by length, with Wilson 95 % intervals, as a table and a PNG.
+    """Measure exact-match accuracy by length, with Wilson 95 % intervals; print a table and draw a picture.
 
-    fast: greedy direct answers. slow: one simplification, which must be right
-    in every digit. improved: what it does not believe counts as wrong.
+    Three policies can be measured. fast: direct answers. slow: one
+    simplification, right only if every digit is. improved: votes with checks;
+    an answer that the checks reject counts as wrong.
 
     Examples:
 
@@ -53,24 +64,27 @@ def evaluate(
     from sector.engine.report.evaluate import evaluate_model
 
     output = Output(as_json)
-    lengths, looks = options.parse_lengths(digits), options.filter_config(filter_name, k)
+    lengths, checks = options.parse_lengths(digits), options.filter_config(filter_name, k)
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = evaluate_model(
-            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=looks, seed=seed,
+            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=checks, seed=seed,
             on_progress=bar.at, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
-    output.say(_where(report))
+    output.say(_files(report))
 
 
-def _where(report: "Report") -> str:
-    """Where it is written, or why nowhere."""
+def _files(report: "Report") -> str:
+    """Return the names of the files that were written, or the reason that there are none."""
     if report.written:
         picture, record = report.written
         return f"picture: {picture}, record: {record}"
     if report.kept:
-        return f"not written: {report.kept} holds more of the same weights and stays; name a directory with --out"
-    return "no picture: name a directory with --out"
+        return (
+            f"not written: {report.kept} holds more problems of the same weights and is kept; "
+            "write elsewhere with --out DIR"
+        )
+    return "no picture was written; name a directory with --out DIR"
 
 
 def _view(report: "Report") -> Group:
@@ -84,10 +98,10 @@ def _view(report: "Report") -> Group:
         low, high = (hundredths(bound) for bound in score.interval)
         others = [_colored(at[name, digits].accuracy) for name in families]
         table.add_row(str(digits), _colored(score.accuracy), f"{low}-{high}", *others)
-    # As a title of the table it would be folded to the table's width.
+    # Not a title of the table, which would be folded to the width of the table.
     return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
 
 
 def _colored(accuracy: float) -> Text:
-    color = "green" if accuracy >= 0.98 else "yellow" if accuracy >= 0.9 else "red"
+    color = next(color for least, color in _COLORS if accuracy >= least)
     return Text(percent(accuracy), style=color)

@@ -1,4 +1,4 @@
-"""`sector generate`: consistency-filtered examples to a file."""
+"""`sector generate`: a file of examples that the filter accepted."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,21 +16,23 @@ from sector.engine.shares import percent
 def generate(
     model: options.Model,
     digits: options.Digits,
-    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Problems to try.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where examples go.", show_default=False)],
+    count: Annotated[
+        int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems to try.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Parquet file to write.", show_default=False)],
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
-    settings: options.Settings = None,
+    settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
-    """Try problems with the improved policy, and keep what it agrees with itself on.
+    """Try random problems with the improved policy, and write the answers on which the model agrees with itself.
 
-    A short preview for people lies beside the file, as FILE.preview.jsonl.
+    FILE.preview.jsonl, beside the Parquet file, holds a few examples to read.
 
     Examples:
 
@@ -41,10 +43,10 @@ def generate(
     from sector.engine.run.steps import generate_file
 
     output = Output(as_json)
-    looks = options.filter_config(filter_name, k, temperature)
+    checks = options.filter_config(filter_name, k, temperature)
     with output.progress(f"generating {digits} digits") as bar:
         report = generate_file(
-            model, out, digits, count, engine=engine, settings=looks, hard_share=hard_share, seed=seed,
+            model, out, digits, count, engine=engine, settings=checks, hard_share=hard_share, seed=seed,
             on_progress=bar.at, workers=workers, given=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report, lambda: _view(report))
@@ -55,13 +57,14 @@ def _view(report: dict[str, Any]) -> Group:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_row("tried", f"{report['tried']:,}", "")
-    table.add_row("accepted", f"{report['accepted']:,}", percent(report["accepted"] / report["tried"]))
+    tried = report["tried"]
+    counts = {"accepted": report["accepted"]}
     if report["thought_through"]:
-        through = report["thought_through"]
-        table.add_row("  thought through", f"{through:,}", percent(through / report["tried"]))
-    for reason, rejected in report["rejected"].items():
-        table.add_row("  " + reason.replace("_", " "), f"{rejected:,}", percent(rejected / report["tried"]))
+        counts["  thought through"] = report["thought_through"]
+    counts |= {f"  {reason.replace('_', ' ')}": count for reason, count in report["rejected"].items()}
+    table.add_row("tried", f"{tried:,}", "")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", percent(count / tried))
     table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
     table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
     return Group(table, unwrapped(f"written to {report['file']}"))

@@ -1,4 +1,4 @@
-"""`sector profile`: where the time of generating and of distilling goes, step by step."""
+"""`sector profile`: the time of each operation and span of generating and of distilling."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,31 +12,32 @@ from sector.cli._output import Output
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
-# Rows of the table; the JSON holds all.
+# Rows of the table of operations; the JSON holds all.
 _TOP = 15
-# Processor time below this share of the operations' time: they waited for cores that others had.
+# If the processor time is below this share of the operations' time, operations waited for cores that were taken.
 _CROWDED = 0.8
-# What the shares mean, where a kernel ran and where none did.
+# Meaning of the shares: of the time of the steps on a GPU, and of the time of all cores on a CPU.
 _ON_GPU = {
     "kernels": "of the steps' time, the GPU runs a kernel or a copy",
-    "host": "it waits for the processor, which is inside an operation or a call to CUDA",
+    "host": "the GPU waits for the processor, which is inside an operation or a CUDA call",
     "idle": "neither: Python between operations, or waiting",
 }
 _ON_CPU = {
-    "operations": "of all cores' time, a core is inside an operation of torch",
-    "host": "it works outside of them: Python, and the recording itself",
-    "idle": "it does not work for us",
+    "operations": "of all cores' time, cores are inside an operation of torch",
+    "host": "cores do other work of this process: Python, and the recording itself",
+    "idle": "cores do no work for this process",
 }
 
-Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps of warm-up, before recording begins.")]
-Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Steps to record.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the trace goes.", show_default=False)]
+Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Number of warm-up steps before recording.")]
+Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Number of steps to record.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the trace to.", show_default=False)]
 Nsight = Annotated[
-    bool, typer.Option("--nsight", help="Record nothing; mark steps and ranges for nsys or ncu, which run this.")
+    bool, options.flag("--nsight", "Run under nsys or ncu: mark steps and spans for them, and record no trace.")
 ]
 
 profile = typer.Typer(
-    no_args_is_help=True, help="Show where the time goes, by torch.profiler: a trace, a table, shares."
+    no_args_is_help=True,
+    help="Record a profile with torch.profiler: a trace, a table of operations, and shares of time.",
 )
 
 
@@ -46,21 +47,22 @@ def generate(
     model: options.Model,
     digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Candidates of each step.")] = 250,
+    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems per step.")] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
-    settings: options.Settings = None,
+    settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     nsight: Nsight = False,
     as_json: options.Json = False,
 ) -> None:
-    """Profile generating: a step is one block of candidates through the improved policy.
+    """Profile generating. A step runs the improved policy on one block of problems.
 
-    The trace, generate-trace.json, opens in ui.perfetto.dev or chrome://tracing.
-    On a GPU it also prints the nsys and ncu lines for the longest kernel.
+    Open the trace, DIR/generate-trace.json, in ui.perfetto.dev or in
+    chrome://tracing. On a GPU, the command also prints nsys and ncu command
+    lines that profile the longest kernel.
 
     Examples:
 
@@ -83,23 +85,19 @@ def generate(
 def distill(
     context: typer.Context,
     model: options.Model,
-    data: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Examples to learn from; may be given again.", show_default=False)
-    ],
+    data: options.Data,
     out: Out,
-    replay: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Earlier examples to keep in mind; may be given again.", show_default=False),
-    ] = None,
+    replay: options.Replay = None,
     skip: Skip = 5,
     steps: Steps = 10,
     seed: options.Seed = 0,
     nsight: Nsight = False,
     as_json: options.Json = False,
 ) -> None:
-    """Profile distilling: a step is one training step. No weights are written.
+    """Profile distilling. A step is one training step; the weights are not saved.
 
-    The trace, distill-trace.json, opens in ui.perfetto.dev or chrome://tracing.
+    Open the trace, DIR/distill-trace.json, in ui.perfetto.dev or in
+    chrome://tracing.
 
     Examples:
 
@@ -128,24 +126,24 @@ def _show(report: dict[str, Any], context: typer.Context, out: Path, output: Out
 
 
 def again(context: typer.Context) -> list[str]:
-    """The words of the command under way, with `--nsight`."""
+    """Return the words of the running command with --nsight, and without its other switches."""
     words = context.command_path.split()
     for parameter in context.command.params:
         value = context.params[parameter.name or ""]
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if each is not None and not isinstance(each, bool):
-                words += [parameter.opts[0], str(each)]
+        values = value if isinstance(value, list | tuple) else [value]
+        for text in [str(value) for value in values if value is not None and not isinstance(value, bool)]:
+            words += [parameter.opts[0], text]
     return [*words, "--nsight"]
 
 
 def _view(report: dict[str, Any]) -> RenderableType:
     from sector.benchmarks.machine import one_line
 
-    taken = f"steps: {report['steps']}, {report['seconds_a_step']:.3f} s each"
+    steps = f"steps: {report['steps']}, {report['seconds_a_step']:.3f} s each"
     if "trace" not in report:
-        return f"{taken}, marked for Nsight"
+        return f"{steps}, marked for Nsight"
     return Group(
-        f"{one_line(report)}\n{taken} ({report['seconds_a_step_unrecorded']:.3f} s where nothing is recorded)\n",
+        f"{one_line(report)}\n{steps} ({report['seconds_a_step_unrecorded']:.3f} s without recording)\n",
         _operations(report["operations"]),
         "",
         _ranges(report["ranges"]),
@@ -164,17 +162,17 @@ def _table(*columns: str) -> Table:
 
 def _operations(operations: list[dict[str, Any]]) -> Table:
     table = _table("operation", "on", "self ms", "calls", "share")
-    for each in operations[:_TOP]:
-        milliseconds = f"{1000 * each['self_seconds']:,.1f}"
-        table.add_row(each["name"], each["on"], milliseconds, f"{each['calls']:,}", percent(each["share"]))
+    for row in operations[:_TOP]:
+        milliseconds = f"{1000 * row['self_seconds']:,.1f}"
+        table.add_row(row["name"], row["on"], milliseconds, f"{row['calls']:,}", percent(row["share"]))
     return table
 
 
 def _ranges(ranges: list[dict[str, Any]]) -> Table:
-    # Threads side by side add up, so that no share of the steps' time would stay below 100 %.
+    # No shares: the times of parallel threads add up to more than the time of the steps.
     table = _table("range", "ms, all threads", "calls", "threads")
-    for each in ranges:
-        table.add_row(each["name"], f"{1000 * each['seconds']:,.1f}", f"{each['calls']:,}", f"{each['threads']:.2f}")
+    for row in ranges:
+        table.add_row(row["name"], f"{1000 * row['seconds']:,.1f}", f"{row['calls']:,}", f"{row['threads']:.2f}")
     return table
 
 
@@ -187,6 +185,6 @@ def _shares(report: dict[str, Any]) -> Table:
     for name, meaning in (_ON_GPU if "kernels" in shares else _ON_CPU).items():
         table.add_row(name, percent(shares[name]), meaning)
     if report["cores_used"] < _CROWDED * shares.get("operations", 0) * cores:
-        got = f"{report['cores_used']:.1f} of {cores}"
-        table.add_row("cores", got, "that we got: other work on this machine makes every figure here longer")
+        used = f"{report['cores_used']:.1f} of {cores}"
+        table.add_row("cores", used, "this process got; other work on this machine makes all times here longer")
     return table

@@ -1,4 +1,4 @@
-"""`sector report`: finished runs as one HTML page."""
+"""`sector report`: runs as one HTML page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,20 +12,22 @@ from sector.cli._streams import printable
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories; that of a grid names all its runs.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories. The directory of a grid stands for all its runs."),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Where the page goes.", show_default="RUN/report.html")
+        Path | None, typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write what became of runs as one HTML page, and its charts as PNGs.
+    """Write an HTML page about one or more runs, and its charts as PNG files.
 
-    The page needs nothing but itself: no network, no script. At the top it
-    says whether the run worked; then accuracy by length and round, label
-    error and acceptance, time, how far agreement predicts accuracy, mistakes,
-    and problems as the model solved them. Several runs are compared, those
-    that differ in the seed alone as one, with intervals.
+    The page says first whether the run worked. Then come accuracy by length
+    and round, label error and acceptance, time, how well agreement predicts
+    accuracy, mistakes, and examples of solved problems. Several runs are
+    compared; runs that differ in the seed alone form one group, with
+    intervals. The page is a single file without scripts, and loads nothing
+    from the network.
 
     Examples:
 
@@ -38,8 +40,8 @@ def report(
     output = Output(as_json)
     with output.progress("writing the report"):
         written = write_report(runs, out)
-    runs_read = [run.as_json() for run in written.runs]
-    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": runs_read}
-    lines = [f"{each['run']}: {each['verdict']}" for each in runs_read]
-    lines.append(f"the page is {written.page}, its pictures are in {written.beside}")
+    records = [run.as_json() for run in written.runs]
+    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": records}
+    lines = [f"{record['run']}: {record['verdict']}" for record in records]
+    lines.append(f"the page is {written.page}, its charts are in {written.beside}")
     output.data(values, lambda: "\n".join(map(printable, lines)))

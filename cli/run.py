@@ -1,4 +1,4 @@
-"""`sector run`: everything, from an empty start to the last length."""
+"""`sector run`: the whole loop, from new weights to the last length."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,35 +12,42 @@ from sector.cli._output import Output
 def run(
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default="runs/PRESET-seedSEED"),
+        typer.Option(
+            metavar="DIR", help="Run directory, to be created or resumed.", show_default="runs/PRESET-seedSEED"
+        ),
     ] = None,
     until: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Digits at which the run is done.", show_default=str(options.DEFAULTS.until)),
+        typer.Option(
+            metavar="N", help="Number of digits at which the run is done.", show_default=str(options.DEFAULTS.until)
+        ),
     ] = None,
-    task: options.MaybeTask = None,
-    preset: options.MaybePreset = None,
-    pretrained: options.MaybePretrained = None,
-    seed: options.MaybeSeed = None,
-    engine: options.MaybeEngine = None,
-    filter_name: options.MaybeFilter = None,
+    task: options.RunTask = None,
+    preset: options.RunPreset = None,
+    pretrained: options.Pretrained = None,
+    seed: options.RunSeed = None,
+    engine: options.RunEngine = None,
+    filter_name: options.RunFilter = None,
     config: options.Config = None,
-    settings: options.Settings = None,
+    settings: options.RunSettings = None,
     track: options.Track = None,
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
-    """Teach a model to add, or another --task: a supervised start on short problems, then self-play.
+    """Train a model from start to finish: supervised on short problems, then by self-play on longer ones.
 
-    After the supervised phase no true answer is seen. The same command on an
-    existing directory resumes it; --until may be raised then, and --workers
-    be another number: what is written stays the same. Exit code 3: the model
-    no longer agrees with itself; its last good weights are kept. Ctrl-C,
-    SIGTERM and SIGHUP save the step at hand; the exit code is 0 then, or 130
-    after Ctrl-C.
+    Each round of self-play tries problems that are longer than the last,
+    keeps the answers on which the model agrees with itself, and trains on
+    them. The model sees true answers in the supervised phase only.
 
-    Under torchrun several processes or GPUs share the training; the first
-    does all else. The weights are the same to the bit.
+    To resume a run, repeat its command. You may raise --until then, and
+    change --workers, which changes nothing in the files. Ctrl-C, SIGTERM and
+    SIGHUP save the current step first; the exit code is 130 after Ctrl-C,
+    else 0. Exit code 3 means that the model no longer agrees with itself;
+    the last good weights are kept.
+
+    Under torchrun, several processes or GPUs share the training, with the
+    same weights to the bit; the first process does everything else.
 
     Examples:
 
@@ -56,11 +63,11 @@ def run(
     """
     from sector.cli._follow import asked_for, check_alone, default_out, follow, next_steps
 
-    given, source = asked_for(
+    values, source = asked_for(
         config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
     )
-    root = out or default_out(given)
-    check_alone(root, given, source)
+    root = out or default_out(values)
+    check_alone(root, values, source)
     from sector.engine.policy.workers import start_workers
     from sector.engine.report.trackers import log_to_trackers
     from sector.engine.run.followers import followed, leading
@@ -74,9 +81,9 @@ def run(
     with (
         leading() as ranks,
         stop_on_signals() as stopping,
-        open_run(root, given, source) as (run_dir, settled),
-        start_workers(workers, settled.engine, settled.vllm) as crew,
+        open_run(root, values, source) as (run_dir, run_config),
+        start_workers(workers, run_config.engine, run_config.vllm) as pool,
     ):
-        events = log_to_trackers(self_play(run_dir, settled, crew, stopping, ranks), run_dir, settled, track or ())
-        follow(events, run_dir, settled, output, stopping)
-    next_steps(run_dir, settled, output)
+        events = self_play(run_dir, run_config, pool, stopping, ranks)
+        follow(log_to_trackers(events, run_dir, run_config, track or ()), run_dir, run_config, output, stopping)
+    next_steps(run_dir, run_config, output)

@@ -10,23 +10,26 @@ from sector.cli._output import Output
 
 
 def sft(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run directory, new or to be resumed.", show_default=False)],
-    task: options.MaybeTask = None,
-    preset: options.MaybePreset = None,
-    pretrained: options.MaybePretrained = None,
-    seed: options.MaybeSeed = None,
-    engine: options.MaybeEngine = None,
-    filter_name: options.MaybeFilter = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Run directory, to be created or resumed.", show_default=False)
+    ],
+    task: options.RunTask = None,
+    preset: options.RunPreset = None,
+    pretrained: options.Pretrained = None,
+    seed: options.RunSeed = None,
+    engine: options.RunEngine = None,
+    filter_name: options.RunFilter = None,
     config: options.Config = None,
-    settings: options.Settings = None,
+    settings: options.RunSettings = None,
     track: options.Track = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run the supervised phase alone: short problems with true answers, fast and slow.
+    """Run only the supervised phase: train on short problems with true answers.
 
-    It ends when short problems are right and the model agrees with itself
-    one digit further. `sector run --out DIR` goes on from there. Under
-    torchrun several processes or GPUs share the training.
+    The model learns to answer directly (fast) and to simplify (slow). The
+    phase ends when it solves short problems and agrees with itself on
+    problems of one digit more. `sector run --out DIR` continues the run.
+    Under torchrun, several processes or GPUs share the training.
 
     Examples:
 
@@ -35,10 +38,10 @@ def sft(
     """
     from sector.cli._follow import asked_for, check_alone, follow, next_steps
 
-    given, source = asked_for(
+    values, source = asked_for(
         config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
     )
-    check_alone(out, given, source)
+    check_alone(out, values, source)
     from sector.engine.report.trackers import log_to_trackers
     from sector.engine.run.followers import followed, leading
     from sector.engine.run.open import open_run
@@ -48,8 +51,7 @@ def sft(
     if followed():
         return
     output = Output(as_json)
-    with leading() as ranks, stop_on_signals() as stopping, open_run(out, given, source) as (run_dir, settled):
-        phases = Phases(run_dir, settled, stopping=stopping, ranks=ranks)
-        events = log_to_trackers(phases.supervise(), run_dir, settled, track or ())
-        follow(events, run_dir, settled, output, stopping)
-    next_steps(run_dir, settled, output)
+    with leading() as ranks, stop_on_signals() as stopping, open_run(out, values, source) as (run_dir, run_config):
+        events = Phases(run_dir, run_config, stopping=stopping, ranks=ranks).supervise()
+        follow(log_to_trackers(events, run_dir, run_config, track or ()), run_dir, run_config, output, stopping)
+    next_steps(run_dir, run_config, output)

@@ -1,4 +1,4 @@
-"""`sector solve`: answers to problems as people type them."""
+"""`sector solve`: answers to typed problems."""
 
 import re
 import sys
@@ -26,32 +26,38 @@ def solve(
         list[str] | None,
         typer.Argument(
             metavar="PROBLEM...",
-            help="123+456 or 123+456+1; 456-123, 123*456 for models of those tasks.",
+            help="Problems such as 123+456, or 456-123 and 123*456 if the model has learned that task.",
             show_default=False,
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Problems, one a line; - reads stdin.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read problems from this file, one per line; - is stdin.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Checkpoint or run directory.", show_default="the newest run in runs/"),
+        typer.Option(
+            metavar="DIR",
+            help="Checkpoint directory, or run directory to use its best checkpoint.",
+            show_default="the newest run in runs/",
+        ),
     ] = None,
     policy: options.PolicyOption = "fast",
-    show: Annotated[bool, typer.Option("--show", help="Show the chain of thought, guesses and votes.")] = False,
+    show: Annotated[bool, options.flag("--show", "Print the chain of thought, the guesses and the checks.")] = False,
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
-    settings: options.Settings = None,
-    seed: options.Seed = 0,
+    settings: options.VllmSettings = None,
     as_json: options.Json = False,
 ) -> None:
-    """Solve problems of any length, of the task that the model has learned.
+    """Solve problems of up to 256 digits, with a trained model.
 
-    What cannot be read as a problem costs only itself, on the command line as
-    in a file: all others are answered, and the exit code is 2 at the end. The
-    improved policy gives no answer where it does not agree with itself, which
-    is no error. Answers are greedy, so --seed changes nothing.
+    If some of the problems cannot be read, the others are answered, and the
+    exit code is 2. With --policy improved there is no answer if the model
+    does not agree with itself; this is not an error. Sampling is greedy, so
+    the answers of a model are always the same.
 
     Examples:
 
@@ -67,66 +73,73 @@ def solve(
     output = Output(as_json)
     texts = _typed(problems or [], file)
     with output.progress("solving"):
-        # What a problem is depends on what the model has learned.
+        # The task of the model decides which texts are problems.
         sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
         solver = Solver(sampler, layout, policy, options.filter_config(filter_name, k))
         solutions = solve_texts(solver, task, texts, show)
     unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
-        # Of a single one stderr says why; of several, their lines do.
+        # A single unreadable problem is explained on stderr, several on their own lines.
         _print(solution, output, why=unread != [solution])
     if unread:
         raise InputError(_why_unread(unread, len(texts)))
 
 
 def _why_unread(unread: list["Solution"], count: int) -> str:
-    """One line about the problems that cannot be read, which repeats nothing that their own lines say."""
+    """Return one line about the problems that cannot be read. With several, their own lines give the reasons."""
     if count == 1:
         return str(unread[0].error)
-    many = f"{len(unread)} of {count} problems cannot be read"
-    return f"{many}: {unread[0].error}" if len(unread) == 1 else f"{many}; the line of each says why"
+    summary = f"{len(unread)} of {count} problems cannot be read"
+    return f"{summary}: {unread[0].error}" if len(unread) == 1 else f"{summary}; see the reason on each line"
 
 
 def _typed(problems: list[str], file: Path | None) -> list[str]:
-    """The problems to solve, from the command line or a file. InputError if there are none, or both are given."""
+    """Return the problems to solve, from the command line or from a file.
+
+    Raise InputError if there are none, or if there is a file as well.
+    """
     from sector.engine.policy.solve import read_problems
 
-    # Unknown options arrive here too (`app.py`); what begins like a negative number is taken for one.
+    # Unknown options arrive here too (`app.py`). A word that begins like a negative number is taken for a problem.
     if stray := next((text for text in problems if re.match(r"-[^\d]", text)), None):
         raise InputError(f"No such option: {stray}; see `sector solve --help`")
     if bool(problems) == (file is not None):
-        raise InputError("give either a problem, as in `sector solve 123+456`, or --file FILE")
+        raise InputError("give either problems, as in `sector solve 123+456`, or --file FILE")
     if file is None:
         return [text.strip() for text in problems]
     return read_problems(_read(file), "stdin" if str(file) == "-" else str(file))
 
 
 def _read(file: Path) -> str:
-    """The text of a file, or of stdin."""
+    """Return the text of a file, or of stdin if its name is -."""
     if str(file) != "-":
         return read_text(file)
     if sys.stdin is None:
-        raise InputError("stdin is closed, and --file - reads problems from it; name a file")
+        raise InputError("stdin is closed, but --file - reads problems from it; name a file instead")
     return decoded(sys.stdin.buffer.read(), "stdin")
 
 
 def _print(solution: "Solution", output: Output, why: bool) -> None:
-    """Print a solution, and why there is none if that is not said elsewhere."""
+    """Print a solution.
+
+    why: print the reason if there is no answer.
+    """
     if output.as_json:
         output.line(solution.as_json())
         return
     if solution.thought is not None:
         output.console.print(_thinking(solution.thought, output.console.width))
-    reason = f"  ({solution.error})" if why else ""
-    answer = solution.answer if solution.error is None else f"?{reason}"
+    answer = solution.answer
+    if solution.error is not None:
+        answer = f"?  ({solution.error})" if why else "?"
     output.text(f"{solution.problem.rstrip('= ')} = {answer}")
 
 
 def _thinking(thought: "Thought", width: int) -> RenderableType:
-    """A chain of thought: what remains after each step, the digits found, and the vote that follows from it."""
-    silent = max(0, len(thought.steps) - len(thought.guesses))
-    # The slow policy guesses only once nothing but one digit remains; a chain that goes on to its end needs no guess.
-    guesses = [*thought.guesses, *[""] * silent] if thought.through else [*[""] * silent, *thought.guesses]
+    """Return a table of the chain of thought, a row per step, and the facts about the answer."""
+    # The slow policy guesses once, after its last step. A chain of thought to the end guesses after its first steps.
+    without_guess = [""] * max(0, len(thought.steps) - len(thought.guesses))
+    guesses = [*thought.guesses, *without_guess] if thought.through else [*without_guess, *thought.guesses]
     votes = [
         Text("does not parse") if guess is None else _joined(guess, step.found)
         for guess, step in zip(guesses, thought.steps, strict=False)
@@ -157,7 +170,7 @@ def _in_columns(steps: list[_StepRow]) -> Table:
 
 
 def _one_below_another(steps: list[_StepRow]) -> Table:
-    """For numbers that are too long to stand side by side."""
+    """Return the steps one below another, for numbers that are too long for columns."""
     table = Table.grid(padding=(0, _GAP, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -170,7 +183,7 @@ def _one_below_another(steps: list[_StepRow]) -> Table:
 
 
 def _facts(thought: "Thought") -> Table:
-    """The vote, the direct answer, and the checks."""
+    """Return a table of the vote, the direct answer, and the checks."""
     facts = Table.grid(padding=(0, _GAP, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -186,7 +199,7 @@ def _facts(thought: "Thought") -> Table:
 
 
 def _joined(guess: str, found: str) -> Text:
-    """A full answer in which the digits already found stand out from those guessed."""
+    """Return a full answer, with the digits that were already found in colour."""
     cut = max(0, len(guess) - len(found))
     return Text.assemble(guess[:cut], (guess[cut:], "cyan"))
 

@@ -21,6 +21,11 @@ MAX_DIGITS = 256
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
+EngineName = Literal["native", "hf", "vllm"]
+PolicyName = Literal["fast", "slow", "improved"]
+FilterName = Literal["none", "paper", "strict", "thorough"]
+Preset = Literal["tiny", "base"]
+Schedule = Literal["leaps", "paper"]
 CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
 # All checks (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative check at other
 # places. A filter has at most MAX_CHECKS checks.
@@ -351,7 +356,7 @@ class RunConfig(Settings):
     recipe: Annotated[int, Field(ge=1, le=RECIPE)] = RECIPE
     """Version of the training method that the settings are for. A run of another recipe cannot be resumed. Do not set
     it."""
-    preset: Literal["tiny", "base"] = "tiny"
+    preset: Preset = "tiny"
     """Size of the model. `base` is slower and has more room to learn."""
     task: str = DEFAULT
     """Task that the model learns. A task may change the defaults of other settings."""
@@ -360,13 +365,13 @@ class RunConfig(Settings):
     until: Annotated[int, Field(ge=2, le=MAX_DIGITS - 1)] = 29
     """Digits at which the run ends. Set it to `supervised.max_digits` for the supervised phase alone; raise it to
     continue a finished run."""
-    schedule: Literal["leaps", "paper"] = "leaps"
+    schedule: Schedule = "leaps"
     """Distance between rounds. leaps: as many digits as the model agrees with itself. paper: one digit per round, as in
     the paper. It changes the defaults of other settings."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws. Change it to repeat a run with other draws."""
-    engine: Literal["native", "hf", "vllm"] = "native"
-    """Engine that generates tokens. `native` needs nothing else; `hf` is transformers; `vllm` is fastest on a GPU."""
+    engine: EngineName = "native"
+    """Engine that generates tokens. `native` needs nothing else; `hf` is transformers, `vllm` is vLLM."""
     hard_share: Share = 0.45
     """Share of drawn problems that have long carry chains or one short operand. Uniform draws rarely have either."""
     audit_samples: Count = 100

@@ -343,8 +343,8 @@ def test_a_fresh_checkpoint_of_any_size(tmp_path: Path, monkeypatch: pytest.Monk
         pytest.param(["--digits", "0"], "there are no problems of 0 digits", id="digits"),
         pytest.param(["--digits", "257"], "no problems of 257 digits", id="too_long"),
         pytest.param(["--dtype", "bfloat16"], "--dtype bfloat16 is for GPUs", id="dtype"),
-        pytest.param(["--batch", "0"], "--batch '0' is no list of sizes", id="batch"),
-        pytest.param(["--batch", "10,x"], "is no list of sizes", id="batch_text"),
+        pytest.param(["--batch", "0"], "--batch '0' is not a list of sizes", id="batch"),
+        pytest.param(["--batch", "10,x"], "is not a list of sizes", id="batch_text"),
         pytest.param(["--out", "/proc/nothing/bench.json"], "cannot write", id="out"),
     ],
 )

@@ -46,6 +46,7 @@ def test_every_setting_of_a_run_is_listed_with_its_default() -> None:
         ("seed", "whole number, 0 to 9223372036854775807"),
         ("hard_share", "number, 0 to 1"),
         ("supervised.trainer.learning_rate", "number, 1e-08 to 10"),
+        ("supervised.trainer.beta1", "number, 0 to below 1"),
         ("filter.temperature", "number, 0 to 10"),
         ("filter.vote", "one of: off, majority, unanimous"),
         ("filter.checks", "list of: direct, commutative, complement, through, shifted"),
@@ -57,6 +58,11 @@ def test_every_setting_of_a_run_is_listed_with_its_default() -> None:
 )
 def test_types_are_in_words_with_choices_and_range(name: str, words: str) -> None:
     assert settings()[name]["type"] == words
+
+
+def test_every_number_has_both_ends() -> None:
+    numbers = [setting["type"] for setting in settings().values() if "number" in setting["type"].split(",")[0].split()]
+    assert len(numbers) > 40 and all(" to " in words for words in numbers), numbers
 
 
 def test_defaults_are_those_of_the_task_and_the_schedule() -> None:

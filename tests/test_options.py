@@ -1,9 +1,30 @@
-"""What options take: lists of lengths."""
+"""Values of options: lists of lengths, and names of engines, policies, filters and presets."""
+
+from importlib.util import find_spec
+from typing import get_args
 
 import pytest
+from scripted import Scripted
+from small_model import small_model
 
-from sector.cli._options import parse_lengths
+from sector.cli._options import DEFAULT_FILTER, DEFAULT_RUN_FILTER, parse_lengths
+from sector.engine.config import (
+    FILTERS,
+    SCHEDULES,
+    EngineName,
+    Filter,
+    FilterName,
+    PolicyName,
+    Preset,
+    RunConfig,
+    Schedule,
+)
 from sector.engine.errors import InputError
+from sector.engine.models.sector import PRESETS
+from sector.engine.policy.solve import solve
+from sector.engine.policy.solver import Solver
+from sector.engine.samplers import make_sampler
+from sector.engine.tasks.addition import TASK as ADDITION
 
 
 @pytest.mark.parametrize(
@@ -21,3 +42,40 @@ def test_lengths(text: str, lengths: list[int]) -> None:
 def test_no_lengths(text: str) -> None:
     with pytest.raises(InputError):
         parse_lengths(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [(FilterName, FILTERS), (Preset, PRESETS), (Schedule, SCHEDULES)],
+    ids=["filter", "preset", "schedule"],
+)
+def test_choices_are_the_names_of_their_table(names: object, table: dict[str, object]) -> None:
+    assert sorted(get_args(names)) == sorted(table)
+
+
+def test_default_filters_are_those_of_the_settings() -> None:
+    assert FILTERS[DEFAULT_FILTER] == Filter()
+    assert FILTERS[DEFAULT_RUN_FILTER] == RunConfig().filter
+
+
+@pytest.mark.parametrize("engine", get_args(EngineName), ids=str)
+def test_every_engine_of_the_choices_is_made(engine: str) -> None:
+    if engine != "vllm":
+        assert make_sampler(engine, small_model()).weights_sha256
+    elif find_spec("vllm"):
+        pytest.skip("test_vllm.py makes this engine")
+    else:
+        with pytest.raises(InputError, match="vllm"):
+            make_sampler(engine, small_model())
+
+
+def test_an_engine_that_is_not_among_the_choices_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown engine 'tpu'; choose one of native, hf, vllm"):
+        make_sampler("tpu", small_model())
+
+
+@pytest.mark.parametrize("policy", get_args(PolicyName), ids=str)
+def test_every_policy_of_the_choices_solves(policy: str) -> None:
+    solver = Solver(Scripted(), ADDITION.layout("msd"), policy, Filter())
+    (solution,) = solve(solver, ADDITION, ["12+34"])
+    assert solution.answer == "46"

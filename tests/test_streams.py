@@ -73,11 +73,11 @@ def test_everything_that_is_printed_shows_what_users_wrote(capsys: pytest.Captur
 
 def test_a_bar_shows_names_as_text() -> None:
     output = Output(as_json=False)
-    output._talk = _output.PlainConsole(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    output._messages = _output.PlainConsole(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
     with output.progress(HOSTILE) as bar:
         bar.at(1, 2, HOSTILE)
         bar._progress.refresh()
-    shown = output._talk.file.getvalue()
+    shown = output._messages.file.getvalue()
     assert shown.count(SHOWN) >= 2 and "\x1b[31m" not in shown and "\x07" not in shown
 
 

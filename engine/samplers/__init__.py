@@ -4,13 +4,15 @@ May import: `models` and below. Open `protocol.py` first: it defines the one cal
 the engine for CPUs, `gpu.py` the one for GPUs; `vllm/` puts our model into vLLM.
 """
 
-from sector.engine.config import VllmConfig
+from typing import get_args
+
+from sector.engine.config import EngineName, VllmConfig
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import Model
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.protocol import Sampler
 
-ENGINES = ("native", "hf", "vllm")
+ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 def check_engine(engine: str) -> None:
