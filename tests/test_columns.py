@@ -232,13 +232,13 @@ def test_what_cannot_be_read_right_is_refused_in_one_line(
 def test_only_columns_that_are_asked_for_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_examples(tmp_path / "some.parquet", table_of("addition"))
     loaded: list[str] = []
-    read = pq.ParquetDataset.read
+    read = pq.ParquetFile.read
 
-    def overheard(self: pq.ParquetDataset, columns: list[str]) -> pa.Table:
+    def overheard(self: pq.ParquetFile, columns: list[str]) -> pa.Table:
         loaded.extend(columns)
         return read(self, columns=columns)
 
-    monkeypatch.setattr(pq.ParquetDataset, "read", overheard)
+    monkeypatch.setattr(pq.ParquetFile, "read", overheard)
     read_columns(tmp_path / "some.parquet", SCHEMA, ("problem", "digits"))
     assert sorted(loaded) == ["digits", "problem", TASK]
 
