@@ -1,11 +1,12 @@
-"""Runs the cells of a grid, one after another, each in a run directory of its own; what is done is not done again.
+"""Run the cells of a grid one after another, each run in its own run directory; finished runs are skipped.
 
-    results.json                   what became of every run, and means over seeds
-    cells/CELL/seed0/              an ordinary run directory, its evaluation among its plots
-    supervised/KEY/                the first cycle of a supervised phase, for all runs that begin with the same
+    results.json                   outcomes of the runs, and means over seeds
+    cells/CELL/seed0/              an ordinary run directory; the evaluation is among its plots
+    supervised/KEY/                snapshot after the first supervised cycle, for all runs that begin alike
 
-Runs of one seed and one supervised phase begin alike, to the bit, so one of them trains that cycle and the others take
-it over as if they had been interrupted right after it; whether it suffices each judges by its own settings.
+Runs with the same seed and supervised phase begin alike to the bit. One of them trains the first cycle; the others
+start from its snapshot, as if they had been interrupted there. Each run judges by its own settings whether that cycle
+suffices.
 """
 
 import json
@@ -46,10 +47,13 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a grid stands.
+    """Progress of a grid.
 
-    index: of the run among all of them. event: of that run; None when it is over and evaluated. outcome: what became
-    of it then, None if it diverged before there was anything to tell.
+    index: of the run in the grid.
+    cell: of the run.
+    seed: of the run.
+    event: of the run; None when it is over and evaluated.
+    outcome: of a run that is over; None if it diverged before its first metrics.
     """
 
     index: int
@@ -60,9 +64,11 @@ class Step:
 
 
 def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress, stopping: Stopping | None = None) -> Iterator[Step]:
-    """Run what is not finished yet, and write the results so far after every run. Raises InputError as `open_run`.
+    """Run all unfinished runs of a grid, and write the results so far after each of them.
 
-    A run that stops because it no longer agrees with itself, or diverges, is a result; the grid goes on.
+    The grid goes on after a run that diverges or no longer agrees with itself: that is a result. Raise InputError as
+    `open_run` does.
+
     stopping: as in `self_play`.
     """
     for index, (cell, seed) in enumerate(grid.runs()):
@@ -85,38 +91,39 @@ def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress, stopping: Stoppin
 
 
 def results(grid: Grid, out: Path) -> dict[str, Any]:
-    """What is known so far, a row a cell: its settings, its runs, and means with intervals over their seeds."""
+    """Return the results so far: settings, outcomes, and means over seeds with intervals for each cell."""
     rows = []
     for cell in grid.cells:
-        found = outcomes(out, cell, grid.seeds)
+        finished = outcomes(out, cell, grid.seeds)
         rows.append(
             {
                 "cell": cell.name,
                 "settings": cell.settings,
-                "runs": [each.as_json() for each in found],
-                "means": {name: mean.as_json() for name, mean in means_of(found).items()},
-                "label_errors": {str(digits): mean.as_json() for digits, mean in label_errors_of(found).items()},
+                "runs": [outcome.as_json() for outcome in finished],
+                "means": {name: mean.as_json() for name, mean in means_of(finished).items()},
+                "label_errors": {str(digits): mean.as_json() for digits, mean in label_errors_of(finished).items()},
             }
         )
     return {"title": grid.title, "seeds": grid.seeds, "samples": grid.samples, "longest": grid.longest, "cells": rows}
 
 
 def outcomes(out: Path, cell: Cell, seeds: list[int]) -> list[Outcome]:
-    """What became of the runs of a cell that are over."""
-    found = (outcome_of(RunDir(run_root(out, cell, seed))) for seed in seeds)
-    return [each for each in found if each is not None and each.stopped_because]
+    """Return the outcomes of the runs of a cell that are over."""
+    of_seeds = (outcome_of(RunDir(run_root(out, cell, seed))) for seed in seeds)
+    return [outcome for outcome in of_seeds if outcome is not None and outcome.stopped_because]
 
 
 def run_root(out: Path, cell: Cell, seed: int) -> Path:
+    """Return the run directory of a cell's run."""
     return out / "cells" / cell.name / f"seed{seed}"
 
 
 def _is_over(run: RunDir, grid: Grid) -> bool:
-    """Has it stopped, and been evaluated as this grid asks for? Someone may have looked at fewer lengths since."""
+    """Return whether a run has stopped and has the evaluation of this grid; a user may have replaced it by another."""
     try:
         outcome, evaluation = outcome_of(run), run.read_evaluation()
     except Damaged:
-        # Records were mended when the run was opened, and an evaluation is made again.
+        # `open_run` has repaired the records, so the evaluation is damaged; it is made again.
         return False
     if outcome is None or not outcome.stopped_because or evaluation is None:
         return False
@@ -129,7 +136,7 @@ def _lengths(grid: Grid) -> list[int]:
 
 
 def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgress) -> None:
-    """Accuracy at every length up to the grid's longest: what cells of all kinds are compared by."""
+    """Evaluate a run at every length up to the grid's longest, so that all cells compare."""
     evaluate_model(
         run.root / "checkpoints" / "latest",
         _lengths(grid),
@@ -145,32 +152,32 @@ def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgres
 
 
 def _shared(out: Path, config: RunConfig) -> Path:
-    """Where the first supervised cycle lies that a run of these settings begins with."""
+    """Return the path of the snapshot after the first supervised cycle of runs with these settings."""
     names = {"pretrained", "preset", "task", "digit_order", "seed", "hard_share", "supervised"}
     values = config.model_dump(include=names)
-    # Goals are judged after the cycle, and say nothing of it.
+    # Goals are judged after the cycle and do not change it.
     goals = ("target_accuracy", "target_agreement", "max_cycles", "more_steps", "examples")
     values["supervised"] = {key: value for key, value in values["supervised"].items() if key not in goals}
     return out / "supervised" / digest(values)[:16] / "training.safetensors"
 
 
 def _lend(out: Path, run: RunDir, config: RunConfig) -> None:
-    """Keep the snapshot at the end of the first supervised cycle for the runs that begin alike."""
+    """Keep a run's snapshot after its first supervised cycle for the runs that begin alike."""
     shared = _shared(out, config)
     if not shared.exists():
         write_atomically(shared, lambda aside: shutil.copyfile(run.snapshot, aside))
 
 
 def _borrow(out: Path, run: RunDir, config: RunConfig) -> None:
-    """Begin a new run with what another has trained, and note how long that took."""
+    """Start a new run from the snapshot of another one, and record the seconds that its training took."""
     shared = _shared(out, config)
-    begun = run.snapshot.exists() or run.supervised(config.supervised.max_digits).is_trained
-    if begun or not shared.exists():
+    has_started = run.snapshot.exists() or run.supervised(config.supervised.max_digits).is_trained
+    if has_started or not shared.exists():
         return
     try:
         seconds = read_snapshot(shared).seconds
     except Damaged:
-        # The run trains the cycle itself, and lends it anew.
+        # The run trains the cycle itself, and its snapshot replaces the damaged one.
         shared.unlink()
         return
     write_atomically(run.snapshot, lambda aside: shutil.copyfile(shared, aside))

@@ -1,6 +1,8 @@
-"""Measure a checkout: lengths, nesting, arguments, docstrings and imports, as `docs/explanation/house.md` shows them.
+"""Measure the source of a checkout: lengths, nesting, arguments, docstrings and imports.
 
-python benchmarks/house.py [CHECKOUT ...]
+    python benchmarks/house.py [CHECKOUT ...]
+
+`docs/explanation/house.md` shows the figures.
 """
 
 import ast
@@ -13,7 +15,7 @@ from statistics import median
 from typing import Any
 
 TOPS = ("engine", "kernels", "cli", "benchmarks")
-# Words that stand for a noun in a docstring that nobody has rewritten.
+# Words that start a clause in the place of a noun.
 CLAUSES = re.compile(r"\b(what|whatever|whoever|nobody|so many)\b", re.IGNORECASE)
 _BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
@@ -34,7 +36,7 @@ def sources(root: Path) -> list[Path]:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Measure a checkout: distributions are median, 90th percentile and maximum."""
+    """Measure a checkout; lists are median, 90th percentile and maximum."""
     files = sources(root)
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)]
@@ -59,10 +61,12 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def _length(function: Function) -> int:
+    """Count the lines of a function, its docstring included."""
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
 def _nesting(node: ast.AST) -> int:
+    """Return the deepest nesting of blocks."""
     return max((isinstance(child, _BLOCKS) + _nesting(child) for child in ast.iter_child_nodes(node)), default=0)
 
 
@@ -72,7 +76,7 @@ def _arguments(function: Function) -> int:
 
 
 def _arrows(root: Path, files: list[Path], trees: list[ast.Module]) -> set[tuple[Path, Path]]:
-    """Pairs of folders of which a file of one imports a file of the other."""
+    """Return pairs of folders, the first of which imports from the second."""
     arrows = set()
     for path, tree in zip(files, trees, strict=True):
         for node in ast.walk(tree):
@@ -85,6 +89,7 @@ def _arrows(root: Path, files: list[Path], trees: list[ast.Module]) -> set[tuple
 
 
 def _spread(values: list[int]) -> list[float]:
+    """Return median, 90th percentile and maximum."""
     ordered = sorted(values)
     return [median(ordered), ordered[int(0.9 * (len(ordered) - 1))], ordered[-1]]
 

@@ -84,7 +84,8 @@ def _range_in_words(schema: dict[str, Any]) -> list[str]:
     low, high, limit = schema["minimum"], schema.get("maximum"), schema.get("exclusiveMaximum")
     if schema["type"] == "number":
         return [f"{low:g} to below {limit:g}" if high is None else f"{low:g} to {high:g}"]
-    high = limit - 1 if high is None else high
+    if limit is not None:
+        high = limit - 1
     # The end of a count is there to refuse typing errors, and says nothing.
     return [f"{low} or more" if high == MOST else f"{low} to {high}"]
 

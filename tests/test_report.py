@@ -241,7 +241,7 @@ def test_an_old_run_without_frontier_mistakes_has_a_report_too(tmp_path: Path) -
 def test_the_supervised_phase_alone_has_a_report(tmp_path: Path) -> None:
     root = finished_run(tmp_path / "short", until=6)
     text = Page(write_report([root], None).page).text
-    assert "It worked: 1 to 6 digits with true answers" in text and "Thinking aloud" not in text
+    assert "It worked: 1 to 6 digits with true answers" in text and "Thoughts" not in text
 
 
 def poison(path: Path, *columns: str) -> None:

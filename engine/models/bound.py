@@ -1,9 +1,9 @@
-"""What the weights of a checkpoint were trained as, bound to them: config.json is text, and gets edited.
+"""Bind the weights of a checkpoint to the settings that they were trained with, since config.json can be edited.
 
-    learned.json    the sha256 of model.safetensors, and the settings of config.json without which it means nothing
+    learned.json    the sha256 of model.safetensors, and the settings of config.json that shape its meaning
 
-Other settings would load with the same weights and answer nonsense. Weights of another sha256 are others', such as
-those that transformers saves, and this file says nothing of them; nor do checkpoints without it, which are older.
+The same weights would load with other settings and answer nonsense. The check is skipped for weights of another
+sha256, such as those that transformers saves, and for older checkpoints, which have no learned.json.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from sector.engine.files import read_text
 WEIGHTS = "model.safetensors"
 LEARNED = "learned.json"
 
-# Of our own models: what `SectorConfig` takes, but for how fresh weights are drawn.
-_OURS = (
+# Settings of `SectorConfig` that are bound: all but those that only draw fresh weights.
+_OF_SECTOR = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -34,7 +34,7 @@ _OURS = (
     "architecture_version",
     "vocab_size",
 )
-# Of any causal model: what transformers keeps in a config that does not change what the weights compute.
+# Settings of any other causal model that do not change its computation; all the others are bound.
 _FREE = frozenset(
     {
         "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
@@ -45,7 +45,11 @@ _FREE = frozenset(
 
 
 class Learned(BaseModel):
-    """Settings that weights were trained with, by the sha256 of their file."""
+    """Content of learned.json.
+
+    weights_sha256: of model.safetensors.
+    settings: bound settings of config.json.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -54,33 +58,33 @@ class Learned(BaseModel):
 
 
 def learned_json(config: PretrainedConfig, weights: bytes) -> str:
-    """The content of learned.json; weights: that of model.safetensors."""
-    record = Learned(weights_sha256=hashlib.sha256(weights).hexdigest(), settings=_shaping(config))
+    """Return the content of learned.json for a config and the content of model.safetensors."""
+    record = Learned(weights_sha256=hashlib.sha256(weights).hexdigest(), settings=_bound_settings(config))
     return record.model_dump_json(indent=2) + "\n"
 
 
 def check_learned(path: Path, config: PretrainedConfig) -> None:
-    """InputError if a checkpoint's weights were trained with other settings than its config says."""
+    """Raise InputError if the config of a checkpoint differs from the settings that its weights were trained with."""
     if not (path / LEARNED).is_file() or not (path / WEIGHTS).is_file():
         return
     try:
         record = Learned.model_validate_json(read_text(path / LEARNED))
     except ValidationError as error:
         raise InputError(f"{path / LEARNED} is damaged; restore the checkpoint, or train again") from error
-    now = _shaping(config)
-    differing = [key for key, value in record.settings.items() if key in now and now[key] != value]
+    current = _bound_settings(config)
+    differing = [key for key, value in record.settings.items() if key in current and current[key] != value]
     if differing and hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest() == record.weights_sha256:
         key = differing[0]
         raise InputError(
-            f"{path / 'config.json'} says {key} = {now[key]!r}, but its weights were trained with {key} = "
+            f"{path / 'config.json'} says {key} = {current[key]!r}, but its weights were trained with {key} = "
             f"{record.settings[key]!r}; put it back"
         )
 
 
-def _shaping(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings without which the weights mean nothing, as JSON has them."""
+def _bound_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the bound settings of a config, as plain JSON values."""
     if config.model_type == "sector":
-        return {name: getattr(config, name) for name in _OURS}
+        return {name: getattr(config, name) for name in _OF_SECTOR}
     values = {key: value for key, value in config.to_dict().items() if key not in _FREE and not key.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain

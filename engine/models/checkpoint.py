@@ -1,4 +1,4 @@
-"""Checkpoints: weights, config and tokenizer in Hugging Face form, written aside and renamed, and their fingerprint."""
+"""Load, save and check checkpoints: weights, config and tokenizer in Hugging Face form, written aside and renamed."""
 
 import hashlib
 import json
@@ -24,34 +24,34 @@ from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 
-# Files of a checkpoint of ours that follow from its weights and config.
-_FOLLOWS = ("chat_template.jinja", "generation_config.json", LEARNED, "tokenizer_config.json")
+# Files of a sector checkpoint that can be made again from its weights and config.
+_DERIVED = ("chat_template.jinja", "generation_config.json", LEARNED, "tokenizer_config.json")
 
-# What the loop trains: a model of ours, or one of text.
+# A model that the loop trains: sector's own, or a pretrained model of text.
 Model = SectorForCausalLM | TextModel
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """Every weight once, by its name in a checkpoint."""
+    """Return each weight once, by its name in a checkpoint."""
     return model.weights() if isinstance(model, TextModel) else model.state_dict()
 
 
 def weights_sha256(model: Model) -> str:
-    """Hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
+    """Return the hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
     return hashlib.sha256(weights_bytes(model)).hexdigest()
 
 
 def save_checkpoint(model: Model, path: Path) -> None:
-    """Write a checkpoint directory, replacing one of the same name.
+    """Write a checkpoint directory; an older one of the same name is replaced.
 
-    InputError if it cannot be written, Diverged if a weight is no number.
+    Raise InputError if it cannot be written, and Diverged if a weight is not finite.
     """
     check_finite(model)
     aside = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        # What `save_pretrained` writes, without its progress bar.
+        # The content is that of `save_pretrained`, which would print a progress bar.
         content = weights_bytes(model)
         (aside / WEIGHTS).write_bytes(content)
         (aside / LEARNED).write_text(learned_json(model.config, content), encoding="utf-8")
@@ -66,26 +66,26 @@ def save_checkpoint(model: Model, path: Path) -> None:
 
 
 def check_finite(model: Model) -> None:
-    """Raises Diverged if a weight is not finite: such weights are never saved."""
+    """Raise Diverged if a weight is not finite; such weights are never saved."""
     for name, tensor in weights(model).items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds a value that is no number")
 
 
 def load_checkpoint(path: Path) -> Model:
-    """Load a checkpoint directory, or a run directory's best checkpoint, onto the best device.
+    """Load a checkpoint directory, or the best checkpoint of a run directory, onto the best device.
 
-    Its config.json says whether it is ours or a model of text. InputError names what is wrong.
+    Its config.json tells whether it is a sector model or a model of text. Raise InputError if it cannot be loaded.
     """
     path = resolve_checkpoint(path)
     model = _load_sector(path) if _is_sector(path) else open_pretrained(path)
     check_learned(path, model.config)
-    # transformers declares `to` as a function of the class.
+    # transformers declares `to` in a form that mypy cannot call.
     return model.to(best_device()).eval()  # type: ignore[arg-type]
 
 
 def load_sector(path: Path) -> SectorForCausalLM:
-    """A checkpoint of ours, for what only works with such a model. InputError if it is one of text."""
+    """Load a checkpoint as a sector model. Raise InputError if it is a model of text."""
     model = load_checkpoint(path)
     if isinstance(model, TextModel):
         raise InputError(f"{path} is a model of text; this needs one of sector's own")
@@ -93,11 +93,11 @@ def load_sector(path: Path) -> SectorForCausalLM:
 
 
 def check_checkpoint(path: Path) -> None:
-    """InputError if the config cannot be read, or the weights are not whole; the weights are not loaded."""
+    """Raise InputError if the config cannot be read or the weights are truncated; the weights are not loaded."""
     try:
         if _is_sector(path):
             _read_config(path)
-        # The header says how long the file is; a truncated one is refused.
+        # Opening compares the length of the file with its header.
         with open_tensors(path / WEIGHTS):
             pass
     except Exception as error:
@@ -124,7 +124,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    """Say what transformers and torch make of a file that someone else wrote: they check by many kinds of error."""
+    """Return the error of a checkpoint that transformers or torch cannot load, with its reason and the mend."""
     reason = " ".join(str(error).split()) or type(error).__name__
     is_of_run = path.parent.name == "checkpoints"
     mend = made_again(path.parent.parent) if is_of_run else "restore it or train again"
@@ -132,7 +132,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _is_sector(path: Path) -> bool:
-    """Is it a checkpoint of ours, or one that says nothing else?"""
+    """Return whether a checkpoint is a sector model; also if its config does not name another known model."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -142,29 +142,30 @@ def _is_sector(path: Path) -> bool:
 
 
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model."""
     if isinstance(model, TextModel):
         return model.tokenizer
     return SectorTokenizer(digit_order=model.config.digit_order, task=model.config.task)
 
 
 def weights_bytes(model: Model) -> bytes:
-    """The content of model.safetensors."""
+    """Return the content of model.safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
 
 
 def complete_checkpoint(path: Path) -> list[str]:
-    """Write what of a checkpoint is gone and follows from the rest; the names of those files."""
+    """Write the missing files of a sector checkpoint that follow from the others; return their names."""
     if not _is_sector(path):
         return []
-    lacking = [name for name in _FOLLOWS if not (path / name).exists()]
-    if lacking:
+    missing = [name for name in _DERIVED if not (path / name).exists()]
+    if missing:
         save_checkpoint(load_checkpoint(path), path)
-    return lacking
+    return missing
 
 
 def _read_config(path: Path) -> SectorConfig:
-    """The config of a checkpoint. OSError, ValueError or TypeError if it is none of ours."""
+    """Read the config of a sector checkpoint. Raise OSError, ValueError or TypeError if it is none."""
     values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("model_type") != SectorConfig.model_type:
         raise ValueError("config.json is not that of a sector model")
@@ -172,7 +173,7 @@ def _read_config(path: Path) -> SectorConfig:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint directory that `path` means: itself, or a run directory's best. InputError if neither."""
+    """Return the checkpoint directory of a path: itself, or the best of a run. Raise InputError if there is none."""
     if not path.is_dir():
         raise InputError(f"no such directory: {path}; give a checkpoint or a run directory")
     if (path / "checkpoints").is_dir():
@@ -184,7 +185,7 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def replace_directory(aside: Path, path: Path) -> None:
-    """Rename `aside` to `path`; an older `path` is moved away first, since a full directory cannot be renamed onto."""
+    """Rename `aside` to `path`; an older `path` is moved away first, since a rename cannot replace a full directory."""
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -194,7 +195,10 @@ def replace_directory(aside: Path, path: Path) -> None:
 
 
 def task_and_layout(model: Model) -> tuple[Task, Layout]:
-    """The task and the layout, plain variant. InputError for a model of text if its task has none of text."""
+    """Return the task and the plain layout of a model.
+
+    Raise InputError for a model of text if the task has no text form.
+    """
     if isinstance(model, TextModel):
         task = find_task(model.task)
         return task, task.text_layout(model.alphabet)

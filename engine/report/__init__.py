@@ -1,7 +1,7 @@
 """Results of finished runs: evaluation, outcomes over seeds, trackers, and one HTML page.
 
-May import: `run` and below. Open `page.py` first: it writes the page from `facts.py` (figures) and `charts.py`
-(pictures).
+May import: `run` and below. Open `page.py` first: it writes the page from the figures of `facts.py` and the charts of
+`charts.py`.
 """
 
 from sector.engine.report.page import Report, write_report

@@ -1,24 +1,24 @@
-"""The charts of a report: as inline SVG in a wide and a narrow cut, coloured by the page's own style, and as PNG.
+"""Charts of a report: inline SVG in a wide and a narrow version, in the colours of the page, and PNG.
 
-The narrow cut is for phones, where a wide chart shrinks until nobody can read it.
+The narrow version is for phones, where a wide chart would shrink until it is unreadable.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
 from sector.engine.files import write_atomically
 from sector.engine.report.facts import RunFacts, round_seconds
-from sector.engine.report.outcomes import label_errors_of, mean_of
+from sector.engine.report.outcomes import Mean, label_errors_of, mean_of
 from sector.engine.run.plots import (
     COLORS,
     DPI,
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches, of the chart without its legend.
+# Width and height in inches, without the legend.
 _WIDE, _NARROW = (7.6, 3.3), (3.7, 3.0)
 _LEGEND_ROW = 0.24
-# What the page colours by itself, so that charts follow it into the dark.
+# Colours that become variables of the page's style, so that charts follow its dark mode.
 _PAGE_COLORS = {
     INK: "var(--ink)",
     FAINT: "var(--faint)",
@@ -57,7 +57,7 @@ _PAGE_COLORS = {
 }
 CELL_COLORS = (*COLORS, "#e8590c", "#1098ad", "#846358", "#868e96")
 _TIME_COLORS = {"generate": COLORS[0], "distill": COLORS[1], "audit": COLORS[2], "probes and files": "#868e96"}
-_MISTAKE_COLORS = {
+_MISTAKE_COLORS: dict[str, str] = {
     Mistake.CARRY_MISSED: COLORS[1],
     Mistake.CARRY_INVENTED: "#f08c00",
     Mistake.ADDED: COLORS[3],
@@ -71,7 +71,15 @@ Fill = Callable[["Axes"], None]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """name: of its PNG. title and caption: plain text, for the page to escape. wide, narrow: SVG elements."""
+    """A chart in all its forms.
+
+    name: file name of the PNG, without its suffix.
+    title: plain text; the page escapes it.
+    caption: plain text, may be empty; the page escapes it.
+    wide: SVG element for screens.
+    narrow: SVG element for phones.
+    png: content of the PNG file.
+    """
 
     name: str
     title: str
@@ -81,13 +89,14 @@ class Chart:
     png: bytes
 
     def save(self, folder: Path) -> Path:
+        """Write the PNG into a folder, and return its path."""
         path = folder / f"{self.name}.png"
         write_atomically(path, lambda aside: aside.write_bytes(self.png))
         return path
 
 
 def run_charts(run: RunFacts) -> list[Chart]:
-    """What there is to draw of one run."""
+    """Draw the charts of one run; those of rounds only if it has any."""
     charts = [_chart("accuracy", "What the loop added", _accuracy_caption(run), partial(_accuracy, run=run))]
     rounds = run.rounds
     if not rounds:
@@ -106,7 +115,7 @@ def run_charts(run: RunFacts) -> list[Chart]:
 
 
 def comparison_charts(cells: dict[str, list[RunFacts]]) -> list[Chart]:
-    """Cells beside each other, means over their runs; bands are Student's 95 % intervals where a cell has several."""
+    """Draw the charts that compare cells: means over their runs, with Student's 95 % intervals if there are several."""
     return [
         _chart("compared-accuracy", "Accuracy at the end", _COMPARED, lambda axes: _compare_accuracy(axes, cells)),
         _chart("compared-labels", "Label error by round", _COMPARED, lambda axes: _compare_labels(axes, cells)),
@@ -123,13 +132,14 @@ _COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
 
 
 def _chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
+    """Draw a chart in all its forms; `fill` draws the content into empty axes."""
     load_matplotlib()
     from matplotlib import rc_context
 
     style = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": name, "axes.titlesize": 0, "font.size": 9}
-    # A name of a directory may hold a dollar sign.
+    # Names of directories may hold a dollar sign, which matplotlib would read as mathematics.
     style["text.parse_math"] = False
-    with rc_context(style):  # type: ignore[arg-type]  # its type lists every key there is
+    with rc_context(style):  # type: ignore[arg-type]  # its type lists every key by name
         wide, narrow = _figure(_WIDE, 110, fill), _figure(_NARROW, 46, fill)
         png = io.BytesIO()
         wide.savefig(png, format="png", dpi=DPI)
@@ -137,7 +147,11 @@ def _chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
 
 
 def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
-    """A figure with its legend below, in as many columns as fit into a line of so many letters."""
+    """Draw a figure with its legend below the axes.
+
+    size: width and height in inches, without the legend.
+    letters: length of a line of the legend; it has as many columns as fit.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -161,7 +175,7 @@ def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
 
 
 def _svg(figure: Figure) -> Markup:
-    """The figure as an element of a page: as wide as its place, in the page's colours and letters."""
+    """Return the figure as an SVG element that takes the width of its container, and the page's colours and font."""
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = written.getvalue()
@@ -172,7 +186,7 @@ def _svg(figure: Figure) -> Markup:
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
     for color, name in _PAGE_COLORS.items():
         text = text.replace(f": {color}", f": {name}")
-    # Letters without a colour of their own are black.
+    # Text for which matplotlib writes no colour would stay black.
     return Markup(text.replace('<text style="', '<text style="fill: var(--ink); '))
 
 
@@ -182,14 +196,13 @@ def _accuracy(axes: Axes, run: RunFacts) -> None:
 
 def _accuracy_caption(run: RunFacts) -> str:
     return (
-        f"Direct answers, greedy, by the audit: {run.config.audit_samples} problems of each length. Towards the top "
-        "the scale is the chance of an error."
+        f"Direct answers, greedy, by the audit: {run.config.audit_samples} problems of each length. The scale is "
+        "logarithmic in the chance of an error."
     )
 
 
 def _labels(axes: Axes, rounds: list[RoundMetrics]) -> None:
-    known = [line for line in rounds if line.label_error is not None]
-    plot_errors(axes, known)
+    plot_errors(axes, [line for line in rounds if line.label_error is not None])
     scale_rounds(axes, [line.digits for line in rounds])
     axes.set_xlabel("digits of the round")
 
@@ -209,20 +222,25 @@ def _time(axes: Axes, run: RunFacts) -> None:
 def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
     tallies = [getattr(line.frontier, policy) for line in run.metrics]
     rows = [
-        {kind.value: 100 * counts.get(kind, 0) / sum(counts.values()) for kind in _MISTAKE_COLORS} for counts in tallies
+        {kind: 100 * count / sum(counts.values()) for kind, count in counts.items() if kind != Mistake.RIGHT}
+        for counts in tallies
     ]
-    colors = {kind.value: color for kind, color in _MISTAKE_COLORS.items()}
-    _stack(axes, [line.digits + 1 for line in run.metrics], rows, colors)
+    _stack(axes, [line.digits + 1 for line in run.metrics], rows, _MISTAKE_COLORS)
     axes.set(xlabel="digits of the problem, one more than trained", ylabel="% of the problems")
     if not any(map(any, (row.values() for row in rows))):
         axes.annotate("none", (0.5, 0.5), xycoords="axes fraction", ha="center", color=SOFT, fontsize=11)
 
 
-def _stack(axes: Axes, lengths: list[int], rows: Sequence[dict[str, float]], colors: dict[str, str]) -> None:
-    """Stacked bars, a bar a length; what never occurs has no place in the legend."""
+def _stack(axes: Axes, lengths: list[int], rows: Sequence[Mapping[str, float]], colors: Mapping[str, str]) -> None:
+    """Draw stacked bars, one bar a length. Parts that never occur are left out of the legend.
+
+    rows: heights of the parts of each bar, by name.
+    colors: by name of a part, from the bottom up; parts without a colour follow, and take those of `_cycle`.
+    """
     bottom = np.zeros(len(rows))
-    for name, color in colors.items():
-        heights = np.array([row[name] for row in rows])
+    others = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in colors]
+    for name, color in [*colors.items(), *zip(others, _cycle(len(others)), strict=True)]:
+        heights = np.array([row.get(name, 0.0) for row in rows])
         if heights.any():
             axes.bar(lengths, heights, bottom=bottom, width=0.8, color=color, label=name.replace("_", " "))
         bottom = bottom + heights
@@ -234,9 +252,9 @@ def _gates(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     lowest = 0.9
     for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
         gates = [gate for run in runs for gate in run.gates.values()]
-        at = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
-        axes.plot(*at, "o", color=color, ms=4, alpha=0.7, mew=0, label=_label(name))
-        lowest = min(lowest, *at[0], *at[1]) if gates else lowest
+        agreements, accuracies = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
+        axes.plot(agreements, accuracies, "o", color=color, ms=4, alpha=0.7, mew=0, label=_label(name))
+        lowest = min([lowest, *agreements, *accuracies])
     axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
     margin = 0.03 * (1 - lowest)
     axes.set(xlim=(lowest - margin, 1 + margin), ylim=(lowest - margin, 1 + margin))
@@ -266,18 +284,23 @@ def _compare_labels(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     axes.set(xlabel="digits of the round", ylabel="share wrong")
 
 
-def _band(axes: Axes, lengths: list[int], means: Sequence[Any], color: str, name: str) -> None:
+def _band(axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, name: str) -> None:
+    """Draw the means of shares as a line, and their intervals as a band."""
     axes.plot(lengths, [mean.mean for mean in means], "o-", color=color, ms=2.5, lw=1.6, label=_label(name))
-    known = [(digits, max(0.0, mean.low), min(1.0, mean.high)) for digits, mean in zip(lengths, means, strict=True)
-             if mean.low is not None]  # fmt: skip
-    if known:
-        axes.fill_between(*np.array(known).T, color=color, alpha=0.13, lw=0)
+    bounds = [
+        (digits, max(0.0, mean.low), min(1.0, mean.high))
+        for digits, mean in zip(lengths, means, strict=True)
+        if mean.low is not None and mean.high is not None
+    ]
+    if bounds:
+        axes.fill_between(*np.array(bounds).T, color=color, alpha=0.13, lw=0)
 
 
 def _label(name: str) -> str:
-    """matplotlib leaves labels with an underscore in front out of the legend, and draws the characters of its font."""
+    """Return a name as matplotlib draws it: it drops labels that start with `_`, and characters its font lacks."""
     return drawable(name if not name.startswith("_") else f" {name}")
 
 
 def _cycle(count: int) -> list[str]:
-    return [CELL_COLORS[turn % len(CELL_COLORS)] for turn in range(count)]
+    """Return that number of colours; they repeat where there are more names than colours."""
+    return [CELL_COLORS[index % len(CELL_COLORS)] for index in range(count)]

@@ -1,4 +1,4 @@
-"""The evaluation: exact-match accuracy by length, on uniform problems and on kinds that uniform digits hardly hold."""
+"""Evaluation: exact-match accuracy by length, on uniform problems and on families that uniform digits rarely hold."""
 
 import time
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from sector.engine.tasks.task import Task
 
 
 def evaluate(solver: Solver, task: Task, lengths: list[int], samples: int, seed: int, suite: bool) -> Iterator[Score]:
-    """A score for every length, followed by one for each family at that length where the suite is asked for.
+    """Yield a score for each length and, with `suite`, one for each family of the task at that length.
 
-    Each is of so many samples.
+    samples: count of problems of each score.
     """
     for digits in lengths:
         yield score_length(solver, task, digits, samples, seed)
@@ -31,7 +31,7 @@ def evaluate(solver: Solver, task: Task, lengths: list[int], samples: int, seed:
 
 
 def length_score(score: Score) -> LengthScore:
-    """Return a score as it is recorded, with its Wilson 95 % interval."""
+    """Return the record of a score, with its Wilson 95 % interval."""
     low, high = score.interval
     return LengthScore(
         digits=score.digits, correct=score.correct, samples=score.samples, accuracy=score.accuracy, low=low, high=high
@@ -40,9 +40,13 @@ def length_score(score: Score) -> LengthScore:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An evaluation: its scores in order, the same for machines, and where its picture and record are written.
+    """An evaluation and its files.
 
-    kept: the record among the run's plots that was left in that place, since it holds more of the same weights.
+    title: policy and checkpoint, for people.
+    scores: in the order of `evaluate`.
+    values: the same as a JSON object.
+    written: paths of picture and record; None if neither was written.
+    kept: the older record in the run's plots that was not replaced, since it holds more of the same weights.
     """
 
     title: str
@@ -66,9 +70,13 @@ def evaluate_model(
     on_progress: OnProgress,
     given: dict[str, Any] | None = None,
 ) -> Report:
-    """Evaluate a checkpoint, or a run's best, and leave picture and JSON in `out` or among the run's plots.
+    """Evaluate a checkpoint, or the best one of a run, and write a picture and a JSON record.
 
-    Among the plots an evaluation of the same weights stays that holds more. given: as in `open_engine`.
+    An older record in the run's plots is not replaced if it has more samples or scores of the same weights.
+
+    out: folder of the files; by default the run's plots, and none for a bare checkpoint.
+    settings: filter of the improved policy.
+    given: as in `open_engine`.
     """
     for digits in lengths:
         check_digits(digits)
@@ -80,14 +88,16 @@ def evaluate_model(
     sampler, task, layout = open_engine(model, engine, given)
     solver = Solver(sampler, layout, policy, settings, seed)
     start, scores = time.perf_counter(), []
-    for each in evaluate(solver, task, lengths, samples, seed, suite):
-        scores.append(each)
-        on_progress(len(scores), len(lengths) * (1 + suite * len(task.families())), f"{each.digits} digits")
+    total = len(lengths) * (1 + (len(task.families()) if suite else 0))
+    for measured in evaluate(solver, task, lengths, samples, seed, suite):
+        scores.append(measured)
+        on_progress(len(scores), total, f"{measured.digits} digits")
+    of_families = [score for score in scores if score.name != "uniform"]
     record = EvaluationRecord(
         policy=policy,
         samples=samples,
-        lengths=[length_score(each) for each in scores if each.name == "uniform"],
-        suite=[FamilyScore(family=each.name, **dict(length_score(each))) for each in scores if each.name != "uniform"],
+        lengths=[length_score(score) for score in scores if score.name == "uniform"],
+        suite=[FamilyScore(family=score.name, **dict(length_score(score))) for score in of_families],
         seed=seed,
         engine=engine,
         weights_sha256=sampler.weights_sha256,
@@ -121,6 +131,6 @@ def _lengths(record: EvaluationRecord) -> set[tuple[str, int]]:
 
 
 def _plots_of(model: Path) -> Path | None:
-    """The folder for the pictures of a run; None for a bare checkpoint."""
+    """Return the folder for the pictures of a run; None for a bare checkpoint."""
     run = RunDir(model)
     return run.plots() if run.exists else None

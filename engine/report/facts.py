@@ -1,6 +1,6 @@
-"""What a report says of a run, read off its directory: the verdict, its rounds, where time went, what it thought.
+"""Facts of a report, read from a run directory: the verdict, the rounds, the seconds by phase, and some thoughts.
 
-The parquet files are data of whoever wrote them: text from them is shown, never trusted.
+Text from parquet files is shown and never trusted, since anyone may have written them.
 """
 
 import re
@@ -25,14 +25,19 @@ from sector.engine.tasks import find_task
 from sector.engine.training.columns import read_rows
 from sector.engine.training.dataset import read_examples, read_votes
 
-# At least this much at every trained length, by the last audit, and the run is said to have worked.
+# The run worked if the last audit finds at least this accuracy at every trained length.
 WORKED = 0.95
 _SEED = re.compile(r"seed\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """level: `good`, `mixed` or `bad`. headline: what happened, in a few words. because: what that is read off."""
+    """The verdict on a run.
+
+    level: `good`, `mixed` or `bad`.
+    headline: the result in a few words.
+    because: the figures behind it.
+    """
 
     level: str
     headline: str
@@ -41,11 +46,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A problem as the model solved it; all text as it stands on disk.
+    """A problem as the model solved it; all text is as on disk.
 
-    verdict: accepted, thought through, or the look that failed. accepted: either of the first two. right: is the answer
-    the true sum? first: the first simplification, '' if it is not on record. guesses: after how many simplifications,
-    the part that was guessed, and the digits found before.
+    digits: N of the problem.
+    problem: its text.
+    verdict: accepted, thought through, or the reason of the rejection.
+    accepted: whether the verdict is one of the first two.
+    right: whether the answer is the true one.
+    answer: the voted answer.
+    direct: the fast answer.
+    votes: count of guesses that equal the vote.
+    first: the first simplification; '' if it is not on record.
+    guesses: for each guess the count of simplifications before it, the guessed digits, and the digits split off before.
     """
 
     digits: int
@@ -62,11 +74,21 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run.
+    """Facts of a run.
 
-    name: of its directory. cell: what it is one of, seeds apart. changed: settings that are not the default.
-    gates: by digits of the round. label_mistakes: what was learned, by kind of mistake. seconds: by phase.
+    root: its directory.
+    name: name of its directory; of a grid's run also that of its cell.
+    cell: name that it shares with the runs that differ in their seed alone.
+    config: its settings.
+    metrics: its supervised phase and rounds, in order.
+    outcome: its figures.
+    verdict: whether it worked.
+    changed: settings that are not the default, by dotted name.
+    gates: agreement against accuracy, by digits of the round.
+    label_mistakes: count of accepted examples by kind of mistake.
+    seconds: by phase.
     evaluation: accuracy by length, from `sector eval` if the run has one, else from the last audit.
+    thoughts: candidates of some rounds.
     """
 
     root: Path
@@ -85,15 +107,16 @@ class RunFacts:
 
     @property
     def longest(self) -> int:
-        """Digits of the longest problems of any audit."""
+        """Digits of the longest problems that an audit asked."""
         return max(max(line.accuracy) for line in self.metrics)
 
     @property
     def rounds(self) -> list[RoundMetrics]:
+        """Metrics of the rounds, without those of the supervised phase."""
         return [line for line in self.metrics if line.is_round]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: the verdict and the figures that only a report counts."""
+        """Return the verdict, the outcome, and the figures that only a report counts, for `--json`."""
         gates = list(self.gates.values())
         return {
             "run": str(self.root),
@@ -110,18 +133,21 @@ class RunFacts:
 
 
 def run_roots(paths: Sequence[Path]) -> list[Path]:
-    """Run directories among the paths; a grid's directory stands for all its runs. InputError if one is neither."""
+    """Return the run directories of some paths; a grid's directory stands for all its runs.
+
+    Raise InputError if a path is neither.
+    """
     roots: list[Path] = []
     for path in paths:
-        cells = sorted(each.parent for each in path.glob("cells/*/seed*/config.toml"))
-        if not RunDir(path).exists and not cells:
+        of_grid = sorted(config.parent for config in path.glob("cells/*/seed*/config.toml"))
+        if not RunDir(path).exists and not of_grid:
             raise InputError(f"{path} is no run directory; make one with `sector run --out {path}`")
-        roots += [path] if RunDir(path).exists else cells
+        roots += [path] if RunDir(path).exists else of_grid
     return list(dict.fromkeys(roots))
 
 
 def read_run(root: Path) -> RunFacts | None:
-    """All of a run; None if its supervised phase is not done. InputError names a file that is not ours."""
+    """Read the facts of a run; None before its supervised phase is done. Raise InputError naming a damaged file."""
     run = RunDir(root)
     metrics, outcome, config = run.metrics(), outcome_of(run), run.read_config()
     if outcome is None:
@@ -155,7 +181,7 @@ def read_run(root: Path) -> RunFacts | None:
 
 
 def cells_of(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
-    """Runs that differ in nothing but the seed, under one name."""
+    """Group runs that differ in their seed alone, and name each group."""
 
     def settings(run: RunFacts) -> str:
         return run.config.model_copy(update={"seed": 0}).model_dump_json()
@@ -165,18 +191,21 @@ def cells_of(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
     named: dict[str, list[RunFacts]] = {}
     for group in groups:
         name = ", ".join(dict.fromkeys(run.cell for run in group))
-        # Two kinds of run may come from directories of one name.
+        # Groups may come from directories of the same name.
         named[name if name not in named else f"{name} ({group[0].root})"] = group
     return named
 
 
 def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
-    """Spearman's rank correlation of agreement and accuracy over rounds, with its p-value; None if neither varies."""
+    """Return Spearman's rank correlation of agreement and accuracy over rounds, and its p-value.
+
+    None unless both vary.
+    """
     agreements, accuracies = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
     if len(set(agreements)) < 2 or len(set(accuracies)) < 2:
         return None
-    found = spearmanr(agreements, accuracies)
-    return float(found.statistic), float(found.pvalue)
+    correlation = spearmanr(agreements, accuracies)
+    return float(correlation.statistic), float(correlation.pvalue)
 
 
 def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Verdict:
@@ -202,7 +231,10 @@ def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -
 
 
 def _changed(config: RunConfig) -> dict[str, Any]:
-    """Dotted settings that are not the default: the task and the start, and what is not as these have it."""
+    """Return the settings that are not the default, by dotted name.
+
+    Defaults are those of the run's task and pretrained start; these two are compared with their own defaults.
+    """
     start = {"task": config.task, "pretrained": config.pretrained}
     default = dict(flat({**run_config(start).model_dump(), **RunConfig().model_dump(include=set(start))}))
     return {key: value for key, value in flat(config.model_dump()) if value != default[key]}
@@ -213,17 +245,17 @@ def _gate(run: RunDir, digits: int) -> Gate:
 
 
 def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:
-    """What the rounds accepted, by the mistake in the answer; empty if they accepted nothing."""
+    """Count the accepted examples of all rounds by the mistake in the answer; empty if there are none."""
     total: Counter[str] = Counter()
     for digits in rounds:
         for examples in read_examples(run.round(digits).examples).values():
-            # Unlike `+`, this keeps the kinds that never occurred.
+            # Unlike `+`, `update` keeps kinds with a count of 0.
             total.update(audit.label_mistakes(examples))
     return dict(total)
 
 
 def _seconds(metrics: list[RoundMetrics], outcome: Outcome) -> dict[str, float]:
-    """Seconds by phase; they add up to the whole run."""
+    """Return seconds by phase; they add up to those of the run."""
     parts = {
         "supervise": metrics[0].seconds_train,
         "generate": sum(line.seconds_generate for line in metrics),
@@ -234,7 +266,7 @@ def _seconds(metrics: list[RoundMetrics], outcome: Outcome) -> dict[str, float]:
 
 
 def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
-    """The same of every round."""
+    """Return seconds by phase for each round."""
     rows = []
     for before, line in pairwise(metrics):
         parts = {
@@ -248,30 +280,39 @@ def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
 
 
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
-    """Of the first, a middle and the last round: the first candidate of every verdict, accepted ones with guesses."""
+    """Yield the first candidate of each verdict, in the first, a middle and the last round.
+
+    Accepted ones have their guesses.
+    """
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
         candidates = read_rows(run.round(digits).candidates)
         problems, answers, _, accepted = read_votes(run.round(digits).candidates, digits)
         right = audit.answers_correct(problems, answers).tolist()
         examples = {row["problem"]: row for row in read_rows(run.round(digits).examples)}
         seen: set[str] = set()
-        for row, believed, is_right in zip(candidates, accepted.tolist(), right, strict=True):
+        for row, is_accepted, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:
                 seen.add(row["verdict"])
-                yield _thought(digits, row, believed, is_right, examples.get(row["problem"], {}), at_once)
+                yield _thought(digits, row, is_accepted, is_right, examples.get(row["problem"], {}), at_once)
 
 
 def _thought(
     digits: int, row: dict[str, Any], accepted: bool, right: bool, example: dict[str, Any], at_once: int | None
 ) -> Thought:
-    """at_once: the longest problems that the task answers at once, if not all (`Task.at_once`)."""
+    """Return a candidate as a thought.
+
+    row: of the candidates.
+    example: row of the examples; empty if the candidate was rejected.
+    at_once: digits of the longest problems that the task answers at once; None if there is no limit (`Task.at_once`).
+    """
     guesses = [str(guess) for guess in example.get("guesses") or []]
     thinks = bool(example.get("simplification")) and digits > 1
-    # The guess after j simplifications ends in the j digits that they split off; the first comes where a task answers.
+    # The guess after j simplifications ends in the j digits that they split off. A task that answers short problems
+    # only takes its first guess when such a problem remains.
     first = digits - at_once if at_once is not None else 1
     split = [
-        (turn, guess[: len(guess) - turn], guess[len(guess) - turn :]) if thinks else (0, guess, "")
-        for turn, guess in enumerate(guesses, start=first)
+        (count, guess[: len(guess) - count], guess[len(guess) - count :]) if thinks else (0, guess, "")
+        for count, guess in enumerate(guesses, start=first)
     ]
     return Thought(
         digits=digits,

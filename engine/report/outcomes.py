@@ -1,6 +1,6 @@
-"""What became of runs, in figures: of one, and of several that differ in nothing but the seed.
+"""Outcomes of runs in figures: of one run, and means over runs that differ in their seed alone.
 
-Reads what runs have on disk; asks for no sum itself, the audit has done that.
+All figures come from files of the runs. No true answer is computed here; the audits have done so.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,20 @@ SURVIVES = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one run.
+    """The outcome of one run.
 
-    stopped_because: `reached`, why the loop stopped, or None where it has not stopped yet.
-    final_digits: where the loop got to by its own lights. rounds_survived: rounds before the first in which the audit
-        finds fewer than `SURVIVES` right at the round's own length; with no such round, all of them.
-    label_errors: by digits of the round, None where nothing was accepted. mean_label_error: over all accepted examples.
-    final_accuracy: mean over 1 to `final_digits`, by the last audit.
-    eval_accuracy, eval_lowest: mean and lowest over the lengths of the run's evaluation, None without one.
-    tokens: generated and trained. seconds: of the whole run, with the supervised phase where another run lent it.
+    seed: of the run.
+    stopped_because: `reached`, or the reason for which the loop stopped; None while it has not.
+    final_digits: digits of the last phase that is done.
+    rounds: count of rounds.
+    rounds_survived: rounds before the first whose audited accuracy at its own length is below `SURVIVES`.
+    label_errors: by digits of the round; None for a round that accepted nothing.
+    mean_label_error: over all accepted examples.
+    final_accuracy: mean over 1 to `final_digits` digits, by the last audit.
+    eval_accuracy: mean over the lengths of the run's evaluation; None without one.
+    eval_lowest: lowest of the same; None without an evaluation.
+    tokens: generated and trained.
+    seconds: of the whole run, including a supervised phase that another run lent it.
     """
 
     seed: int
@@ -45,12 +50,19 @@ class Outcome:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over runs, with Student's 95 % interval; no interval for a single run."""
+    """A mean over runs with its interval.
+
+    mean: the mean.
+    low: lower end of Student's 95 % interval; None for a single run.
+    high: upper end of the same.
+    count: count of runs.
+    """
 
     mean: float
     low: float | None
@@ -61,7 +73,7 @@ class Mean:
         return asdict(self)
 
 
-# What is averaged over seeds.
+# The figures of an outcome that are averaged over seeds.
 FIGURES = (
     "final_digits",
     "rounds_survived",
@@ -75,7 +87,7 @@ FIGURES = (
 
 
 def outcome_of(run: RunDir) -> Outcome | None:
-    """What became of a run; None before its supervised phase is done."""
+    """Return the outcome of a run; None before its supervised phase is done."""
     lines = run.metrics()
     if not lines:
         return None
@@ -102,7 +114,7 @@ def outcome_of(run: RunDir) -> Outcome | None:
 
 
 def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[RoundMetrics]) -> str | None:
-    """Why a run with these metrics is over; None if it is not, as far as its files tell."""
+    """Return the reason for which a run with these metrics is over; None if its files tell of none."""
     last = lines[-1]
     if last.digits >= config.until:
         return "reached"
@@ -114,7 +126,7 @@ def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[RoundMetrics
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and Student's 95 % interval over runs."""
+    """Return the mean and Student's 95 % interval of values of several runs."""
     center, count = fmean(values), len(values)
     if count < 2:
         return Mean(center, None, None, count)
@@ -126,22 +138,27 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def means_of(outcomes: Sequence[Outcome]) -> dict[str, Mean]:
-    """Every figure of `FIGURES` that some of the runs have, over those that have it."""
-    known = {name: [value for each in outcomes if (value := getattr(each, name)) is not None] for name in FIGURES}
-    return {name: mean_of(values) for name, values in known.items() if values}
+    """Return the mean of each of `FIGURES` over the runs that have it; a figure that none has is left out."""
+    means = {}
+    for name in FIGURES:
+        values = [getattr(outcome, name) for outcome in outcomes]
+        if measured := [value for value in values if value is not None]:
+            means[name] = mean_of(measured)
+    return means
 
 
 def label_errors_of(outcomes: Sequence[Outcome]) -> dict[int, Mean]:
-    """Label error by digits of the round, over the runs that accepted something there."""
-    lengths = sorted({digits for each in outcomes for digits in each.label_errors})
-    by_length = {
-        digits: [error for each in outcomes if (error := each.label_errors.get(digits)) is not None]
-        for digits in lengths
-    }
-    return {digits: mean_of(errors) for digits, errors in by_length.items() if errors}
+    """Return the mean label error by digits of the round, over the runs that accepted examples there."""
+    means = {}
+    for digits in sorted({digits for outcome in outcomes for digits in outcome.label_errors}):
+        errors = [outcome.label_errors.get(digits) for outcome in outcomes]
+        if measured := [error for error in errors if error is not None]:
+            means[digits] = mean_of(measured)
+    return means
 
 
 def _survived(rounds: Sequence[RoundMetrics]) -> int:
+    """Count the rounds before the first that did not survive."""
     for count, line in enumerate(rounds):
         if line.own_accuracy < SURVIVES:
             return count

@@ -1,4 +1,4 @@
-"""The page of a report: facts and charts into a template that escapes everything, written as one file."""
+"""Write the page of a report: one HTML file, from facts and charts by a template that escapes all text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,13 @@ _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was written: the page, and the pictures in the folder beside it."""
+    """A written report.
+
+    page: the HTML file.
+    beside: the folder of its pictures.
+    pictures: PNG files in that folder.
+    runs: facts of the runs.
+    """
 
     page: Path
     beside: Path
@@ -31,10 +37,12 @@ class Report:
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Report:
-    """A page on the runs that the paths name; a grid's directory names all of its runs.
+    """Write a page about runs, and its pictures beside it.
 
-    out: the page, by default `report.html` in the only path; pictures go into a folder of its name.
-    Raises InputError for paths that are no runs, files in them that are not ours, or a page that cannot be written.
+    Raise InputError for a path that is no run, a damaged file in one, or a page that cannot be written.
+
+    paths: run directories; a grid's directory stands for all its runs.
+    out: the page, by default `report.html` in the only path; the folder of the pictures has its name.
     """
     page = out or _default_page(paths)
     roots = run_roots(paths)
@@ -46,18 +54,18 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     comparison = comparison_charts(cells) if len(runs) > 1 else []
     charts = [run_charts(run) for run in runs]
     write_text(page, _render(runs, cells, comparison, charts))
-    # A page of a name without an end is itself in the place of the folder.
+    # Without a suffix, the page itself has the name that the folder would have.
     beside = page.with_suffix("") if page.suffix else page.with_name(f"{page.name}-pictures")
     pictures = [chart.save(beside) for chart in comparison]
-    for run, own in zip(runs, charts, strict=True):
+    for run, of_run in zip(runs, charts, strict=True):
         folder = beside / run.name if len(runs) > 1 else beside
-        pictures += [chart.save(folder) for chart in own]
+        pictures += [chart.save(folder) for chart in of_run]
     return Report(page, beside, pictures, runs)
 
 
 def _default_page(paths: Sequence[Path]) -> Path:
     if len(paths) > 1:
-        raise InputError("several runs make one page; say with --out where it goes")
+        raise InputError("several runs make one page; name it with --out")
     return paths[0] / "report.html"
 
 
@@ -88,12 +96,12 @@ def _percent(share: float | None, places: int = 1) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """The text, with no line ended between a figure and its sign."""
+    """Keep a figure and its percent sign on one line."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _clock(seconds: float) -> str:
-    """`45 s`, `2:38 min` or `1:02 h`: short enough for a card."""
+    """Format a duration short enough for a card: `45 s`, `2:38 min` or `1:02 h`."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -101,17 +109,21 @@ def _clock(seconds: float) -> str:
 
 
 def _interval(mean: Mean | None, unit: float = 1.0, floor: float = -inf) -> str:
-    """A mean with its interval, in a unit. floor: what the figure cannot fall below, whatever Student says."""
+    """Format a mean with its interval.
+
+    unit: factor of the figures.
+    floor: the least possible value; the interval is cut off there.
+    """
     return _with_bounds(mean, lambda value: f"{unit * max(floor, value):.1f}")
 
 
 def _share_interval(mean: Mean | None, places: int = 1) -> str:
-    """The same of a share, in percent."""
+    """Format the mean of a share with its interval, in percent."""
     return _with_bounds(mean, lambda value: hundredths(min(1.0, max(0.0, value)), places))
 
 
 def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
-    """`12.3 (10.1 to 14.5)`: a mean with its interval; the mean alone where there is no interval."""
+    """Format a mean with its interval, `12.3 (10.1 to 14.5)`; alone if it has none, and `-` without a mean."""
     if mean is None:
         return "-"
     text = figure(mean.mean)
@@ -121,5 +133,5 @@ def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
 
 
 def _shade(share: Any) -> int:
-    """0 for the best; see `_SHADES`."""
+    """Return the index of a share's shade in `_SHADES`, 0 for the best."""
     return next(index for index, bound in enumerate(_SHADES) if share >= bound)

@@ -1,7 +1,7 @@
-"""Trackers that people already use: TensorBoard always, Weights & Biases and trackio where asked for.
+"""Log a run to experiment trackers: always to TensorBoard, on request to Weights & Biases and trackio.
 
-Trackers are told what happened and nothing comes back. Every figure stands over the number of training steps of the
-run so far, which a resumed run knows from its files.
+Nothing flows back from a tracker into the run. The x-axis of each figure is the count of training steps of the run so
+far, which a resumed run derives from its files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 PROJECT = "sector"
 TENSORBOARD = "tensorboard"
-# The loss of every so many steps.
+# Steps between two logged losses.
 _LOSS_STEPS = 20
-# What a line of metrics.jsonl is not told of: it is drawn over digits elsewhere, or no number.
+# The fields of metrics.jsonl that are logged; the others are no numbers, or plots show them over digits.
 _ROUND_FIGURES = (
     "digits",
     "label_error",
@@ -50,17 +50,21 @@ _ROUND_FIGURES = (
 class Tracker(Protocol):
     """Takes figures by name."""
 
-    def log(self, figures: dict[str, float], step: int) -> None: ...
+    def log(self, figures: dict[str, float], step: int) -> None:
+        """Log figures at a training step."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish, and write out pending figures."""
 
 
 def log_to_trackers(
     events: Iterable[Event], run: RunDir, config: RunConfig, names: Sequence[str] = ()
 ) -> Iterator[Event]:
-    """The events of a run, told on the way to TensorBoard, and to the trackers `wandb` or `trackio` where named.
+    """Pass on the events of a run, and log their figures to TensorBoard and to the named trackers.
 
-    InputError before the first event if one of them is not installed, or will not start.
+    Raise InputError before the first event if a tracker is not installed or does not start.
+
+    names: of `wandb` and `trackio`.
     """
     steps = _Steps(config, run.metrics())
     with ExitStack() as open_trackers:
@@ -78,7 +82,7 @@ def log_to_trackers(
 
 
 def _retell(run: RunDir, config: RunConfig, board: Tracker) -> None:
-    """Tell TensorBoard of the rounds that are done, if what it was told is gone; the loss of their steps stays gone."""
+    """Log the finished rounds to TensorBoard again if its files are gone; the losses of steps are not restored."""
     if any((run.root / TENSORBOARD).glob("*")):
         return
     steps = _Steps(config, ())
@@ -88,16 +92,16 @@ def _retell(run: RunDir, config: RunConfig, board: Tracker) -> None:
 
 
 class _Steps:
-    """Training steps of a run, from the phases that are done and where its events say that it stands."""
+    """Count of training steps of a run, from its finished phases and its events."""
 
     def __init__(self, config: RunConfig, lines: Iterable[RoundMetrics]) -> None:
-        """lines: of metrics.jsonl so far."""
+        """Start after the finished phases of `lines`, those of metrics.jsonl so far."""
         self._config, self._done = config, 0
         for line in lines:
             self.at(PhaseAudited(line))
 
     def at(self, event: Event) -> int:
-        """Steps done when the event came."""
+        """Return the count of steps that are done at an event."""
         match event:
             case TrainingStep(digits=digits, cycle=cycle, step=step):
                 return self._done + self._of(digits, cycle - 1) + step
@@ -108,7 +112,7 @@ class _Steps:
         return self._done
 
     def _of(self, digits: int, cycles: int) -> int:
-        """Steps of so many cycles; `digits` 0 stands for the supervised phase."""
+        """Return the count of steps of that number of cycles; `digits` 0 stands for the supervised phase."""
         if digits:
             return cycles * self._config.round.cycle_steps
         settings = self._config.supervised
@@ -116,7 +120,7 @@ class _Steps:
 
 
 def figures_of(event: Event) -> dict[str, float]:
-    """What of an event is drawn, by name."""
+    """Return the figures of an event that are logged, by name."""
     match event:
         case TrainingStep() if event.step % _LOSS_STEPS == 0:
             return {"train/loss": event.loss, "train/tokens_per_s": event.tokens_per_s}
@@ -140,7 +144,7 @@ def _figures_of_round(metrics: RoundMetrics) -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Event files in the run's `tensorboard/`; what a killed run had written past the first step is taken back."""
+    """Event files in the run's `tensorboard/`; entries of a killed run past the first logged step are purged."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / TENSORBOARD
@@ -164,7 +168,7 @@ class _TensorBoard:
 
 
 class _Service:
-    """Weights & Biases, or trackio, which speaks the same language. A resumed run goes on under its own name."""
+    """Weights & Biases, or trackio, which has the same interface; a resumed run keeps its name and id."""
 
     def __init__(self, name: str, root: Path, config: RunConfig) -> None:
         module = _imported(name)
@@ -175,7 +179,7 @@ class _Service:
         try:
             self._run = module.init(resume="allow", **of_run)
         except Exception as error:
-            # Whatever keeps it from starting (no account, no network) is between the user and the service.
+            # Services raise many kinds of error: no account, no network.
             reason = first_line(error)
             raise InputError(f"--track {name} does not start: {reason}") from error
         self._module = module

@@ -1,7 +1,7 @@
-"""Columns of parquet files as they were written, whatever pandas, polars, DuckDB or `datasets` have made of the file.
+"""Read columns of parquet files in their original types, also after pandas, polars, DuckDB or `datasets` rewrote them.
 
-Those keep the values and the order of the rows. They drop the metadata of the schema, and change types: long text, text
-by a dictionary, wider integers, floats where a value is missing.
+These libraries keep the values and the order of the rows. They drop the metadata of the schema and change types: to
+long or dictionary-encoded text, to wider integers, and to floats in a column with missing values.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,12 @@ TASK = "task"
 def read_columns(
     path: Path, schema: pa.Schema, names: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[Task, list[list[Any]]]:
-    """Read some columns in the types of a schema, and the task that all rows are of.
+    """Return the task of all rows, and the named columns in the types of a schema.
 
-    optional: those of them in which a value may be missing.
-    InputError if the file cannot be read, lacks a column, or holds what the schema has no place for.
+    Raise InputError if the file cannot be read, lacks a column, or holds a value of another type.
+
+    names: columns to read.
+    optional: those of them in which values may be missing.
     """
     table = _read(path, [*names, TASK], needed=names)
     columns = [_column(path, table, schema.field(name), name in optional) for name in names]
@@ -32,21 +34,24 @@ def read_columns(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read all rows as they are. InputError if the file cannot be read."""
+    """Read all rows as they are. Raise InputError if the file cannot be read."""
     return _read(path).to_pylist()
 
 
 def _read(path: Path, names: Sequence[str] | None = None, needed: Sequence[str] = ()) -> pa.Table:
-    """Read the columns of these names that are there, and nothing else; all of them by default."""
+    """Read the named columns that the file has; all columns by default.
+
+    Raise InputError if the file cannot be read, lacks one of `needed`, or has two columns of one name.
+    """
     try:
-        # pyarrow itself opens no name that is not UTF-8.
+        # pyarrow cannot open a path that is not UTF-8, so Python opens it.
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
-            there = file.schema_arrow.names
-            if wrong := next((name for name in names or () if there.count(name) > 1), None):
-                raise InputError(f"{path} has several columns {wrong!r}; leave one")
-            if missing := next((name for name in needed if name not in there), None):
+            present = file.schema_arrow.names
+            if repeated := next((name for name in names or () if present.count(name) > 1), None):
+                raise InputError(f"{path} has several columns {repeated!r}; leave one")
+            if missing := next((name for name in needed if name not in present), None):
                 raise InputError(f"{path} lacks the column {missing!r}; write it with `sector generate`")
-            return file.read(columns=None if names is None else [name for name in there if name in names])
+            return file.read(columns=None if names is None else [name for name in present if name in names])
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -54,10 +59,10 @@ def _read(path: Path, names: Sequence[str] | None = None, needed: Sequence[str] 
 
 
 def _column(path: Path, table: pa.Table, field: pa.Field, optional: bool) -> list[Any]:
-    """Read one column in the type of its field. InputError on a value that is not exactly one of that type."""
+    """Read one column in the type of its field. Raise InputError for a value that this type cannot hold exactly."""
     column = table.column(field.name)
     stored = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    # A number made into text is not always what the text was: floats are rounded.
+    # Numbers are not cast to text: a library that made text a float has rounded it.
     if pa.types.is_string(field.type) and not _is_text(stored):
         raise InputError(f"{path} holds {stored} in the column {field.name!r}, which is to be text")
     try:
@@ -72,19 +77,20 @@ def _column(path: Path, table: pa.Table, field: pa.Field, optional: bool) -> lis
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Is it text, or nothing at all?"""
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(is_one(kind) for is_one in texts)
+    """Return whether a type is text, or null, the type of a column without values."""
+    predicates = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(predicate(kind) for predicate in predicates)
 
 
 def _task(path: Path, table: pa.Table, schema: pa.Schema) -> Task:
-    """Find the task of the rows. InputError if they are of several, or of none that there is.
+    """Return the task of the rows. Raise InputError if they have several, or one that does not exist.
 
-    Rows that do not name it are older: it was in the metadata, or they are of the first task there was.
+    Rows of older files name no task: it is in the metadata, or it is the default one.
     """
-    older = (table.schema.metadata or {}).get(TASK.encode(), DEFAULT.encode()).decode(errors="replace")
-    named = _column(path, table, schema.field(TASK), True) if TASK in table.column_names else [None]
+    of_file = (table.schema.metadata or {}).get(TASK.encode(), DEFAULT.encode()).decode(errors="replace")
+    of_rows = _column(path, table, schema.field(TASK), True) if TASK in table.column_names else [None]
+    names = list(dict.fromkeys(of_file if name is None else name for name in of_rows))
     try:
-        return find_task(one_task(list(dict.fromkeys(older if name is None else name for name in named)) or [older]))
+        return find_task(one_task(names or [of_file]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

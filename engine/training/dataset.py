@@ -1,4 +1,4 @@
-"""Accepted examples on disk: parquet with provenance, and a short JSONL preview for people."""
+"""Read and write examples and candidates as parquet, with a short JSONL preview of examples for users."""
 
 import json
 from dataclasses import dataclass
@@ -20,26 +20,26 @@ from sector.engine.tasks.task import Task
 from sector.engine.training.columns import TASK, read_columns
 
 PREVIEW_ROWS = 20
-# What values that are not ours make of the code that reads them.
-_NOT_OURS = (ValueError, TypeError, AttributeError, RuntimeError, LookupError)
+# Exceptions that malformed rows can raise while they are parsed.
+_MALFORMED = (ValueError, TypeError, AttributeError, RuntimeError, LookupError)
 
 # Columns of examples.
 #
-# problem: as people write it, every operand with all its digits.
-# answer: plain decimals, the vote of the slow policy or the label.
-# prompt_ids: the ids of the prompt that asks for the answer.
-# answer_ids: the ids of the answer, end included.
-# simplification: the problem that remains and the digit split off, as `12+45|9`; '' where nothing was simplified.
-# direct: what the fast policy said; null where it was not asked.
-# guesses: the K guesses of the slow policy; none for a label.
-# votes: how many of them gave the answer; 0 for a label.
-# commutes: did the second look give it too?
+# problem: its text, every operand with all its digits.
+# answer: the voted answer or the label, in plain decimals.
+# prompt_ids: token ids of the prompt that asks for the answer.
+# answer_ids: token ids of the answer, end included.
+# simplification: the remaining problem and the digit split off, as `12+45|9`; '' if there is none.
+# direct: the fast answer; null if the fast policy was not asked.
+# guesses: the K guesses of simplify-then-guess; empty for a label.
+# votes: count of guesses that equal the answer; 0 for a label.
+# commutes: whether the commutativity check agreed.
 # digits: N of the problem.
-# task: the name of the task; readers take it from here.
-# round: the digits of the round; 0 for the supervised phase.
-# seed: of the run.
-# engine: what generated it, or `oracle`.
-# weights_sha256: of the weights that generated it; '' for the oracle.
+# task: name of the task; readers take it from here.
+# round: digits of the round; 0 for the supervised phase.
+# seed: seed of the run.
+# engine: engine that generated the row, or `oracle`.
+# weights_sha256: of the weights that generated the row; '' for the oracle.
 # index: of the problem in its stream.
 SCHEMA = pa.schema(
     [
@@ -62,8 +62,10 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Columns of candidates. problem, direct, answer, votes, task: as above, answer and direct whatever became of them.
-# verdict: that of the filter, as `improve.Verdict` names it.
+# Columns of candidates.
+#
+# problem, direct, answer, votes, task: as above; also of rejected candidates.
+# verdict: the filter's, in the names of `Improved.verdicts`.
 CANDIDATES = pa.schema(
     [
         ("problem", pa.string()),
@@ -78,10 +80,12 @@ CANDIDATES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where examples come from.
+    """Origin of examples.
 
-    round: the digits of the round, 0 for the supervised phase. seed: of the run. engine: its name, or `oracle`.
-    weights_sha256: of the weights that generated them, empty for the oracle.
+    round: digits of the round; 0 for the supervised phase.
+    seed: seed of the run.
+    engine: name of the engine, or `oracle`.
+    weights_sha256: of the weights that generated them; '' for the oracle.
     """
 
     round: int
@@ -91,16 +95,18 @@ class Provenance:
 
 
 def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance: Provenance) -> pa.Table:
-    """The accepted rows of an improved batch; `rows [B]` are the problems' indices in their stream.
+    """Build the table of examples from the accepted rows of an improved batch.
 
-    Where every step of a chain is distilled, a row a step.
+    If the task distills every step of a chain, each step is a row.
+
+    rows: `[B]` indices of the problems in their stream.
     """
     keep = improved.accepted
     ballot = improved.ballot
     k = ballot.guesses.shape[1]
     tables = []
     for step, lesson in enumerate(improved.lessons()):
-        # A guess at the whole is, without the digits found on the way, one at what remained.
+        # Without the digits split off before, a guess of the whole answer is one of the remaining problem's.
         guesses = ballot.guesses[keep][:, :, : lesson.problems.answer_width]
         flat = plain_decimals(guesses.flatten(0, 1))
         tables.append(
@@ -108,7 +114,7 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
                 lesson,
                 layout,
                 provenance,
-                # The fast policy was asked the whole problem, not what remained of it.
+                # The fast policy was asked the whole problem, not the remaining ones.
                 direct=[None] * len(guesses) if step else plain_decimals(ballot.direct[keep]),
                 guesses=[flat[row * k : (row + 1) * k] for row in range(len(guesses))],
                 votes=ballot.votes[keep].tolist(),
@@ -120,7 +126,7 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
 
 
 def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -> pa.Table:
-    """Supervised examples of one length: no guesses, no votes."""
+    """Build the table of supervised examples of one length: no guesses, no votes."""
     count = len(examples)
     return _table(
         examples,
@@ -135,7 +141,7 @@ def labelled_table(examples: Examples, layout: Layout, provenance: Provenance) -
 
 
 def candidates_table(improved: Improved) -> pa.Table:
-    """Everything tried, for the audit and for people who study what a filter throws away."""
+    """Build the table of all candidates, for the audit and for studies of the filter."""
     columns = {
         "problem": improved.problems.texts(),
         "direct": plain_decimals(improved.ballot.direct),
@@ -148,31 +154,34 @@ def candidates_table(improved: Improved) -> pa.Table:
 
 
 def read_candidates(path: Path, digits: int) -> tuple[Any, Tensor]:
-    """What a round tried: the problems, and the fast policy's direct answers `[B, W]`."""
+    """Read the problems that a round tried, and the fast answers `[B, W]`.
+
+    Raise InputError if the file is not readable or a row does not fit.
+    """
     task, (texts, direct) = read_columns(path, CANDIDATES, ("problem", "direct"))
     try:
         problems = task.parse(texts, digits)
         return problems, _answers(direct, problems)
-    except _NOT_OURS as error:
+    except _MALFORMED as error:
         raise InputError(f"{path} holds a row that is no candidate ({first_line(error)})") from error
 
 
 def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """What a round tried and made of it: problems, voted answers `[B, N+1]`, votes `[B]`, and accepted `[B]`.
+    """Read problems, voted answers `[B, W]`, votes `[B]` and whether each was accepted `[B]`, of a round's candidates.
 
-    InputError if the file is none of ours, or a row does not fit.
+    Raise InputError if the file is not readable or a row does not fit.
     """
     task, (texts, answers, votes, verdicts) = read_columns(path, CANDIDATES, ("problem", "answer", "votes", "verdict"))
     try:
         problems = task.parse(texts, digits)
         accepted = [verdict in BELIEVED for verdict in verdicts]
         return problems, _answers(answers, problems), torch.tensor(votes), torch.tensor(accepted)
-    except _NOT_OURS as error:
+    except _MALFORMED as error:
         raise InputError(f"{path} holds no candidates of {digits} digits ({first_line(error)})") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file of any name atomically."""
+    """Write a parquet file atomically; its name may hold any bytes."""
 
     def write(aside: Path) -> None:
         with aside.open("wb") as file:
@@ -182,12 +191,12 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def preview_of(path: Path) -> Path:
-    """Where the preview of a file of examples lies."""
+    """Return the path of the preview of a file of examples."""
     return path.with_suffix(".preview.jsonl")
 
 
 def write_examples(path: Path, table: pa.Table) -> None:
-    """Write the table, and a preview of its first rows beside it."""
+    """Write a table of examples, and a preview of its first rows beside it."""
     write_table(path, table)
     lines = [
         json.dumps(row) for row in table.slice(0, PREVIEW_ROWS).drop_columns(["prompt_ids", "answer_ids"]).to_pylist()
@@ -196,54 +205,55 @@ def write_examples(path: Path, table: pa.Table) -> None:
 
 
 def read_examples(path: Path) -> dict[Any, Examples]:
-    """Read examples of a file by length, and by size where a length has several.
+    """Read the examples of a file by length; by size (`Task.size_of`) for all but the largest size of a length.
 
-    InputError if it is no parquet of ours or a row does not fit its own length.
+    Raise InputError if the file is not readable or a row does not fit its own length.
     """
     task, columns = read_columns(path, SCHEMA, _LEARNED)
     sets = {size: examples for size, examples, _ in _sets(path, task, [*columns, [None] * len(columns[0])])}
-    # Of several sizes of one length the last is the largest; it is the one that goes by the length alone.
-    names = {size[0]: size for size in sets}
-    return {size[0] if names[size[0]] == size else size[1]: examples for size, examples in sets.items()}
+    # Sizes are in order, so the last one of a length is the largest; its key is the length.
+    largest = {size[0]: size for size in sets}
+    return {size[0] if largest[size[0]] == size else size[1]: examples for size, examples in sets.items()}
 
 
 def read_missed(path: Path) -> list[tuple[Examples, Tensor]]:
-    """Read the sets that `read_examples` reads, each with the rows `[M]` that the fast policy missed.
+    """Read the sets of `read_examples`, each with the indices `[M]` of the rows that the fast policy missed.
 
-    Those are the ones to which it said something else when it was asked directly.
+    A row is missed if its direct answer differs from its answer.
     """
     task, columns = read_columns(path, SCHEMA, (*_LEARNED, "direct"), optional=("direct",))
     return [(examples, missed) for _, examples, missed in _sets(path, task, columns)]
 
 
-# What of an example is learned.
+# Columns that training reads.
 _LEARNED = ("problem", "answer", "simplification", "digits")
 
 
 def _sets(path: Path, task: Task, columns: list[list[Any]]) -> list[tuple[Any, Examples, Tensor]]:
-    """Sort rows into sets of one size, in the order of sizes: the size, its examples, and which rows were missed."""
+    """Sort rows into sets of one size; return size, examples and indices of missed rows of each, in order of size."""
     by_size: dict[Any, list[tuple[Any, ...]]] = {}
     try:
         for row in zip(*columns, strict=True):
             by_size.setdefault((row[3], task.size_of(row[0], row[3])), []).append(row)
         return [(size, _examples(task, by_size[size], size[0]), _missed(by_size[size])) for size in sorted(by_size)]
-    except _NOT_OURS as error:
+    except _MALFORMED as error:
         raise InputError(f"{path} holds a row that is no example ({first_line(error)})") from error
 
 
 def _missed(rows: list[tuple[Any, ...]]) -> Tensor:
-    """Indices of rows with a direct answer that is not the answer."""
-    return torch.tensor([at for at, row in enumerate(rows) if row[4] not in (None, row[1])], dtype=torch.int64)
+    """Return the indices of rows with a direct answer that is not the answer."""
+    return torch.tensor([index for index, row in enumerate(rows) if row[4] not in (None, row[1])], dtype=torch.int64)
 
 
 def simplification_texts(rest: Batch, digit: Tensor) -> list[str]:
-    """`12+45+1|9`: the remaining problem, and the digit split off; '' where nothing was simplified."""
+    """Format simplifications as remaining problem and digit, `12+45+1|9`; '' if no problem remains."""
     if rest.is_nothing:
         return [""] * len(rest)
     return [f"{text}|{last}" for text, last in zip(rest.texts(), digit.tolist(), strict=True)]
 
 
 def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns: list[Any]) -> pa.Table:
+    """Build a table of examples from the columns that all kinds share, and the given ones."""
     count = len(examples)
     values = {
         "problem": examples.problems.texts(),
@@ -263,11 +273,12 @@ def _table(examples: Examples, layout: Layout, provenance: Provenance, **columns
 
 
 def _without(pad: int, ids: Tensor) -> list[list[int]]:
-    """Rows of ids, padding left out."""
-    return [[each for each in row if each != pad] for row in ids.tolist()]
+    """Return rows of ids without padding."""
+    return [[token for token in row if token != pad] for row in ids.tolist()]
 
 
 def _examples(task: Task, rows: list[tuple[Any, ...]], digits: int) -> Examples:
+    """Parse rows of the columns `_LEARNED` into examples of one size."""
     problems = task.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], problems)
     if not any(row[2] for row in rows):
@@ -278,7 +289,7 @@ def _examples(task: Task, rows: list[tuple[Any, ...]], digits: int) -> Examples:
 
 
 def _answers(texts: list[str], problems: Batch) -> Tensor:
-    """Decimal strings -> `[B, W]` digits."""
+    """Parse decimal strings into `[B, W]` digits. Raise ValueError for one that is no answer to these problems."""
     width = problems.answer_width
     if bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None):
         raise ValueError(f"answer {bad!r} to a problem of {problems.digits} digits")
