@@ -13,7 +13,7 @@ from recorded import round_metrics, write_metrics
 from sector.engine.config import RunConfig
 from sector.engine.run.audit import Score
 from sector.engine.run.directory import RunDir
-from sector.engine.run.plots import plot_eval, plot_gain, plot_run, scale_rounds
+from sector.engine.run.plots import plot_acceptance, plot_eval, plot_gain, plot_run, scale_rounds
 from sector.engine.run.records import RoundMetrics
 
 PNG = b"\x89PNG"
@@ -110,3 +110,9 @@ def test_an_evaluation_has_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "eval.png").read_bytes().startswith(PNG)
     plot_eval(scores[:1], "title", tmp_path / "eval.png")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_check_that_is_new_is_drawn_by_its_name() -> None:
+    axes = Figure().add_subplot()
+    plot_acceptance(axes, [line(7, rejected={"unparsable": 0, "not_inverse": 20})])
+    assert "not inverse" in axes.get_legend_handles_labels()[1]

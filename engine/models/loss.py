@@ -44,9 +44,10 @@ def next_token_loss(
 
 
 def refuse_impossible_targets(logits: Tensor) -> None:
-    """Have `backward` raise ValueError where a loss made of `[B, T, V]` elsewhere asks for what never follows.
+    """Make `backward` raise ValueError if a loss computed outside of the model has targets that can never follow.
 
-    Such a loss is infinite, as that of label smoothing is; its gradients are not, and a trainer may log it as zero.
+    logits: `[B, T, V]`.
+    Such a loss, for example with label smoothing, is infinite. Its gradients are finite, and a trainer may log it as 0.
     """
     impossible = logits.detach() == float("-inf")
 

@@ -256,7 +256,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **others: Any) -> Any:
-        """As of every model; InputError if a folder's config is not what its weights were trained with."""
+        """Load a model as transformers does. InputError if the config differs from the one that the weights had."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *arguments, **others)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):

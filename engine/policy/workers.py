@@ -298,7 +298,7 @@ def check_cores(count: int) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """OSError or ValueError unless what is at HOST:PORT speaks HTTP/2, as Ray does: it would itself try for minutes."""
+    """Raise OSError or ValueError unless HOST:PORT answers in HTTP/2, as Ray does. Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     # Under TLS the first word is another one, and addresses of other forms are Ray's to read.
     if not colon or "://" in host or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ _REASON_COLORS = {
     "not_commutative": "#c92a2a",
     "not_through": "#f06595",
 }
+# For the reasons of further checks, in turn.
+_OTHER_COLORS = ("#0b7285", "#862e9c", "#5c940d", "#a61e4d")
 
 # The accuracy axis is logarithmic in the error down to this one, so that 98 and 99.5 % look different.
 _LEAST_ERROR = 0.002
@@ -229,11 +232,13 @@ def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
 
 
 def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
-    """Where the candidates of each round went, as stacked shares."""
+    """Draw the verdicts on the candidates of each round, as stacked shares."""
     lengths = [line.digits for line in rounds]
     bottom = np.zeros(len(rounds))
-    for reason, color in _REASON_COLORS.items():
-        counts = [_fates(line).get(reason, 0) for line in rounds]
+    fates = [_fates(line) for line in rounds]
+    others = dict.fromkeys(reason for fate in fates for reason in fate if reason not in _REASON_COLORS)
+    for reason, color in [*_REASON_COLORS.items(), *zip(others, cycle(_OTHER_COLORS), strict=False)]:
+        counts = [fate.get(reason, 0) for fate in fates]
         shares = np.array(counts) / np.array([line.tried for line in rounds])
         if reason == "accepted" or shares.any():
             axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))
