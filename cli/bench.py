@@ -45,7 +45,7 @@ def bench(
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; bfloat16 needs a GPU.")] = "float32",
     savings: Annotated[
         bool,
-        options.flag("--savings", "Also measure native without each of its savings; on a GPU, each way to decode."),
+        options.flag("--savings", "Measure native without each of its savings; on a GPU, each way to decode."),
     ] = False,
     kernels: Annotated[bool, options.flag("--kernels", "Also measure each kernel by itself.")] = False,
     training: Annotated[

@@ -51,7 +51,7 @@ def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
         ({"until": 10_000}, "until"),
         ({"filter": {"vote": "most"}}, "filter.vote"),
         ({"hard_share": 1.5}, "hard_share"),
-        ({"filter": {"use_chain": False}}, "leave that check out"),
+        ({"filter": {"use_chain": False}}, "leave out the checks commutative and shifted"),
         ({"filter": {"use_chain": False, "checks": [], "k": 7}}, "lower k"),
         ({"filter": {"use_chain": False, "checks": []}}, "set think_through to false"),
         ({"filter": {"checks": ["direkt"]}}, "filter.checks.0"),
@@ -124,7 +124,7 @@ def test_every_number_has_two_ends_and_says_them(key: str, kind: type) -> None:
     [
         ("round.trainer.learning_rate=1e-300", "it takes 1e-08 to 10"),
         ("round.trainer.beta2=1.0", "it takes 0 to below 1"),
-        ("filter.temperature=1e-300", "give 0, or one from 0.001 on"),
+        ("filter.temperature=1e-300", "choose 0 .greedy. or at least 0.001"),
         ("supervised.trainer.clip_norm=0.0", "it takes 1e-06 to 1e"),
         ("seed=9223372036854775808", "it takes 0 to below 9"),
     ],

@@ -120,4 +120,4 @@ def test_commands_for_one_process_say_so(monkeypatch: pytest.MonkeyPatch, comman
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert f"run, sft and distill, not for {command[0]}" in result.stderr
+    assert f"{command[0]} runs in one; start it without torchrun" in result.stderr

@@ -69,7 +69,7 @@ def test_counts_are_read_off_shares() -> None:
 NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"accuracy": {"1": 7.0}, "label_error": -5, "seconds_total": 1e300}, "label_error is -5"),
     ({"accuracy": {**{str(n): 1.0 for n in range(1, 8)}, "8": 7.0}}, r"accuracy\.8 is 7\.0"),
-    ({"accuracy": {"1": 1.0}}, "accuracy should be of the lengths 1 to 8"),
+    ({"accuracy": {"1": 1.0}}, "accuracy should have the lengths 1 to 8"),
     ({"accuracy": {"one": 1.0}}, "accuracy.one is 'one'"),
     ({"seconds_total": 1e300}, "seconds_total is 1e[+]300"),
     ({"seconds_train": -1.0}, "seconds_train is -1.0"),

@@ -89,7 +89,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
         ({"digit_order": "lsd"}, "reads the most significant digit first; leave out digit_order"),
         (
             {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
-            "two different guesses, one an order; lower k",
+            "only two guesses, one per operand order; lower k",
         ),
     ],
     ids=["native", "lsd", "guesses"],

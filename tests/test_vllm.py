@@ -251,7 +251,7 @@ def test_an_engine_that_dies_stops_a_run_that_resumes(tmp_path: Path, monkeypatc
         result = _sector("run", "--out", out)
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("sector: ")]
-    assert "the engine vllm died (RuntimeError: out of memory)" in line and "goes on" in line
+    assert "the engine vllm died (RuntimeError: out of memory)" in line and "the same command resumes" in line
     assert not list((out / "rounds" / "03").glob("*")) and not list(out.rglob("*.partial"))
     done = _sector("run", "--out", out, "--json")
     # So little trained, nothing of three digits is accepted: the loop's own end, not the engine's.
