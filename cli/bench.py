@@ -47,15 +47,15 @@ def bench(
         bool,
         options.flag("--savings", "Measure native without each of its savings; on a GPU, each way to decode."),
     ] = False,
-    kernels: Annotated[bool, options.flag("--kernels", "Also measure each kernel by itself.")] = False,
+    kernels: Annotated[bool, options.flag("--kernels", "Measure each kernel by itself.")] = False,
     training: Annotated[
-        bool, options.flag("--training", "Also measure the trainer, compared with plain eager torch.")
+        bool, options.flag("--training", "Measure the trainer, compared with plain eager torch.")
     ] = False,
     peers: Annotated[
         bool,
         options.flag(
             "--peers",
-            "Also measure CTranslate2 and onnxruntime-genai on a model of equal shape, at the first length.",
+            "Measure CTranslate2 and onnxruntime-genai on a model of equal shape, at the first length.",
         ),
     ] = False,
     isa: Annotated[
