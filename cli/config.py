@@ -81,10 +81,12 @@ def _range_in_words(schema: dict[str, Any]) -> list[str]:
     """Return the range of a number; an empty list for any other type. Every number among the settings has both ends."""
     if "minimum" not in schema:
         return []
-    low, high, limit = schema["minimum"], schema.get("maximum"), schema.get("exclusiveMaximum")
+    low = schema["minimum"]
     if schema["type"] == "integer":
-        return [f"{low} to {limit - 1 if high is None else high}"]
-    return [f"{low:g} to below {limit:g}" if high is None else f"{low:g} to {high:g}"]
+        return [f"{low} to {schema['maximum'] if 'maximum' in schema else schema['exclusiveMaximum'] - 1}"]
+    if "maximum" in schema:
+        return [f"{low:g} to {schema['maximum']:g}"]
+    return [f"{low:g} to below {schema['exclusiveMaximum']:g}"]
 
 
 def _view(settings: list[dict[str, Any]]) -> Table:
