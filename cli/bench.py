@@ -45,17 +45,17 @@ def bench(
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; bfloat16 needs a GPU.")] = "float32",
     savings: Annotated[
         bool,
-        options.flag("--savings", "Measure native without each of its savings; on a GPU, each way to decode."),
+        options.flag("--savings", "Measure native without each of its savings, too; on a GPU, each way to decode."),
     ] = False,
-    kernels: Annotated[bool, options.flag("--kernels", "Measure each kernel by itself.")] = False,
+    kernels: Annotated[bool, options.flag("--kernels", "Measure each kernel by itself, too.")] = False,
     training: Annotated[
-        bool, options.flag("--training", "Measure the trainer, compared with plain eager torch.")
+        bool, options.flag("--training", "Measure the trainer, too, compared with plain eager torch.")
     ] = False,
     peers: Annotated[
         bool,
         options.flag(
             "--peers",
-            "Measure CTranslate2 and onnxruntime-genai on a model of equal shape, at the first length.",
+            "Measure CTranslate2 and onnxruntime-genai, too, on a model of equal shape at the first length.",
         ),
     ] = False,
     isa: Annotated[
