@@ -1,4 +1,7 @@
-"""The checks that a filter names: two that every task has, and those of the task."""
+"""The checks that a filter names: two that every task has, and those of the task.
+
+Complement and commutativity of sums are in `tasks/addition.py`.
+"""
 
 from dataclasses import replace
 from typing import Any

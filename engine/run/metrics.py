@@ -1,4 +1,8 @@
-"""Audit of a phase: a line of metrics.jsonl, which the loop never reads for training."""
+"""Audit of a phase: a line of metrics.jsonl, which the loop never reads for training.
+
+To add a field: declare it with a default in `RoundMetrics` (`records.py`), fill it in here, and describe it in
+`docs/reference/metrics.md`.
+"""
 
 import time
 from typing import Any
