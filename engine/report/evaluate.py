@@ -42,7 +42,7 @@ def length_score(score: Score) -> LengthScore:
 class Report:
     """An evaluation and its files.
 
-    title: policy and checkpoint, for people.
+    title: policy and checkpoint, for display.
     scores: in the order of `evaluate`.
     values: the same as a JSON object.
     written: paths of picture and record; None if neither was written.
