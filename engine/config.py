@@ -1,6 +1,6 @@
 """Settings of a run: names, types, ranges, defaults and meanings; reading and writing them as TOML.
 
-The defaults were found by measuring (docs/research/log.md); the paper does not state its own.
+The defaults were found by measuring (log.md); the paper does not state its own.
 """
 
 import tomllib

@@ -4,7 +4,7 @@ The softmax does not subtract the maximum. So numerators and sums over several s
 the scores fall away. If the sums show that float32 does not hold the scores, attention is computed in float64.
 
 Scores are in bits, since a power of two costs a CPU a third of an exponential. Heads are the first axis, so that heads
-and rows form one batch of plain products: with heads this small, the overhead of fused attention dominates (LOG.md).
+and rows form one batch of plain products: with heads this small, the overhead of fused attention dominates (log.md).
 
 Legend: H heads, B rows, T tokens of a pass, Q of them with queries, L tokens of the beginning, S keys, K head size,
 D = H * K.

@@ -11,7 +11,7 @@ The work is that of long multiplication on paper: the tens and units of each dig
 the tens one column to the left, and the sum of that and c. The carries out of the columns of a sum are written before
 it. With the least significant digit first (`digit_order = "lsd"`) each token thus follows from at most three digits, at
 its own place and the place before: two to add and a carry, or two to multiply. A digit of c + a*d written directly
-depends on four digits, and was not learned (RESULTS.md).
+depends on four digits, and was not learned (results.md).
 
 `digits` means M. A drawn problem of N digits is one of N times N digits, with c = 0. Fast answers to whole products are
 not taught: the direct answer is taught for problems without a multiplier, and all policies simplify down to them. The

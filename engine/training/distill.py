@@ -105,7 +105,7 @@ class TrainState:
     """State of a training cycle.
 
     model: the model in training.
-    muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, LOG.md). None for a text model,
+    muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, log.md). None for a text model,
         which AdamW trains alone.
     adamw: optimizer of embeddings, head and norms; of all weights of a text model.
     step: steps done in this cycle.

@@ -1,7 +1,7 @@
 """Muon: momentum with updates that a Newton-Schulz iteration makes orthogonal (Jordan et al. 2024).
 
 The update is that of `torch.optim.Muon`, which multiplies in bfloat16, matrix by matrix. On a CPU without bfloat16
-products that took 85 % of a training step (LOG.md). Here all products are float32, and the iteration runs on Gram
+products that took 85 % of a training step (log.md). Here all products are float32, and the iteration runs on Gram
 matrices, with all matrices of one size as one batch.
 """
 
