@@ -143,7 +143,7 @@ class Tally:
 
     def _rollback(self, event: RolledBack) -> None:
         self.note = (
-            f"round at {event.digits} digits taken back, attempt {event.failed}: agreement at trained lengths "
+            f"round at {event.digits} digits rolled back, attempt {event.failed}: agreement at trained lengths "
             f"fell from {percent(event.before)} to {percent(event.trained)}; again with other problems"
         )
 

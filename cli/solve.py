@@ -151,7 +151,7 @@ def _thinking(thought: "Thought", width: int) -> RenderableType:
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *steps, strict=True)]
     fits = _INDENT + sum(widths) + _GAP * (len(widths) - 1) <= width
     table = _in_columns(steps) if fits else _one_below_another(steps)
-    facts = _facts(thought)
+    facts = _facts(thought, width)
     return Padding(Group(*(part for part in (table, facts) if part.row_count)), (1, 0, 1, _INDENT))
 
 
@@ -182,19 +182,32 @@ def _one_below_another(steps: list[_StepRow]) -> Table:
     return table
 
 
-def _facts(thought: "Thought") -> Table:
+def _facts(thought: "Thought", width: int) -> Table:
     """Return a table of the vote, the direct answer, and the checks."""
-    facts = Table.grid(padding=(0, _GAP, 0, 0))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    facts.add_column(no_wrap=True)
+    rows: list[tuple[str, str, Text]] = []
     if thought.vote is not None:
         name = "thought through" if thought.through else "vote"
-        facts.add_row(name, thought.vote, f"{thought.votes} of {len(thought.guesses)} guesses")
+        rows.append((name, thought.vote, Text(f"{thought.votes} of {len(thought.guesses)} guesses")))
     if thought.direct is not None:
-        facts.add_row("direct answer", thought.direct, _agrees(thought.direct == thought.vote) if thought.vote else "")
-    for check in thought.checks:
-        facts.add_row(check.label, f"{check.problem} = {check.answer or '?'}", _agrees(check.agrees))
+        note = _agrees(thought.direct == thought.vote) if thought.vote else Text()
+        rows.append(("direct answer", thought.direct, note))
+    rows += [
+        (check.label, f"{check.problem} = {check.answer or '?'}", _agrees(check.agrees)) for check in thought.checks
+    ]
+    facts = Table.grid(padding=(0, _GAP, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if _INDENT + sum(widths) + _GAP * len(widths) <= width:
+        facts.add_column(no_wrap=True)
+        facts.add_column(no_wrap=True)
+        for row in rows:
+            facts.add_row(*row)
+        return facts
+    # Too long to stand side by side: the number below its name.
+    facts.columns[0].no_wrap, facts.columns[0].overflow = False, "fold"
+    for name, value, note in rows:
+        facts.add_row(Text.assemble(name, "  ", note))
+        facts.add_row(Text(f"  {value}", style="not dim"))
     return facts
 
 

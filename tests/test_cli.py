@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,20 @@ def test_solve_shows_its_thinking(run: Path, policy: str, problem: str) -> None:
         "improved": ["vote", "complement", "swapped", "agrees"],
     }[policy]:
         assert word in result.stdout
+
+
+@pytest.mark.usefixtures("true_engine")
+@pytest.mark.parametrize("columns", [20, 40, 60], ids="columns{}".format)
+def test_a_narrow_terminal_shows_numbers_as_wide_as_it_is(
+    run: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = sector("solve", "1" * 30 + "+2", "--model", run, "--policy", "improved", "--show").stdout.splitlines()
+    shown = [line.strip() for line in lines[:-1]]
+    assert all(len(line) <= columns for line in lines[:-1])
+    # Only the end of a number is short: two short lines in a row would be a number cut into pieces.
+    short = [line.isdecimal() and len(line) <= 4 for line in shown]
+    assert any(line.isdecimal() for line in shown) and (True, True) not in list(pairwise(short))
 
 
 BAD = ["12+x", "-5+3", "9" * 257 + "+1", "", "1+2\x1b[31mRED\x07"]
