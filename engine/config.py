@@ -139,6 +139,7 @@ class Filter(Settings):
         return self
 
 
+_CHECK_ORDER = ("direct", "complement", "commutative", SHIFTED, "through")
 _OLD_KEYS = {"second_look", "direct", "complement", "through", "think"}
 
 
@@ -149,7 +150,10 @@ def with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
     validation reports them.
     """
     values = dict(values)
-    checks = list(values.get("checks", Filter.model_fields["checks"].default))
+    checks = values.get("checks", Filter.model_fields["checks"].default)
+    if not isinstance(checks, list | tuple) or not all(name in _CHECK_ORDER for name in checks):
+        return values
+    checks = list(checks)
     for name in ("direct", "complement"):
         if isinstance(values.get(name), bool):
             checks = _with(checks, name, values.pop(name))
@@ -169,8 +173,7 @@ def with_old_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 def _with(checks: list[str], name: str, wanted: bool) -> list[str]:
     """Return the checks with or without `name`, in the usual order."""
-    order = ("direct", "complement", "commutative", SHIFTED, "through")
-    return sorted({*checks, name} if wanted else {*checks} - {name}, key=order.index)
+    return sorted({*checks, name} if wanted else {*checks} - {name}, key=_CHECK_ORDER.index)
 
 
 FILTERS = {
