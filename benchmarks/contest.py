@@ -232,13 +232,14 @@ def ratios(figures: dict[str, dict[str, float]], first: str) -> dict[str, dict[s
 def _num_differing(results: Sequence[Improved]) -> int:
     """Return the count of problems on which results differ: in the verdict, or in the answer if both accept."""
     first = results[0]
-    differs = torch.zeros(len(first.problems), dtype=torch.bool)
+    differing = torch.zeros(len(first.problems), dtype=torch.bool)
     for other in results[1:]:
-        differs |= _differs(first, other)
-    return int(differs.sum())
+        differing |= differs(first, other)
+    return int(differing.sum())
 
 
-def _differs(first: Improved, second: Improved) -> Tensor:
-    """Return on which problems two results differ, `[B]` bool."""
-    answers = (first.ballot.answers != second.ballot.answers).any(dim=1) & first.accepted & second.accepted
-    return answers | (first.verdict != second.verdict)
+def differs(first: Improved, second: Improved, rows: slice = slice(None)) -> Tensor:
+    """Return on which problems (of some rows) two results differ, `[B]` bool."""
+    answers = (first.ballot.answers[rows] != second.ballot.answers[rows]).any(dim=1)
+    both_accept = first.accepted[rows] & second.accepted[rows]
+    return (answers & both_accept) | (first.verdict[rows] != second.verdict[rows])

@@ -1,70 +1,113 @@
 #!/usr/bin/env bash
-# Checks and measures everything on whatever GPU this machine has: GPU tests, benchmarks, profiles, one folder of results.
+# Check and measure everything on a GPU, part by part: tests, benchmarks, training and profiles.
 #
-#     benchmarks/gpu.sh [OUT]        default: benchmarks/results/DATE_GPU
+#     benchmarks/gpu.sh OUT [PART...]        default: all parts, in the order below
 #
-# Needs Python with torch and triton that see the GPU. The other dependencies are installed if there is an index; what is
-# installed already is used as it is. Every part runs even if one before it failed, and its output is kept; the exit code
-# is the number of parts that failed. TRAIN_DIGITS (default 12) is how far the checkpoint is trained that is measured.
+#   check      the versions, and every package that is missing
+#   tests      the kernel and engine tests, compiled, in several processes
+#   kernels    each kernel by itself, and the limits of the hardware
+#   tiny       the improved policy with the preset tiny: dtypes, ways to decode, counts of rows
+#   hf         the same with `generate` of transformers
+#   train      tiny teaches itself from 6 to 29 digits on the GPU
+#   base_train base learns 6 digits with true answers on the GPU
+#   base       as tiny, with the preset base
+#   profile    where the time of generating and distilling goes
+#   ncu        Nsight Compute on the kernels of a step
+#
+# It is made for a bare machine, on which nothing can be installed: Python with torch and triton that see the GPU,
+# transformers, pytest with xdist and timeout. The parts do not depend on each other, except that `tiny`, `hf`, `profile`
+# and `ncu` need a trained checkpoint in STATE/tiny, and `base` one in STATE/base (`train` and `base_train` make them).
+# GPU time is rented in short slices, so each part has a time limit, and writes what it has as it goes. OUT gets few files:
+# log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs). The exit code is the number of parts
+# that failed.
+#
+# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), SECTOR_COMMIT (the commit, where git
+# cannot tell it).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ $# -gt 0 ] || { sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '$d;s/^# \{0,1\}//'; exit 2; }
 
 PYTHON=${PYTHON:-python3}
-TRAIN_DIGITS=${TRAIN_DIGITS:-12}
-"$PYTHON" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
-  echo "gpu.sh: $PYTHON has no torch that sees a GPU; set PYTHON to one that has" >&2
-  exit 2
-}
-"$PYTHON" -c 'import pydantic, tomli_w, filelock, typer, rich, pyarrow, matplotlib, scipy, transformers, pytest' 2>/dev/null ||
-  "$PYTHON" -m pip install --quiet '.[dev]' || {
-    echo "gpu.sh: dependencies are missing and cannot be installed; see pyproject.toml" >&2
-    exit 2
-  }
-# The folders of this checkout as the package, whatever is installed.
-make --no-print-directory types
+STATE=${STATE:-build/gpu}
+out=$1
+shift
+[ $# -gt 0 ] || set -- check tests kernels tiny hf train base_train base profile ncu
+mkdir -p "$out" "$STATE"
+
+# The folders of this checkout as the package, whatever is installed, and without make.
+types=build/types/sector
+mkdir -p $types
+for name in __init__.py py.typed; do ln -sfn "../../../sector/$name" "$types/$name"; done
+for name in engine kernels cli benchmarks; do ln -sfn "../../../$name" "$types/$name"; done
 export PYTHONPATH=$PWD/build/types${PYTHONPATH:+:$PYTHONPATH}
 # Not this folder itself: the folder `sector` in it is a part of the package only.
-export PYTHONSAFEPATH=1
-
-gpu=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
-out=${1:-benchmarks/results/$(date -u +%F)_$gpu}
-mkdir -p "$out"
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 failed=0
 
-# part NAME COMMAND...: runs it, keeps what it prints, says how it went.
-part() {
-  local name=$1 start=$SECONDS
-  shift
-  if "$@" >"$out/$name.txt" 2>&1; then
-    echo "ok      $name ($((SECONDS - start)) s)"
-  else
-    echo "FAILED  $name ($((SECONDS - start)) s): see $out/$name.txt"
-    failed=$((failed + 1))
+# run_part NAME SECONDS COMMAND...: run it, append what it prints to the log, and say how it went.
+run_part() {
+  local name=$1 limit=$2 start=$SECONDS code
+  shift 2
+  printf '\n==== %s: %s\n' "$name" "$*" >>"$out/log.txt"
+  timeout -k 10 "$limit" "$@" >>"$out/log.txt" 2>&1
+  code=$?
+  case $code in
+    0) echo "ok      $name ($((SECONDS - start)) s)" ;;
+    124 | 137) echo "cut off $name, after $limit s" && failed=$((failed + 1)) ;;
+    *) echo "FAILED  $name ($((SECONDS - start)) s, exit $code): see log.txt" && failed=$((failed + 1)) ;;
+  esac
+}
+sector=("$PYTHON" -m sector.cli.app)
+# cells NAME SECONDS MODEL ARGUMENTS...: measure cells, and append their lines.
+cells() {
+  local name=$1 limit=$2
+  shift 2
+  run_part "$name" "$limit" bash -c '"$0" -m sector.benchmarks.gpu_cells "${@:2}" | tee -a "$1"; exit ${PIPESTATUS[0]}' \
+    "$PYTHON" "$out/cells.jsonl" "$@"
+}
+# train NAME SECONDS ARGUMENTS...: a run, whose best checkpoint is kept.
+train() {
+  local name=$1 limit=$2 run=$STATE/run_$1
+  shift 2
+  run_part "train_$name" "$limit" "${sector[@]}" run --out "$run" --json "$@"
+  cp "$run/metrics.jsonl" "$out/run_$name.jsonl" 2>/dev/null
+  if [ -e "$run/checkpoints/best" ]; then
+    rm -rf "${STATE:?}/$name"
+    cp -rL "$run/checkpoints/best" "$STATE/$name"
   fi
 }
-sector() { "$PYTHON" -m sector.cli.app "$@"; }
 
-part tests "$PYTHON" -m pytest -m gpu --import-mode=importlib -q
-part train sector run --out "$work/tiny" --until "$TRAIN_DIGITS"
-part fresh "$PYTHON" -m sector.benchmarks.fresh base "$work/base"
-for dtype in float32 bfloat16; do
-  # Side by side with hf, then alone where hf would take an hour.
-  part "bench_tiny_$dtype" sector bench --model "$work/tiny" --engine native,hf --dtype $dtype \
-    --digits 8,16,29,64 --batch 1000 --count 1000 --out "$out/bench_tiny_$dtype.json"
-  part "bench_tiny_large_$dtype" sector bench --model "$work/tiny" --engine native --savings --kernels --dtype $dtype \
-    --digits 8,16,29,64 --batch 4000,32000 --count 32000 --out "$out/bench_tiny_large_$dtype.json"
-  part "bench_base_$dtype" sector bench --model "$work/base" --engine native,hf --savings --kernels --dtype $dtype \
-    --filter none --digits 20 --batch 4000 --count 4000 --out "$out/bench_base_$dtype.json"
+for part in "$@"; do
+  case $part in
+    check) run_part check 60 "$PYTHON" -m sector.benchmarks.gpu_check ;;
+    tests)
+      run_part tests 160 "$PYTHON" -m pytest -m gpu --import-mode=importlib -q -n 8 --timeout 200 -p no:cacheprovider \
+        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention}.py \
+        tests/test_{consistency,kernel_layout,megakernel,gpu,improve}.py
+      ;;
+    kernels)
+      for preset in tiny base; do
+        [ -e "$STATE/$preset" ] && cells "kernels_$preset" 60 "$STATE/$preset" --kernels --rows 4096
+      done
+      ;;
+    tiny) cells tiny 150 "$STATE/tiny" ;;
+    hf) cells hf 90 "$STATE/tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
+    train) train tiny 240 --until 29 ;;
+    base_train) train base 240 --preset base --until 6 ;;
+    base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
+    profile)
+      for rows in 250 4000; do
+        run_part "profile_generate_$rows" 90 "${sector[@]}" profile generate --model "$STATE/tiny" --digits 20 \
+          --count $rows --out "$STATE/profile_generate_$rows"
+      done
+      ;;
+    ncu)
+      run_part ncu 120 ncu --clock-control none --set full --launch-skip 400 --launch-count 6 \
+        --kernel-name 'regex:_decode_attention_kernel|_digit_sampler_kernel|_complete_kernel' \
+        "$PYTHON" -m sector.benchmarks.gpu_cells "$STATE/tiny" --rows 4000 --compare 0 --repeats 1
+      ;;
+    *) echo "gpu.sh: there is no part $part" >&2 && exit 2 ;;
+  esac
 done
-part bench_training sector bench --model "$work/tiny" --engine native --training --digits 20 --count 1000 \
-  --out "$out/bench_training.json"
-part profile_generate sector profile generate --model "$work/tiny" --digits 20 --count 4000 --out "$out/profile_generate"
-part profile_distill sector profile distill --model "$work/tiny" \
-  --data "$work/tiny/rounds/$(printf %02d "$TRAIN_DIGITS")/examples.parquet" --out "$out/profile_distill"
-# Traces are large; the figures read from them are in the text.
-rm -f "$out"/profile_*/*-trace.json
-cp "$work/tiny/metrics.jsonl" "$out/metrics_tiny.jsonl" 2>/dev/null
 echo "results in $out"
 exit $failed

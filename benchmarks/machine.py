@@ -88,7 +88,12 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(source: Path) -> str | None:
-    """Return the commit of a source file; None if no repository tracks the file."""
+    """Return the commit of a source file; None if no repository tracks the file.
+
+    SECTOR_COMMIT names it for a copy that came without its repository.
+    """
+    if "SECTOR_COMMIT" in os.environ:
+        return os.environ["SECTOR_COMMIT"]
     # An environment may lie inside a repository that does not track the installed packages.
     if _git(source, "ls-files", "--error-unmatch", source.name) is None:
         return None

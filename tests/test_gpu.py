@@ -431,7 +431,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @pytest.mark.parametrize("preset", ["tiny", "base"])
 def test_presets_are_right_up_to_rounding_on_a_gpu(preset: str, dtype: torch.dtype, decode: Decode) -> None:
     model = new_model(preset, seed=1).to("cuda", dtype)
-    _assert_greedy_up_to_rounding(model, decode, count=500, digits=12)
+    _assert_greedy_up_to_rounding(model, decode, count=500 if preset == "tiny" else 60, digits=12)
 
 
 def _assert_same_but_for_ties(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

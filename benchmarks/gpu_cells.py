@@ -1,0 +1,178 @@
+"""Measure the improved policy on a GPU cell by cell, one JSON line a cell.
+
+    python -m sector.benchmarks.gpu_cells MODEL [--rows 250,1000] [--dtypes float32,bfloat16] [--decode kernels,hf] ...
+    python -m sector.benchmarks.gpu_cells MODEL --kernels [--rows 4096]
+
+GPU time is lent in short slices that may end at any time. So each cell is written as soon as it is measured, and a cell
+that fails is a line that says why. A cell is a dtype, a way to decode and a count of rows, which are solved at once.
+Every result is compared with that of the native engine on the CPU in float32, on the first rows (`--compare`). With
+`--kernels` a cell is a kernel by itself.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sector.benchmarks.contest import differs
+from sector.benchmarks.kernel_times import measure_kernels
+from sector.benchmarks.machine import describe
+from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.benchmarks.roofline import measure_ceilings
+from sector.engine.config import FILTERS
+from sector.engine.language.layout import Layout
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.policy.improve import Improved, improve
+from sector.engine.samplers.gpu import CACHE_BYTES, Decode, GpuSampler
+from sector.engine.samplers.hf import HuggingFaceSampler
+from sector.engine.samplers.native import NativeSampler
+from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.seeding import generator
+
+# A cell whose repetition takes longer is measured once.
+_SLOW_SECONDS = 4.0
+# Memory for keys and values: enough for 16,000 rows of the preset base at 20 digits.
+_CACHE_BYTES = 24 << 30
+_HARD_SHARE = 0.45
+
+
+class Bench:
+    """The problems and settings that all cells share.
+
+    device: where the model decodes.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        self._arguments, self._device = arguments, device
+        self._settings = FILTERS[arguments.filter]
+        self._repeats: int = arguments.repeats
+        most = max([*arguments.rows, arguments.compare])
+        self._problems = draw_problems(arguments.digits, most, generator(0, "bench", arguments.digits), _HARD_SHARE)
+        self._expected: Improved | None = None
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield a description of the machine, the result on the CPU, and then each cell."""
+        arguments = self._arguments
+        yield {**describe(), "model": str(arguments.model), "weights_sha256": weights_sha256(self._model("float32"))}
+        if arguments.kernels:
+            yield from self._kernels()
+            return
+        if arguments.compare:
+            cell = {"dtype": "float32", "decode": "cpu", "rows": arguments.compare}
+            yield cell | self._compared(arguments.compare)
+        for dtype, rows, decode in product(arguments.dtypes, arguments.rows, arguments.decode):
+            cell = {"dtype": dtype, "decode": decode, "rows": rows}
+            try:
+                model = self._model(dtype)
+                improved, figures = self._timed(_sampler(model, decode), rows, self._repeats, task_and_layout(model)[1])
+                yield cell | figures | self._differing(improved)
+            # A kernel that does not compile and memory that runs out are results, too.
+            except Exception as error:
+                yield cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            gc.collect()
+
+    def _kernels(self) -> Iterator[dict[str, Any]]:
+        """Yield the limits of the hardware, and each kernel by itself, for each dtype."""
+        for dtype in self._arguments.dtypes:
+            model = self._model(dtype)
+            ceilings = measure_ceilings(model)
+            yield {"dtype": dtype, **asdict(ceilings)}
+            for rows in self._arguments.rows:
+                for line in measure_kernels(model, self._arguments.digits, rows, ceilings.copy_bytes_per_s):
+                    yield {"dtype": dtype, **line}
+
+    def _model(self, dtype: str) -> SectorForCausalLM:
+        """Load the model in a dtype onto the device."""
+        return load_sector(self._arguments.model).to(self._device, getattr(torch, dtype)).eval()
+
+    def _compared(self, rows: int) -> dict[str, Any]:
+        """Solve the first rows on the CPU, and keep the result."""
+        model = load_sector(self._arguments.model).to("cpu").eval()
+        self._expected, figures = self._timed(NativeSampler(model), rows, 1, task_and_layout(model)[1])
+        return figures
+
+    def _differing(self, improved: Improved) -> dict[str, Any]:
+        """Return the count of rows on which a result differs from that on the CPU, and the count of rows compared."""
+        if self._expected is None:
+            return {}
+        rows = slice(min(len(improved.verdict), len(self._expected.verdict)))
+        return {"compared": rows.stop, "differing": int(differs(self._expected, improved, rows).sum())}
+
+    def _timed(self, sampler: Sampler, rows: int, repeats: int, layout: Layout) -> tuple[Improved, dict[str, Any]]:
+        """Solve the first rows repeatedly, after a warm-up of the same size; return the result and the figures."""
+        problems: Problems = self._problems[slice(rows)]
+        sampling = Sampling(temperature=0.0, seed=0, rows=torch.arange(rows), stage=0)
+        reset_peak(sampler.device)
+        seconds: list[float] = []
+        for turn in range(1 + repeats):
+            start = time.perf_counter()
+            improved = improve(sampler, problems, self._settings, layout, sampling)
+            seconds.append(time.perf_counter() - start)
+            if turn and seconds[-1] > _SLOW_SECONDS:
+                break
+        warm_up, *seconds = seconds
+        median = statistics.median(seconds)
+        accepted = int(improved.accepted.sum())
+        return improved, {
+            "digits": self._arguments.digits,
+            "filter": self._arguments.filter,
+            "warm_up_seconds": warm_up,
+            "seconds": seconds,
+            "tokens": improved.tokens,
+            "accepted": accepted,
+            "tokens_per_s": improved.tokens / median,
+            "accepted_per_s": accepted / median,
+            "peak_memory_bytes": peak_bytes(sampler.device),
+        }
+
+
+def _sampler(model: SectorForCausalLM, decode: str) -> Sampler:
+    """Return an engine: a way to decode of the native one, or `hf`."""
+    cache_bytes = _CACHE_BYTES if model.device.type == "cuda" else CACHE_BYTES
+    return HuggingFaceSampler(model) if decode == "hf" else GpuSampler(model, Decode(decode), cache_bytes)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="checkpoint or run directory")
+    parser.add_argument("--rows", type=_numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
+    parser.add_argument("--dtypes", type=_names, default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--decode", type=_names, default=["kernels", "megakernel"], help="kernels, megakernel, auto, hf"
+    )
+    parser.add_argument("--kernels", action="store_true", help="measure each kernel by itself")
+    parser.add_argument("--digits", type=int, default=20)
+    parser.add_argument("--filter", choices=list(FILTERS), default="strict")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compare", type=int, default=1000, help="rows to solve on the CPU, too; 0 compares nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the lines."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for line in Bench(_arguments(), device).lines():
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

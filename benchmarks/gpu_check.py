@@ -1,0 +1,70 @@
+"""Check that a machine can run `gpu.sh`: name each package that is missing, and the versions of those that matter.
+
+It imports nothing of sector before all packages are there, and installs nothing.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+
+# Packages by the name that is imported; those that sector and its GPU tests import.
+_NEEDED = {
+    "torch": "torch",
+    "triton": "triton",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pyarrow": "pyarrow",
+    "matplotlib": "matplotlib",
+    "tensorboard": "tensorboard",
+    "jinja2": "jinja2",
+    "pydantic": "pydantic",
+    "tomli_w": "tomli-w",
+    "filelock": "filelock",
+    "psutil": "psutil",
+    "typer": "typer",
+    "rich": "rich",
+    "pytest": "pytest",
+    "xdist": "pytest-xdist",
+    "pytest_timeout": "pytest-timeout",
+    "hypothesis": "hypothesis",
+}
+
+
+def missing() -> list[str]:
+    """Return the packages that cannot be imported, as pip names them."""
+    names = []
+    for module, package in _NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            names.append(f"{package} ({error})")
+    return names
+
+
+def main() -> int:
+    """Print what is there; return 2 if something is missing."""
+    if names := missing():
+        print(f"missing: {', '.join(names)}. Put their wheels on PYTHONPATH: pip install --target DIR --no-deps WHEELS")
+        return 2
+    import torch
+
+    for package in ("torch", "triton", "transformers", "pydantic", "pytest"):
+        print(package, importlib.metadata.version(package))
+    if not torch.cuda.is_available():
+        print("torch sees no GPU")
+        return 2
+    properties = torch.cuda.get_device_properties(0)
+    print(
+        f"{properties.name}: {properties.multi_processor_count} multiprocessors, {properties.total_memory >> 20} MiB, "
+        f"{properties.L2_cache_size >> 20} MiB of second-level cache, CUDA {torch.version.cuda}"
+    )
+    import sector.cli.app
+    import sector.engine.samplers.gpu  # noqa: F401
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
