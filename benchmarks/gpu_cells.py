@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -94,11 +93,11 @@ class Bench:
 
     def _model(self, dtype: str) -> SectorForCausalLM:
         """Load the model in a dtype onto the device."""
-        return load_sector(self._arguments.model).to(self._device, getattr(torch, dtype)).eval()
+        return load_sector(self._arguments.model).to(self._device, getattr(torch, dtype)).eval()  # type: ignore[arg-type]
 
     def _compared(self, rows: int) -> dict[str, Any]:
         """Solve the first rows on the CPU, and keep the result."""
-        model = load_sector(self._arguments.model).to("cpu").eval()
+        model = load_sector(self._arguments.model).to("cpu").eval()  # type: ignore[arg-type]
         self._expected, figures = self._timed(NativeSampler(model), rows, 1, task_and_layout(model)[1])
         return figures
 
@@ -175,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -160,7 +160,8 @@ def _visible(at: Positions, num_slots: int) -> Tensor:
     return (slots < at.prefix_lengths.unsqueeze(1)) | branch
 
 
-@triton.jit(do_not_specialize=["stride_row", "stride_head", "stride_slot", "num_rows", "num_heads"])
+# Strides are fixed for a cache, and specialized: if Triton knows them to be multiples of 16, loads are 16 bytes wide.
+@triton.jit(do_not_specialize=["num_rows", "num_heads"])
 def _decode_attention_kernel(
     qkv_ptr,  # [R, 3, H, K]
     places_ptr,  # [R]

@@ -191,7 +191,8 @@ def _check(
         expect("out.stopped", out.stopped, (count,), torch.bool, device)
 
 
-@triton.jit(do_not_specialize=["stride_hidden", "num_rows"])
+# The stride is specialized: if Triton knows it to be a multiple of 16, loads are 16 bytes wide.
+@triton.jit(do_not_specialize=["num_rows"])
 def _digit_sampler_kernel(
     hidden_ptr,  # [B, D]
     stride_hidden,
@@ -262,6 +263,8 @@ def _digit_sampler_kernel(
     b_total = tl.sum(tl.exp(b_logits - b_highest[:, None]), axis=1)
     b_chosen = tl.sum(tl.where(o_classes[None, :] == b_classes[:, None], b_logits, 0.0), axis=1)
     b_next = next_ids(b_ids, b_classes, mark_base_ptr, NUM_LOCAL, NUM_DIGITS, MAX_PLACE)
+    # The ids may be written in place, and several threads have read each of them.
+    tl.debug_barrier()
     tl.store(next_ptr + o_rows, b_next.to(tl.int64), mask=m_rows)
     tl.store(logprobs_ptr + o_rows, b_chosen - b_highest - tl.log(b_total), mask=m_rows)
     tl.store(stopped_ptr + o_rows, (b_classes == EOS) | (b_classes == PAD), mask=m_rows)

@@ -369,11 +369,11 @@ def test_no_rows_give_no_rows(decode: Decode) -> None:
     assert [output.shape for output in outputs] == [(0, branch.length) for branch in branches]
 
 
-def test_the_model_chooses_how_it_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert GpuSampler(new_model("tiny", seed=1)).decode is Decode.MEGAKERNEL
+def test_steps_decode_unless_the_megakernel_is_named() -> None:
+    assert GpuSampler(small_model(), cache_bytes=CACHE_BYTES).decode is Decode.KERNELS
+    assert GpuSampler(small_model(), Decode.MEGAKERNEL).decode is Decode.MEGAKERNEL
     # Heads of 24 are none of the megakernel's.
     odd = small_model(hidden_size=48)
-    assert GpuSampler(odd, cache_bytes=CACHE_BYTES).decode is Decode.KERNELS
     with pytest.raises(ValueError, match="power of two"):
         GpuSampler(odd, Decode.MEGAKERNEL)
     prefix, branches = _prompts(5, digits=4)
@@ -484,4 +484,4 @@ def test_graphs_are_captured_once() -> None:
 def test_a_model_on_a_gpu_gets_kernels() -> None:
     sampler = make_sampler("native", new_model("tiny", seed=1).cuda())
     assert isinstance(sampler, GpuSampler)
-    assert (sampler.name, sampler.decode) == ("native", Decode.MEGAKERNEL)
+    assert (sampler.name, sampler.decode) == ("native", Decode.KERNELS)

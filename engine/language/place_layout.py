@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.language import tokens
+from sector.engine.language.constant import Constant
 from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import Problems
 from sector.kernels import layout as kernels
@@ -25,6 +26,10 @@ from sector.kernels.token_table import TokenTable
 # A letter for each token class, so that regular expressions match the shapes of completions.
 _LETTERS = "d" * tokens.NUM_DIGITS + ")cc" + "E"
 _ANSWER = re.compile(r"d+(E_*)?")
+_CPU = torch.device("cpu")
+# All variants, and the place of the first digit in each.
+_VARIANTS = Constant(lambda: torch.arange(tokens.NUM_SHIFTS))
+_FIRST_PLACES = Constant(lambda: torch.tensor([1 + shift for shift in tokens.SHIFTS]))
 
 
 class DigitOrder(StrEnum):
@@ -152,13 +157,20 @@ class PlaceLayout:
 
     def first_places(self, count: int, device: torch.device) -> Tensor:
         """Return the `[B, 1]` place of the first digit of each number."""
-        shifts = torch.tensor(tokens.SHIFTS, device=device)
-        return 1 + shifts[torch.as_tensor(self.variant, device=device)].reshape(-1, 1).expand(count, 1)
+        return _FIRST_PLACES.on(device)[self._variants(device)].reshape(-1, 1).expand(count, 1)
 
     def _kernel_terms(self, like: Tensor) -> tuple[Tensor, TokenTable]:
         """Return the variants `[B]` and the token table for kernels, on the device of `like [B, ...]`."""
-        variants = torch.as_tensor(self.variant, device=like.device).expand(len(like)).contiguous()
-        return variants, tokens.kernel_table(like.device)
+        return self._variants(like.device).expand(len(like)).contiguous(), tokens.kernel_table(like.device)
+
+    def _variants(self, device: torch.device | None) -> Tensor:
+        """Return the variant of the batch `[]`, or of each row `[B]`, on a device, by default where it is.
+
+        A number is not copied to a GPU, for which the host would wait, but taken from a table there.
+        """
+        if isinstance(self.variant, Tensor):
+            return self.variant if device is None else self.variant.to(device)
+        return _VARIANTS.on(device or _CPU)[self.variant]
 
     def _problem_ids(self, problems: Any, plus: int) -> Tensor:
         """Return the `[B, 2N+3]` ids of `a ) + b )`; `plus` is the mark between the operands."""
@@ -173,7 +185,7 @@ class PlaceLayout:
 
     def _marks(self, kind: int, count: int, device: torch.device | None = None) -> Tensor:
         """Return the `[B, 1]` ids of a kind of mark in the layout's variant."""
-        variant = torch.as_tensor(self.variant, device=device).reshape(-1, 1).expand(count, 1)
+        variant = self._variants(device).reshape(-1, 1).expand(count, 1)
         return kind - tokens.NUM_LOCAL + variant
 
     def _number_ids(self, digits: Tensor, end: int) -> Tensor:

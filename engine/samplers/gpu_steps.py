@@ -14,11 +14,12 @@ state may have room for more sequences than there are. The rest of it is idle an
 
 With bfloat16 weights, operands and cache are bfloat16; the residual stream, norms, softmax and logits are float32.
 
-Legend: B rows, P prefix tokens, J branches, T tokens of the first pass, U of them after the prefix, Q sequences (B
-times J, fewer as they finish), S slots of a row, L layers, H heads, K head size, D hidden size.
+Legend: B rows, J branches, T tokens of the first pass, U of them after the prefix, Q sequences (B times J, fewer as
+they finish), S slots of a row, L layers, H heads, K head size, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -26,12 +27,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sector.engine.models.sector import rotate
-from sector.engine.samplers.protocol import accept
+from sector.kernels.acceptance import accept
 from sector.kernels.completion import Model, Request
 from sector.kernels.decode_attention import Positions, decode_attention
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits
+from sector.kernels.layer import add_norm, rotate_to_cache, square_of_relu_
 from sector.kernels.philox import Stream
 
 # Steps between two reads of which sequences are unfinished: a read waits for the device, about as long as a step.
@@ -42,6 +44,9 @@ _MIN_SEQUENCES = 32
 # Tokens that a pass reads: their activations take some 5 GB at the preset base. With `_MIN_SLOTS` this keeps rows below
 # 65,536, the limit of the grids of fused attention.
 _MAX_TOKENS = 1 << 20
+_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Shapes of first passes that are kept on the device: each is some kilobytes, and a chain meets each of its own once.
+_MOST_SHAPES = 4096
 # The first launch of a kernel compiles, loads and allocates workspace, which must not happen during capture.
 _WARM_UPS = 2
 
@@ -105,20 +110,25 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _FirstPass:
-    """Tokens of the first pass: the prefix, then the mark and the draft of each branch.
+class _Shape:
+    """What the first passes of one shape share: the prefix, then the mark and the draft of each branch.
 
-    ids: `[B, T]`.
-    spans: slots of the prefix and of each branch.
-    mask: `[1, 1, T, T]` bool, the tokens (last axis) that each token attends to.
-    stages, steps: `[U]` positions in the random stream of the choices after marks and drafts.
+    sizes: tokens of the prefix and of each branch.
+    mask: `[1, 1, T, slots]` 0 for the slots that each token attends to, minus infinity for others; slots that no token
+        is written to are among them.
+    slots: `[T]` the slot of each token.
+    branches: `[U]` the branch of each mark and drafted token.
+    steps: `[U]` the step of the choice after it in the random stream.
+    base, per_row: `[fields, J, 1]` state of a sequence before its first token: per_row times its row, plus base.
     """
 
-    ids: Tensor
-    spans: list[slice]
+    sizes: list[int]
     mask: Tensor
-    stages: Tensor
+    slots: Tensor
+    branches: Tensor
     steps: Tensor
+    base: Tensor
+    per_row: Tensor
 
 
 class Stepwise:
@@ -137,8 +147,10 @@ class Stepwise:
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
         if device.type == "cuda":
             cache_bytes = min(cache_bytes, torch.cuda.mem_get_info(device)[0] // 2)
-        self._memory = torch.empty(cache_bytes // dtype.itemsize, dtype=dtype, device=device)
+        # Zeros, because the first pass multiplies slots that hold no token by a weight of zero.
+        self._memory = torch.zeros(cache_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._contexts: dict[int, _Context] = {}
+        self._shapes: dict[tuple[int, ...], _Shape] = {}
         self._steps: dict[tuple[int, int, float], _Step] = {}
         self._graph_memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -158,14 +170,14 @@ class Stepwise:
             part.view(batch, -1)
             for part in context.output[: batch * sum(lengths)].split([batch * length for length in lengths])
         ]
-        first = _first_pass(request, drafts)
-        chosen = self._choose(self._read(first, context), first, request)
-        parts = chosen.split([span.stop - span.start for span in first.spans[1:]], dim=1)
+        shape, ids = self._shape(request, drafts), _first_ids(request, drafts)
+        chosen = self._choose(self._read(ids, shape, context), ids, shape, request)
+        parts = chosen.split(shape.sizes[1:], dim=1)
         pad_id = self._model.table.pad_id
         counts = [
             accept(output, part, draft, pad_id) for output, part, draft in zip(outputs, parts, drafts, strict=True)
         ]
-        sequences = self._unfinished(_sequences(request, outputs, counts))
+        sequences = self._unfinished(_sequences(request, shape, context.output, torch.stack(counts)))
         while sequences.shape[1]:
             step = self._step(context, sequences.shape[1], request.temperature)
             _fill(step.state, sequences, context.idle)
@@ -215,33 +227,51 @@ class Stepwise:
             advance()
         return graph.replay
 
-    def _read(self, first: _FirstPass, context: _Context) -> Tensor:
-        """Cache keys and values of the first pass; return the hidden states `[B, U, D]` of marks and drafts."""
-        weights, (batch, length) = self._model.weights, first.ids.shape
-        rope = weights.rope[first.ids // self._model.table.num_local]
-        cos, sin = rope.unsqueeze(2).unbind(dim=3)
-        x = self._embed(first.ids)
-        sizes = [span.stop - span.start for span in first.spans]
-        for layer, (keys, values) in enumerate(context.cache):
-            # The last layer skips the queries of the prefix: no token is chosen after them.
-            start = sizes[0] if layer == len(weights.qkv) - 1 else 0
-            qkv = F.linear(self._normed(x, weights.attention_norm[layer]), weights.qkv[layer])
-            q, k, v = qkv.view(batch, length, 3, self._model.num_heads, -1).unbind(dim=2)
-            q, k = (rotate(part, cos, sin).to(v.dtype) for part in (q, k))
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-            for span, new_k, new_v in zip(first.spans, k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True):
-                keys[:batch, :, span], values[:batch, :, span] = new_k, new_v
-            y = F.scaled_dot_product_attention(q[:, :, start:], k, v, attn_mask=first.mask[:, :, start:])
-            y = y.transpose(1, 2).flatten(2)
-            x = self._feed_forward(x[:, start:] + F.linear(y, weights.out[layer]), layer)
-        return x
+    def _shape(self, request: Request, drafts: Sequence[Tensor | None]) -> _Shape:
+        """Return what first passes of this shape share; on a GPU it is copied there once."""
+        sizes = [request.prefix.shape[1], *map(_read_tokens, request.lengths, drafts)]
+        key = len(request.prefix), *sizes, -1, *request.lengths
+        if key not in self._shapes:
+            if len(self._shapes) == _MOST_SHAPES:
+                self._shapes.pop(next(iter(self._shapes)))
+            dtype, device = self._memory.dtype, self._memory.device
+            self._shapes[key] = _new_shape(len(request.prefix), sizes, request.lengths, dtype, device)
+        return self._shapes[key]
 
-    def _choose(self, hidden: Tensor, first: _FirstPass, request: Request) -> Tensor:
-        """Choose the ids `[B, U]` that follow, from the hidden states `[B, U, D]` of the first pass."""
+    def _read(self, ids: Tensor, shape: _Shape, context: _Context) -> Tensor:
+        """Cache keys and values of the first pass `[B, T]`; return the states `[B, U, D]` of marks and drafts."""
+        weights, (batch, length) = self._model.weights, ids.shape
+        places, num_slots = ids // self._model.table.num_local, shape.mask.shape[3]
+        x, update = self._embed(ids).flatten(0, 1), None
+        for layer, (keys, values) in enumerate(context.cache):
+            normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
+            qkv = F.linear(normed, weights.qkv[layer]).view(batch, length, -1)
+            queries = rotate_to_cache(qkv, places, shape.slots, weights.rope, keys, values)
+            mask = shape.mask
+            if layer == len(weights.qkv) - 1:
+                # The last layer skips the queries of the prefix: no token is chosen after them.
+                start = shape.sizes[0]
+                queries, mask = queries[:, start:], mask[:, :, start:]
+                x = x.view(batch, length, -1)[:, start:].flatten(0, 1).contiguous()
+            past = keys[:batch, :, :num_slots], values[:batch, :, :num_slots]
+            # cuDNN, which torch may prefer, would plan anew for each batch and length: seconds in a first call.
+            with sdpa_kernel(_ATTENTION) if x.is_cuda else nullcontext():
+                y = F.scaled_dot_product_attention(queries.transpose(1, 2), *past, attn_mask=mask)
+            attended = F.linear(y.transpose(1, 2).flatten(2).flatten(0, 1), weights.out[layer])
+            normed = add_norm(x, attended, weights.mlp_norm[layer], self._model.eps)
+            features = square_of_relu_(F.linear(normed, weights.up[layer]))
+            update = F.linear(features, weights.down[layer])
+        assert update is not None, "there is at least one layer"
+        return x.add_(update).view(batch, -1, x.shape[1])
+
+    def _choose(self, hidden: Tensor, ids: Tensor, shape: _Shape, request: Request) -> Tensor:
+        """Choose the ids `[B, U]` that follow the tokens `[B, T]` of the first pass, from hidden states `[B, U, D]`."""
         (batch, count), rows = hidden.shape[:2], request.rows
-        positions = torch.broadcast_tensors(rows.unsqueeze(1), first.stages, first.steps)
-        stream = Stream(self._seed, *(position.flatten().contiguous() for position in positions))
-        ids = first.ids[:, -count:].flatten().contiguous()
+        stream = None
+        if request.temperature:
+            positions = torch.broadcast_tensors(rows.unsqueeze(1), shape.branches + request.stage, shape.steps)
+            stream = Stream(self._seed, *(position.flatten().contiguous() for position in positions))
+        ids = ids[:, -count:].flatten().contiguous()
         sampled = sample_digits(hidden.flatten(0, 1), ids, self._head, self._model.table, request.temperature, stream)
         return sampled.ids.view(batch, count)
 
@@ -288,60 +318,77 @@ class Stepwise:
         return x + F.linear(features, weights.down[layer])
 
 
-def _first_pass(request: Request, drafts: Sequence[Tensor | None]) -> _FirstPass:
-    prefix_length, device = request.prefix.shape[1], request.prefix.device
-    parts, spans = [request.prefix], [slice(0, prefix_length)]
-    start = prefix_length
+def _read_tokens(length: int, draft: Tensor | None) -> int:
+    """Return the tokens of a branch in the first pass: its mark, and its draft.
+
+    The last token of a completion need not be read: no token is chosen after it.
+    """
+    return 1 if draft is None else 1 + min(draft.shape[1], length - 1)
+
+
+def _first_ids(request: Request, drafts: Sequence[Tensor | None]) -> Tensor:
+    """Return the ids `[B, T]` of the first pass: the prefix, then the mark and the draft of each branch."""
+    parts = [request.prefix]
     for branch, (length, draft) in enumerate(zip(request.lengths, drafts, strict=True)):
-        part = request.marks[:, branch : branch + 1]
+        parts.append(request.marks[:, branch : branch + 1])
         if draft is not None:
-            # The last token of a completion need not be read: no token is chosen after it.
-            part = torch.cat([part, draft[:, : length - 1]], dim=1)
-        parts.append(part)
-        spans.append(slice(start, start + part.shape[1]))
-        start += length
-    sizes = torch.tensor([part.shape[1] for part in parts])
-    # The part of each token: 0 is the prefix, 1 the first branch.
-    part_index = torch.arange(len(parts)).repeat_interleave(sizes)
-    visible = (part_index[None, :] == 0) | (part_index[None, :] == part_index[:, None])
-    return _FirstPass(
-        ids=torch.cat(parts, dim=1),
-        spans=spans,
-        mask=visible.tril()[None, None].to(device),
-        stages=(request.stage + part_index[prefix_length:] - 1).to(device),
-        steps=torch.cat([torch.arange(part.shape[1]) for part in parts[1:]]).to(device),
+            parts.append(draft[:, : length - 1])
+    return torch.cat(parts, dim=1)
+
+
+def _new_shape(
+    batch: int, sizes: list[int], lengths: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> _Shape:
+    """Return the shape of a first pass.
+
+    sizes: tokens of the prefix and of each branch.
+    lengths: slots of each branch. Branches follow one another in the cache and in the output.
+    """
+    prefix_length, *reads = sizes
+    starts = [prefix_length + sum(lengths[:branch]) for branch in range(len(lengths))]
+    slots = torch.cat([torch.arange(size) + start for size, start in zip(sizes, [0, *starts], strict=True)])
+    # The part of each slot: 0 is the prefix, 1 the first branch. Slots without a token come after those of their branch
+    # that have one, so that no token attends to them.
+    part_of_slot = torch.arange(len(sizes)).repeat_interleave(torch.tensor([prefix_length, *lengths]))
+    part = part_of_slot[slots]
+    visible = (part_of_slot == 0) | (part_of_slot == part[:, None])
+    visible &= torch.arange(len(part_of_slot)) <= slots[:, None]
+    # Rows of a multiple of 16 bytes, as fused attention wants them.
+    mask = torch.full((len(slots), -(-len(part_of_slot) // 8) * 8), float("-inf"))
+    mask[:, : len(part_of_slot)].masked_fill_(visible, 0.0)
+    base = torch.zeros(len(_Field), len(lengths), 1, dtype=torch.int64)
+    per_row = torch.zeros_like(base)
+    for branch, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        base[_Field.START, branch] = base[_Field.SLOT, branch] = start
+        base[_Field.PREFIX, branch] = prefix_length
+        base[_Field.LIMIT, branch] = per_row[_Field.OUT, branch] = length
+        base[_Field.STAGE, branch] = branch
+        base[_Field.OUT, branch] = batch * sum(lengths[:branch])
+        per_row[_Field.ROW, branch] = 1
+    return _Shape(
+        sizes=sizes,
+        mask=mask.to(device, dtype)[None, None, :, : len(part_of_slot)],
+        slots=slots.to(device),
+        branches=(part[prefix_length:] - 1).to(device),
+        steps=torch.cat([torch.arange(size) for size in reads]).to(device),
+        base=base.to(device),
+        per_row=per_row.to(device),
     )
 
 
-def _sequences(request: Request, outputs: list[Tensor], counts: list[Tensor]) -> Tensor:
-    """Return the state `[fields, J * B]` of all sequences. Branches follow one another in the cache and in the output.
+def _sequences(request: Request, shape: _Shape, output: Tensor, counts: Tensor) -> Tensor:
+    """Return the state `[fields, J * B]` of all sequences.
 
-    outputs: `[B, length]` ids, one per branch.
-    counts: `[B]` the number of ids generated so far, one per branch.
+    output: ids generated so far, as `_Context.output`.
+    counts: `[J, B]` how many there are of each sequence.
     """
-    batch, prefix_length = request.prefix.shape
-    rows = torch.arange(batch, device=request.prefix.device)
-    start, first_out = prefix_length, 0
-    branches = []
-    for branch, (length, output, count) in enumerate(zip(request.lengths, outputs, counts, strict=True)):
-        values: dict[_Field, int | Tensor] = {
-            _Field.ID: output.gather(1, count.unsqueeze(1) - 1).squeeze(1),
-            _Field.ROW: rows,
-            _Field.START: start,
-            _Field.PREFIX: prefix_length,
-            _Field.LIMIT: length,
-            _Field.COUNTER: request.rows,
-            _Field.STAGE: request.stage + branch,
-            _Field.SLOT: start + count,
-            _Field.STEP: count,
-            _Field.OUT: first_out + length * rows + count,
-        }
-        sequences = rows.new_empty(len(_Field), batch)
-        for field, value in values.items():
-            sequences[field] = value
-        branches.append(sequences)
-        start, first_out = start + length, first_out + length * batch
-    return torch.cat(branches, dim=1)
+    rows = torch.arange(counts.shape[1], device=counts.device)
+    state = torch.addcmul(shape.base, shape.per_row, rows)
+    state[_Field.SLOT :] += counts
+    state[_Field.ID] = output[state[_Field.OUT] - 1]
+    state[_Field.COUNTER] = request.rows
+    state[_Field.STAGE] += request.stage
+    return state.flatten(1)
 
 
 def _fill(state: Tensor, sequences: Tensor, idle: Tensor) -> None:

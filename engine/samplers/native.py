@@ -29,9 +29,10 @@ from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.native_attention import Seen, attend, attend_from_one
 from sector.engine.samplers.native_compiled import CompiledModel, load_library
 from sector.engine.samplers.native_model import Kept, NativeModel
-from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings, accept
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 from sector.engine.spans import span
 from sector.engine.threads import num_cores
+from sector.kernels.acceptance import accept
 
 # Tokens of a tile, which a core reads at a time.
 TILE_TOKENS = 6144

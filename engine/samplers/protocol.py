@@ -124,19 +124,3 @@ class Sampler(Protocol):
         beginning: the same object in all calls of a chain, which have the same rows in the same order.
         """
         ...
-
-
-def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
-    """Write the accepted choices of a branch and padding into `output [B, length]`; return their count `[B]`.
-
-    A choice is accepted if the model itself chose every drafted token before it, which makes drafts lossless.
-
-    chosen: `[B, U]` the model's choices after the mark and after each token of the draft.
-    """
-    count = chosen.shape[1]
-    accepted = torch.ones_like(chosen)
-    if draft is not None:
-        accepted[:, 1:] = (chosen[:, :-1] == draft[:, : count - 1]).long().cumprod(dim=1)
-    output.fill_(pad_id)
-    output[:, :count] = torch.where(accepted.bool(), chosen, pad_id)
-    return accepted.sum(dim=1)

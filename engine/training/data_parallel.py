@@ -31,11 +31,11 @@ _TIMEOUT = timedelta(days=30)
 class Gradient:
     """Result of a shard in a step.
 
-    loss: mean loss in nats a token.
+    loss: `[]` mean loss in nats a token.
     flat: `[P]` gradients of all parameters, one after another.
     """
 
-    loss: float
+    loss: Tensor
     flat: Tensor
 
 
@@ -114,7 +114,7 @@ class Exchange:
         rows = [
             self._messages[shard % self._ranks.size][shard // self._ranks.size] for shard in range(self._num_shards)
         ]
-        return [Gradient(row[1].item(), row[2:]) for row in rows]
+        return [Gradient(row[1], row[2:]) for row in rows]
 
     def close(self, digest: str) -> None:
         """End the cycle. RuntimeError unless the weights of all processes have the sha256 `digest`."""

@@ -11,8 +11,9 @@ the parameters of the model.
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import text_rows
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.fused_model import branch_states
+from sector.engine.training.graphs import CudaCapture, GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
 
 _MUON_STATE = ("momentum_buffer",)
@@ -137,14 +139,20 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     else:
         inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
         outer = [model.embed.weight, model.head.weight]
-        muon = Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+        muon = Muon(inner, lr=_rate(config.muon_learning_rate, model.device), weight_decay=config.weight_decay)
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
-        lr=config.learning_rate,
+        lr=_rate(config.learning_rate, model.device),
         betas=(config.beta1, config.beta2),
         fused=True,
+        capturable=model.device.type == "cuda",
     )
     return TrainState(model, muon, adamw, tokens=tokens)
+
+
+def _rate(rate: float, device: torch.device) -> float | Tensor:
+    """Return a learning rate in the form that an optimizer on a device takes: on a GPU a tensor, for graphs."""
+    return rate if device.type == "cpu" else torch.tensor(rate, device=device)
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -190,41 +198,38 @@ def train_cycle(
 
     Raises Diverged if the loss or the gradient is not finite, before the weights change.
     """
-    parameters = list(state.model.parameters())
-    gradient = _one_gradient(parameters)
+    gradient = _one_gradient(list(state.model.parameters()))
     exchange = ranks.exchange(gradient, config.num_shards) if ranks else None
     state.model.train()
 
-    def lay_out_step(step: int) -> list[Shard]:
-        return _lay_out_step(state.model, draw_examples, step, config, seed)
+    with _computing(state, config.fast_weight) as compute, one_thread():
 
-    def gradient_of(shard: Shard) -> Gradient:
-        return _gradient_of(state.model, parameters, shard, config.fast_weight)
+        def lay_out_step(step: int) -> list[Shard]:
+            return [compute.prepare(shard) for shard in _lay_out_step(state.model, draw_examples, step, config, seed)]
 
-    with _pool() as pool, one_thread():
         shards = lay_out_step(state.step) if state.step < num_steps else []
         while state.step < num_steps:
             step = state.step
             with span("distill step"):
                 _set_rates(state, config, schedule(step, num_steps, config))
                 num_tokens = sum(shard.num_tokens for shard in shards)
-                shard_gradients = pool.map(gradient_of, exchange.share(shards) if exchange else shards)
-                # The next step is laid out while cores work on this one.
+                shard_gradients = compute.gradients(exchange.share(shards) if exchange else shards)
+                # The next step is laid out while cores, or the GPU, work on this one.
                 if step + 1 < num_steps:
                     shards = lay_out_step(step + 1)
                 gradients = list(shard_gradients)
                 with span("exchange"):
                     if exchange:
                         gradients = exchange.gather(gradients)
-                    loss = sum(shard_gradient.loss for shard_gradient in gradients) / len(gradients)
+                    losses = torch.stack([shard_gradient.loss for shard_gradient in gradients])
+                    loss = sum(losses.tolist()) / len(gradients)
                     flat_gradients = torch.stack([shard_gradient.flat for shard_gradient in gradients])
                     torch.mean(flat_gradients, dim=0, out=gradient)
                     norm = _clip(gradient, config.clip_norm)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
                 with span("optimizer"):
-                    for optimizer in state.optimizers:
-                        optimizer.step()
+                    compute.update()
                 state.step, state.tokens = step + 1, state.tokens + num_tokens
             yield state.step, loss
     state.model.eval()
@@ -254,7 +259,11 @@ def _set_rates(state: TrainState, config: TrainerConfig, share: float) -> None:
     for optimizer in state.optimizers:
         peak = config.muon_learning_rate if optimizer is state.muon else config.learning_rate
         for group in optimizer.param_groups:
-            group["lr"] = share * peak
+            # A graph reads the rate from a tensor.
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(share * peak)
+            else:
+                group["lr"] = share * peak
 
 
 def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
@@ -264,10 +273,10 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
 
 
 def _lay_out_step(model: Model, draw_examples: Batches, step: int, config: TrainerConfig, seed: int) -> list[Shard]:
-    """Return the shards of a step, on the model's device."""
+    """Return the shards of a step, on the CPU."""
     with span("lay out"):
         draws = generator(seed, "augment", step)
-        return [move(_lay_out(model, examples, config, draws), model.device) for examples in draw_examples(step)]
+        return [_lay_out(model, examples, config, draws) for examples in draw_examples(step)]
 
 
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
@@ -339,9 +348,50 @@ def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shar
         loss = shard.loss(model, fast_weight)
     with span("backward"):
         parts = torch.autograd.grad(loss, parameters)
-        return Gradient(loss.item(), torch.cat([part.flatten() for part in parts]))
+        return Gradient(loss.detach(), torch.cat([part.flatten() for part in parts]))
 
 
-def _pool() -> ThreadPoolExecutor:
-    """Return a pool with one thread a core. Each thread uses one core: small matrices gain nothing from two."""
-    return ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,))
+@dataclass(frozen=True, slots=True)
+class _Compute:
+    """The computation of a step on a device.
+
+    prepare: brings a shard from the CPU to where its gradient is computed.
+    gradients: function from shards to their gradients, in the same order.
+    update: updates all weights by the gradient.
+    """
+
+    prepare: Callable[[Shard], Shard]
+    gradients: Callable[[Sequence[Shard]], Iterable[Gradient]]
+    update: Callable[[], None]
+
+
+@contextmanager
+def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
+    """Yield how to compute steps: with threads on a CPU, with CUDA graphs for our own model on a GPU."""
+    model, parameters = state.model, list(state.model.parameters())
+
+    def gradient_of(shard: Shard) -> Gradient:
+        return _gradient_of(model, parameters, shard, fast_weight)
+
+    def update() -> None:
+        for optimizer in state.optimizers:
+            optimizer.step()
+
+    if model.device.type == "cpu":
+        # One thread a core, and each thread uses one core: small matrices gain nothing from two.
+        with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield _Compute(lambda shard: shard, lambda shards: pool.map(gradient_of, shards), update)
+    elif isinstance(model, SectorForCausalLM):
+        graphs = graphed_gradients(model, fast_weight)
+        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(warm_ups=0))
+        # A graph copies its shard to the GPU itself, while the GPU works on others.
+        yield _Compute(
+            lambda shard: shard,
+            lambda shards: [graphs.gradient_of(model, shard) for shard in shards],
+            graphed_update.step,
+        )
+    else:
+        # A list, because `map` would compute nothing before the next step is laid out.
+        yield _Compute(
+            lambda shard: move(shard, model.device), lambda shards: [gradient_of(shard) for shard in shards], update
+        )

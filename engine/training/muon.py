@@ -22,10 +22,13 @@ _LEAST_NORM = 1e-7
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
 
-    Its state is `momentum_buffer`, as in torch. Raises ValueError if a parameter is not a matrix.
+    Its state is `momentum_buffer`, as in torch. For a CUDA graph of a step, `lr` is a tensor on the device. Raises
+    ValueError if a parameter is not a matrix.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for parameter in group["params"]:
