@@ -79,20 +79,24 @@ train() {
 
 for part in "$@"; do
   case $part in
-    check) run_part check 60 "$PYTHON" -m sector.benchmarks.gpu_check ;;
+    check)
+      # Without what it needs no other part can run.
+      "$PYTHON" -m sector.benchmarks.gpu_check | tee -a "$out/log.txt"
+      [ "${PIPESTATUS[0]}" = 0 ] || exit 2
+      ;;
     tests)
-      run_part tests 160 "$PYTHON" -m pytest -m gpu --import-mode=importlib -q -n 8 --timeout 200 -p no:cacheprovider \
-        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention}.py \
-        tests/test_{consistency,kernel_layout,megakernel,gpu,improve}.py
+      run_part tests 120 "$PYTHON" -m pytest -m gpu --import-mode=importlib -q -n 8 --timeout 200 -p no:cacheprovider \
+        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance}.py \
+        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,gpu,improve,training_graphs}.py
       ;;
     kernels)
       for preset in tiny base; do
         [ -e "$STATE/$preset" ] && cells "kernels_$preset" 60 "$STATE/$preset" --kernels --rows 4096
       done
       ;;
-    tiny) cells tiny 150 "$STATE/tiny" ;;
+    tiny) cells tiny 90 "$STATE/tiny" --decode kernels ;;
     hf) cells hf 90 "$STATE/tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
-    train) train tiny 240 --until 29 ;;
+    train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     profile)

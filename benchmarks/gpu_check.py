@@ -46,14 +46,14 @@ def missing() -> list[str]:
 def main() -> int:
     """Print what is there; return 2 if something is missing."""
     if names := missing():
-        print(f"missing: {', '.join(names)}. Put their wheels on PYTHONPATH: pip install --target DIR --no-deps WHEELS")
+        print(f"gpu.sh: missing {', '.join(names)}; unpack their wheels into a folder, and name it in PYTHONPATH")
         return 2
     import torch
 
     for package in ("torch", "triton", "transformers", "pydantic", "pytest"):
         print(package, importlib.metadata.version(package))
     if not torch.cuda.is_available():
-        print("torch sees no GPU")
+        print("gpu.sh: torch sees no GPU; set PYTHON to one whose torch does")
         return 2
     properties = torch.cuda.get_device_properties(0)
     print(

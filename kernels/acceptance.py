@@ -8,9 +8,6 @@ from torch import Tensor
 
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 
-# Value of an output before the kernel writes it.
-PLACEHOLDER = -1
-
 # Numbers that a compiled program holds at a time.
 _COMPILED_NUMBERS = 2048
 

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 
-# Value of an output before a kernel writes it.
-PLACEHOLDER = -1
-
 # Digits of an answer that a program copies at a time, and pairs of guesses per compiled program.
 _BLOCK_DIGITS = 32
 _COMPILED_PAIRS = 1024
@@ -44,8 +41,8 @@ def majority_reference(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def majority_kernel(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Compute `majority` with the Triton kernel."""
     count, num_guesses, length = guesses.shape
-    answers = torch.full((count, length), PLACEHOLDER, dtype=torch.int64, device=guesses.device)
-    votes = torch.full((count,), PLACEHOLDER, dtype=torch.int64, device=guesses.device)
+    answers = torch.empty(count, length, dtype=torch.int64, device=guesses.device)
+    votes = torch.empty(count, dtype=torch.int64, device=guesses.device)
     if count == 0:
         return answers, votes
     padded = next_power_of_2(num_guesses)

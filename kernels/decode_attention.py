@@ -19,9 +19,6 @@ from sector.kernels._triton import block_rows, expect, next_power_of_2, num_prog
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-# Value of an output before the kernel writes it.
-PLACEHOLDER = float("nan")
-
 # Slots that a program reads at a time, and rows per compiled program: 64 KiB of keys and values in float32 at head size
 # 32, which four warps hold in registers.
 _BLOCK_SLOTS = 32
@@ -91,7 +88,7 @@ def decode_attention_kernel(
     """Compute `decode_attention` with the Triton kernel."""
     count, (_, heads, _, size) = len(qkv), keys.shape
     if out is None:
-        out = torch.full((count, heads * size), PLACEHOLDER, dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty(count, heads * size, dtype=qkv.dtype, device=qkv.device)
     if count == 0:
         return out
     block = block_rows(count, compiled=_COMPILED_ROWS)

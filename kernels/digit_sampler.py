@@ -22,10 +22,6 @@ from sector.kernels.token_table import TokenTable, class_of, next_ids
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-# Values of outputs before the kernel writes them: neither an id nor a log-probability.
-PLACEHOLDER_ID = -1
-PLACEHOLDER_LOGPROB = float("nan")
-
 # Hidden components that a compiled program loads at a time.
 _BLOCK_HIDDEN = 32
 
@@ -58,12 +54,12 @@ class Sampled:
     stopped: Tensor
 
     @staticmethod
-    def placeholder(count: int, device: torch.device) -> "Sampled":
-        """Return outputs for `count` rows that show which of their values were written."""
+    def empty(count: int, device: torch.device) -> "Sampled":
+        """Return memory for the outputs of `count` rows, all of which the kernel writes."""
         return Sampled(
-            torch.full((count,), PLACEHOLDER_ID, dtype=torch.int64, device=device),
-            torch.full((count,), PLACEHOLDER_LOGPROB, dtype=torch.float32, device=device),
-            torch.zeros(count, dtype=torch.bool, device=device),
+            torch.empty(count, dtype=torch.int64, device=device),
+            torch.empty(count, dtype=torch.float32, device=device),
+            torch.empty(count, dtype=torch.bool, device=device),
         )
 
 
@@ -119,7 +115,7 @@ def sample_digits_kernel(
 ) -> Sampled:
     """Compute `sample_digits` with the Triton kernel."""
     count, size = hidden.shape
-    out = Sampled.placeholder(count, hidden.device) if out is None else out
+    out = Sampled.empty(count, hidden.device) if out is None else out
     if count == 0:
         return out
     # A greedy kernel reads no stream, so any pointers do.

@@ -17,9 +17,6 @@ from sector.kernels._triton import block_rows, expect, next_power_of_2, num_prog
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-# Value of an output before the kernel writes it.
-PLACEHOLDER = float("nan")
-
 # Numbers that a compiled program holds at a time: eight a thread.
 _COMPILED_NUMBERS = 1024
 _INTERPRETED_NUMBERS = 1 << 16

@@ -16,9 +16,6 @@ from torch import Tensor
 from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 from sector.kernels.token_table import TokenTable
 
-# Value of an output before a kernel writes it: neither an id nor a digit.
-PLACEHOLDER = -1
-
 # Ids per compiled program: 8 per thread.
 _COMPILED_IDS = 1024
 
@@ -175,7 +172,7 @@ def prompt_ids_kernel(
     """Compute `prompt_ids` with the Triton kernel."""
     count, digits = a.shape
     width = 2 * digits + 5 if mode is None else 2 * digits + 6
-    out = _placeholder(a.device, count, width)
+    out = _memory(a.device, count, width)
     if count == 0:
         return out
     grid, blocks = _launch_shape(count, width)
@@ -207,11 +204,11 @@ def parse_simplifications_kernel(
     """Compute `parse_simplifications` with the Triton kernel."""
     count, rest, device = len(ids), digits - 1, ids.device
     out = Simplified(
-        a=_placeholder(device, count, rest),
-        b=_placeholder(device, count, rest),
-        carry=_placeholder(device, count),
-        digit=_placeholder(device, count),
-        valid=torch.zeros(count, dtype=torch.bool, device=device),
+        a=_memory(device, count, rest),
+        b=_memory(device, count, rest),
+        carry=_memory(device, count),
+        digit=_memory(device, count),
+        valid=torch.empty(count, dtype=torch.bool, device=device),
     )
     if count == 0:
         return out
@@ -246,8 +243,8 @@ def parse_answers_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Compute `parse_answers` with the Triton kernel."""
     count, length = len(ids), digits + 1
-    answers = _placeholder(ids.device, count, length)
-    valid = torch.zeros(count, dtype=torch.bool, device=ids.device)
+    answers = _memory(ids.device, count, length)
+    valid = torch.empty(count, dtype=torch.bool, device=ids.device)
     if count == 0:
         return answers, valid
     grid, blocks = _launch_shape(count, length + 1)
@@ -277,9 +274,9 @@ def _launch_shape(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     return (num_programs(rows, block),), {"BLOCK_ROWS": block, "BLOCK_COLUMNS": columns, "num_warps": 4}
 
 
-def _placeholder(device: torch.device, *shape: int) -> Tensor:
-    """Return an int64 output that shows which of its values were written."""
-    return torch.full(shape, PLACEHOLDER, dtype=torch.int64, device=device)
+def _memory(device: torch.device, *shape: int) -> Tensor:
+    """Return memory for an int64 output, all of which a kernel writes; in tests it holds no values that could pass."""
+    return torch.empty(shape, dtype=torch.int64, device=device)
 
 
 def _place_ids(length: int, variants: Tensor, table: TokenTable) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sector.kernels.acceptance import PLACEHOLDER, accept, accept_kernel, accept_reference
+from sector.kernels.acceptance import accept, accept_kernel, accept_reference
 
 PAD = 77
 
@@ -21,7 +21,7 @@ def test_the_kernel_is_the_reference(
         wrong_from = torch.randint(0, 2 * width, (count, 1), generator=draws).to(kernel_device)
         draft = chosen + (torch.arange(width, device=kernel_device) == wrong_from)
         draft = torch.cat([draft, draft[:, :1]], dim=1)
-    outputs = [torch.full((count, length), PLACEHOLDER, device=kernel_device) for _ in range(2)]
+    outputs = [torch.full((count, length), -1, device=kernel_device) for _ in range(2)]
     counts = accept_kernel(outputs[0], chosen, draft, PAD)
     assert torch.equal(counts, accept_reference(outputs[1], chosen, draft, PAD))
     assert torch.equal(*outputs)

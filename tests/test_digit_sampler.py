@@ -190,7 +190,7 @@ def test_rows_may_be_strided_and_ids_overwritten(kernel_device: torch.device) ->
     longer = torch.full((50, 3, 64), float("nan"), device=kernel_device)
     longer[:, -1] = hidden
     expected = sample_digits_kernel(hidden, ids, head, table)
-    out = replace(Sampled.placeholder(50, kernel_device), ids=ids)
+    out = replace(Sampled.empty(50, kernel_device), ids=ids)
     sample_digits_kernel(longer[:, -1], ids, head, table, out=out)
     assert torch.equal(ids, expected.ids) and torch.equal(out.logprobs, expected.logprobs)
 
@@ -235,7 +235,7 @@ def test_the_cpu_runs_the_reference() -> None:
         pytest.param({"ids": torch.zeros(4, dtype=torch.int64, device="meta")}, "ids must be on cpu", id="device"),
         pytest.param({"temperature": -1.0}, "must not be negative", id="temperature"),
         pytest.param({"temperature": 1.0}, "needs a stream", id="stream"),
-        pytest.param({"out": Sampled.placeholder(5, torch.device("cpu"))}, r"out.ids must be \[4\]", id="out"),
+        pytest.param({"out": Sampled.empty(5, torch.device("cpu"))}, r"out.ids must be \[4\]", id="out"),
     ],
 )
 def test_what_the_kernel_would_misread_is_refused(change: dict[str, object], message: str) -> None:

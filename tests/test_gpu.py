@@ -306,7 +306,7 @@ def test_a_step_asks_the_device_nothing(launches: Counter[str], monkeypatch: pyt
     monkeypatch.setattr(
         digit_sampler,
         "sample_digits_kernel",
-        lambda hidden, *rest: rest[-1] or Sampled.placeholder(len(hidden), hidden.device),
+        lambda hidden, *rest: rest[-1] or Sampled.empty(len(hidden), hidden.device),
     )
     step = Stepwise(kernel_model(small_model(), torch.device("meta")), CACHE_BYTES)
     context = step._context(40)
