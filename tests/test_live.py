@@ -10,7 +10,7 @@ from sector.cli._live import frame
 from sector.cli._output import PlainConsole
 from sector.cli._tally import Tally
 from sector.engine.config import RunConfig
-from sector.engine.run.events import Generated, GoalMeasured, PhaseAudited, TrainingStep
+from sector.engine.run.events import FrontierMoved, Generated, GoalMeasured, PhaseAudited, TrainingStep
 from sector.engine.run.records import RoundMetrics
 
 
@@ -75,6 +75,7 @@ def test_the_supervised_phase_shows_all_lengths_to_come(width: int) -> None:
 
 def test_the_time_left_counts_down_and_never_below_nothing() -> None:
     tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)])
+    tally.take(Generated(9, tried=1000, of=1000, accepted=900, tokens_per_s=5e4))
     left = tally.seconds_left()
     # Rounds at 7 and 8 took 30 seconds each, 60 / (49 + 64) a squared digit.
     assert left == pytest.approx(81 * 60 / 113, abs=1)
@@ -100,6 +101,46 @@ def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pyte
         now[0] += 10
         tally.take(_step(9, done, 60))
     assert tally.seconds_left() == pytest.approx(22 * 10)
+
+
+def _resumed(until: int, *lines: RoundMetrics) -> Tally:
+    """Return the tally of a resumed run that has passed its finished rounds."""
+    tally = Tally(RunConfig(until=until), lines, lines[-1].digits)
+    for line in lines[1:]:
+        tally.take(FrontierMoved(line.digits))
+        assert tally.frontier == lines[-1].digits and tally.seconds_left() is None
+    return tally
+
+
+def test_a_resumed_round_has_only_the_rest_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its problems and half of its steps were done by an earlier command."""
+    monkeypatch.setattr("time.perf_counter", lambda: 1000.0)
+    # A round takes 20 seconds to generate, 40 to train, and 60 in all.
+    seconds = {"seconds_generate": 20.0, "seconds_train": 40.0, "cycles": 1}
+    lines = [_metrics(digits).model_copy(update={**seconds, "seconds_total": 60.0 * digits}) for digits in (6, 7, 8)]
+    tally = _resumed(9, *lines)
+    tally.take(_step(9, 161, 320))
+    assert tally.seconds_left() == pytest.approx((60 - 20 - 20) * 81 * 2 / 113)
+
+
+def test_a_goal_that_was_raised_does_not_shorten_the_leaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last leap of a run that reached its goal was cut off there; the rounds to come are at 21, 25 and 29."""
+    monkeypatch.setattr("time.perf_counter", lambda: 1000.0)
+    leaps = ((6, 5), (11, 5), (16, 4), (20, 1))
+    tally = _resumed(29, *(_metrics(digits).model_copy(update={"leap": leap}) for digits, leap in leaps))
+    tally.take(Generated(21, tried=1000, of=1000, accepted=900, tokens_per_s=5e4))
+    rate = 30 * (20 - 6) / (11**2 + 16**2 + 20**2)
+    assert tally.seconds_left() == pytest.approx(rate * (21**2 + 25**2 + 29**2))
+
+
+def test_a_phase_is_timed_by_the_steps_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    tally = _resumed(9, *map(_metrics, (6, 7, 8)))
+    for step in range(301, 311):
+        now[0] += 10
+        tally.take(_step(9, step, 320))
+    assert tally.seconds_left() == pytest.approx(10 * 10)
 
 
 def test_what_would_be_done_again_is_said() -> None:
