@@ -104,7 +104,7 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
     tally = Tally(config, run.metrics(), run.frontier)
     stopped_because = "interrupted"
     try:
-        with _view(run, tally, output) as view:
+        with _view(run, tally, output, stopping) as view:
             unwritable: Unwritable | None = None
             for event in events:
                 tally.take(event)
@@ -162,13 +162,13 @@ class View(Protocol):
         ...
 
 
-def _view(run: "RunDir", tally: Tally, output: Output) -> AbstractContextManager[View]:
+def _view(run: "RunDir", tally: Tally, output: Output, stopping: "Stopping") -> AbstractContextManager[View]:
     if output.as_json:
         return nullcontext(_JsonView(output))
     if output.is_live:
         from sector.cli._live import LiveView
 
-        return LiveView(output.console, str(run.root), tally)
+        return LiveView(output.console, str(run.root), tally, stopping)
     return _PlainView(output, tally)
 
 

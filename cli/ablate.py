@@ -13,6 +13,7 @@ from sector.cli import _options as options
 from sector.cli._errors import Interrupted
 from sector.cli._output import Output, clock
 from sector.engine.run.events import Generated, TrainingStep
+from sector.engine.run.stopping import HINT
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
@@ -82,9 +83,11 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
         bar.note(f"evaluating: {note}")
 
     total = len(grid.cells) * len(grid.seeds)
+    stopping.is_shown = output.shows_bars
     with output.progress(grid.title) as bar:
         for step in run_grid(grid, out, evaluating, stopping):
-            bar.at(step.index, total, f"{step.cell.name} seed {step.seed}: {_doing(step)}")
+            doing = HINT if stopping.interrupted else f"{step.cell.name} seed {step.seed}: {_doing(step)}"
+            bar.at(step.index, total, doing)
             if step.event is None:
                 _report(step, total, output)
             if stopping.ends_after(step.event):

@@ -1,17 +1,24 @@
 """The live view of a run: it fits the terminal, and its time left is what the last rounds say."""
 
 import io
+import os
 import re
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from recorded import round_metrics
 
-from sector.cli._live import frame
+from sector.cli._live import LiveView, frame
 from sector.cli._output import PlainConsole
 from sector.cli._tally import Tally
 from sector.engine.config import RunConfig
 from sector.engine.run.events import FrontierMoved, Generated, GoalMeasured, PhaseAudited, TrainingStep
 from sector.engine.run.records import RoundMetrics
+from sector.engine.run.stopping import HINT, stop_on_signals
 
 
 def _step(digits: int, step: int, of: int) -> TrainingStep:
@@ -101,6 +108,40 @@ def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pyte
         now[0] += 10
         tally.take(_step(9, done, 60))
     assert tally.seconds_left() == pytest.approx(22 * 10)
+
+
+@contextmanager
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Make stderr a terminal, and yield its other end."""
+    end, of_process = os.openpty()
+    with open(of_process, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        yield end
+    os.close(end)
+
+
+def _written(terminal: int) -> str:
+    """Return the text that arrives on a terminal within a moment."""
+    return os.read(terminal, 999).decode() if select.select([terminal], [], [], 0.2)[0] else ""
+
+
+def test_ctrl_c_is_answered_inside_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of its own would be drawn over by the next frame, and would leave a header behind."""
+    console = PlainConsole(width=80, height=24, file=io.StringIO(), force_terminal=True)
+    tally = Tally(RunConfig(), [], 0)
+    with _terminal(monkeypatch) as terminal, stop_on_signals() as stopping:
+        with LiveView(console, "runs/first", tally, stopping) as view:
+            signal.raise_signal(signal.SIGINT)
+            view.show(GoalMeasured(0, 1, met=True, agreement=1.0, accuracy=1.0, trained=1.0))
+            assert console.file.getvalue().count(HINT) == 1
+        assert console.file.getvalue().count(HINT) == 1, "the last frame stays on screen"
+        assert _written(terminal) == ""
+
+
+def test_ctrl_c_without_a_view_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _terminal(monkeypatch) as terminal, stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        assert _written(terminal).strip() == f"sector: {HINT}"
 
 
 def _resumed(until: int, *lines: RoundMetrics) -> Tally:
