@@ -23,7 +23,7 @@ _ON_GPU = {
     "idle": "neither: Python between operations, or waiting",
 }
 _ON_CPU = {
-    "operations": "of all cores' time, cores are inside an operation of torch",
+    "operations": "of all cores' time, cores are inside an operation of torch or a compiled pass",
     "host": "cores do other work of this process: Python, and the recording itself",
     "idle": "cores do no work for this process",
 }
