@@ -150,11 +150,11 @@ class Tally:
         return min(1.0, seconds / duration) if duration else 0.0
 
     def _goal(self, event: GoalMeasured) -> None:
-        self.note = f"agrees with itself on {percent(event.agreement)} at {(event.digits or self.first) + 1} digits"
+        self.note = f"agreement {percent(event.agreement)} at {(event.digits or self.first) + 1} digits"
         if event.trained is not None:
-            self.note += f", on {percent(event.trained)} or more at trained lengths"
+            self.note += f", lowest at trained lengths {percent(event.trained)}"
         if event.accuracy is not None:
-            self.note += f", lowest accuracy {percent(event.accuracy)}"
+            self.note += f"; lowest accuracy {percent(event.accuracy)}"
 
     def _generate(self, event: Generated) -> None:
         self.phase = f"Generating {event.digits} digits"

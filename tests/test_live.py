@@ -99,6 +99,12 @@ def test_a_note_of_two_lines_is_whole() -> None:
     assert all(figure in text for figure in ("97.1 %", "98.2 %", "99.3 %")) and len(text.splitlines()) < 24
 
 
+def test_agreement_is_named_once_and_never_more_than_all() -> None:
+    tally = Tally(RunConfig(), [], 0)
+    tally.take(GoalMeasured(0, 1, met=True, agreement=0.98, accuracy=0.993, trained=1.0))
+    assert tally.note == "agreement 98.0 % at 7 digits, lowest at trained lengths 100.0 %; lowest accuracy 99.3 %"
+
+
 def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round that takes longer than the last ones: what is left of its steps is counted by their own pace."""
     now = [1000.0]
