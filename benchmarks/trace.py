@@ -12,8 +12,10 @@ from typing import Any
 _MICRO = 1e-6
 _STEP = "ProfilerStep#"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-_ON_HOST = ("cpu_op", "cuda_runtime", "cuda_driver")
+_ON_HOST = ("cuda_runtime", "cuda_driver")
 _RANGE = "user_annotation"
+# Span of the compiled passes of the native engine, which torch does not see (`native.py`).
+_COMPILED = "compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class Event:
     def seconds(self) -> float:
         """Duration in seconds."""
         return self.end - self.start
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether it is an operation of torch on the CPU, or a compiled pass."""
+        return self.category == "cpu_op" or (self.category == _RANGE and self.name == _COMPILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ def summarize(events: Sequence[Event], processor: ProcessorTime) -> dict[str, An
     kernels = _operations([event for event in events if event.category == "kernel"], "gpu")
     return {
         "operations": sorted(
-            _operations([event for event in events if event.category == "cpu_op"], "cpu")
+            _operations([event for event in events if event.is_operation], "cpu")
             + _operations([event for event in events if event.category in _ON_GPU], "gpu"),
             key=lambda operation: -operation["self_seconds"],
         ),
@@ -111,7 +118,7 @@ def gpu_shares(events: Sequence[Event], seconds: float) -> dict[str, float]:
     idle: neither; Python between operations, or waiting.
     """
     on_gpu = covered(event for event in events if event.category in _ON_GPU)
-    either = covered(event for event in events if event.category in _ON_GPU + _ON_HOST)
+    either = covered(event for event in events if event.category in _ON_GPU + _ON_HOST or event.is_operation)
     kernels, busy = min(1.0, on_gpu / seconds), min(1.0, either / seconds)
     return {"kernels": kernels, "host": busy - kernels, "idle": 1 - busy}
 
@@ -119,13 +126,13 @@ def gpu_shares(events: Sequence[Event], seconds: float) -> dict[str, float]:
 def cpu_shares(events: Sequence[Event], seconds: float, processor: ProcessorTime) -> dict[str, float]:
     """Return shares of all cores' time that add up to 1.
 
-    operations: a core is inside an operation of torch.
+    operations: a core is inside an operation of torch, or a compiled pass.
     host: a core works for this process outside of operations: Python, and the recording itself.
     idle: a core does not work for this process.
     """
     by_thread: dict[Any, list[Event]] = defaultdict(list)
     for event in events:
-        if event.category == "cpu_op":
+        if event.is_operation:
             by_thread[event.thread].append(event)
     inside = sum(covered(operations) for operations in by_thread.values())
     # Threads that help inside an operation leave no events.

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sector.cli._signals import Ended, ended_by_signals, hush
 from sector.cli._streams import Unwritable, printable, usable_streams
@@ -63,6 +63,20 @@ _EXPECTED = (
 )
 
 
+class Command(TyperCommand):
+    """Command whose help screen shows no type for the switch --help."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _without_type(super().get_help_option(ctx))
+
+
+def _without_type(option: Any) -> Any:
+    """Return an option that is shown without its type."""
+    if option is not None:
+        option.metavar = ""
+    return option
+
+
 class CommandGroup(TyperGroup):
     """Commands that print an expected error as one line. Any other error is a bug and keeps its traceback."""
 
@@ -82,6 +96,9 @@ class CommandGroup(TyperGroup):
                     print(f"{_sender()}: {printable(' '.join(message.split()))}", file=sys.stderr)
         hush()
         sys.exit(code)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _without_type(super().get_help_option(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         # Typer would end on Ctrl-C without a message.
@@ -185,10 +202,6 @@ def _sender() -> str:
 def _usage_message(error: typer.TyperException) -> str:
     """Return the fault of the command line, and the help screen that explains the option."""
     message = error.format_message().replace("Value error, ", "").strip().rstrip(".")
-    option = getattr(error, "param", None)
-    least, most = getattr(option, "min", None), getattr(option, "max", None)
-    if least is not None and most is not None:
-        message = f"{message}; it takes {least} to {most}"
     context = getattr(error, "ctx", None)
     if not (message and context):
         return message

@@ -104,7 +104,7 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
     tally = Tally(config, run.metrics(), run.frontier)
     stopped_because = "interrupted"
     try:
-        with _view(run, tally, output) as view:
+        with _view(run, tally, output, stopping) as view:
             unwritable: Unwritable | None = None
             for event in events:
                 tally.take(event)
@@ -148,7 +148,10 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     example = find_task(config.task).example
     frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
     output.text("")
-    output.text(f"Done: {frontier} digits. Everything is in {run.root}, plots are in {run.plots()}. Try next:")
+    output.text(f"Done: {frontier} digits.")
+    output.text(f"Everything is in {run.root}, plots are in {run.plots()}.")
+    output.text("")
+    output.text("Next:")
     output.text("")
     output.text(f"  sector eval --model {root} --digits 1-{frontier}")
     output.text(f'  sector solve --model {root} "{example}" --policy improved --show')
@@ -162,13 +165,13 @@ class View(Protocol):
         ...
 
 
-def _view(run: "RunDir", tally: Tally, output: Output) -> AbstractContextManager[View]:
+def _view(run: "RunDir", tally: Tally, output: Output, stopping: "Stopping") -> AbstractContextManager[View]:
     if output.as_json:
         return nullcontext(_JsonView(output))
     if output.is_live:
         from sector.cli._live import LiveView
 
-        return LiveView(output.console, str(run.root), tally)
+        return LiveView(output.console, str(run.root), tally, stopping)
     return _PlainView(output, tally)
 
 
@@ -229,7 +232,7 @@ class _PlainView:
 
 def _round_line(line: "RoundMetrics") -> str:
     lowest = min(line.trained_accuracies)
-    accuracy = f"accuracy at least {percent(lowest)} on 1 to {line.digits} digits"
+    accuracy = f"lowest accuracy {percent(lowest)} on 1 to {line.digits} digits"
     if line.leap > 1:
         accuracy += f", next round at {line.digits + line.leap} digits"
     if not line.is_round:

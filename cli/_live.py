@@ -15,6 +15,7 @@ from rich.text import Text
 from sector.cli._output import SILENCE_SECONDS, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.engine.run.events import Event, Generated, TrainingStep
+from sector.engine.run.stopping import HINT, Stopping
 from sector.engine.shares import percent
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ _BLOCKS = (
 class LiveView:
     """Live view that is redrawn on events, at most once per FRAME_SECONDS. The last frame stays on screen."""
 
-    def __init__(self, console: Console, title: str, tally: "Tally") -> None:
-        self._console, self._title, self._tally = console, title, tally
+    def __init__(self, console: Console, title: str, tally: "Tally", stopping: Stopping) -> None:
+        self._console, self._title, self._tally, self._stopping = console, title, tally, stopping
         self._live = Live(console=console, auto_refresh=False)
-        self._last = 0.0
+        self._last, self._notice = 0.0, ""
         self._timer = every(FRAME_SECONDS, self._draw_if_silent)
 
     def __enter__(self) -> Self:
+        self._stopping.is_shown = True
         self._live.start()
         self._draw()
         self._timer.__enter__()
@@ -57,6 +59,7 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.__exit__(None, None, None)
+        self._stopping.is_shown = False
         self._draw()
         self._live.stop()
 
@@ -65,20 +68,28 @@ class LiveView:
             self._draw()
 
     def _draw_if_silent(self) -> None:
-        """Redraw if there was no event for long, so that the clock goes on."""
-        if time.perf_counter() - self._last > SILENCE_SECONDS:
+        """Redraw after Ctrl-C, and if there was no event for long, so that the clock goes on."""
+        is_new = self._stopping.interrupted and not self._notice
+        if is_new or time.perf_counter() - self._last > SILENCE_SECONDS:
             # If the terminal is gone, the next event fails in the same way and reports it.
             with suppress(Unwritable):
                 self._draw()
 
     def _draw(self) -> None:
-        self._live.update(frame(self._title, self._tally, self._console.width, self._console.height), refresh=True)
+        # Not in the last frame, which stays.
+        self._notice = HINT if self._stopping.interrupted and self._stopping.is_shown else ""
+        shown = frame(self._title, self._tally, self._console.width, self._console.height, self._notice)
+        self._live.update(shown, refresh=True)
         self._last = time.perf_counter()
 
 
-def frame(title: str, tally: "Tally", width: int, height: int) -> RenderableType:
-    """Return one frame of the view, for a terminal of `width` columns and `height` lines."""
-    parts: list[RenderableType] = [_header(title, tally, width - 2), "", _bars(tally), ""]
+def frame(title: str, tally: "Tally", width: int, height: int, notice: str = "") -> RenderableType:
+    """Return one frame of the view, for a terminal of `width` columns and `height` lines.
+
+    notice: line in the place of the tally's note.
+    """
+    note = Text(notice, style="bold yellow") if notice else Text(printable(tally.note), style="dim")
+    parts: list[RenderableType] = [_header(title, tally, width - 2), "", _bars(tally), note, ""]
     if tally.rounds:
         parts += [
             *_accuracies(tally.rounds[-1], width - 2),
@@ -104,7 +115,7 @@ def _header(title: str, tally: "Tally", width: int) -> Table:
     return grid
 
 
-def _bars(tally: "Tally") -> Group:
+def _bars(tally: "Tally") -> Table:
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(no_wrap=True, min_width=23)
     grid.add_column(ratio=1)
@@ -115,7 +126,7 @@ def _bars(tally: "Tally") -> Group:
     phase = ProgressBar(tally.of, tally.done, complete_style="cyan", finished_style="cyan")
     share = f"{100 * tally.done / tally.of:.0f} %"
     grid.add_row(tally.phase, phase, share)
-    return Group(grid, Text(printable(tally.note), style="dim"))
+    return grid
 
 
 def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:

@@ -12,6 +12,7 @@ from sector.engine.config import (
     LEAST_TEMPERATURE,
     MAX_K,
     MAX_TEMPERATURE,
+    MOST,
     EngineName,
     Filter,
     FilterName,
@@ -39,32 +40,41 @@ class Tracker(StrEnum):
     TRACKIO = "trackio"
 
 
+def number(metavar: str, text: str, least: float, most: float, *names: str, **settings: Any) -> Any:
+    """Return a Typer option for a number from `least` to `most`.
+
+    Not by typer's `min` and `max`: on a help screen these ranges would take the room of the meanings.
+    """
+
+    def check(value: float | None) -> float | None:
+        # A comparison with NaN is false.
+        if value is not None and not least <= value <= most:
+            raise typer.BadParameter(f"{value} is out of range; it takes {least} to {most}")
+        return value
+
+    return typer.Option(*names, metavar=metavar, help=text, callback=check, **settings)
+
+
 def flag(name: str, text: str) -> Any:
     """Return a Typer option for a switch without a value; an empty metavar hides its type from the help screen."""
     return typer.Option(name, metavar="", help=text)
 
 
-def _check_seed(seed: int | None) -> int | None:
-    # Not `min` and `max`: on a help screen the range of 64-bit numbers would take more room than the meaning.
-    if seed is not None and not 0 <= seed <= _MAX_SEED:
-        raise typer.BadParameter(f"{seed} is not in the range 0 to {_MAX_SEED}")
-    return seed
-
-
 def _check_temperature(temperature: float) -> float:
-    if 0 < temperature < LEAST_TEMPERATURE:
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
         raise typer.BadParameter(
-            f"{temperature:g} is too close to 0; give 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+            f"{temperature:g} is out of range; it takes 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
         )
     return temperature
 
 
 # Options that exist twice: with a default, and for commands that start or resume a run. In the latter
 # None means that the config file or the run directory decides.
-_seed = partial(typer.Option, "--seed", callback=_check_seed, metavar="N", help="Random seed.")
+_seed = partial(number, "N", "Random seed.", 0, _MAX_SEED, "--seed")
 _engine = partial(
     typer.Option,
     "--engine",
+    metavar="NAME",
     help="Engine that generates: sector's own (native), transformers (hf) or vLLM (vllm).",
 )
 _filter = partial(
@@ -96,42 +106,35 @@ Model = Annotated[
         metavar="DIR", help="Checkpoint directory, or run directory to use its best checkpoint.", show_default=False
     ),
 ]
-Digits = Annotated[int, typer.Option(min=1, metavar="N", help="Digits per operand.", show_default=False)]
+Digits = Annotated[int, number("N", "Digits per operand.", 1, MOST, show_default=False)]
 PolicyOption = Annotated[
     PolicyName,
     typer.Option(
         "--policy",
+        metavar="NAME",
         help="Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
     ),
 ]
 K = Annotated[
-    int,
-    typer.Option(
-        "--k", min=1, max=MAX_K, metavar="K", help="Simplifications per problem in a vote, with a guess after each."
-    ),
+    int, number("K", f"Simplifications per problem in a vote, with a guess after each: 1 to {MAX_K}.", 1, MAX_K, "--k")
 ]
 Temperature = Annotated[
     float,
     typer.Option(
-        min=0,
-        max=MAX_TEMPERATURE,
         callback=_check_temperature,
         metavar="T",
-        help=f"Sampling temperature: 0 (greedy), or at least {LEAST_TEMPERATURE:g}.",
+        help=f"Sampling temperature: 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}.",
     ),
 ]
-HardShare = Annotated[
-    float,
-    typer.Option(min=0, max=1, metavar="X", help="Share of problems with a long carry or a short operand."),
-]
+HardShare = Annotated[float, number("X", "Share of problems with a long carry or a short operand: 0 to 1.", 0, 1)]
 Workers = Annotated[
     int | None,
-    typer.Option(
+    number(
+        "N",
+        "Generate with N workers, each on a thread or GPU, here or on the Ray cluster at RAY_ADDRESS.",
+        1,
+        1024,
         "--workers",
-        min=1,
-        max=1024,
-        metavar="N",
-        help="Generate with N workers, each on a thread or GPU, here or on the Ray cluster at RAY_ADDRESS.",
         show_default="in this process",
     ),
 ]
@@ -148,6 +151,7 @@ RunPreset = Annotated[
     Preset | None,
     typer.Option(
         "--preset",
+        metavar="NAME",
         help="Size of a new model: 0.15 million parameters (tiny) or 14 million (base).",
         show_default=DEFAULTS.preset,
     ),
@@ -165,8 +169,8 @@ Track = Annotated[
     list[Tracker] | None,
     typer.Option(
         "--track",
-        metavar=f"<{'|'.join(Tracker)}>",
-        help="Log to this tracker besides TensorBoard. Repeatable.",
+        metavar="NAME",
+        help=f"Log to {' or '.join(Tracker)}, besides TensorBoard. Repeatable.",
         show_default=False,
     ),
 ]

@@ -60,6 +60,11 @@ class Output:
         drawable = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
         return drawable and console.width >= LIVE_COLUMNS and console.height >= LIVE_LINES
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether stderr is a terminal, on which progress is a bar."""
+        return self._messages.is_terminal
+
     def data(self, values: dict[str, Any], view: Callable[[], RenderableType]) -> None:
         """Print the result: values as JSON, or a view of them. Lines of a view that is a string are never wrapped."""
         if self.as_json:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sector.engine.config import RunConfig
@@ -50,6 +49,8 @@ class Tally:
         self._start = time.perf_counter()
         self._before = self.rounds[-1].seconds_total if rounds else 0.0
         self._phase_start = self._last_event = self._start
+        # Digits of the round under way, and the part of the round and of its phase that earlier commands did.
+        self._digits, self._share_before, self._done_before = 0, 0.0, 0
 
     @property
     def seconds_here(self) -> float:
@@ -62,27 +63,39 @@ class Tally:
         return self._before + self.seconds_here
 
     def seconds_left(self) -> float | None:
-        """Return the estimated seconds to `until`, from the last rounds; None before the first round is done.
+        """Return the estimated seconds to `until`, from the last rounds.
+
+        None before the first round is done, and before a resumed run comes to work that is not done yet.
 
         The time of a round grows with the square of its digits (measured): so do the tokens of a problem times the
         tokens that each attends to.
         """
-        ends = [line.seconds_total for line in self.rounds]
-        durations = [end - start for start, end in pairwise(ends)][-_RECENT:]
-        if not durations:
+        if len(self.rounds) < 2 or not self.done:
             return None
-        reached = self.rounds[-1].digits
-        rate = sum(durations) / sum(line.digits**2 for line in self.rounds[-len(durations) :])
-        leap = self.rounds[-1].leap
-        ahead = [*range(reached + leap, self.until, leap), self.until] if reached < self.until else []
+        ends = [line.seconds_total for line in self.rounds][-_RECENT - 1 :]
+        rate = (ends[-1] - ends[0]) / sum(line.digits**2 for line in self.rounds[1 - len(ends) :])
+        ahead = self._rounds_ahead()
         total = rate * sum(digits**2 for digits in ahead)
+        if ahead:
+            total -= self._share_before * rate * ahead[0] ** 2
         return max(self._phase_left(), total - max(0.0, self.seconds - ends[-1]))
 
+    def _rounds_ahead(self) -> list[int]:
+        """Return the lengths of the rounds that are not done, as far as they can be foreseen."""
+        before, last = self.rounds[-2:]
+        if last.digits >= self.until:
+            return []
+        # The last leap of a run that had reached its goal was cut short by that goal.
+        leap = max(last.leap, last.digits - before.digits)
+        following = self._digits if self._digits > last.digits else last.digits + last.leap
+        return [*range(following, self.until, leap), self.until]
+
     def _phase_left(self) -> float:
-        """Return the estimated seconds to the end of the current phase, from its own pace."""
-        if not self.done:
+        """Return the estimated seconds to the end of the current phase, from the pace of this command."""
+        done_here = self.done - self._done_before
+        if done_here <= 0:
             return 0.0
-        return (time.perf_counter() - self._phase_start) * (self.of - self.done) / self.done
+        return (time.perf_counter() - self._phase_start) * (self.of - self.done) / done_here
 
     def take(self, event: Event) -> None:
         """Update by one event."""
@@ -102,10 +115,12 @@ class Tally:
             case FileMended(file):
                 self.note = f"made again, because it was damaged or gone: {file}"
             case FrontierMoved(digits):
-                self.frontier = digits
+                # A resumed run passes its finished rounds again.
+                self.frontier = max(self.frontier, digits)
         # The work behind the first event of a phase began at the event before it.
         if self.phase != before[0] or self.done < before[1]:
             self._phase_start = self._last_event
+            self._done_before = self.done - 1 if isinstance(event, TrainingStep) else 0
         self._last_event = now
 
     def saved(self, event: Event) -> None:
@@ -119,25 +134,40 @@ class Tally:
         self.done, self.of = event.step, event.of
         self.note = f"cycle {event.cycle}  step {self.done}/{self.of}  loss {event.loss:.4f}"
         self.trained_per_s = event.tokens_per_s
+        if digits > self._digits:
+            self._digits, self._share_before = digits, self._share_done(event)
         unsaved = 0 if self.done == self.of else self.done % snapshot_steps()
         self.lost = f"; {unsaved} steps of training are done again" if unsaved else ""
 
+    def _share_done(self, event: TrainingStep) -> float:
+        """Return the share of a round that was done before its first event, a training step, by the last round."""
+        if len(self.rounds) < 2:
+            return 0.0
+        before, last = self.rounds[-2:]
+        cycles = event.cycle - 1 + (event.step - 1) / event.of
+        seconds = last.seconds_generate + last.seconds_train * cycles / last.cycles
+        duration = last.seconds_total - before.seconds_total
+        return min(1.0, seconds / duration) if duration else 0.0
+
     def _goal(self, event: GoalMeasured) -> None:
-        self.note = f"agrees with itself on {percent(event.agreement)} at {(event.digits or self.first) + 1} digits"
+        self.note = f"agreement {percent(event.agreement)} at {(event.digits or self.first) + 1} digits"
         if event.trained is not None:
-            self.note += f", on {percent(event.trained)} or more at trained lengths"
+            self.note += f", lowest at trained lengths {percent(event.trained)}"
         if event.accuracy is not None:
-            self.note += f", lowest accuracy {percent(event.accuracy)}"
+            self.note += f"; lowest accuracy {percent(event.accuracy)}"
 
     def _generate(self, event: Generated) -> None:
         self.phase = f"Generating {event.digits} digits"
         self.done, self.of = event.tried, event.of
         self.note = f"tried {self.done}/{self.of}  accepted {percent(event.accepted / event.tried)}"
         self.generated_per_s = event.tokens_per_s
+        if event.digits > self._digits:
+            self._digits, self._share_before = event.digits, 0.0
         self.lost = f"; {self.done} problems of {event.digits} digits are tried again"
 
     def _round(self, metrics: "RoundMetrics") -> None:
         self.rounds.append(metrics)
+        self._share_before = 0.0
         if not metrics.is_round:
             self.frontier = metrics.digits
 

@@ -1,5 +1,6 @@
 """`sector ablate`: a grid of runs over settings and seeds."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,10 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Interrupted
-from sector.cli._output import Output, clock
+from sector.cli._output import Output, clock, unwrapped
+from sector.engine.config import flat
 from sector.engine.run.events import Generated, TrainingStep
+from sector.engine.run.stopping import HINT
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def ablate(
                 output.say(f"sector: stopped by a signal; the same command resumes {out}")
                 raise typer.Exit from error
     comparison = results(grid, out)
-    output.data({"event": "done", **comparison}, lambda: _view(comparison))
+    output.data({"event": "done", **comparison}, lambda: _plan(comparison) if plan else _view(comparison))
 
 
 def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
@@ -82,9 +85,11 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
         bar.note(f"evaluating: {note}")
 
     total = len(grid.cells) * len(grid.seeds)
+    stopping.is_shown = output.shows_bars
     with output.progress(grid.title) as bar:
         for step in run_grid(grid, out, evaluating, stopping):
-            bar.at(step.index, total, f"{step.cell.name} seed {step.seed}: {_doing(step)}")
+            doing = HINT if stopping.interrupted else f"{step.cell.name} seed {step.seed}: {_doing(step)}"
+            bar.at(step.index, total, doing)
             if step.event is None:
                 _report(step, total, output)
             if stopping.ends_after(step.event):
@@ -117,6 +122,21 @@ def _report(step: "Step", total: int, output: Output) -> None:
         rounds = f"{survived}, label error {percent(outcome.mean_label_error, 2)}"
     reached = f"{outcome.final_digits} digits ({outcome.stopped_because})"
     output.say(f"{title}: {reached}, {rounds}, {clock(outcome.seconds)}")
+
+
+def _plan(comparison: dict[str, Any]) -> Group:
+    """Return the counts of runs, the cells with their settings, and the results if there are any."""
+    cells, seeds = comparison["cells"], comparison["seeds"]
+    done = sum(len(row["runs"]) for row in cells)
+    counts = f"{len(cells) * len(seeds)} runs, {done} done: {len(cells)} cells, seeds {', '.join(map(str, seeds))}"
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in ("cell", "done", "settings"):
+        table.add_column(name, overflow="fold")
+    for row in cells:
+        settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat(row["settings"]))
+        table.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", settings)
+    parts = (comparison["title"], unwrapped(counts, style="bold"), "", table)
+    return Group(*parts, "", _view(comparison)) if done else Group(*parts)
 
 
 def _view(comparison: dict[str, Any]) -> Group:

@@ -1,12 +1,13 @@
 """The command `sector`: a group of commands, each in the module of its name."""
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from sector import __version__
-from sector.cli._errors import CommandGroup
+from sector.cli._errors import Command, CommandGroup
 from sector.cli._limits import check_address_space
 from sector.cli.ablate import ablate
 from sector.cli.bench import bench
@@ -67,17 +68,18 @@ def sector(
         )
 
 
-app.command(rich_help_panel="Run the loop")(run)
-app.command(rich_help_panel="Run the loop")(config)
+command = partial(app.command, cls=Command)
+command(rich_help_panel="Run the loop")(run)
+command(rich_help_panel="Run the loop")(config)
 # Words like -5+3 look like options. They reach `solve` as problems, so that it can say why they are none.
-app.command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
-app.command("eval", rich_help_panel="Use a model")(evaluate)
-app.command(rich_help_panel="Run one step of the loop")(sft)
-app.command(rich_help_panel="Run one step of the loop")(generate)
-app.command(rich_help_panel="Run one step of the loop")(distill)
-app.command(rich_help_panel="Measure")(bench)
-app.command(rich_help_panel="Measure")(ablate)
-app.command(rich_help_panel="Measure")(report)
+command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
+command("eval", rich_help_panel="Use a model")(evaluate)
+command(rich_help_panel="Run one step of the loop")(sft)
+command(rich_help_panel="Run one step of the loop")(generate)
+command(rich_help_panel="Run one step of the loop")(distill)
+command(rich_help_panel="Measure")(bench)
+command(rich_help_panel="Measure")(ablate)
+command(rich_help_panel="Measure")(report)
 app.add_typer(profile, name="profile", rich_help_panel="Measure")
 
 

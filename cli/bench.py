@@ -31,18 +31,20 @@ def bench(
         ),
     ] = "native,hf",
     digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 20 or 8,16,29,64.")] = "20",
-    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems per length.")] = 1000,
+    count: Annotated[int, options.number("M", "Number of problems per length.", 1, MOST)] = 1000,
     batch: Annotated[
         str, typer.Option(metavar="SIZES", help="Number of problems in a batch, as in 250 or 100,1000.")
     ] = "1000",
     repeats: Annotated[
-        int, typer.Option(min=1, max=1000, metavar="R", help="Number of repetitions, in which the engines take turns.")
+        int, options.number("R", "Number of repetitions, in which the engines take turns.", 1, 1000)
     ] = 3,
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; bfloat16 needs a GPU.")] = "float32",
+    dtype: Annotated[
+        Dtype, typer.Option(metavar="NAME", help="Number format of the weights: float32, or bfloat16 on a GPU.")
+    ] = "float32",
     savings: Annotated[
         bool,
         options.flag("--savings", "Measure native without each of its savings, too; on a GPU, each way to decode."),
@@ -59,7 +61,10 @@ def bench(
         ),
     ] = False,
     isa: Annotated[
-        Isa, typer.Option(help="Instruction set: all that the processor has (native), or at most AVX2 (avx2).")
+        Isa,
+        typer.Option(
+            metavar="NAME", help="Instruction set: all that the processor has (native), or at most AVX2 (avx2)."
+        ),
     ] = "native",
     out: Annotated[
         Path | None,

@@ -25,6 +25,7 @@ def config(
         Schedule | None,
         typer.Option(
             "--schedule",
+            metavar="NAME",
             help="Growth of a round: up to several digits (leaps), or one digit (paper).",
             show_default=options.DEFAULTS.schedule,
         ),

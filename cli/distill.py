@@ -18,12 +18,8 @@ def distill(
     replay: options.Replay = None,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=MOST,
-            metavar="N",
-            help="Number of training steps.",
-            show_default="the largest number in a round of the run",
+        options.number(
+            "N", "Number of training steps.", 1, MOST, show_default="the largest number in a round of the run"
         ),
     ] = None,
     seed: options.Seed = 0,

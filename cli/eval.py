@@ -11,7 +11,7 @@ from rich.text import Text
 from sector.cli import _options as options
 from sector.cli._output import Output, unwrapped
 from sector.engine.config import MOST, parse_settings
-from sector.engine.shares import hundredths, percent
+from sector.engine.shares import common_places, hundredths, percent
 
 if TYPE_CHECKING:
     from sector.engine.report.evaluate import Report
@@ -26,8 +26,7 @@ def evaluate(
         str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 7, 1-29 or 3,5,8-10.")
     ] = "1-29",
     samples: Annotated[
-        int,
-        typer.Option(min=1, max=MOST, metavar="N", help="Problems per length, and per family of hard problems."),
+        int, options.number("N", "Problems per length, and per family of hard problems.", 1, MOST)
     ] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[
@@ -88,20 +87,21 @@ def _files(report: "Report") -> str:
 
 
 def _view(report: "Report") -> Group:
+    places = common_places([share for score in report.scores for share in (score.accuracy, *score.interval)])
     families = [name for name in dict.fromkeys(score.name for score in report.scores) if name != "uniform"]
     at = {(score.name, score.digits): score for score in report.scores}
     table = Table(header_style="bold", pad_edge=False, collapse_padding=True, box=None)
-    for name in ("digits", "uniform", "95 %", *families):
+    for name in ("digits", "uniform", "95 % interval", *families):
         table.add_column(name, justify="right", no_wrap=True)
     for digits in dict.fromkeys(score.digits for score in report.scores):
         score = at["uniform", digits]
-        low, high = (hundredths(bound) for bound in score.interval)
-        others = [_colored(at[name, digits].accuracy) for name in families]
-        table.add_row(str(digits), _colored(score.accuracy), f"{low}-{high}", *others)
+        low, high = (hundredths(bound, places) for bound in score.interval)
+        others = [_colored(at[name, digits].accuracy, places) for name in families]
+        table.add_row(str(digits), _colored(score.accuracy, places), f"{low}-{high}", *others)
     # Not a title of the table, which would be folded to the width of the table.
     return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
 
 
-def _colored(accuracy: float) -> Text:
+def _colored(accuracy: float, places: int) -> Text:
     color = next(color for least, color in _COLORS if accuracy >= least)
-    return Text(percent(accuracy), style=color)
+    return Text(percent(accuracy, places), style=color)

@@ -16,9 +16,7 @@ from sector.engine.shares import percent
 def generate(
     model: options.Model,
     digits: options.Digits,
-    count: Annotated[
-        int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems to try.", show_default=False)
-    ],
+    count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST, show_default=False)],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Parquet file to write.", show_default=False)],
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sector.cli import _options as options
+from sector.cli._errors import Command, CommandGroup
 from sector.cli._output import Output
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
@@ -23,31 +24,32 @@ _ON_GPU = {
     "idle": "neither: Python between operations, or waiting",
 }
 _ON_CPU = {
-    "operations": "of all cores' time, cores are inside an operation of torch",
+    "operations": "of all cores' time, cores are inside an operation of torch or a compiled pass",
     "host": "cores do other work of this process: Python, and the recording itself",
     "idle": "cores do no work for this process",
 }
 
-Skip = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Number of warm-up steps before recording.")]
-Steps = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Number of steps to record.")]
+Skip = Annotated[int, options.number("N", "Number of warm-up steps before recording.", 1, 1000)]
+Steps = Annotated[int, options.number("N", "Number of steps to record.", 1, 1000)]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the trace to.", show_default=False)]
 Nsight = Annotated[
     bool, options.flag("--nsight", "Run under nsys or ncu: mark steps and spans for them, and record no trace.")
 ]
 
 profile = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     help="Record a profile with torch.profiler: a trace, a table of operations, and shares of time.",
 )
 
 
-@profile.command()
+@profile.command(cls=Command)
 def generate(
     context: typer.Context,
     model: options.Model,
     digits: options.Digits,
     out: Out,
-    count: Annotated[int, typer.Option(min=1, max=MOST, metavar="M", help="Number of problems per step.")] = 250,
+    count: Annotated[int, options.number("M", "Number of problems per step.", 1, MOST)] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
     engine: options.EngineOption = "native",
@@ -81,7 +83,7 @@ def generate(
     _show(report, context, out, output)
 
 
-@profile.command()
+@profile.command(cls=Command)
 def distill(
     context: typer.Context,
     model: options.Model,

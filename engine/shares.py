@@ -3,7 +3,7 @@
 Rounding never gives 100 % unless the share is 1, nor 0 % unless it is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Shares closer than this are equal. Means of shares have rounding errors below it; one problem in a million is above.
 _EQUAL = 1e-9
@@ -22,6 +22,11 @@ def hundredths(share: float, places: int = 1, unlike: Sequence[float] = ()) -> s
         if all(float(text) != float(f"{100 * mark:.{more}f}") for mark in marks):
             return text
     return f"{100 * share:.{_MOST_PLACES}f}"
+
+
+def common_places(shares: Iterable[float], places: int = 1) -> int:
+    """Return the decimal places with which all shares of a table follow the rule of `hundredths`; at least `places`."""
+    return max([places, *(len(hundredths(share, places).partition(".")[2]) for share in shares)])
 
 
 def percent(share: float | None, places: int = 1, unlike: Sequence[float] = ()) -> str:

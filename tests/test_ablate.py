@@ -150,7 +150,17 @@ def test_the_command_resumes_and_speaks_to_machines(done: Path, grid_file: Path,
 def test_a_plan_runs_nothing(grid_file: Path, tmp_path: Path) -> None:
     result = sector(grid_file, "--out", tmp_path / "new", "--plan")
     assert result.exit_code == 0 and not (tmp_path / "new").exists()
-    assert "alone" in result.stdout and "looser" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert "4 runs, 0 done: 2 cells, seeds 0, 1" in result.stdout and "survived" not in result.stdout
+    assert [line[:4] for line in lines if line[:1] in (["alone"], ["looser"])] == [
+        ["alone", "0", "of", "2"],
+        ["looser", "0", "of", "2"],
+    ]
+
+
+def test_a_plan_of_finished_runs_shows_their_results(done: Path, grid_file: Path) -> None:
+    result = sector(grid_file, "--out", done, "--plan")
+    assert "4 runs, 4 done: 2 cells, seeds 0, 1" in result.stdout and "survived" in result.stdout
 
 
 def test_people_get_a_table(done: Path, grid_file: Path) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,8 @@ def test_help_says_its_sentences_whole(words: str) -> None:
     lines = [line.strip(" \u2502") for line in sector(*words.split(), "--help").stdout.splitlines()]
     for line in inspect.getdoc(command.callback).splitlines()[1:]:  # type: ignore[arg-type]
         assert line.strip() in lines, line
+    # Neither types of Python nor ranges, which would leave a narrow column to the meanings.
+    assert not [line for line in lines if re.search(r"<bool>|<\w+\|.*>|<=|>=", line)]
     helps = {parameter.name: getattr(parameter, "help", "") for parameter in command.params}
     for name, said in helps.items():
         assert said and said[0] not in "(" and said.endswith("."), name
@@ -400,6 +403,9 @@ def test_eval_as_a_table(run: Path, tmp_path: Path) -> None:
     assert "--out" in result.stderr
     result = sector("eval", "--model", model, "--digits", "1-3", "--samples", 5, "--out", tmp_path / "eval")
     assert "carry chains" in result.stdout and (tmp_path / "eval" / "eval-fast.png").exists()
+    lines = result.stdout.splitlines()
+    assert "95 % interval" in lines[1]
+    assert len({len(places) for places in re.findall(r"\.(\d+)", " ".join(lines[2:]))}) == 1
 
 
 @pytest.mark.usefixtures("true_engine")
@@ -535,7 +541,8 @@ def test_until_is_raised_or_kept_but_never_below_what_is_reached(trained: Path) 
     for command in (["run", "--until", 3], ["run"], ["sft"]):
         events = json_lines(sector(*command, "--out", trained, "--json"))
         assert events[-1]["frontier"] == 3, command
-        assert "Done: 3 digits" in sector(*command, "--out", trained).stdout
+        said = sector(*command, "--out", trained).stdout
+        assert "Done: 3 digits" in said and "\nNext:\n" in said
 
 
 def test_where_there_is_no_terminal_lines_are_plain(trained: Path) -> None:

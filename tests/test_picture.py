@@ -46,7 +46,7 @@ def test_the_live_view_of_a_finished_run_is_whole(finished_run: Path) -> None:
     assert "8 of 8 digits" in "\n".join(_texts(svg(at_the_end_of(RunDir(finished_run), 8), "runs/first")))
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.svg")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/images/*.svg")), ids=lambda path: path.name)
 def test_pictures_of_the_repository_need_no_network(path: Path) -> None:
     picture = path.read_text(encoding="utf-8")
     _check_whole(picture)

@@ -13,7 +13,7 @@ from recorded import round_metrics, write_metrics
 from sector.engine.config import RunConfig
 from sector.engine.run.audit import Score
 from sector.engine.run.directory import RunDir
-from sector.engine.run.plots import plot_acceptance, plot_eval, plot_gain, plot_run, scale_rounds
+from sector.engine.run.plots import _accuracy_figure, plot_acceptance, plot_eval, plot_gain, plot_run, scale_rounds
 from sector.engine.run.records import RoundMetrics
 
 PNG = b"\x89PNG"
@@ -74,6 +74,19 @@ def test_what_the_loop_added_is_shown_over_all_lengths(lines: list[RoundMetrics]
     assert "the paper: 29" not in [text.get_text() for text in plain.texts]
 
 
+def test_the_legend_names_only_curves_that_can_be_seen() -> None:
+    """Rounds between the last and the first lay under the curve of the last."""
+    figure = Figure()
+    _accuracy_figure(figure, [line(digits) for digits in (6, 11, 16)], RunConfig())
+    (axes,) = figure.axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == [
+        "learned with labels: 1 to 6 digits",
+        "before the loop",
+        "after the round at 16 digits, no labels since",
+    ]
+
+
 def test_rounds_that_leap_are_named_at_their_own_lengths() -> None:
     axes = Figure().add_subplot()
     scale_rounds(axes, [11, 16, 21, 26, 29])
@@ -115,4 +128,4 @@ def test_an_evaluation_has_a_picture(tmp_path: Path) -> None:
 def test_a_check_that_is_new_is_drawn_by_its_name() -> None:
     axes = Figure().add_subplot()
     plot_acceptance(axes, [line(7, rejected={"unparsable": 0, "not_inverse": 20})])
-    assert "not inverse" in axes.get_legend_handles_labels()[1]
+    assert "rejected: not inverse: 20" in axes.get_legend_handles_labels()[1]

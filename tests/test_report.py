@@ -27,7 +27,8 @@ from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.policy.improve import improve
 from sector.engine.report import write_report
-from sector.engine.report.facts import read_run
+from sector.engine.report.facts import gate_answer, read_run
+from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import FrontierMistakes, RoundMetrics
 from sector.engine.samplers.protocol import Sampler, Sampling
@@ -206,12 +207,32 @@ def test_figures_are_those_of_the_files(page: Page) -> None:
     assert "carry missed" in page.text and "copied" in page.text
 
 
+@pytest.mark.parametrize(
+    ("accepted", "rejected", "answer"),
+    [
+        pytest.param((90, 90), (3, 10), "Yes: 100.0 % of 90 accepted answers are right, and 30.0 % of 10 rejected ones",
+                     id="yes"),
+        pytest.param((88, 90), (9, 10), "Not in this data: 97.8 % of 90", id="chance"),
+        pytest.param((50, 90), (10, 10), "Not in this data: 55.6 % of 90", id="the other way round"),
+        pytest.param((90, 90), (10, 10), "It cannot be told: 100.0 % of 90", id="all right"),
+        pytest.param((90, 90), (0, 0), "It cannot be told: all 90 candidates were accepted.", id="none rejected"),
+        pytest.param((0, 0), (5, 90), "It cannot be told: all 90 candidates were rejected.", id="none accepted"),
+    ],
+)  # fmt: skip
+def test_the_gate_chart_answers_its_question(accepted: tuple[int, int], rejected: tuple[int, int], answer: str) -> None:
+    """From the candidates of two rounds together."""
+    halves = [(pair[0] // 2, pair[1] // 2) for pair in (accepted, rejected)]
+    rest = [(pair[0] - half[0], pair[1] - half[1]) for pair, half in zip((accepted, rejected), halves, strict=True)]
+    assert gate_answer([Gate(*halves, {}), Gate(*rest, {})]).startswith(answer)
+
+
 def test_thoughts_can_be_followed(run: Path, page: Page) -> None:
     row = pq.read_table(RunDir(run).round(8).examples).to_pylist()[0]
     thought = page.texts[page.texts.index(row["problem"]) :]
     assert row["simplification"] in thought[:4] and "accepted" in thought[:60]
     joined = "".join(thought[:60])
     assert joined.count(row["answer"]) >= len(row["guesses"])
+    assert f"{row['votes']} of {len(row['guesses'])} guesses" in page.text and "of the guesses" not in page.text
     for reason in ("unparsable", "not complement", "not direct"):
         assert reason in page.text
 

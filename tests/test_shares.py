@@ -4,7 +4,16 @@ from statistics import fmean
 
 import pytest
 
-from sector.engine.shares import hundredths, percent
+from sector.engine.shares import common_places, hundredths, percent
+
+
+@pytest.mark.parametrize(
+    ("shares", "places"),
+    [([], 1), ([1.0, 0.5, 0.0], 1), ([1.0, 0.9996, 0.5], 2), ([0.99997, 0.9996], 3)],
+    ids=str,
+)
+def test_a_table_has_the_places_of_its_finest_share(shares: list[float], places: int) -> None:
+    assert common_places(shares) == places
 
 
 @pytest.mark.parametrize(

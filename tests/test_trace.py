@@ -84,6 +84,17 @@ def test_shares_on_a_cpu(processor: ProcessorTime, operations: float, host: floa
     assert report["cores_used"] == pytest.approx(processor.all / 100e-6, rel=1e-4)
 
 
+def test_a_compiled_pass_is_an_operation() -> None:
+    """Its library works in threads of Python, so all its time was taken for Python's own."""
+    compiled = [entry("compiled", "user_annotation", thread, 40, 90) for thread in (MAIN, WORKER)]
+    report = summary(HOST + compiled, ProcessorTime(2, all=180e-6, python=180e-6))
+    expected = {"operations": (85 + 70) / 200, "host": 25 / 200, "idle": 20 / 200}
+    assert report["shares"] == pytest.approx(expected, abs=1e-4)
+    first = report["operations"][0]
+    assert (first["name"], first["calls"], first["on"]) == ("compiled", 2, "cpu")
+    assert [row["name"] for row in report["ranges"]] == ["vote", "answer", "compiled"]
+
+
 def test_shares_on_a_gpu() -> None:
     report = summary(HOST + DEVICE, ProcessorTime(2, 1e-4, 1e-4))
     # Kernels and copies run from 42 to 77 and from 80 on; the host is in operations from 5 to 45.

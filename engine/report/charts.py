@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sector.engine.files import write_atomically
-from sector.engine.report.facts import RunFacts, round_seconds
+from sector.engine.report.facts import RunFacts, gate_answer, round_seconds
 from sector.engine.report.outcomes import Mean, label_errors_of, mean_of
 from sector.engine.run.plots import (
     COLORS,
@@ -97,15 +97,17 @@ class Chart:
 
 def run_charts(run: RunFacts) -> list[Chart]:
     """Draw the charts of one run; those of rounds only if it has any."""
-    charts = [_chart("accuracy", "What the loop added", _accuracy_caption(run), partial(_accuracy, run=run))]
+    charts = [
+        _chart("accuracy", "Accuracy before and after the loop", _accuracy_caption(run), partial(_accuracy, run=run))
+    ]
     rounds = run.rounds
     if not rounds:
         return charts
     charts += [
         _chart("labels", "Wrong answers, by the audit", _LABELS, lambda axes: _labels(axes, rounds)),
-        _chart("candidates", "What became of the candidates", "", lambda axes: _acceptance(axes, rounds)),
-        _chart("gate", "Does agreement predict accuracy?", _GATE, lambda axes: _gates(axes, {run.cell: [run]})),
-        _chart("time", "Where the time of each round went", "", lambda axes: _time(axes, run)),
+        _chart("candidates", "Verdicts on the candidates", "", lambda axes: _acceptance(axes, rounds)),
+        _gate_chart("gate", {run.cell: [run]}),
+        _chart("time", "Time of each round", "", lambda axes: _time(axes, run)),
     ]
     for policy in ("fast", "slow"):
         if all(line.frontier for line in run.metrics):
@@ -119,14 +121,21 @@ def comparison_charts(cells: dict[str, list[RunFacts]]) -> list[Chart]:
     return [
         _chart("compared-accuracy", "Accuracy at the end", _COMPARED, lambda axes: _compare_accuracy(axes, cells)),
         _chart("compared-labels", "Label error by round", _COMPARED, lambda axes: _compare_labels(axes, cells)),
-        _chart("compared-gate", "Does agreement predict accuracy?", _GATE, lambda axes: _gates(axes, cells)),
+        _gate_chart("compared-gate", cells),
     ]
+
+
+def _gate_chart(name: str, cells: dict[str, list[RunFacts]]) -> Chart:
+    """Draw agreement against accuracy; the caption begins with the answer to the question in the title."""
+    gates = [gate for runs in cells.values() for run in runs for gate in run.gates.values()]
+    caption = f"{gate_answer(gates)} {_GATE}"
+    return _chart(name, "Does agreement predict accuracy?", caption, lambda axes: _gates(axes, cells))
 
 
 _LABELS = "Bands are Wilson 95 % intervals. The loop never sees these figures."
 _GATE = (
-    "A dot is a round: the share of candidates that passed, which needs no label, against the share whose voted answer "
-    "is right. On the line they are equal; below it, wrong answers pass."
+    "A dot is a round: the share of candidates that were accepted, which needs no label, against the share whose voted "
+    "answer is right. On the line they are equal; below it, wrong answers pass."
 )
 _COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
 

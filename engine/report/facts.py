@@ -6,12 +6,12 @@ Text from parquet files is shown and never trusted, since anyone may have writte
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import spearmanr
+from scipy.stats import fisher_exact, spearmanr
 
 from sector.engine.config import RunConfig, flat, run_config
 from sector.engine.errors import InputError, made_again
@@ -27,6 +27,8 @@ from sector.engine.training.dataset import read_examples, read_votes
 
 # The run worked if the last audit finds at least this accuracy at every trained length.
 WORKED = 0.95
+# Chance above which a difference is not called one.
+_SIGNIFICANT = 0.05
 _SEED = re.compile(r"seed\d+")
 
 
@@ -56,6 +58,7 @@ class Thought:
     answer: the voted answer.
     direct: the fast answer.
     votes: count of guesses that equal the vote.
+    num_guesses: count of guesses.
     first: the first simplification; '' if it is not on record.
     guesses: for each guess the count of simplifications before it, the guessed digits, and the digits split off before.
     """
@@ -68,6 +71,7 @@ class Thought:
     answer: str
     direct: str
     votes: int
+    num_guesses: int
     first: str
     guesses: list[tuple[int, str, str]]
 
@@ -208,6 +212,26 @@ def rank_correlation(gates: Sequence[Gate]) -> tuple[float, float] | None:
     return float(correlation.statistic), float(correlation.pvalue)
 
 
+def gate_answer(gates: Sequence[Gate]) -> str:
+    """Return whether agreement predicts accuracy, as sentences with the figures of all candidates of some rounds."""
+    (right, passed), (right_rejected, rejected) = (
+        (sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
+        for pairs in ([gate.accepted for gate in gates], [gate.rejected for gate in gates])
+    )
+    if not passed or not rejected:
+        return f"It cannot be told: all {passed + rejected:,} candidates were {'accepted' if passed else 'rejected'}."
+    shares = (
+        f"{percent(right / passed)} of {passed:,} accepted answers are right, and {percent(right_rejected / rejected)} "
+        f"of {rejected:,} rejected ones"
+    )
+    if right + right_rejected == passed + rejected:
+        return f"It cannot be told: {shares}."
+    test = fisher_exact([[right, passed - right], [right_rejected, rejected - right_rejected]], alternative="greater")
+    if test.pvalue < _SIGNIFICANT:
+        return f"Yes: {shares} (Fisher's exact test: p = {test.pvalue:.2g})."
+    return f"Not in this data: {shares}, which may be chance (Fisher's exact test: p = {test.pvalue:.2g})."
+
+
 def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Verdict:
     trained = metrics[-1].trained_accuracies
     lowest = percent(min(trained), unlike=[WORKED])
@@ -289,11 +313,14 @@ def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[T
         problems, answers, _, accepted = read_votes(run.round(digits).candidates, digits)
         right = audit.answers_correct(problems, answers).tolist()
         examples = {row["problem"]: row for row in read_rows(run.round(digits).examples)}
+        num_guesses = max((len(row["guesses"] or []) for row in examples.values()), default=0)
         seen: set[str] = set()
         for row, is_accepted, is_right in zip(candidates, accepted.tolist(), right, strict=True):
             if row["verdict"] not in seen:
                 seen.add(row["verdict"])
-                yield _thought(digits, row, is_accepted, is_right, examples.get(row["problem"], {}), at_once)
+                thought = _thought(digits, row, is_accepted, is_right, examples.get(row["problem"], {}), at_once)
+                # The guesses of a rejected candidate are not on record; it had as many as the others.
+                yield replace(thought, num_guesses=max(thought.num_guesses, thought.votes, num_guesses))
 
 
 def _thought(
@@ -323,6 +350,7 @@ def _thought(
         answer=str(row["answer"]),
         direct=str(row.get("direct", "")),
         votes=int(row["votes"]),
+        num_guesses=len(guesses),
         first=str(example.get("simplification", "")),
         guesses=split,
     )

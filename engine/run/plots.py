@@ -60,6 +60,8 @@ _REASON_COLORS = {
     "not_commutative": "#c92a2a",
     "not_through": "#f06595",
 }
+# Names in a legend; all other fates are reasons of a rejection.
+_FATES = {"accepted": "accepted at once", "thought_through": "accepted, thought through"}
 # For the reasons of further checks, in turn.
 _OTHER_COLORS = ("#0b7285", "#862e9c", "#5c940d", "#a61e4d")
 
@@ -143,7 +145,6 @@ def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
 def _accuracy_figure(figure: Figure, metrics: list[RoundMetrics], config: RunConfig) -> None:
     axes = figure.add_subplot()
     plot_gain(axes, metrics, config)
-    _plot_between(axes, metrics)
     axes.set_title(f"Accuracy by length, {config.audit_samples} problems each")
     axes.legend(loc="lower left", bbox_to_anchor=(0.015, 0.0))
 
@@ -173,23 +174,6 @@ def plot_gain(axes: Axes, metrics: list[RoundMetrics], config: RunConfig) -> Non
     axes.set(xlabel="digits per operand", ylabel="direct answers that are right")
 
 
-def _plot_between(axes: Axes, metrics: list[RoundMetrics]) -> None:
-    """Plot the rounds before the last: a thin line each, with a dot at its length and a ring one digit further."""
-    from matplotlib import colormaps
-
-    rounds = metrics[1:-1]
-    for line, shade in zip(rounds, np.linspace(0.35, 0.75, len(rounds)), strict=True):
-        shares, digits = line.accuracy, line.digits
-        color = colormaps["Blues"](shade)
-        axes.plot(list(shares), list(shares.values()), color=color, lw=1.0, zorder=3)
-        axes.plot(digits, shares[digits], "o", color=color, ms=4.5, zorder=3)
-        axes.plot(digits + 1, shares[digits + 1], "o", mfc="white", mec=color, ms=4.5, zorder=3)
-    if rounds:
-        color = colormaps["Blues"](0.6)
-        axes.plot([], [], "o-", color=color, lw=1.0, ms=4.5, label="rounds between, each to its own length")
-        axes.plot([], [], "o", mfc="white", mec=color, ms=4.5, label="and one digit more, not trained yet")
-
-
 def _say_chances(axes: Axes) -> None:
     """Label the upper grid lines with the chance of an error, as `1 in 50 wrong`."""
     narrow = axes.get_window_extent().width / axes.figure.dpi < _NARROW
@@ -202,7 +186,7 @@ def _say_chances(axes: Axes) -> None:
 def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
     rounds = [line for line in metrics if line.is_round]
     above, below = figure.subplots(2, 1, sharex=True)
-    figure.subplots_adjust(hspace=0.16, bottom=0.13)
+    figure.subplots_adjust(hspace=0.16, bottom=0.18)
     plot_errors(above, [line for line in rounds if line.label_error is not None])
     plot_acceptance(below, rounds)
     lengths = [line.digits for line in rounds] or [metrics[-1].digits + 1]
@@ -214,8 +198,8 @@ def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
 def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
     """Plot label error of accepted examples and error of the fast policy by round, with Wilson intervals."""
     series = (
-        ("fast policy, all problems tried", COLORS[1], [(line.wrong_fast, line.tried) for line in rounds]),
-        ("accepted examples", COLORS[0], [(line.wrong_accepted, line.accepted) for line in rounds]),
+        ("fast policy, all candidates", COLORS[1], [(line.wrong_fast, line.tried) for line in rounds]),
+        ("accepted answers", COLORS[0], [(line.wrong_accepted, line.accepted) for line in rounds]),
     )
     lengths = [line.digits for line in rounds]
     for label, color, counts in series:
@@ -226,9 +210,11 @@ def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
     scale_errors(axes)
     for published, color in zip(_PUBLISHED, (COLORS[0], COLORS[1]), strict=True):
         axes.axhline(published, color=color, lw=1.0, ls=(0, (2, 3)))
-    axes.plot([], [], color=INK, lw=1.0, ls=(0, (2, 3)), label="published, at 7 digits")
+        axes.annotate(f"the paper, 7 digits: {100 * published:g} %", (0.99, published),
+                      xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", ha="right",
+                      color=color, fontsize=8)  # fmt: skip
     axes.set(title="Wrong answers, by the audit", ylabel="share wrong")
-    axes.legend(loc="upper right", ncols=3)
+    axes.legend(loc="upper right", ncols=2)
 
 
 def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
@@ -241,13 +227,14 @@ def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
         counts = [fate.get(reason, 0) for fate in fates]
         shares = np.array(counts) / np.array([line.tried for line in rounds])
         if reason == "accepted" or shares.any():
-            axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=reason.replace("_", " "))
+            label = _FATES.get(reason, f"rejected: {reason.replace('_', ' ')}")
+            axes.bar(lengths, shares, bottom=bottom, width=0.8, color=color, label=f"{label}: {sum(counts):,}")
         bottom = bottom + shares
     axes.set_ylim(0, 1)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{20 * step} %" for step in range(6)])
-    axes.set_title("What became of the candidates")
-    axes.set_ylabel("share of tried")
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=4)
+    axes.set_title("Verdicts on the candidates")
+    axes.set_ylabel("share of candidates")
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, -0.16), ncols=3, columnspacing=0.9, handlelength=1.2)
 
 
 def _fates(line: RoundMetrics) -> dict[str, int]:

@@ -17,7 +17,7 @@ from sector.engine.run.events import TrainingStep
 PATIENCE_SECONDS = 20.0
 # Signals that ask a process to end, besides Ctrl-C.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-_HINT = b"sector: saving the step at hand; Ctrl-C again to leave it\n"
+HINT = "saving the step at hand; Ctrl-C again to leave it"
 
 
 class Terminated(BaseException):
@@ -29,10 +29,11 @@ class Stopping:
 
     asked: whether this process was asked to stop.
     interrupted: whether Ctrl-C asked.
+    is_shown: whether a display on the terminal shows HINT; a line written into it would be drawn over.
     """
 
     def __init__(self) -> None:
-        self.asked = self.interrupted = False
+        self.asked = self.interrupted = self.is_shown = False
         self._seen = False
 
     def ask(self, number: int, frame: FrameType | None) -> None:
@@ -43,8 +44,8 @@ class Stopping:
         self.interrupted |= number == signal.SIGINT
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         # `print` is not reentrant, and the signal may have interrupted one.
-        if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), _HINT)
+        if number == signal.SIGINT and not self.is_shown and sys.stderr is not None and sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), f"sector: {HINT}\n".encode())
 
     def ends_after(self, event: object) -> bool:
         """Return whether to stop after an event of a run or a grid. Called with every event, in order.
