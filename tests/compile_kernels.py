@@ -4,9 +4,10 @@ A program of its own (`test_kernels_compile.py` runs it): whether kernels are in
 Each case calls a launcher on CPU tensors while Triton, told that an H100 is the current device, compiles and launches
 nothing. So the signatures, block sizes and warps are those of real calls. Prints one JSON object a compiled kernel:
 
-    {"case": ..., "kernel": ..., "registers": ..., "stack": ..., "shared": ..., "seconds": ...}
+    {"case": ..., "kernel": ..., "registers": ..., "stack": ..., "widest_load": ..., "shared": ..., "seconds": ...}
 
-`stack` is bytes a thread of local memory: 0 means that nothing spilled.
+`stack` is bytes a thread of local memory: 0 means that nothing spilled. `widest_load` is the bits that a thread reads
+from device memory by one instruction, at most 128.
 """
 
 import json
@@ -27,9 +28,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sector.engine.language.tokens import kernel_table
+from sector.kernels.acceptance import accept_kernel
 from sector.kernels.consistency import majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
+from sector.kernels.layer import add_norm_kernel, rotate_to_cache_kernel, square_of_relu_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
 from sector.kernels.philox import Stream
 
@@ -50,14 +53,17 @@ class _AbsentGpu:
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found is not None, text
-    return {"registers": int(found[1]), "stack": int(found[2])}
+        commands = [tools / "cuobjdump", "-res-usage", file.name], [tools / "nvdisasm", file.name]
+        usage, code = (subprocess.run(line, capture_output=True, text=True, check=True).stdout for line in commands)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    # A load without a number is of 32 bits.
+    loads = [int(bits or 32) for bits in re.findall(r"\bLDG(?:STS)?\.E(?:\.[A-Z]+)*(?:\.(64|128))?\b", code)]
+    return {"registers": int(found[1]), "stack": int(found[2]), "widest_load": max(loads, default=0)}
 
 
 def _integers(*shape: int) -> torch.Tensor:
@@ -99,6 +105,26 @@ def _answers(digits: int) -> Callable[[], Any]:
     return lambda: parse_answers_kernel(_integers(1000, digits + 2), digits, _integers(1000), TABLE)
 
 
+def _layer(count: int, heads: int, size: int, dtype: torch.dtype) -> Callable[[], Any]:
+    """Return the calls of a layer of the first pass."""
+    hidden, x = heads * size, torch.zeros(count, heads * size)
+    cache, rope = torch.zeros(2, count, heads, 64, size, dtype=dtype), torch.zeros(304, 2, size // 2)
+    weight, qkv = torch.zeros(hidden, dtype=dtype), torch.zeros(count, 1, 3 * hidden, dtype=dtype)
+
+    def run() -> None:
+        add_norm_kernel(x, None, weight, 1e-6)
+        add_norm_kernel(x, x.to(dtype), weight, 1e-6)
+        rotate_to_cache_kernel(qkv, _integers(count, 1), _integers(1), rope, *cache)
+        square_of_relu_kernel(torch.zeros(count, 4 * hidden, dtype=dtype))
+
+    return run
+
+
+def _acceptance(length: int, drafted: bool) -> Callable[[], Any]:
+    ids = _integers(1000, length)
+    return lambda: accept_kernel(ids, ids, ids if drafted else None, 0)
+
+
 TABLE = kernel_table()
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -120,6 +146,12 @@ CASES: dict[str, Callable[[], Any]] = {
     "simplifications 29": _simplifications(29, False),
     "simplifications 256 least first": _simplifications(256, True),
     "answers 29": _answers(29),
+    "layer tiny fp32": _layer(1000, 4, 16, FP32),
+    "layer tiny bf16": _layer(1000, 4, 16, BF16),
+    "layer base fp32": _layer(1000, 12, 32, FP32),
+    "layer base bf16": _layer(1000, 12, 32, BF16),
+    "acceptance 62 drafted": _acceptance(62, True),
+    "acceptance 31 plain": _acceptance(31, False),
 }
 
 

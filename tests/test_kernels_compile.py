@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sector.kernels import consistency, decode_attention, digit_sampler, layout
+from sector.kernels import acceptance, consistency, decode_attention, digit_sampler, layer, layout
 from sector.kernels._triton import AVAILABLE
 
 # An SM has 65,536 registers and up to 228 KiB of shared memory. Four warps of 255 still share it with another program.
@@ -32,9 +32,9 @@ def compiled() -> list[dict[str, Any]]:
 
 
 def test_no_kernel_is_forgotten(compiled: list[dict[str, Any]]) -> None:
-    modules = (consistency, decode_attention, digit_sampler, layout)
+    modules = (acceptance, consistency, decode_attention, digit_sampler, layer, layout)
     kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel") and name.startswith("_")}
-    assert len(kernels) == 6
+    assert len(kernels) == 10
     assert kernels <= {line["kernel"] for line in compiled}
 
 
@@ -43,3 +43,15 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(compiled: list[dict[
         assert line["stack"] == 0, line
         assert 0 < line["registers"] <= MAX_REGISTERS, line
         assert line["shared"] <= MAX_SHARED, line
+
+
+# The kernels whose time is the reading of caches and states. Triton widens loads only if it knows sizes and strides to be
+# multiples of 16.
+WIDE = ("decode_attention tiny", "decode_attention base", "digit_sampler tiny", "digit_sampler base", "layer")
+
+
+def test_loads_are_sixteen_bytes_wide(compiled: list[dict[str, Any]]) -> None:
+    lines = [line for line in compiled if line["case"].startswith(WIDE)]
+    assert len(lines) >= 20
+    for line in lines:
+        assert line["widest_load"] == 128, line
