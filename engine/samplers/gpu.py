@@ -3,7 +3,7 @@
 There are two ways to complete a request on a GPU. `gpu_steps.py` reads prompts and drafts in one pass, and then
 generates one token per step with kernels in CUDA graphs. The megakernel (`kernels/megakernel.py`) does it in one
 launch, for models whose weights stay on chip while every program reads them repeatedly; it ignores drafts. On an H200
-the steps are faster at every count of rows: 2.1 to 5.9 times for the preset tiny at 20 digits (docs/research/log.md).
+the steps are faster at every count of rows: 1.8 to 5.9 times for the preset tiny at 20 digits (docs/research/log.md).
 
 All of this also runs on a CPU, for the tests: the plain-torch references replace the kernels there.
 """
