@@ -45,8 +45,8 @@ def test_nothing_spills_and_programs_share_a_multiprocessor(compiled: list[dict[
         assert line["shared"] <= MAX_SHARED, line
 
 
-# The kernels whose time is the reading of caches and states. Triton widens loads only if it knows that sizes and strides
-# are multiples of 16.
+# The kernels whose time is the reading of caches and states. Triton widens loads if it knows that sizes and strides are
+# multiples of 16.
 WIDE = ("decode_attention tiny", "decode_attention base", "digit_sampler tiny", "digit_sampler base", "layer")
 
 
