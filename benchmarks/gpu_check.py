@@ -60,7 +60,6 @@ def main() -> int:
         f"{properties.name}: {properties.multi_processor_count} multiprocessors, {properties.total_memory >> 20} MiB, "
         f"{properties.L2_cache_size >> 20} MiB of second-level cache, CUDA {torch.version.cuda}"
     )
-    import sector.cli.app
     import sector.engine.samplers.gpu  # noqa: F401
 
     return 0
