@@ -27,9 +27,11 @@ from sector.kernels.token_table import TokenTable
 _LETTERS = "d" * tokens.NUM_DIGITS + ")cc" + "E"
 _ANSWER = re.compile(r"d+(E_*)?")
 _CPU = torch.device("cpu")
-# All variants, and the place of the first digit in each.
+# All variants, and the ids of the digit 0 at the places of the longest number in each.
 _VARIANTS = Constant(lambda: torch.arange(tokens.NUM_SHIFTS))
-_FIRST_PLACES = Constant(lambda: torch.tensor([1 + shift for shift in tokens.SHIFTS]))
+_PLACE_IDS = Constant(
+    lambda: tokens.NUM_LOCAL * (1 + torch.tensor(tokens.SHIFTS)[:, None] + torch.arange(tokens.MAX_DIGITS + 1))
+)
 
 
 class DigitOrder(StrEnum):
@@ -117,10 +119,9 @@ class PlaceLayout:
 
     def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
         """Return the `[B, 2N+4]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
-        place = self.first_places(len(rest), digit.device) + rest.digits
-        last = tokens.NUM_LOCAL * place + digit.unsqueeze(1)
-        end = tokens.NUM_LOCAL * place + tokens.EOS
-        return torch.cat([self._problem_ids(rest, tokens.JOIN), self._carry_ids(rest), last, end], dim=1)
+        place = self._place_ids(len(rest), rest.digits + 1, digit.device)[:, -1:]
+        parts = [self._problem_ids(rest, tokens.JOIN), self._carry_ids(rest), place + digit.unsqueeze(1)]
+        return torch.cat([*parts, place + tokens.EOS], dim=1)
 
     def parse_answers(self, ids: Tensor, digits: int, /) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >=N+2]` as answers `[B, N+1]`; also return which rows parse `[B]`. Other rows hold zeros."""
@@ -155,10 +156,6 @@ class PlaceLayout:
         pattern = _ANSWER if mode == Mode.ANSWER else self.simplification_shape
         return [pattern.fullmatch("".join(map(_letter, row))) is not None for row in tokens.class_of(ids).tolist()]
 
-    def first_places(self, count: int, device: torch.device) -> Tensor:
-        """Return the `[B, 1]` place of the first digit of each number."""
-        return _FIRST_PLACES.on(device)[self._variants(device)].reshape(-1, 1).expand(count, 1)
-
     def _kernel_terms(self, like: Tensor) -> tuple[Tensor, TokenTable]:
         """Return the variants `[B]` and the token table for kernels, on the device of `like [B, ...]`."""
         return self._variants(like.device).expand(len(like)).contiguous(), tokens.kernel_table(like.device)
@@ -190,11 +187,15 @@ class PlaceLayout:
 
     def _number_ids(self, digits: Tensor, end: int) -> Tensor:
         """Return the `[B, N+1]` ids of digits `[B, N]` at places 1..N and the end class at place N, all shifted."""
-        count, length = digits.shape
-        places = self.first_places(count, digits.device) + torch.arange(length, device=digits.device)
-        numbers = tokens.NUM_LOCAL * places + self._ordered(digits)
-        ends = tokens.NUM_LOCAL * places[:, -1:] + end
-        return torch.cat([numbers, ends.expand(count, 1)], dim=1)
+        places = self._place_ids(*digits.shape, digits.device)
+        return torch.cat([places + self._ordered(digits), places[:, -1:] + end], dim=1)
+
+    def _place_ids(self, count: int, length: int, device: torch.device) -> Tensor:
+        """Return the `[B, length]` ids of the digit 0 at the places of a number."""
+        table = _PLACE_IDS.on(device)[:, :length]
+        # A number selects a row without a copy.
+        rows = table[self.variant] if isinstance(self.variant, int) else table[self.variant.to(device)]
+        return rows.reshape(-1, length).expand(count, length)
 
     def _parse_number(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >width]` as a number and an end: return digits `[B, width]`, and which rows parse `[B]`."""
@@ -205,8 +206,8 @@ class PlaceLayout:
 
     def _carry_ids(self, problems: Any) -> Tensor:
         """Return the `[B, 1]` ids of the carry-in mark at the place of the last digit."""
-        place = self.first_places(len(problems), problems.device) + problems.digits - 1
-        return tokens.NUM_LOCAL * place + tokens.CARRY_0 + problems.carry.unsqueeze(1)
+        place = self._place_ids(len(problems), problems.digits, problems.device)[:, -1:]
+        return place + tokens.CARRY_0 + problems.carry.unsqueeze(1)
 
     def _ordered(self, digits: Tensor) -> Tensor:
         """Convert digits between most significant first and the layout's order; its own inverse."""

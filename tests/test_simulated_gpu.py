@@ -1,0 +1,113 @@
+"""The engine on a simulated GPU: nothing that a GPU refuses, the CPU's verdicts, and no more launches and waits."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from simulated_gpu import CPU, GPU, SimulatedGpu, gpu
+
+from sector.engine.config import FILTERS
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.models.checkpoint import load_sector, task_and_layout
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.policy.improve import Improved, improve
+from sector.engine.samplers.gpu import Decode, GpuSampler
+from sector.engine.samplers.native import NativeSampler
+from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.seeding import generator
+
+__all__ = ["gpu"]
+
+ROWS, DIGITS = 60, 9
+# Launches, graphs apart, and waits of one `improve` at these sizes. Lower them when fewer are needed.
+MOST = {Decode.KERNELS: (2440, 109), Decode.MEGAKERNEL: (1014, 43)}
+
+
+@pytest.fixture(scope="module")
+def model() -> SectorForCausalLM:
+    """A model that has learned 6 digits, so that most drafts hold at 9, and not all."""
+    return load_sector(Path(__file__).parent / "data" / "supervised").to(CPU)
+
+
+@pytest.fixture(scope="module")
+def problems() -> Problems:
+    return draw_problems(DIGITS, ROWS, generator(0, "simulated"), hard_share=0.5)
+
+
+def _improve(sampler: Sampler, model: SectorForCausalLM, problems: Problems) -> Improved:
+    sampling = Sampling(temperature=0.0, seed=5, rows=torch.arange(len(problems)), stage=0)
+    return improve(sampler, problems, FILTERS["strict"], task_and_layout(model)[1], sampling)
+
+
+def _on(gpu: SimulatedGpu, model: SectorForCausalLM) -> SectorForCausalLM:
+    """Return a copy of a model on the GPU."""
+    moved = copy.deepcopy(model)
+    for parameter in moved.parameters():
+        gpu.put(parameter.data)
+    return moved
+
+
+@pytest.mark.parametrize("decode", [Decode.KERNELS, Decode.MEGAKERNEL])
+def test_the_improved_policy_is_the_cpus(
+    gpu: SimulatedGpu, model: SectorForCausalLM, problems: Problems, decode: Decode
+) -> None:
+    expected = _improve(NativeSampler(model), model, problems)
+    with gpu:
+        sampler = GpuSampler(_on(gpu, model), decode, cache_bytes=64 << 20)
+        assert sampler.device == GPU
+        # The first call copies constants to the GPU.
+        _improve(sampler, model, problems)
+        gpu.reset()
+        improved = _improve(sampler, model, problems)
+    assert torch.equal(improved.verdict, expected.verdict) and improved.tokens == expected.tokens
+    assert torch.equal(improved.ballot.answers, expected.ballot.answers)
+    assert 0 < improved.num_thought_through < ROWS
+    launches, waits = MOST[decode]
+    assert gpu.launches.total() <= launches, gpu.launches.most_common(20)
+    assert gpu.waits.total() <= waits, gpu.waits.most_common(20)
+    assert (gpu.replays > 0) is (decode is Decode.KERNELS)
+
+
+def test_mixed_devices_are_refused(gpu: SimulatedGpu) -> None:
+    with gpu:
+        there, here = torch.zeros(3, device="cuda"), torch.ones(3)
+        for mix in (lambda: there + here, lambda: torch.cat([there, here]), lambda: here.add_(there)):
+            with pytest.raises(RuntimeError, match=r"cuda:0 and on the CPU, at test_simulated_gpu\.py"):
+                mix()
+        with pytest.raises(RuntimeError, match="on the CPU is indexed"):
+            here[there.long()]
+        with pytest.raises(TypeError, match="cuda:0"):
+            there.numpy()
+
+
+def test_launches_and_waits_are_told_apart(gpu: SimulatedGpu) -> None:
+    with gpu:
+        x = torch.zeros(3, 4, device="cuda")
+        gpu.reset()
+        x.t(), x[0], x.view(-1)
+        assert not gpu.launches and not gpu.waits
+        y = x.add(1).mul_(2)
+        assert (gpu.launches.total(), gpu.waits.total()) == (2, 0)
+        assert bool((y > 1).all()) and y.tolist()[0][0] == 2
+        y[y > 1], torch.nonzero(y), y.cpu(), torch.ones(2).to("cuda"), torch.tensor([1.0], device="cuda")
+        assert gpu.waits.total() == 7
+        y[y > 1] = 0.0
+        assert gpu.waits.total() == 7
+
+
+def test_a_capture_refuses_waits_and_its_replays_count_apart(gpu: SimulatedGpu) -> None:
+    with gpu:
+        x = torch.zeros(3, device="cuda")
+
+        def step() -> None:
+            x.add_(1).mul_(2)
+
+        replay = gpu.capture(step)
+        gpu.reset()
+        replay()
+        replay()
+        assert (gpu.launches.total(), gpu.replays, gpu.nodes) == (0, 2, 4)
+        with pytest.raises(RuntimeError, match="may not wait in a capture"):
+            gpu.capture(lambda: print(x.sum().item()))
+    assert x.tolist() == [14.0] * 3
