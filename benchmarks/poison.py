@@ -10,21 +10,19 @@ The guard sees no true sum; it measures how far the model agrees with itself at 
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow as pa
 
 from sector.benchmarks.small_run import small, write_record
 from sector.engine.errors import NoAgreement
-from sector.engine.run.directory import RunDir
 from sector.engine.run.open import open_run
+from sector.engine.run.phase import Phase
 from sector.engine.run.phases import Phases
-from sector.engine.selfplay import self_play
+from sector.engine.selfplay import run_phases
 from sector.engine.shares import percent
-from sector.engine.training.dataset import write_examples
 
 GUARDED = small(
     until=7,
@@ -41,17 +39,17 @@ def supervise(root: Path) -> None:
             pass
 
 
-def poisoned(run: RunDir, attempts: int) -> Callable[[Path, pa.Table], None]:
-    """Return a writer of examples that makes all answers of the first `attempts` attempts at 7 digits wrong."""
+class PoisonedPhases(Phases):
+    """Phases of a run in which all answers of the first `attempts` attempts at 7 digits are wrong."""
 
-    def write(path: Path, table: pa.Table) -> None:
-        if run.round(7).num_failed < attempts:
-            answers = [text.zfill(8).translate(_MOVED) for text in table.column("answer").to_pylist()]
-            at = table.column_names.index("answer")
-            table = table.set_column(at, table.schema.field(at), pa.array(answers, pa.string()))
-        write_examples(path, table)
+    attempts = 0
 
-    return write
+    def write_accepted(self, phase: Phase, examples: pa.Table) -> None:
+        if phase.num_failed < self.attempts:
+            answers = [text.zfill(8).translate(_MOVED) for text in examples.column("answer").to_pylist()]
+            at = examples.column_names.index("answer")
+            examples = examples.set_column(at, examples.schema.field(at), pa.array(answers, pa.string()))
+        super().write_accepted(phase, examples)
 
 
 def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
@@ -59,8 +57,9 @@ def play(root: Path, attempts: int) -> Iterator[dict[str, Any]]:
     with open_run(root, {}, "poison") as (run, config):
         ended = "reached"
         try:
-            with mock.patch("sector.engine.run.phases.write_examples", poisoned(run, attempts)):
-                yield from (event.as_json() for event in self_play(run, config))
+            phases = PoisonedPhases(run, config)
+            phases.attempts = attempts
+            yield from (event.as_json() for event in run_phases(phases))
         except NoAgreement as error:
             ended = str(error)
         yield {"event": "done", "ended": ended, "best": (root / "checkpoints" / "best").readlink().name}

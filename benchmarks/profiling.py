@@ -67,7 +67,7 @@ class Generation:
     settings: vote and checks.
     hard_share: share of problems harder than uniform digits.
     seed: seed of problems and sampling.
-    engine_settings: settings of the engine, as `given` in `open_engine`.
+    engine_settings: settings of the engine, as in `open_engine`.
     """
 
     model: Path

@@ -1,5 +1,5 @@
 """Command line of sector. Importing it installs a handler that ends Ctrl-C with one line instead of a traceback."""
 
-from sector.cli._signals import hush
+from sector.cli._signals import leave_on_interrupt
 
-hush()
+leave_on_interrupt()

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sector.cli._signals import Ended, ended_by_signals, hush
+from sector.cli._signals import Ended, ended_by_signals, leave_on_interrupt
 from sector.cli._streams import Unwritable, printable, usable_streams
 from sector.engine.errors import Diverged, EngineFailed, InputError, NoAgreement, WorkersDied
 from sector.engine.training.torchrun import num_processes, rank
@@ -94,7 +94,7 @@ class CommandGroup(TyperGroup):
                 # If stderr cannot be written, the exit code is all that is left.
                 with suppress(OSError):
                     print(f"{_sender()}: {printable(' '.join(message.split()))}", file=sys.stderr)
-        hush()
+        leave_on_interrupt()
         sys.exit(code)
 
     def get_help_option(self, ctx: Any) -> Any:

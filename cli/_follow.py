@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 JSON_SECONDS = 1.0
 
 
-def asked_for(
+def chosen_settings(
     config: Path | None,
     settings: Sequence[str] | None,
     filter_name: str | None,
@@ -50,16 +50,16 @@ def asked_for(
     pretrained: path of --pretrained.
     options: values of all other options; None is left out.
     """
-    given = merged(read_config(config) if config else {}, parse_settings(settings or ()))
+    values = merged(read_config(config) if config else {}, parse_settings(settings or ()))
     if pretrained:
-        given["pretrained"] = _as_text(pretrained)
-    given |= {key: value for key, value in options.items() if value is not None}
+        values["pretrained"] = _as_text(pretrained)
+    values |= {key: value for key, value in options.items() if value is not None}
     if filter_name:
-        table = given.get("filter", {})
-        given["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
+        table = values.get("filter", {})
+        values["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
             exclude={"k", "temperature"}
         )
-    return given, str(config) if config else "command line"
+    return values, str(config) if config else "command line"
 
 
 def _as_text(path: Path) -> str:
@@ -71,7 +71,48 @@ def _as_text(path: Path) -> str:
     return str(path)
 
 
-def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
+def play(
+    root: Path,
+    values: dict[str, Any],
+    source: str,
+    as_json: bool,
+    trackers: Sequence[str],
+    workers: int | None = None,
+    supervised_only: bool = False,
+) -> None:
+    """Start or resume a run, show it until it ends, and print the next steps. A follower under torchrun only trains.
+
+    values: settings from options and files, nested.
+    source: origin of the settings, for messages.
+    trackers: names of trackers besides TensorBoard.
+    workers: count of workers that generate; None for this process.
+    supervised_only: whether to end after the supervised phase.
+    """
+    check_alone(root, values, source)
+    from sector.engine.policy.workers import start_workers
+    from sector.engine.report.trackers import log_to_trackers
+    from sector.engine.run.followers import follow_leader, lead_ranks
+    from sector.engine.run.open import open_run
+    from sector.engine.run.phases import Phases
+    from sector.engine.run.stopping import stop_on_signals
+    from sector.engine.selfplay import self_play
+
+    if follow_leader():
+        return
+    output = Output(as_json)
+    with (
+        lead_ranks() as ranks,
+        stop_on_signals() as stopping,
+        open_run(root, values, source) as (run, config),
+        start_workers(workers, config.engine, config.vllm) as pool,
+    ):
+        parts = (run, config, pool, stopping, ranks)
+        events = Phases(*parts).supervise() if supervised_only else self_play(*parts)
+        follow(log_to_trackers(events, run, config, trackers), run, config, output, stopping)
+    next_steps(run, config, output)
+
+
+def check_alone(root: Path, values: dict[str, Any], source: str) -> None:
     """Raise InputError, before torch is imported, if the run cannot be started or resumed with these settings.
 
     Under torchrun do nothing: rank 0 checks the run when all ranks are connected, so that they all end together.
@@ -79,17 +120,17 @@ def check_alone(root: Path, given: dict[str, Any], source: str) -> None:
     from sector.engine.run.open import check_run
 
     if num_processes() == 1:
-        check_run(root, given, source)
+        check_run(root, values, source)
 
 
-def default_out(given: dict[str, Any]) -> Path:
+def default_out(values: dict[str, Any]) -> Path:
     """Return the default run directory, `runs/PRESET-seedSEED`.
 
     The name of a pretrained model takes the place of the preset. A task other than the default comes in front.
     """
-    task = given.get("task", DEFAULTS.task)
-    start = Path(str(given.get("pretrained", ""))).stem or given.get("preset", DEFAULTS.preset)
-    name = f"{start}-seed{given.get('seed', DEFAULTS.seed)}"
+    task = values.get("task", DEFAULTS.task)
+    start = Path(str(values.get("pretrained", ""))).stem or values.get("preset", DEFAULTS.preset)
+    name = f"{start}-seed{values.get('seed', DEFAULTS.seed)}"
     return Path("runs") / (name if task == DEFAULTS.task else f"{task}-{name}")
 
 

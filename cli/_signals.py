@@ -23,7 +23,7 @@ class Ended(BaseException):
         self.number = number
 
 
-def hush() -> None:
+def leave_on_interrupt() -> None:
     """Make Ctrl-C print one line and exit at once, before a command begins and after it is over.
 
     Do so in the console script `sector` only: a program that imports this package keeps its own handler.

@@ -67,7 +67,7 @@ def evaluate(
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = evaluate_model(
             model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=checks, seed=seed,
-            on_progress=bar.at, given=parse_settings(settings or ()),
+            on_progress=bar.at, engine_settings=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))

@@ -45,7 +45,7 @@ def generate(
     with output.progress(f"generating {digits} digits") as bar:
         report = generate_file(
             model, out, digits, count, engine=engine, settings=checks, hard_share=hard_share, seed=seed,
-            on_progress=bar.at, workers=workers, given=parse_settings(settings or ()),
+            on_progress=bar.at, workers=workers, engine_settings=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report, lambda: _view(report))
 

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from sector.cli import _options as options
-from sector.cli._output import Output
 
 
 def run(
@@ -61,29 +60,9 @@ def run(
       sector run --track wandb
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
-    from sector.cli._follow import asked_for, check_alone, default_out, follow, next_steps
+    from sector.cli._follow import chosen_settings, default_out, play
 
-    values, source = asked_for(
+    values, source = chosen_settings(
         config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
     )
-    root = out or default_out(values)
-    check_alone(root, values, source)
-    from sector.engine.policy.workers import start_workers
-    from sector.engine.report.trackers import log_to_trackers
-    from sector.engine.run.followers import followed, leading
-    from sector.engine.run.open import open_run
-    from sector.engine.run.stopping import stop_on_signals
-    from sector.engine.selfplay import self_play
-
-    if followed():
-        return
-    output = Output(as_json)
-    with (
-        leading() as ranks,
-        stop_on_signals() as stopping,
-        open_run(root, values, source) as (run_dir, run_config),
-        start_workers(workers, run_config.engine, run_config.vllm) as pool,
-    ):
-        events = self_play(run_dir, run_config, pool, stopping, ranks)
-        follow(log_to_trackers(events, run_dir, run_config, track or ()), run_dir, run_config, output, stopping)
-    next_steps(run_dir, run_config, output)
+    play(out or default_out(values), values, source, as_json, track or (), workers)

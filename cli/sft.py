@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from sector.cli import _options as options
-from sector.cli._output import Output
 
 
 def sft(
@@ -36,22 +35,9 @@ def sft(
       sector sft --out runs/first
       sector sft --out runs/seed1 --seed 1 --json
     """
-    from sector.cli._follow import asked_for, check_alone, follow, next_steps
+    from sector.cli._follow import chosen_settings, play
 
-    values, source = asked_for(
+    values, source = chosen_settings(
         config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
     )
-    check_alone(out, values, source)
-    from sector.engine.report.trackers import log_to_trackers
-    from sector.engine.run.followers import followed, leading
-    from sector.engine.run.open import open_run
-    from sector.engine.run.phases import Phases
-    from sector.engine.run.stopping import stop_on_signals
-
-    if followed():
-        return
-    output = Output(as_json)
-    with leading() as ranks, stop_on_signals() as stopping, open_run(out, values, source) as (run_dir, run_config):
-        events = Phases(run_dir, run_config, stopping=stopping, ranks=ranks).supervise()
-        follow(log_to_trackers(events, run_dir, run_config, track or ()), run_dir, run_config, output, stopping)
-    next_steps(run_dir, run_config, output)
+    play(out, values, source, as_json, track or (), supervised_only=True)

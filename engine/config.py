@@ -508,11 +508,11 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def vllm_config(given: dict[str, Any], base: VllmConfig) -> VllmConfig:
-    """Return settings of the engine `vllm`: `given` over `base`. Raise InputError if `given` has other settings too."""
-    if stray := next((key for key, _ in flat(given) if not key.startswith("vllm.")), None):
+def vllm_config(settings: dict[str, Any], base: VllmConfig) -> VllmConfig:
+    """Return settings of the engine `vllm`: `settings` over `base`. Raise InputError if there are other settings."""
+    if stray := next((key for key, _ in flat(settings) if not key.startswith("vllm.")), None):
         raise InputError(f"--set {stray}: only settings of the engine vllm can be given here, as vllm.max_digits=40")
-    return validated(RunConfig, {"vllm": merged(base.model_dump(), given.get("vllm", {}))}, "--set").vllm
+    return validated(RunConfig, {"vllm": merged(base.model_dump(), settings.get("vllm", {}))}, "--set").vllm
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,11 @@ def self_play(
     ranks: processes that share the training; None for this one.
     Raises NoAgreement if the model no longer agrees with itself; the best checkpoint is the last one that did.
     """
-    phases = Phases(run, config, workers, stopping, ranks)
+    yield from run_phases(Phases(run, config, workers, stopping, ranks))
+
+
+def run_phases(phases: Phases) -> Iterator[Event]:
+    """Run phases as `self_play` does."""
     yield from phases.supervise()
     for phase in phases.rounds():
         with oracle.sealed():

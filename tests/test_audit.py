@@ -117,13 +117,11 @@ def test_mistakes_of_labels_and_at_the_frontier_are_counted() -> None:
     assert (found["slow"]["right"], found["slow"]["unparsable"]) == (28, 2)
 
 
-def test_the_gate_is_counted_by_verdict_and_by_votes() -> None:
+def test_the_gate_is_counted_by_verdict() -> None:
     problems = draw_problems(3, 6, torch.Generator().manual_seed(5))
     answers = label(problems).answers
     answers[[1, 4], 2] = (answers[[1, 4], 2] + 1) % 10
-    votes = torch.tensor([5, 5, 3, 5, 1, 3])
     accepted = torch.tensor([True, True, False, True, False, False])
-    found = gate(problems, answers, votes, accepted)
+    found = gate(problems, answers, accepted)
     assert (found.accepted, found.rejected) == ((2, 3), (2, 3))
-    assert found.votes == {1: (0, 1), 3: (2, 2), 5: (2, 3)}
     assert (found.agreement, found.accuracy) == (0.5, pytest.approx(4 / 6))

@@ -223,7 +223,7 @@ def test_the_gate_chart_answers_its_question(accepted: tuple[int, int], rejected
     """From the candidates of two rounds together."""
     halves = [(pair[0] // 2, pair[1] // 2) for pair in (accepted, rejected)]
     rest = [(pair[0] - half[0], pair[1] - half[1]) for pair, half in zip((accepted, rejected), halves, strict=True)]
-    assert gate_answer([Gate(*halves, {}), Gate(*rest, {})]).startswith(answer)
+    assert gate_answer([Gate(*halves), Gate(*rest)]).startswith(answer)
 
 
 def test_thoughts_can_be_followed(run: Path, page: Page) -> None:

@@ -23,7 +23,7 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.events import FrontierMoved, TrainingStep
 from sector.engine.run.goals import Goals
 from sector.engine.run.phases import Phases
-from sector.engine.run.plan import replayed
+from sector.engine.run.plan import replay_sets
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.selfplay import self_play
 from sector.engine.tasks import oracle, true_answers
@@ -74,7 +74,7 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
     phases = Phases(run, run.read_config())
     with oracle.sealed():
         with pytest.raises(oracle.OracleSealed):
-            true_answers(replayed(run, run.read_config(), run.round(7))[0].problems)
+            true_answers(replay_sets(run, run.read_config(), run.round(7))[0].problems)
         for _ in phases.generate(run.round(7)):
             pass
         for _ in phases.distill(run.round(7)):
@@ -189,7 +189,7 @@ def test_a_run_leaps_as_far_as_its_settings_allow_killed_or_not(fresh_run: Path)
     ]
     teacher = json.loads((run.round(11).folder / "generation.json").read_text())["weights_sha256"]
     assert teacher == weights_sha256(run.round(7).load_checkpoint())
-    assert sorted({each.digits for each in replayed(run, run.read_config(), run.round(12))}) == [
+    assert sorted({each.digits for each in replay_sets(run, run.read_config(), run.round(12))}) == [
         1,
         2,
         3,

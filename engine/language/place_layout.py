@@ -187,7 +187,8 @@ class PlaceLayout:
 
     def _number_ids(self, digits: Tensor, end: int) -> Tensor:
         """Return the `[B, N+1]` ids of digits `[B, N]` at places 1..N and the end class at place N, all shifted."""
-        places = self._place_ids(*digits.shape, digits.device)
+        count, length = digits.shape
+        places = self._place_ids(count, length, digits.device)
         return torch.cat([places + self._ordered(digits), places[:, -1:] + end], dim=1)
 
     def _place_ids(self, count: int, length: int, device: torch.device) -> Tensor:

@@ -68,7 +68,7 @@ def evaluate_model(
     settings: Filter,
     seed: int,
     on_progress: OnProgress,
-    given: dict[str, Any] | None = None,
+    engine_settings: dict[str, Any] | None = None,
 ) -> Report:
     """Evaluate a checkpoint, or the best one of a run, and write a picture and a JSON record.
 
@@ -76,7 +76,7 @@ def evaluate_model(
 
     out: folder of the files; by default the run's plots, and none for a bare checkpoint.
     settings: filter of the improved policy.
-    given: as in `open_engine`.
+    engine_settings: as in `open_engine`.
     """
     for digits in lengths:
         check_digits(digits)
@@ -85,7 +85,7 @@ def evaluate_model(
     if stem:
         for kind in (".png", ".json"):
             check_writable(stem.with_suffix(kind))
-    sampler, task, layout = open_engine(model, engine, given)
+    sampler, task, layout = open_engine(model, engine, engine_settings)
     solver = Solver(sampler, layout, policy, settings, seed)
     start, scores = time.perf_counter(), []
     total = len(lengths) * (1 + (len(task.families()) if suite else 0))

@@ -265,7 +265,8 @@ def _changed(config: RunConfig) -> dict[str, Any]:
 
 
 def _gate(run: RunDir, digits: int) -> Gate:
-    return audit.gate(*read_votes(run.round(digits).candidates, digits))
+    problems, answers, _, accepted = read_votes(run.round(digits).candidates, digits)
+    return audit.gate(problems, answers, accepted)
 
 
 def _label_mistakes(run: RunDir, rounds: list[int]) -> dict[str, int]:

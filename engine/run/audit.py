@@ -133,12 +133,10 @@ class Gate:
 
     accepted: pair of the accepted candidates.
     rejected: pair of the rejected candidates.
-    votes: pair of each count of guesses that gave the voted answer.
     """
 
     accepted: tuple[int, int]
     rejected: tuple[int, int]
-    votes: dict[int, tuple[int, int]]
 
     @property
     def tried(self) -> int:
@@ -156,11 +154,10 @@ class Gate:
         return (self.accepted[0] + self.rejected[0]) / self.tried
 
 
-def gate(problems: Batch, answers: Tensor, votes: Tensor, accepted: Tensor) -> Gate:
+def gate(problems: Batch, answers: Tensor, accepted: Tensor) -> Gate:
     """Count right and wrong candidates.
 
     answers: `[B, W]` voted answers.
-    votes: `[B]` guesses that gave the voted answer.
     accepted: `[B]` bool.
     """
     right = answers_correct(problems, answers)
@@ -168,7 +165,7 @@ def gate(problems: Batch, answers: Tensor, votes: Tensor, accepted: Tensor) -> G
     def pair(rows: Tensor) -> tuple[int, int]:
         return int(right[rows].sum()), int(rows.sum())
 
-    return Gate(pair(accepted), pair(~accepted), {int(count): pair(votes == count) for count in votes.unique()})
+    return Gate(pair(accepted), pair(~accepted))
 
 
 def score(solver: Solver, name: str, problems: Batch) -> Score:
@@ -177,6 +174,6 @@ def score(solver: Solver, name: str, problems: Batch) -> Score:
     return Score(name, problems.digits, correct, len(problems))
 
 
-def score_length(solver: Solver, task: Task, digits: int, samples: int, seed: int, hard_share: float = 0.0) -> Score:
-    """Measure the accuracy on `samples` drawn problems of one length, with uniform digits by default."""
-    return score(solver, "uniform", task.draw(digits, samples, generator(seed, "eval", digits), hard_share))
+def score_length(solver: Solver, task: Task, digits: int, samples: int, seed: int) -> Score:
+    """Measure the accuracy on `samples` problems of one length with uniform digits."""
+    return score(solver, "uniform", task.draw(digits, samples, generator(seed, "eval", digits), hard_share=0.0))

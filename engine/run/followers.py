@@ -16,7 +16,7 @@ import safetensors.torch
 from sector.engine.config import RunConfig
 from sector.engine.errors import WorkersDied
 from sector.engine.run.directory import RunDir
-from sector.engine.run.plan import TrainingPlan, plan_of, untrained
+from sector.engine.run.plan import TrainingPlan, initial_model, plan_of
 from sector.engine.run.stopping import ENDING
 from sector.engine.training.data_parallel import FirstLeft, Ranks, process_group
 from sector.engine.training.distill import (
@@ -30,7 +30,7 @@ from sector.engine.training.distill import (
 from sector.engine.training.torchrun import leads
 
 
-def followed() -> bool:
+def follow_leader() -> bool:
     """Return whether this process is a follower. A follower trains first, and returns when the run is over."""
     if leads():
         return False
@@ -44,7 +44,7 @@ def followed() -> bool:
 
 
 @contextmanager
-def leading() -> Iterator[Ranks | None]:
+def lead_ranks() -> Iterator[Ranks | None]:
     """Yield the ranks that share the training, and dismiss the followers at the end; None outside of torchrun."""
     with process_group() as ranks:
         try:
@@ -79,7 +79,7 @@ def train_along(ranks: Ranks) -> None:
         run, config = RunDir(Path(header["run"])), RunConfig.model_validate(header["config"])
         phase = run.round(header["round"]) if header["round"] else run.supervised(config.supervised.max_digits)
         plan = plan_of(run, config, phase, header["seed"])
-        state = start_training(untrained(run, config), plan.trainer, header["tokens"])
+        state = start_training(initial_model(run, config), plan.trainer, header["tokens"])
         restore(state, safetensors.torch.load(tensors), header["step"])
         cycle = header["cycle"]
         steps, draws = plan.cycles[cycle], plan.draws(cycle)

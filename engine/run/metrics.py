@@ -35,7 +35,7 @@ def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, sta
     errors = _label_errors(phase)
     now = time.perf_counter()
     return RoundMetrics(
-        phase="round" if phase.is_round else "sft",
+        phase=phase.name,
         digits=phase.digits,
         tried=generation.tried if generation else 0,
         accepted=generation.accepted if generation else 0,

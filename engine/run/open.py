@@ -12,12 +12,12 @@ from sector.engine.run.directory import CONFIG, RunDir
 
 
 @contextmanager
-def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[RunDir, RunConfig]]:
+def open_run(root: Path, settings: dict[str, Any], source: str) -> Iterator[tuple[RunDir, RunConfig]]:
     """Lock a run directory, new or old, and write its config; yield both.
 
-    given: settings, nested as in TOML. In a new run they replace defaults. An old run keeps its settings, of which
-        `given` may change only some (`config.MAY_CHANGE`).
-    source: origin of `given`, for messages.
+    settings: nested as in TOML. In a new run they replace defaults. An old run keeps its own, of which only some may
+        change (`config.MAY_CHANGE`).
+    source: origin of the settings, for messages.
 
     Damaged files of an old run are removed (`repair.py`). If the block raises InputError before a new run has written
     any file of a phase, nothing of the run is left.
@@ -27,10 +27,10 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
     from sector.engine.run.repair import remove_damaged
 
     run = RunDir(root)
-    check_run(root, given, source)
+    check_run(root, settings, source)
     with run.lock(), _unless_refused(run):
         # Checked again under the lock, since another process may have started this run meanwhile.
-        config = _settle(run, given, source)
+        config = _settle(run, settings, source)
         if not run.exists or run.read_config() != config:
             run.write_config(config)
         run.keep_settings(config)
@@ -38,13 +38,13 @@ def open_run(root: Path, given: dict[str, Any], source: str) -> Iterator[tuple[R
         yield run, config
 
 
-def check_run(root: Path, given: dict[str, Any], source: str) -> None:
+def check_run(root: Path, settings: dict[str, Any], source: str) -> None:
     """Check a run directory and settings before torch is imported; write nothing.
 
     Raises InputError if the settings are invalid or differ from those of the run, if the directory is not a run
     directory, or if a link in it leads out of it.
     """
-    _check_recipe(root, _settle(RunDir(root), given, source))
+    _check_recipe(root, _settle(RunDir(root), settings, source))
     _check_links(root)
 
 
@@ -89,8 +89,8 @@ def _check_recipe(root: Path, config: RunConfig) -> None:
         )
 
 
-def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
-    """Return the config of a run: `given` over the defaults, or over its settings so far."""
+def _settle(run: RunDir, settings: dict[str, Any], source: str) -> RunConfig:
+    """Return the config of a run: `settings` over the defaults, or over its settings so far."""
     if not run.exists:
         if run.root.exists() and not run.root.is_dir():
             raise InputError(f"{run.root} is not a run directory but a file; choose another --out")
@@ -99,14 +99,14 @@ def _settle(run: RunDir, given: dict[str, Any], source: str) -> RunConfig:
             raise InputError(
                 f"{run.root} is not a run directory: it is not empty and has no {CONFIG}; choose another --out"
             )
-        return run_config(given, source)
+        return run_config(settings, source)
     stored = run.read_config().model_dump(mode="json")
     before = dict(flat(stored))
     try:
-        config = run_config(merged(stored, given), source)
+        config = run_config(merged(stored, settings), source)
     except InputError:
         # If the conflict comes from a changed setting, the message about the change is clearer.
-        _check_unchanged(run.root, before, {key: value for key, value in flat(given) if key in before})
+        _check_unchanged(run.root, before, {key: value for key, value in flat(settings) if key in before})
         raise
     _check_unchanged(run.root, before, dict(flat(config.model_dump(mode="json"))))
     if config.until < run.frontier:

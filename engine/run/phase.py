@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sector.engine.errors import made_again
 from sector.engine.files import write_text
-from sector.engine.run.records import GenerationRecord, StartRecord, TrainingRecord, dump_file, read_record
+from sector.engine.run.records import GenerationRecord, PhaseName, StartRecord, TrainingRecord, dump_file, read_record
 
 if TYPE_CHECKING:
     from sector.engine.models.checkpoint import Model
@@ -27,6 +27,11 @@ class Phase:
     root: Path
     digits: int
     is_round: bool
+
+    @property
+    def name(self) -> PhaseName:
+        """Name in metrics.jsonl."""
+        return "round" if self.is_round else "sft"
 
     @property
     def number(self) -> int:

@@ -37,7 +37,7 @@ from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
 from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
-from sector.engine.run.plan import TrainingPlan, plan_of, untrained
+from sector.engine.run.plan import TrainingPlan, initial_model, plan_of
 from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import GenerationRecord, TrainingRecord
 from sector.engine.run.stopping import Stopping
@@ -100,7 +100,7 @@ class Phases:
         self._fetch()
         self._write_labelled()
         if not phase.is_trained:
-            model = untrained(self._run, self._config)
+            model = initial_model(self._run, self._config)
             yield from self._train(model, plan_of(self._run, self._config, phase, self._config.seed))
             self._run.save_checkpoint(model, phase)
         self._run.mark_latest(phase)
@@ -161,7 +161,11 @@ class Phases:
         )
         phase.write(record)
         provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
-        write_examples(phase.examples, improved_table(improved, torch.cat(rows), self._layout, provenance))
+        self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
+
+    def write_accepted(self, phase: Phase, examples: pa.Table) -> None:
+        """Write the accepted examples of a round. A subclass may change them, to try the guards of the loop."""
+        write_examples(phase.examples, examples)
 
     def distill(self, phase: Phase) -> Iterator[Event]:
         """Train on the round's examples and a replay until the goal is met; roll back if the model forgets."""

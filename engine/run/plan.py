@@ -18,7 +18,7 @@ from sector.engine.tasks import find_task
 from sector.engine.training import supervised
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.dataset import read_examples, read_missed
-from sector.engine.training.distill import Batches
+from sector.engine.training.distill import DrawExamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class TrainingPlan:
     seed: int
     trainer: TrainerConfig
     cycles: Sequence[int]
-    batches: Callable[[int], Batches]
+    batches: Callable[[int], DrawExamples]
 
     def draws(self, cycle: int) -> int:
         """Return the seed of the draws in `train_cycle`."""
@@ -48,7 +48,7 @@ def plan_of(run: RunDir, config: RunConfig, phase: Phase, seed: int) -> Training
     return _round(run, config, phase, seed) if phase.is_round else _supervised(config, phase, seed)
 
 
-def untrained(run: RunDir, config: RunConfig) -> Model:
+def initial_model(run: RunDir, config: RunConfig) -> Model:
     """Return the model that the supervised phase starts from."""
     if config.pretrained:
         return load_checkpoint(run.pretrained)
@@ -56,7 +56,7 @@ def untrained(run: RunDir, config: RunConfig) -> Model:
     return model.to(best_device())  # type: ignore[arg-type]
 
 
-def replayed(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:
+def replay_sets(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:
     """List the sets that a round replays: supervised examples by length, then the sets of earlier rounds."""
     sets = list(read_examples(run.supervised(config.supervised.max_digits).examples).values())
     for earlier in run.rounds():
@@ -92,9 +92,9 @@ def _round(run: RunDir, config: RunConfig, phase: Phase, seed: int) -> TrainingP
     new = examples_of(config, phase)
     if not new:
         raise NoAgreement(f"no candidate of {phase.digits} digits was accepted")
-    replay = replayed(run, config, phase)
+    replay = replay_sets(run, config, phase)
 
-    def batches(cycle: int) -> Batches:
+    def batches(cycle: int) -> DrawExamples:
         draws = stream_seed(seed, "distill", phase.digits, cycle)
         return mixed_batches(new, replay, trainer.num_shards, trainer.shard_rows, settings.replay_share, draws)
 

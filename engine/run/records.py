@@ -39,6 +39,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)]
 Reason = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Mistakes = dict[Annotated[str, AfterValidator(_check_mistake)], Count]
+PhaseName = Literal["sft", "round"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 
 
@@ -149,7 +150,7 @@ class FrontierMistakes(Record):
 class RoundMetrics(Record):
     """Audit of a phase: a line of metrics.jsonl."""
 
-    phase: Literal["sft", "round"]
+    phase: PhaseName
     """`sft` for the supervised phase, or `round`."""
     digits: Digits
     """Digits that the phase reached."""

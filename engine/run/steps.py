@@ -31,25 +31,27 @@ from sector.engine.tasks.task import Task
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
 from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
-from sector.engine.training.distill import Batches, start_training, train_cycle, tune_allocator
+from sector.engine.training.distill import DrawExamples, start_training, train_cycle, tune_allocator
 from sector.engine.training.torchrun import leads
 
 # Arguments: the amount done, the total, a note.
 OnProgress = Callable[[int, int, str], None]
 
 
-def open_engine(model: Path, engine: str, given: dict[str, Any] | None = None) -> tuple[Sampler, Task, Layout]:
+def open_engine(
+    model: Path, engine: str, engine_settings: dict[str, Any] | None = None
+) -> tuple[Sampler, Task, Layout]:
     """Open an engine with the weights of a checkpoint or run directory; return it with their task and layout.
 
-    given: settings of the engine `vllm`, over those of the run (`config.vllm_config`).
+    engine_settings: settings of the engine `vllm`, over those of the run (`config.vllm_config`).
     """
     loaded = load_checkpoint(model)
-    return make_sampler(engine, loaded, vllm_settings(model, given)), *task_and_layout(loaded)
+    return make_sampler(engine, loaded, vllm_settings(model, engine_settings)), *task_and_layout(loaded)
 
 
-def vllm_settings(model: Path, given: dict[str, Any] | None) -> VllmConfig:
-    """Return the settings of the engine `vllm`: `given` over those of the run, if `model` is a run directory."""
-    return vllm_config(given or {}, _run_config(model).vllm)
+def vllm_settings(model: Path, engine_settings: dict[str, Any] | None) -> VllmConfig:
+    """Return the settings of the engine `vllm`: these over those of the run, if `model` is a run directory."""
+    return vllm_config(engine_settings or {}, _run_config(model).vllm)
 
 
 def check_digits(digits: int) -> None:
@@ -69,7 +71,7 @@ def generate_file(
     hard_share: float,
     seed: int,
     on_progress: OnProgress,
-    given: dict[str, Any] | None = None,
+    engine_settings: dict[str, Any] | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Try `count` problems, write those that the filter accepts, and return counts, tokens and seconds.
@@ -79,13 +81,13 @@ def generate_file(
     engine: name of the engine.
     settings: the filter.
     hard_share: as the setting.
-    given: as in `open_engine`.
+    engine_settings: as in `open_engine`.
     workers: count of processes that generate (`workers.py`); None generates in this process.
     """
     check_digits(digits)
     check_writable(out)
     weights = load_checkpoint(model)
-    sampler = make_sampler(engine, weights, vllm_settings(model, given))
+    sampler = make_sampler(engine, weights, vllm_settings(model, engine_settings))
     task, layout = task_and_layout(weights)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
     parts, tables = [], []
@@ -183,7 +185,7 @@ class Training:
 
     weights: Model
     trainer: TrainerConfig
-    batches: Batches
+    batches: DrawExamples
     seed: int
     max_steps: int
     digits: int

@@ -44,7 +44,7 @@ from sector.engine.training.muon import Muon
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
-Batches = Callable[[int], Sequence[Examples]]
+DrawExamples = Callable[[int], Sequence[Examples]]
 """Function from a step to the examples of its shards, one item a shard."""
 
 
@@ -184,7 +184,7 @@ def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
 
 def train_cycle(
     state: TrainState,
-    draw_examples: Batches,
+    draw_examples: DrawExamples,
     config: TrainerConfig,
     num_steps: int,
     seed: int,
@@ -272,7 +272,9 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def _lay_out_step(model: Model, draw_examples: Batches, step: int, config: TrainerConfig, seed: int) -> list[Shard]:
+def _lay_out_step(
+    model: Model, draw_examples: DrawExamples, step: int, config: TrainerConfig, seed: int
+) -> list[Shard]:
     """Return the shards of a step, on the CPU."""
     with span("lay out"):
         draws = generator(seed, "augment", step)
