@@ -135,7 +135,7 @@ class Contest:
             peaks = dict.fromkeys(seconds, 0)
             results: dict[str, Improved] = {}
             for contender in contenders:
-                self._improve(contender, problems[:_WARM_UP], workload.batch)
+                self.improve(contender, problems[:_WARM_UP], workload.batch)
             for turn in range(repeats):
                 # The order is reversed every other turn, so that no contender is always first.
                 for contender in contenders if turn % 2 == 0 else reversed(contenders):
@@ -143,7 +143,7 @@ class Contest:
                     on_progress(done, total, f"{name}, {workload.digits} digits")
                     reset_peak(device)
                     start = time.perf_counter()
-                    results[name] = self._improve(contender, problems, workload.batch)
+                    results[name] = self.improve(contender, problems, workload.batch)
                     seconds[name].append(time.perf_counter() - start)
                     peaks[name] = max(peaks[name], peak_bytes(device))
                     done += 1
@@ -153,7 +153,7 @@ class Contest:
             ]
             yield cells, _num_differing(list(results.values()))
 
-    def _improve(self, contender: Contender, problems: Problems, batch: int) -> Improved:
+    def improve(self, contender: Contender, problems: Problems, batch: int) -> Improved:
         """Run the improved policy on all problems, batch by batch."""
         parts, start = [], 0
         for part in batches(problems, batch or len(problems)):

@@ -5,18 +5,18 @@
 #
 #   check      the versions, and every package that is missing
 #   tests      the kernel and engine tests, compiled, in several processes
-#   kernels    each kernel by itself, and the limits of the hardware
-#   tiny       the improved policy with the preset tiny: dtypes, ways to decode, counts of rows
-#   hf         the same with `generate` of transformers
 #   train      tiny teaches itself from 6 to 29 digits on the GPU
 #   base_train base learns 6 digits with true answers on the GPU
+#   kernels    each kernel by itself, and the limits of the hardware
+#   tiny       the improved policy with the preset tiny: dtypes and counts of rows
+#   hf         the same with `generate` of transformers
 #   base       as tiny, with the preset base
-#   profile    where the time of generating and distilling goes
+#   profile    time of generating by operation
 #   ncu        Nsight Compute on the kernels of a step
 #
 # It is made for a bare machine, on which nothing can be installed: Python with torch and triton that see the GPU,
-# transformers, pytest with xdist and timeout. The parts do not depend on each other, except that `tiny`, `hf`, `profile`
-# and `ncu` need a trained checkpoint in STATE/tiny, and `base` one in STATE/base (`train` and `base_train` make them).
+# transformers, pytest with xdist and timeout. The parts from `kernels` on need a trained checkpoint in STATE/tiny or
+# STATE/base, which `train` and `base_train` make.
 # GPU time is rented in short slices, so each part has a time limit, and writes what it has as it goes. OUT gets few files:
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs). The exit code is the number of parts
 # that failed.
@@ -31,7 +31,7 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests kernels tiny hf train base_train base profile ncu
+[ $# -gt 0 ] || set -- check tests train base_train kernels tiny hf base profile ncu
 mkdir -p "$out" "$STATE"
 
 # The folders of this checkout as the package, whatever is installed, and without make.

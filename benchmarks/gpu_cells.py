@@ -12,7 +12,6 @@ Every result is compared with that of the native engine on the CPU in float32, o
 import argparse
 import gc
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,42 +21,35 @@ from typing import Any
 
 import torch
 
-from sector.benchmarks.contest import differs
+from sector.benchmarks.contest import Cell, Contender, Contest, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.benchmarks.roofline import measure_ceilings
-from sector.engine.config import FILTERS
-from sector.engine.language.layout import Layout
-from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.config import FILTERS, RunConfig
 from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
 from sector.engine.models.sector import SectorForCausalLM
-from sector.engine.policy.improve import Improved, improve
+from sector.engine.policy.improve import Improved
 from sector.engine.samplers.gpu import CACHE_BYTES, Decode, GpuSampler
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.samplers.protocol import Sampler, Sampling
-from sector.engine.seeding import generator
+from sector.engine.samplers.protocol import Sampler
 
 # A cell whose repetition takes longer is measured once.
 _SLOW_SECONDS = 4.0
 # Memory for keys and values: enough for 16,000 rows of the preset base at 20 digits.
 _CACHE_BYTES = 24 << 30
-_HARD_SHARE = 0.45
 
 
 class Bench:
-    """The problems and settings that all cells share.
+    """The problems and terms that all cells share."""
 
-    device: where the model decodes.
-    """
-
-    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
-        self._arguments, self._device = arguments, device
-        self._settings = FILTERS[arguments.filter]
-        self._repeats: int = arguments.repeats
-        most = max([*arguments.rows, arguments.compare])
-        self._problems = draw_problems(arguments.digits, most, generator(0, "bench", arguments.digits), _HARD_SHARE)
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        layout = task_and_layout(load_sector(arguments.model))[1]
+        hard_share = RunConfig().hard_share
+        self._contest = Contest(FILTERS[arguments.filter], layout, temperature=0.0, seed=0, hard_share=hard_share)
+        self._problems = self._workload(max([*arguments.rows, arguments.compare])).problems(0, hard_share)
         self._expected: Improved | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -73,8 +65,8 @@ class Bench:
         for dtype, rows, decode in product(arguments.dtypes, arguments.rows, arguments.decode):
             cell = {"dtype": dtype, "decode": decode, "rows": rows}
             try:
-                model = self._model(dtype)
-                improved, figures = self._timed(_sampler(model, decode), rows, self._repeats, task_and_layout(model)[1])
+                contender = Contender(decode, _sampler(self._model(dtype), decode))
+                improved, figures = self._timed(contender, rows, arguments.repeats)
                 yield cell | figures | self._differing(improved)
             # A kernel that does not compile and memory that runs out are results, too.
             except Exception as error:
@@ -92,13 +84,13 @@ class Bench:
                     yield {"dtype": dtype, **line}
 
     def _model(self, dtype: str) -> SectorForCausalLM:
-        """Load the model in a dtype onto the device."""
-        return load_sector(self._arguments.model).to(self._device, getattr(torch, dtype)).eval()  # type: ignore[arg-type]
+        """Load the model in a dtype onto the best device."""
+        return load_sector(self._arguments.model).to(getattr(torch, dtype))
 
     def _compared(self, rows: int) -> dict[str, Any]:
         """Solve the first rows on the CPU, and keep the result."""
-        model = load_sector(self._arguments.model).to("cpu").eval()  # type: ignore[arg-type]
-        self._expected, figures = self._timed(NativeSampler(model), rows, 1, task_and_layout(model)[1])
+        on_cpu = Contender("cpu", NativeSampler(load_sector(self._arguments.model).cpu()))
+        self._expected, figures = self._timed(on_cpu, rows, repeats=1)
         return figures
 
     def _differing(self, improved: Improved) -> dict[str, Any]:
@@ -108,32 +100,25 @@ class Bench:
         rows = slice(min(len(improved.verdict), len(self._expected.verdict)))
         return {"compared": rows.stop, "differing": int(differs(self._expected, improved, rows).sum())}
 
-    def _timed(self, sampler: Sampler, rows: int, repeats: int, layout: Layout) -> tuple[Improved, dict[str, Any]]:
+    def _workload(self, rows: int) -> Workload:
+        """Return the workload of some rows, all at once."""
+        return Workload(self._arguments.digits, rows, batch=0)
+
+    def _timed(self, contender: Contender, rows: int, repeats: int) -> tuple[Improved, dict[str, Any]]:
         """Solve the first rows repeatedly, after a warm-up of the same size; return the result and the figures."""
-        problems: Problems = self._problems[slice(rows)]
-        sampling = Sampling(temperature=0.0, seed=0, rows=torch.arange(rows), stage=0)
-        reset_peak(sampler.device)
+        device = contender.sampler.device
+        reset_peak(device)
         seconds: list[float] = []
         for turn in range(1 + repeats):
             start = time.perf_counter()
-            improved = improve(sampler, problems, self._settings, layout, sampling)
+            improved = self._contest.improve(contender, self._problems[slice(rows)], batch=0)
             seconds.append(time.perf_counter() - start)
             if turn and seconds[-1] > _SLOW_SECONDS:
                 break
         warm_up, *seconds = seconds
-        median = statistics.median(seconds)
         accepted = int(improved.accepted.sum())
-        return improved, {
-            "digits": self._arguments.digits,
-            "filter": self._arguments.filter,
-            "warm_up_seconds": warm_up,
-            "seconds": seconds,
-            "tokens": improved.tokens,
-            "accepted": accepted,
-            "tokens_per_s": improved.tokens / median,
-            "accepted_per_s": accepted / median,
-            "peak_memory_bytes": peak_bytes(sampler.device),
-        }
+        cell = Cell(contender.name, self._workload(rows), seconds, improved.tokens, accepted, peak_bytes(device))
+        return improved, {"filter": self._arguments.filter, "warm_up_seconds": warm_up, **cell.as_json()}
 
 
 def _sampler(model: SectorForCausalLM, decode: str) -> Sampler:
@@ -168,8 +153,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Print the lines."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for line in Bench(_arguments(), device).lines():
+    for line in Bench(_arguments()).lines():
         print(json.dumps(line), flush=True)
 
 

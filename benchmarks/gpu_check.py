@@ -44,7 +44,7 @@ def missing() -> list[str]:
 
 
 def main() -> int:
-    """Print what is there; return 2 if something is missing."""
+    """Print versions and the GPU; return 2, with a line that says why, if a package or the GPU is missing."""
     if names := missing():
         print(f"gpu.sh: missing {', '.join(names)}; unpack their wheels into a folder, and name it in PYTHONPATH")
         return 2

@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "AVAILABLE",
+    "FLOATS",
     "INTERPRETED",
     "block_rows",
     "expect",
@@ -45,6 +46,9 @@ except ImportError:
     triton = tl = _Absent()
 
 _ROUND_BY_HAND = tl.constexpr(INTERPRETED)
+
+# Dtypes of activations and weights.
+FLOATS = (torch.float32, torch.bfloat16)
 
 # An interpreted program costs about 5 ms at any size.
 _INTERPRETED_ROWS = 256

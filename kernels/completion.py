@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.kernels._triton import expect
+from sector.kernels.layer import rotate
 from sector.kernels.philox import uniforms
 from sector.kernels.token_table import TokenTable
 
@@ -170,7 +171,7 @@ def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
         normed = F.rms_norm(x, x.shape[-1:], weights.attention_norm[layer], model.eps)
         qkv = F.linear(normed, weights.qkv[layer]).view(batch, length, 3, model.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if past:
             k, v = torch.cat([cache[layer][0], k], dim=2), torch.cat([cache[layer][1], v], dim=2)
             cache[layer] = (k, v)
@@ -198,9 +199,3 @@ def _reference_choice(
     steps = torch.full_like(ids, step)
     noise = uniforms(request.seed, request.rows, request.stage + branch, steps, logits.shape[1])
     return logits, (logits / request.temperature - (-noise.log()).log()).argmax(dim=1)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, H, T, K]` by `[B, 1, T, K/2]` cosines and sines; the halves of K are the two components."""
-    real, imaginary = x.chunk(2, dim=-1)
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)

@@ -15,9 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, round_to, runs_kernel, tl, triton
-
-FLOATS = (torch.float32, torch.bfloat16)
+from sector.kernels._triton import (
+    FLOATS,
+    block_rows,
+    expect,
+    next_power_of_2,
+    num_programs,
+    round_to,
+    runs_kernel,
+    tl,
+    triton,
+)
+from sector.kernels.layer import rotate
 
 # Slots that a program reads at a time, and rows per compiled program: 64 KiB of keys and values in float32 at head size
 # 32, which four warps hold in registers.
@@ -68,7 +77,7 @@ def decode_attention_reference(
     count, (_, heads, num_slots, size) = len(qkv), keys.shape
     query, key, value = qkv.float().view(count, 3, heads, size).unbind(1)
     cos, sin = rope[places].unsqueeze(2).unbind(1)
-    query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     active = at.rows >= 0
     rows, slots = at.rows[active], at.slots[active]
     keys[rows, :, slots] = key[active].to(keys.dtype)
@@ -142,12 +151,6 @@ def _check(
         expect(name, tensor, (count,), torch.int64, qkv.device)
     if out is not None:
         expect("out", out, (count, heads * size), qkv.dtype, qkv.device)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[R, H, K]` by the angles of `[R, 1, K/2]` cosines and sines."""
-    real, imaginary = x.chunk(2, dim=-1)
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
 
 
 def _visible(at: Positions, num_slots: int) -> Tensor:

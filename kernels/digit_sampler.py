@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
+from sector.kernels._triton import FLOATS, block_rows, expect, next_power_of_2, num_programs, runs_kernel, tl, triton
 from sector.kernels.philox import Stream, gumbel_lanes
 from sector.kernels.token_table import TokenTable, class_of, next_ids
-
-FLOATS = (torch.float32, torch.bfloat16)
 
 # Hidden components that a compiled program loads at a time.
 _BLOCK_HIDDEN = 32

@@ -13,9 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.kernels._triton import block_rows, expect, next_power_of_2, num_programs, round_to, runs_kernel, tl, triton
-
-FLOATS = (torch.float32, torch.bfloat16)
+from sector.kernels._triton import (
+    FLOATS,
+    block_rows,
+    expect,
+    next_power_of_2,
+    num_programs,
+    round_to,
+    runs_kernel,
+    tl,
+    triton,
+)
 
 # Numbers that a compiled program holds at a time: eight a thread.
 _COMPILED_NUMBERS = 1024
@@ -67,6 +75,12 @@ def add_norm_kernel(x: Tensor, update: Tensor | None, weight: Tensor, eps: float
     return out
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `[..., K]` by the angles of `[..., K/2]` cosines and sines; the halves of K are the two components."""
+    real, imaginary = x.chunk(2, dim=-1)
+    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+
+
 def rotate_to_cache(qkv: Tensor, places: Tensor, slots: Tensor, rope: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Rotate queries and keys by place, write keys and values to the cache, and return the queries `[B, T, H, K]`.
 
@@ -99,9 +113,9 @@ def rotate_to_cache_reference(
     batch, length, _ = qkv.shape
     query, key, value = qkv.view(batch, length, 3, keys.shape[1], keys.shape[3]).unbind(2)
     cos, sin = rope[places].unsqueeze(2).unbind(3)
-    keys[:batch, :, slots] = _rotate(key, cos, sin).to(keys.dtype).transpose(1, 2)
+    keys[:batch, :, slots] = rotate(key.float(), cos, sin).to(keys.dtype).transpose(1, 2)
     values[:batch, :, slots] = value.to(values.dtype).transpose(1, 2)
-    return _rotate(query, cos, sin).to(qkv.dtype)
+    return rotate(query.float(), cos, sin).to(qkv.dtype)
 
 
 def rotate_to_cache_kernel(
@@ -158,12 +172,6 @@ def square_of_relu_kernel(x: Tensor) -> Tensor:
     if count:
         _square_of_relu_kernel[(num_programs(count, block),)](x, count, BLOCK=block, num_warps=4)
     return x
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, T, H, K]` in float32 by the angles of `[B, T, 1, K/2]` cosines and sines."""
-    real, imaginary = x.float().chunk(2, dim=-1)
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -307,13 +307,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
             monkeypatch.setattr(module, name, simulated.as_one_launch(getattr(module, name)))
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
 
-    def captured(_: Any, advance: Callable[[], None]) -> Callable[[], None]:
-        advance()
-        return simulated.capture(advance)
+    def captured(run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        return simulated.capture(run)
 
-    monkeypatch.setattr(gpu_steps.Stepwise, "_captured", captured)
+    monkeypatch.setattr(gpu_steps, "CudaCapture", lambda _: captured)
     return simulated
 
 

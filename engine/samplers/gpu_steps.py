@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
 from sector.kernels.acceptance import accept
 from sector.kernels.completion import Model, Request
 from sector.kernels.decode_attention import Positions, decode_attention
@@ -47,8 +48,6 @@ _MAX_TOKENS = 1 << 20
 _ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Shapes of first passes that are kept on the device: each is some kilobytes, and a chain meets each of its own once.
 _MOST_SHAPES = 4096
-# The first launch of a kernel compiles, loads and allocates workspace, which must not happen during capture.
-_WARM_UPS = 2
 
 
 class _Field(IntEnum):
@@ -106,12 +105,12 @@ class _Step:
     """
 
     state: Tensor
-    run: Callable[[], None]
+    run: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the first passes of one shape share: the prefix, then the mark and the draft of each branch.
+    """Layout of first passes with these lengths: the prefix, then the mark and the draft of each branch.
 
     sizes: tokens of the prefix and of each branch.
     mask: `[1, 1, T, slots]` 0 for the slots that each token attends to, minus infinity for others; slots that no token
@@ -152,7 +151,7 @@ class Stepwise:
         self._contexts: dict[int, _Context] = {}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         self._steps: dict[tuple[int, int, float], _Step] = {}
-        self._graph_memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._capture: Capture = CudaCapture(device) if device.type == "cuda" else lambda run: run
 
     def capacity(self, prefix_length: int, lengths: Sequence[int]) -> int:
         """Return the maximum of rows of a request of this shape."""
@@ -210,25 +209,12 @@ class Stepwise:
         key = context.num_slots, size, temperature
         if key not in self._steps:
             state = context.idle.repeat(1, size)
-            advance = partial(self._advance, state, context, temperature)
-            self._steps[key] = _Step(state, self._captured(advance) if state.is_cuda else advance)
+            # Its sequences are idle, so that the warm-up of a capture has no effect on outputs.
+            self._steps[key] = _Step(state, self._capture(partial(self._advance, state, context, temperature)))
         return self._steps[key]
 
-    def _captured(self, advance: Callable[[], None]) -> Callable[[], None]:
-        """Capture `advance` as a CUDA graph. Its sequences are idle, so the warm-up has no effect on outputs."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                advance()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_memory):
-            advance()
-        return graph.replay
-
     def _shape(self, request: Request, drafts: Sequence[Tensor | None]) -> _Shape:
-        """Return what first passes of this shape share; on a GPU it is copied there once."""
+        """Return the layout of a first pass, from the device if an earlier one had the same lengths."""
         sizes = [request.prefix.shape[1], *map(_read_tokens, request.lengths, drafts)]
         key = len(request.prefix), *sizes, -1, *request.lengths
         if key not in self._shapes:
@@ -257,10 +243,7 @@ class Stepwise:
             # cuDNN, which torch may prefer, would plan anew for each batch and length: seconds in a first call.
             with sdpa_kernel(_ATTENTION) if x.is_cuda else nullcontext():
                 y = F.scaled_dot_product_attention(queries.transpose(1, 2), *past, attn_mask=mask)
-            attended = F.linear(y.transpose(1, 2).flatten(2).flatten(0, 1), weights.out[layer])
-            normed = add_norm(x, attended, weights.mlp_norm[layer], self._model.eps)
-            features = square_of_relu_(F.linear(normed, weights.up[layer]))
-            update = F.linear(features, weights.down[layer])
+            update = self._feed_forward(x, y.transpose(1, 2).flatten(2).flatten(0, 1), layer)
         assert update is not None, "there is at least one layer"
         return x.add_(update).view(batch, -1, x.shape[1])
 
@@ -288,11 +271,14 @@ class Stepwise:
         ids, rows, out = state[_Field.ID], state[_Field.ROW], state[_Field.OUT]
         at = Positions(rows, state[_Field.SLOT], state[_Field.START], state[_Field.PREFIX])
         places = ids // table.num_local
-        x = self._embed(ids)
+        x, update = self._embed(ids), None
         for layer, (keys, values) in enumerate(context.cache):
-            qkv = F.linear(self._normed(x, weights.attention_norm[layer]), weights.qkv[layer])
+            normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
+            qkv = F.linear(normed, weights.qkv[layer])
             y = decode_attention(qkv, places, weights.rope, keys, values, at, out=qkv.new_empty(x.shape))
-            x = self._feed_forward(x + F.linear(y, weights.out[layer]), layer)
+            update = self._feed_forward(x, y, layer)
+        assert update is not None, "there is at least one layer"
+        x.add_(update)
         stream = Stream(self._seed, state[_Field.COUNTER], state[_Field.STAGE], state[_Field.STEP])
         sampled = Sampled(ids, x.new_empty(len(x)), torch.empty_like(ids, dtype=torch.bool))
         sample_digits(x, ids, self._head, table, temperature, stream, out=sampled)
@@ -307,15 +293,11 @@ class Stepwise:
         """Embed ids `[...]` -> `[..., D]` float32."""
         return F.embedding(self._classes[ids], self._model.weights.embed).float()
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Normalise `[..., D]` float32, and convert it to the dtype of the weights."""
-        return F.rms_norm(x, weight.shape, weight.float(), self._model.eps).to(weight.dtype)
-
-    def _feed_forward(self, x: Tensor, layer: int) -> Tensor:
-        """Return the residual stream `[..., D]` after the feed-forward of a layer."""
+    def _feed_forward(self, x: Tensor, attended: Tensor, layer: int) -> Tensor:
+        """Add attended values `[N, D]` to the residual stream x `[N, D]`, and return the update by the feed-forward."""
         weights = self._model.weights
-        features = F.relu(F.linear(self._normed(x, weights.mlp_norm[layer]), weights.up[layer])).square_()
-        return x + F.linear(features, weights.down[layer])
+        normed = add_norm(x, F.linear(attended, weights.out[layer]), weights.mlp_norm[layer], self._model.eps)
+        return F.linear(square_of_relu_(F.linear(normed, weights.up[layer])), weights.down[layer])
 
 
 def _read_tokens(length: int, draft: Tensor | None) -> int:
@@ -380,7 +362,7 @@ def _sequences(request: Request, shape: _Shape, output: Tensor, counts: Tensor) 
     """Return the state `[fields, J * B]` of all sequences.
 
     output: ids generated so far, as `_Context.output`.
-    counts: `[J, B]` how many there are of each sequence.
+    counts: `[J, B]` count of ids of each sequence.
     """
     rows = torch.arange(counts.shape[1], device=counts.device)
     state = torch.addcmul(shape.base, shape.per_row, rows)

@@ -31,6 +31,7 @@ from sector.engine.models.checkpoint import Model, task_and_layout, weights, wei
 from sector.engine.models.loss import IGNORED
 from sector.engine.models.sector import MAX_GAP, SectorForCausalLM
 from sector.engine.models.text import TextModel
+from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.seeding import generator
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
@@ -38,7 +39,7 @@ from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import text_rows
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.fused_model import branch_states
-from sector.engine.training.graphs import CudaCapture, GraphedUpdate, graphed_gradients
+from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
 
 _MUON_STATE = ("momentum_buffer",)
@@ -202,11 +203,10 @@ def train_cycle(
     exchange = ranks.exchange(gradient, config.num_shards) if ranks else None
     state.model.train()
 
+    def lay_out_step(step: int) -> list[Shard]:
+        return _lay_out_step(state.model, draw_examples, step, config, seed)
+
     with _computing(state, config.fast_weight) as compute, one_thread():
-
-        def lay_out_step(step: int) -> list[Shard]:
-            return [compute.prepare(shard) for shard in _lay_out_step(state.model, draw_examples, step, config, seed)]
-
         shards = lay_out_step(state.step) if state.step < num_steps else []
         while state.step < num_steps:
             step = state.step
@@ -357,12 +357,10 @@ def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shar
 class _Compute:
     """The computation of a step on a device.
 
-    prepare: brings a shard from the CPU to where its gradient is computed.
-    gradients: function from shards to their gradients, in the same order.
+    gradients: function from shards on the CPU to their gradients, in the same order.
     update: updates all weights by the gradient.
     """
 
-    prepare: Callable[[Shard], Shard]
     gradients: Callable[[Sequence[Shard]], Iterable[Gradient]]
     update: Callable[[], None]
 
@@ -382,18 +380,11 @@ def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
     if model.device.type == "cpu":
         # One thread a core, and each thread uses one core: small matrices gain nothing from two.
         with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield _Compute(lambda shard: shard, lambda shards: pool.map(gradient_of, shards), update)
+            yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
     elif isinstance(model, SectorForCausalLM):
         graphs = graphed_gradients(model, fast_weight)
-        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(warm_ups=0))
-        # A graph copies its shard to the GPU itself, while the GPU works on others.
-        yield _Compute(
-            lambda shard: shard,
-            lambda shards: [graphs.gradient_of(model, shard) for shard in shards],
-            graphed_update.step,
-        )
+        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0))
+        yield _Compute(lambda shards: [graphs.gradient_of(model, shard) for shard in shards], graphed_update.step)
     else:
         # A list, because `map` would compute nothing before the next step is laid out.
-        yield _Compute(
-            lambda shard: move(shard, model.device), lambda shards: [gradient_of(shard) for shard in shards], update
-        )
+        yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)

@@ -1,16 +1,14 @@
 """Training steps on a GPU as CUDA graphs: a shard's forward and backward pass, and the update of all weights.
 
 A step of a small model is thousands of kernels of a few microseconds, which Python launches more slowly than the GPU
-runs them: 86 ms a step of the preset base on an H200. A graph launches them all at once. There is one a shape of shard,
-which is few: lengths times rows.
+runs them: 86 ms a step of the preset base on an H200. A graph launches them all at once. Each shape of shard has a
+graph of its own; there are about as many as lengths.
 
 A graph reads and writes the memory that it was captured with. So a shard is copied into the inputs of its graph, and
 learning rates are tensors (`distill.start_training`).
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,38 +17,8 @@ import torch
 from torch import Tensor
 
 from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
 from sector.engine.training.data_parallel import Gradient
-
-# Function that runs some work once, and returns a function that repeats it on the same memory.
-Capture = Callable[[Callable[[], None]], Callable[[], object]]
-
-# The first launch of a kernel loads it and allocates workspace, which must not happen during capture.
-_WARM_UPS = 2
-
-
-class CudaCapture:
-    """Capture work as CUDA graphs, which share memory for what does not outlive a replay."""
-
-    def __init__(self, warm_ups: int = _WARM_UPS) -> None:
-        self._warm_ups = warm_ups
-        # One stream for all captures: libraries keep a workspace for each stream that they have seen.
-        self._stream, self._memory = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], None]) -> Callable[[], object]:
-        """Run the work for the warm-up, capture it, and return the replay. Work that is captured is not executed."""
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(self._warm_ups):
-                run()
-            with _no_garbage_collection():
-                graph.capture_begin(pool=self._memory)
-                try:
-                    run()
-                finally:
-                    graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return graph.replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +105,5 @@ def graphed_gradients(model: SectorForCausalLM, fast_weight: float) -> GraphedGr
     """Return the graphs of a model on a GPU."""
     by_weight = _GRADIENTS.setdefault(model, {})
     if fast_weight not in by_weight:
-        by_weight[fast_weight] = GraphedGradients(model, fast_weight, CudaCapture())
+        by_weight[fast_weight] = GraphedGradients(model, fast_weight, CudaCapture(model.device))
     return by_weight[fast_weight]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python from destroying other graphs during a capture, which would break it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
