@@ -248,6 +248,8 @@ class VllmConfig(Settings):
     """MiB of memory for the KV cache. Raise it for long operands or many prompts at a time."""
     prefix_caching: bool = True
     """Whether to compute shared prefixes of prompts once. Turn it off only to compare."""
+    draft_tokens: Annotated[int, Field(ge=0, le=128)] = 64
+    """Tokens of a draft that vLLM verifies in one step (speculative decoding). 0 generates token by token."""
 
 
 class SupervisedConfig(Settings):

@@ -125,10 +125,113 @@ def test_samples_follow_the_softmax(sampler: VllmSampler, model: SectorForCausal
     assert_drawn_from(chances, drawn)
 
 
-def test_temperatures_that_vllm_refuses(sampler: VllmSampler) -> None:
+@pytest.mark.parametrize("temperature", [0.7, 2.5], ids="temperature{}".format)
+def test_samples_are_those_of_native(sampler: VllmSampler, model: SectorForCausalLM, temperature: float) -> None:
+    """Also with drafts, where vLLM alone would draw other samples, and above the highest temperature of vLLM."""
+    prefix, branches = _request(17)
+    sampling = _sampling(temperature)
+    expected = NativeSampler(model).sample(prefix, branches, sampling)
+    assert not torch.equal(expected[0], NativeSampler(model).sample(prefix, branches, _sampling(0.0))[0])
+    for drafted in (branches, _drafted(branches, expected)):
+        outputs = sampler.sample(prefix, drafted, sampling)
+        assert [output.tolist() for output in outputs] == [output.tolist() for output in expected]
+
+
+def test_temperatures_that_vllm_refuses(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its own sampler draws: text models, and runners whose sampler cannot be replaced."""
+    monkeypatch.setattr(sampler, "_choice", None)
     prefix, branches = _request(5)
     with pytest.raises(InputError, match=r"the engine vllm takes temperatures up to 2, not 2.5"):
         sampler.sample(prefix, branches, _sampling(2.5))
+
+
+# Drafts
+
+
+def _drafted(branches: list[Branch], completions: list[Tensor], wrong_from: int | None = None) -> list[Branch]:
+    """The branches with these completions as drafts; from a token on, every second row has a wrong digit."""
+    drafts = [completion.clone() for completion in completions]
+    if wrong_from is not None:
+        for draft in drafts:
+            draft[::2, wrong_from:] = 5
+    return [Branch(branch.mark, branch.length, draft) for branch, draft in zip(branches, drafts, strict=True)]
+
+
+def _steps_of(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch, prefix: Tensor, branches: list[Branch]) -> int:
+    """The steps of vLLM in a greedy call."""
+    core, count = sampler._llm.llm_engine.engine_core.engine_core, [0]
+    step = core.step_fn
+
+    def counted() -> Any:
+        count[0] += 1
+        return step()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(core, "step_fn", counted)
+        sampler.sample(prefix, branches, _sampling(0.0))
+    return count[0]
+
+
+@pytest.mark.parametrize("wrong_from", [None, 0, 1, 9], ids="wrong_from_{}".format)
+@pytest.mark.parametrize("digits", [2, 17, 40], ids="digits{}".format)
+def test_drafts_do_not_change_tokens(
+    sampler: VllmSampler, model: SectorForCausalLM, digits: int, wrong_from: int | None
+) -> None:
+    prefix, branches = _request(digits)
+    expected = NativeSampler(model).sample(prefix, branches, _sampling(0.0))
+    outputs = sampler.sample(prefix, _drafted(branches, expected, wrong_from), _sampling(0.0))
+    assert [output.tolist() for output in outputs] == [output.tolist() for output in expected]
+
+
+def test_drafts_save_steps(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interface is experimental: this fails if a release of vLLM no longer takes drafts."""
+    prefix, branches = _request(40)
+    completions = sampler.sample(prefix, branches, _sampling(0.0))
+    without = _steps_of(sampler, monkeypatch, prefix, branches)
+    # The prompt and the first token; 64 drafted tokens and one more; the rest. And a step that finds nothing left.
+    assert _steps_of(sampler, monkeypatch, prefix, _drafted(branches, completions)) <= 4 < 20 < without
+    # Drafts of another prompt are not proposed.
+    stale = _drafted([Branch(branch.mark.flip(0), branch.length) for branch in branches], completions)
+    assert _steps_of(sampler, monkeypatch, prefix.flip(0), stale) > 4
+
+
+def test_a_call_without_drafts_forgets_those_of_the_last(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, branches = _request(40)
+    completions = sampler.sample(prefix, branches, _sampling(0.0))
+    sampler.sample(prefix, _drafted(branches, completions), _sampling(0.0))
+    assert _steps_of(sampler, monkeypatch, prefix, branches) > 20
+
+
+def test_log_probabilities_of_drafted_tokens(sampler: VllmSampler, model: SectorForCausalLM) -> None:
+    """vLLM's own samplers compute them, from logits over all ids."""
+    prefix, branches = _request(17)
+    prompts = torch.cat([prefix, branches[0].mark], dim=1)
+    rows = [[token for token in row if token != tokens.PAD_ID] for row in prompts.tolist()]
+    params = [sampler._sampling_params(9, logprobs=12)] * ROWS
+    plain = sampler._generate(rows, params)
+    drafted = sampler._generate(rows, params, [said.ids for said in plain])
+    assert [said.ids for said in drafted] == [said.ids for said in plain]
+    for said, other in zip(plain, drafted, strict=True):
+        for position, again in zip(said.logprobs, other.logprobs, strict=True):
+            assert again == pytest.approx(position, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def plain_engine(model: SectorForCausalLM) -> VllmSampler:
+    """An engine of a release that takes neither drafts nor our sampler."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(starting, "takes_drafts", lambda: False)
+        patched.setattr("sector.engine.samplers.vllm.sampler._install", lambda worker: None)
+        return VllmSampler(model, SETTINGS)
+
+
+@pytest.mark.parametrize("digits", [2, 17], ids="digits{}".format)
+def test_a_release_without_drafts(plain_engine: VllmSampler, model: SectorForCausalLM, digits: int) -> None:
+    assert plain_engine._proposer is None and plain_engine._choice is None
+    _assert_native(plain_engine, model, digits)
+    prefix, branches = _request(5)
+    outputs = [plain_engine.sample(prefix, branches[:1], _sampling(0.7, seed=seed))[0] for seed in (5, 5, 6)]
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
 
 def test_new_weights_reach_the_live_engine(sampler: VllmSampler, model: SectorForCausalLM) -> None:
@@ -283,7 +386,9 @@ def test_every_setting_has_a_name_in_vllm() -> None:
 
 def test_what_vllm_is_told(model: SectorForCausalLM) -> None:
     arguments = starting.engine_arguments(model, VllmConfig(max_digits=12, memory_mib=3, compiled="on"))
-    assert arguments["max_model_len"] == 2 * 12 + 6 + place_layout.PlaceLayout().simplification_length(12)
+    # vLLM proposes no draft where the longest one would not fit.
+    assert arguments["max_model_len"] == 2 * 12 + 6 + place_layout.PlaceLayout().simplification_length(12) + 64
+    assert arguments["speculative_config"]["num_speculative_tokens"] == 64
     assert arguments["kv_cache_memory_bytes"] == 3 << 20
     assert arguments["dtype"] == "float32" and arguments["enforce_eager"] is False
     assert starting.engine_arguments(model, VllmConfig())["max_model_len"] == model.config.max_position_embeddings

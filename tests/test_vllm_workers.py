@@ -25,7 +25,7 @@ LOOKS = {"k": 1, "checks": ("direct",)}
 
 
 def test_workers_with_vllm_write_what_one_engine_writes(supervised_run: Path, tmp_path: Path) -> None:
-    """Greedy it is what `native` writes, too. The engines live on when other weights come."""
+    """`native` writes the same, too. The engines live on when other weights come."""
     model = load_checkpoint(supervised_run)
     engine = VllmSampler(new_model("tiny", seed=3), SETTINGS)
     with Workers(2, "vllm", SETTINGS) as crew:
@@ -38,8 +38,7 @@ def test_workers_with_vllm_write_what_one_engine_writes(supervised_run: Path, tm
             asked = replace(ASKED, count=260, settings=Filter(**LOOKS, temperature=temperature))
             shared = in_files(tmp_path / f"shared{temperature}", with_weights(crew, model, engine)(asked))
             assert shared == in_files(tmp_path / f"alone{temperature}", generate(engine, asked))
-            if temperature == 0:
-                assert shared == in_files(tmp_path / "native", generate(NativeSampler(model), asked))
+            assert shared == in_files(tmp_path / f"native{temperature}", generate(NativeSampler(model), asked))
         # The engines that had the other weights before: none was started anew.
         assert {proof.pid for proof in crew.proofs.values()} == {proof.pid for proof in first.values()}
         assert {proof.weights_sha256 for proof in crew.proofs.values()} == {engine.weights_sha256}

@@ -2,9 +2,9 @@
 
 vLLM passes a model the ids of a step in one row, and passes to `compute_logits` only some rows of the hidden states
 that `forward` returned. The classes that may follow, and their ids, depend on the token of a row. So `forward` appends
-its id to the hidden states as two more columns, in base 256: integers up to 256 are exact in bfloat16.
+its id to the hidden states as more columns.
 
-Legend: T tokens of a step, D hidden size, H heads, K head size, V vocabulary.
+Legend: T tokens of a step, R = D + 8 columns of a row, D hidden size, H heads, K head size, V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.activation import ReLUSquaredActivation
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     QKVParallelLinear,
-    ReplicatedLinear,
     RowParallelLinear,
 )
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
@@ -30,19 +28,23 @@ from sector.engine.language import tokens
 from sector.engine.models.sector import SectorConfig, rope_table, rotate, scatter_logits
 from sector.engine.samplers.vllm.start import padded_head
 
+# Ids are written in this base: integers up to 256 are exact in bfloat16.
 _BASE = 256
+
+# Columns of an id: two digits, and zeros, so that rows begin at multiples of 16 bytes and kernels load 16 at a time.
+_ID_COLUMNS = 8
 
 
 def with_ids(hidden: Tensor, ids: Tensor) -> Tensor:
-    """Append ids `[T]` to hidden states `[T, D]` -> `[T, D + 2]`."""
+    """Append ids `[T]` to hidden states `[T, D]` -> `[T, R]`."""
     digits = torch.stack([ids // _BASE, ids % _BASE], dim=1)
-    return torch.cat([hidden, digits.to(hidden.dtype)], dim=1)
+    return torch.cat([hidden, F.pad(digits, (0, _ID_COLUMNS - 2)).to(hidden.dtype)], dim=1)
 
 
 def split_ids(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Split `[T, D + 2]` into hidden states `[T, D]` and ids `[T]`."""
-    digits = rows[:, -2:].long()
-    return rows[:, :-2], digits[:, 0] * _BASE + digits[:, 1]
+    """Split `[T, R]` into hidden states `[T, D]` and ids `[T]`."""
+    high, low = rows[:, -_ID_COLUMNS : 2 - _ID_COLUMNS].long().unbind(dim=1)
+    return rows[:, :-_ID_COLUMNS], high * _BASE + low
 
 
 class PlacedAttention(nn.Module):
@@ -65,10 +67,12 @@ class PlacedAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attend: `[T, D]` -> `[T, D]`; cosines and sines are `[T, 1, K/2]`."""
-        q, k, v = self.qkv(x)[0].unflatten(1, (3, -1, self.head_dim)).unbind(dim=1)
-        q, k = (rotate(part, cos, sin).to(x.dtype) for part in (q, k))
-        q, k, v = (F.pad(part, (0, self.padding)).flatten(1) for part in (q, k, v))
+        """Attend: `[T, D]` -> `[T, D]`; cosines and sines are `[T, 1, 1, K/2]`."""
+        qkv = self.qkv(x)[0].unflatten(1, (3, -1, self.head_dim))
+        padded = qkv.new_zeros(*qkv.shape[:3], self.head_dim + self.padding)
+        padded[:, :2, :, : self.head_dim] = rotate(qkv[:, :2], cos, sin)
+        padded[:, 2, :, : self.head_dim] = qkv[:, 2]
+        q, k, v = padded.flatten(2).unbind(dim=1)
         y = self.attend(q, k, v).unflatten(1, (-1, self.head_dim + self.padding))
         return self.out(y[..., : self.head_dim].flatten(1))[0]
 
@@ -83,18 +87,17 @@ class Block(nn.Module):
         self.attention = PlacedAttention(config, vllm_config, f"{prefix}.attention")
         self.mlp_norm = RMSNorm(size, eps=config.rms_norm_eps)
         self.up = ColumnParallelLinear(size, inner, bias=False, prefix=f"{prefix}.up")
-        self.activation = ReLUSquaredActivation()
         self.down = RowParallelLinear(inner, size, bias=False, prefix=f"{prefix}.down")
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Run the block: `[T, D]` -> `[T, D]`."""
         x = x + self.attention(self.attention_norm(x), cos, sin)
-        return x + self.down(self.activation(self.up(self.mlp_norm(x))[0]))[0]
+        return x + self.down(self.up(self.mlp_norm(x))[0].relu_().square_())[0]
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
 class Body(nn.Module):
-    """The model up to the final norm, in one module for the compiler."""
+    """The model before the final norm, in one module for the compiler."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -103,35 +106,37 @@ class Body(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, vllm_config, f"{prefix}.blocks.{index}") for index in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return hidden states after the final norm and ids, `[T, D + 2]`, from ids `[T]`.
+        """Return hidden states before the final norm, with ids, `[T, R]`, from ids `[T]`.
 
         `positions` is not used: a token's position is its place.
         """
-        cos, sin = self.rope[tokens.place_of(input_ids)].unsqueeze(1).unbind(dim=2)
+        cos, sin = self.rope[tokens.place_of(input_ids), :, None, None].unbind(dim=1)
         x = self.embed(tokens.class_of(input_ids))
         for block in self.blocks:
             x = block(x, cos, sin)
-        return with_ids(self.norm(x), input_ids)
+        return with_ids(x, input_ids)
 
 
 class SectorForVllm(nn.Module):
-    """`models.sector.SectorForCausalLM` with the interface of a vLLM model; loads the same checkpoints."""
+    """`models.sector.SectorForCausalLM` with the interface of a vLLM model; loads the same checkpoints.
 
-    hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_prefix={"embed.": "body.embed.", "blocks.": "body.blocks.", "norm.": "body.norm."}
-    )
+    returns_rows: whether `compute_logits` returns its rows, for the digit sampler (`digit_sampler.py`).
+    """
+
+    hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"embed.": "body.embed.", "blocks.": "body.blocks."})
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.vocab_size = config.vocab_size
         self.body = Body(vllm_config=vllm_config, prefix=f"{prefix}.body" if prefix else "body")
-        self.head = ReplicatedLinear(config.hidden_size, tokens.NUM_CLASSES, bias=False, prefix="head")
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, tokens.NUM_CLASSES, bias=False)
+        self.returns_rows = False
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """Embed ids `[T]` -> `[T, D]`. vLLM requires this method; the embeddings do not contain the place."""
@@ -144,15 +149,19 @@ class SectorForVllm(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Return hidden states and ids `[T, D + 2]`, for `compute_logits`, from ids `[T]`."""
+        """Return hidden states and ids `[T, R]`, for `compute_logits`, from ids `[T]`."""
         assert intermediate_tensors is None and inputs_embeds is None, "neither pipelines nor embeddings as input"
         return self.body(input_ids, positions)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """Return logits `[T, V]` from rows `[T, D + 2]`, -inf except for the ids that may follow."""
-        hidden, ids = split_ids(hidden_states)
+        """Return logits `[T, V]` from rows `[T, R]`, or the rows themselves if the digit sampler is to have them."""
+        return hidden_states if self.returns_rows else self.logits(hidden_states)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return logits `[T, V]` from rows `[T, R]`, -inf except for the ids that may follow."""
+        hidden, ids = split_ids(rows)
         legal = tokens.legal_table(ids.device)[tokens.class_of(ids)]
-        class_logits = self.head(hidden)[0].float().masked_fill(~legal, float("-inf"))
+        class_logits = self.head(self.norm(hidden)).float().masked_fill(~legal, float("-inf"))
         return scatter_logits(class_logits, ids, self.vocab_size)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

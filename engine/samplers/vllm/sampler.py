@@ -1,13 +1,13 @@
 """The engine vllm: one vLLM for all rounds, prompts as ids, no tokenizer; a probe verifies new weights.
 
-vLLM is unmodified; our model is registered through its plug-in points (`vllm/__init__.py`). The engine ignores drafts
-and finds common prefixes of prompts by itself. Greedy in float32 it returns the same tokens as the other engines. At
-temperature > 0 it has its own random streams, one per prompt: samples differ from those of the other engines, but come
-from the same distribution.
+vLLM is unmodified; our model is registered through its plug-in points (`vllm/__init__.py`), and drafts go through its
+speculative decoding (`drafts.py`). It finds common prefixes of prompts by itself. Greedy in float32 it returns the same
+tokens as the other engines. At temperature > 0 it has its own random streams, one per prompt: samples differ from those
+of the other engines, and of the same prompt with another draft, but come from the same distribution.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from sector.engine.config import VllmConfig
 from sector.engine.errors import EngineFailed, InputError
 from sector.engine.models.checkpoint import Model, task_and_layout, weights, weights_sha256
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
-from sector.engine.samplers.vllm.start import one_line, start, vllm_weights
+from sector.engine.samplers.vllm.drafts import proposer_of
+from sector.engine.samplers.vllm.start import max_tokens, one_line, start, vllm_weights
 from sector.engine.samplers.vllm.weights_check import CANDIDATES, Said, check_weights, probe_prompts
 from sector.engine.samplers.vocabulary import vocabulary
 from sector.engine.seeding import stream_seed
@@ -26,14 +27,29 @@ from sector.engine.threads import one_thread
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+    from sector.engine.samplers.vllm.digit_sampler import DigitChoice
+
 # The highest temperature that vLLM accepts.
 MAX_TEMPERATURE = 2
+
+
+class _StopIds(list[int]):
+    """Ids that end a completion. vLLM searches the list for every token, so the search takes constant time."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        super().__init__(ids)
+        self._ids = frozenset(self)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
 
 
 class VllmSampler:
     """vLLM's offline engine; see `protocol.Sampler`.
 
     Raises InputError if vLLM cannot start, and EngineFailed if it dies or if its weights are not those of the model.
+
+    max_tokens: the maximum length of a prompt with its completion.
     """
 
     name = "vllm"
@@ -42,16 +58,15 @@ class VllmSampler:
 
     def __init__(self, model: Model, settings: VllmConfig) -> None:
         self._settings = settings
+        self.max_tokens = max_tokens(model, settings)
         self._llm = start(model, settings)
+        self._proposer = proposer_of(self._llm)
+        # Replaces the samplers in the process of the engine, which is this one.
+        (self._choice,) = self._llm.collective_rpc(_install)
         self._sizes = _sizes(model)
         ids = vocabulary(model)
-        self._pad, self._stop = ids.pad, list(dict.fromkeys([*ids.ends, ids.pad]))
+        self._pad, self._stop = ids.pad, _StopIds(dict.fromkeys([*ids.ends, ids.pad]))
         self._verify(model)
-
-    @property
-    def max_tokens(self) -> int:
-        """Maximum length of a prompt with its completion."""
-        return self._llm.model_config.max_model_len
 
     def load(self, model: Model) -> None:
         """Load the model's weights into the running engine, and verify them.
@@ -77,18 +92,22 @@ class VllmSampler:
 
         Raise InputError if prompts exceed `vllm.max_digits`, or if the temperature is above `MAX_TEMPERATURE`.
         """
-        if sampling.temperature > MAX_TEMPERATURE:
+        if self._choice is not None:
+            self._choice.sampling = sampling
+        elif sampling.temperature > MAX_TEMPERATURE:
             raise InputError(
                 f"the engine vllm takes temperatures up to {MAX_TEMPERATURE}, not {sampling.temperature:g}"
             )
         prompts: list[list[int]] = []
         params: list[SamplingParams] = []
+        drafts: list[list[int]] = []
         for index, branch in enumerate(branches):
             self._check_length(prefix.shape[1] + 1 + branch.length)
             rows = torch.cat([prefix, branch.mark], dim=1).tolist()
             prompts += [[token for token in row if token != self._pad] for row in rows]
             params += self._params(branch.length, sampling, index)
-        completions = iter(self._generate(prompts, params))
+            drafts += [[]] * len(rows) if branch.draft is None else branch.draft[:, : branch.drafted].tolist()
+        completions = iter(self._generate(prompts, params, drafts))
         outputs = []
         for branch in branches:
             ids = [torch.tensor(next(completions).ids) for _ in range(len(prefix))]
@@ -101,6 +120,8 @@ class VllmSampler:
         if sampling.temperature == 0:
             return [self._sampling_params(length)] * len(sampling.rows)
         stage = sampling.stage + branch
+        if self._choice is not None:
+            return [self._sampling_params(length, position=(row, stage)) for row in sampling.rows.tolist()]
         return [
             self._sampling_params(
                 length, temperature=sampling.temperature, seed=stream_seed(sampling.seed, "vllm", row, stage)
@@ -109,23 +130,35 @@ class VllmSampler:
         ]
 
     def _sampling_params(
-        self, length: int, temperature: float = 0.0, seed: int | None = None, logprobs: int | None = None
+        self,
+        length: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        position: tuple[int, int] | None = None,
     ) -> "SamplingParams":
         # Not imported at the top: `start` sets the environment before the first import of vLLM.
         from vllm import SamplingParams
 
-        return SamplingParams(
+        params = SamplingParams(
             max_tokens=length,
             temperature=temperature,
             seed=seed,
             logprobs=logprobs,
-            stop_token_ids=self._stop,
             detokenize=False,
+            extra_args=None if position is None else {"position": position},
             # They are read-only, and copying hundreds of stop ids per prompt takes as long as some steps.
             skip_clone=True,
         )
+        # Set afterwards, since the constructor would copy it to a plain list.
+        params.stop_token_ids = self._stop
+        return params
 
-    def _generate(self, prompts: list[list[int]], params: list["SamplingParams"]) -> list[Said]:
+    def _generate(
+        self, prompts: list[list[int]], params: list["SamplingParams"], drafts: Iterable[list[int]] = ()
+    ) -> list[Said]:
+        if self._proposer is not None:
+            self._proposer.expect(zip(prompts, drafts, strict=False))
         try:
             with one_thread():
                 outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
@@ -163,3 +196,10 @@ class VllmSampler:
 
 def _sizes(model: Model) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights(model).items()}
+
+
+def _install(worker: Any) -> "DigitChoice | None":
+    # Imports vLLM.
+    from sector.engine.samplers.vllm.digit_sampler import install
+
+    return install(worker)

@@ -23,6 +23,7 @@ from sector.engine.language.tokens import row_length
 from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import Model, save_checkpoint
 from sector.engine.models.text import TextModel
+from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -33,6 +34,12 @@ _MEND = "run `make vllm`, or choose --engine native"
 
 # Tokens of a block of the cache: the minimum of vLLM's attention on a CPU, so that short prefixes are shared.
 BLOCK = 32
+
+# Tokens of a step. Fewer split a batch of drafts into several steps.
+_STEP_TOKENS = 1 << 15
+
+# Bytes of logits in a step of a text model, for which vLLM's own sampler chooses.
+_LOGITS_BYTES = 1 << 28
 
 # The attention on a CPU requires head sizes that are a multiple of this.
 _HEAD_MULTIPLE = 32
@@ -48,6 +55,14 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
 }
 
+
+def _speculative_config(draft_tokens: int) -> dict[str, Any] | None:
+    """Return vLLM's settings of speculative decoding with drafts of at most this many tokens."""
+    proposer = f"{DraftProposer.__module__}.{DraftProposer.__qualname__}"
+    config = {"method": "custom_class", "model": proposer, "num_speculative_tokens": draft_tokens}
+    return config if draft_tokens else None
+
+
 # For each of our settings, the name and the value of vLLM's argument.
 ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "dtype": ("dtype", str),
@@ -56,6 +71,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "rows": ("max_num_seqs", int),
     "memory_mib": ("kv_cache_memory_bytes", lambda mib: mib << 20),
     "prefix_caching": ("enable_prefix_caching", bool),
+    "draft_tokens": ("speculative_config", _speculative_config),
 }
 
 # Engines are kept until the process ends, since destroying one tears down state that all of them share.
@@ -91,6 +107,8 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
         with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
             from vllm import LLM
 
+            if not takes_drafts():
+                arguments["speculative_config"] = None
             _save(model, Path(folder) / "model")
             _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
             return _started[-1]
@@ -112,6 +130,8 @@ def vllm_weights(model: Model) -> dict[str, Tensor]:
 def _save(model: Model, path: Path) -> None:
     """Save a checkpoint for vLLM, with no weights tied."""
     save_checkpoint(model, path)
+    # Requests name the ids that end them; vLLM would add those of this file to every request again.
+    (path / "generation_config.json").write_text("{}", encoding="utf-8")
     if not isinstance(model, TextModel):
         return
     config = path / "config.json"
@@ -138,13 +158,12 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
     if settings.dtype == "model":
         values["dtype"] = str(model.dtype).removeprefix("torch.")
     arguments = {argument: translate(values[name]) for name, (argument, translate) in ARGUMENTS.items()}
-    if isinstance(model, TextModel):
-        # Prompts of text have lead tokens. No prompt may exceed the positions of the pretrained model.
-        length = arguments["max_model_len"] + len(model.alphabet.lead)
-        arguments["max_model_len"] = min(length, model.config.get_text_config().max_position_embeddings)
     return {
         **arguments,
+        # vLLM asks for no draft where a full one could exceed this length.
+        "max_model_len": min(max_tokens(model, settings) + settings.draft_tokens, _positions(model)),
         "block_size": BLOCK,
+        "max_num_batched_tokens": max(arguments["max_num_seqs"], _tokens_of_a_step(model)),
         # The share that must be free at the start. vLLM takes only weights and `memory_mib`, since a trainer uses the
         # same GPU.
         "gpu_memory_utilization": 0.5,
@@ -152,6 +171,24 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+
+
+def max_tokens(model: Model, settings: VllmConfig) -> int:
+    """Return the maximum length of a prompt with its completion."""
+    # Prompts of text have lead tokens. No prompt may exceed the positions of the pretrained model.
+    lead = len(model.alphabet.lead) if isinstance(model, TextModel) else 0
+    return min(row_length(settings.max_digits) + lead, _positions(model))
+
+
+def _positions(model: Model) -> int:
+    positions: int = model.config.get_text_config().max_position_embeddings
+    return positions
+
+
+def _tokens_of_a_step(model: Model) -> int:
+    if isinstance(model, TextModel):
+        return min(_STEP_TOKENS, _LOGITS_BYTES // (torch.float32.itemsize * model.config.get_text_config().vocab_size))
+    return _STEP_TOKENS
 
 
 def _check_memory(model: Model, settings: VllmConfig, arguments: dict[str, Any]) -> None:
