@@ -43,7 +43,7 @@ class DraftProposer:
         """Do nothing: drafts come from the caller, not from a model."""
 
     def expect(self, drafts: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Replace all drafts by these pairs of a prompt and its draft; of two drafts of a prompt keep the longer one."""
+        """Replace all drafts by these pairs of prompt and draft; of two drafts of a prompt, keep the longer one."""
         ordered = sorted(drafts, key=lambda pair: len(pair[1]))
         self._drafts = {_key(prompt): np.asarray(draft, _ID) for prompt, draft in ordered if draft}
 

@@ -124,7 +124,7 @@ class Body(nn.Module):
 class SectorForVllm(nn.Module):
     """`models.sector.SectorForCausalLM` with the interface of a vLLM model; loads the same checkpoints.
 
-    returns_rows: whether `compute_logits` returns its rows, for the digit sampler (`digit_sampler.py`).
+    returns_rows: whether `compute_logits` returns its rows, for the digit sampler (`digit_choice.py`).
     """
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"embed.": "body.embed.", "blocks.": "body.blocks."})
@@ -163,6 +163,13 @@ class SectorForVllm(nn.Module):
         legal = tokens.legal_table(ids.device)[tokens.class_of(ids)]
         class_logits = self.head(self.norm(hidden)).float().masked_fill(~legal, float("-inf"))
         return scatter_logits(class_logits, ids, self.vocab_size)
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """Return the class of the model's state in vLLM's second model runner."""
+        from sector.engine.samplers.vllm.second_runner import SectorModelState
+
+        return SectorModelState
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights by the names of a checkpoint; return the names of the parameters that were set."""

@@ -27,7 +27,7 @@ from sector.engine.threads import one_thread
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-    from sector.engine.samplers.vllm.digit_sampler import DigitChoice
+    from sector.engine.samplers.vllm.digit_choice import DigitChoice
 
 # The highest temperature that vLLM accepts.
 MAX_TEMPERATURE = 2
@@ -200,6 +200,6 @@ def _sizes(model: Model) -> dict[str, torch.Size]:
 
 def _install(worker: Any) -> "DigitChoice | None":
     # Imports vLLM.
-    from sector.engine.samplers.vllm.digit_sampler import install
+    from sector.engine.samplers.vllm.install import install
 
     return install(worker)
