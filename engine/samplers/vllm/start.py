@@ -28,8 +28,9 @@ from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
 if TYPE_CHECKING:
     from vllm import LLM
 
-# The first release tested, and the first one not tested; the tests run with the release that `make vllm` installs.
-TESTED = ((0, 32), (0, 33))
+# Releases 0.N that were tested on a CPU; 0.20 takes no drafts. The tests run with the one that `make vllm` installs.
+# The builds of 0.24 and 0.26 for CPUs do not start with drafts.
+TESTED = (20, 28, 31, 32)
 _MEND = "run `make vllm`, or choose --engine native"
 
 # Tokens of a block of the cache: the minimum of vLLM's attention on a CPU, so that short prefixes are shared.
@@ -53,6 +54,8 @@ _ENVIRONMENT = {
     # The process also trains, so vLLM may not bind its threads to cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
+    # On a GPU, Triton's products of float32 would round to TF32, and greedy tokens would differ.
+    "TRITON_F32_DEFAULT": "ieee",
 }
 
 
@@ -88,9 +91,9 @@ def check_installed() -> None:
     installed = _version()
     if installed is None or find_spec("vllm") is None:
         raise InputError(f"the engine vllm needs vLLM, which is not installed; {_MEND}")
-    if not TESTED[0] <= tuple(int(part) for part in installed.split(".")[:2]) < TESTED[1]:
-        first, last = (".".join(map(str, bound)) for bound in TESTED)
-        raise InputError(f"the engine vllm needs vLLM >={first},<{last}, not {installed}; {_MEND}")
+    if installed.split(".")[:2] not in (["0", str(minor)] for minor in TESTED):
+        tested = ", ".join(f"0.{minor}" for minor in TESTED)
+        raise InputError(f"the engine vllm needs vLLM {tested}, not {installed}; {_MEND}")
 
 
 def start(model: Model, settings: VllmConfig) -> "LLM":
@@ -100,13 +103,16 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
     _check_memory(model, settings, arguments)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # vLLM runs in this process, so that new weights need no transfer to another one.
+    # vLLM runs in this process: new weights need no transfer to another one, and drafts and sampler are at hand.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     set_num_threads = torch.set_num_threads
     try:
         with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
             from vllm import LLM
+            from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+            # By its class: old releases for CPUs read its name as that of another executor.
+            arguments["distributed_executor_backend"] = UniProcExecutor
             if not takes_drafts():
                 arguments["speculative_config"] = None
             _save(model, Path(folder) / "model")
