@@ -8,6 +8,7 @@ Legend: T tokens of a step, R = D + 8 columns of a row, D hidden size, H heads, 
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -167,9 +168,9 @@ class SectorForVllm(nn.Module):
     @staticmethod
     def get_model_state_cls() -> type:
         """Return the class of the model's state in vLLM's second model runner."""
-        from sector.engine.samplers.vllm.second_runner import SectorModelState
-
-        return SectorModelState
+        # By name: the module of that runner imports this one.
+        state: type = import_module("sector.engine.samplers.vllm.second_runner").SectorModelState
+        return state
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load weights by the names of a checkpoint; return the names of the parameters that were set."""
