@@ -170,6 +170,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def table(*columns: str, **style: Any) -> Table:
+    """Return a table with a column of names on the left and columns of figures on the right; no cell is wrapped."""
+    made = Table(**{"header_style": "bold", "pad_edge": False, "box": None, **style})
+    for column in columns:
+        made.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
+    return made
+
+
 def unwrapped(text: str, style: str = "") -> Text:
     """Return a line that is never wrapped, so that a name in it can be copied."""
     return Text(printable(text), style=style, no_wrap=True, overflow="ignore")

@@ -148,18 +148,7 @@ class Phases:
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
-        record = GenerationRecord(
-            tried=len(improved.problems),
-            accepted=int(improved.accepted.sum()),
-            thought_through=improved.num_thought_through,
-            rejected=improved.rejected(),
-            agreement=improved.agreement,
-            tokens=improved.tokens,
-            seconds=seconds,
-            engine=config.engine,
-            weights_sha256=sampler.weights_sha256,
-        )
-        phase.write(record)
+        phase.write(GenerationRecord.of(improved, seconds, config.engine, sampler.weights_sha256))
         provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
         self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
 
