@@ -133,14 +133,14 @@ def _profile(work: Iterator[object], name: str, recording: Recording) -> dict[st
 
 
 def _with_progress(work: Iterator[object], total: int, on_progress: OnProgress) -> Iterator[None]:
-    """Report the progress after each step of the work."""
+    """Yield after each step of the work, once its progress is reported."""
     for done, _ in enumerate(work, start=1):
         on_progress(done, total, f"step {done}/{total}")
         yield
 
 
 def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda: None) -> list[float]:
-    """Take `count` steps and call `after` behind each; return the seconds of each step without that call."""
+    """Run `count` steps and return the seconds of each; `after` is called after each step and is not timed."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()

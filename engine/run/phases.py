@@ -1,6 +1,8 @@
-"""Phases of a run: supervise, generate, distill, audit, advance. A phase whose files are there does nothing.
+"""Phases of a run: supervise, generate, distill, audit, advance.
 
-Each phase loads its weights from disk, so that a resumed run does the same as an uninterrupted one.
+How a run resumes: it passes through all phases again, and a phase whose files are there does nothing. A training that
+was interrupted continues at the step of its snapshot (`RunDir.load_training`). Each phase loads its weights from disk,
+so a resumed run does the same as an uninterrupted one.
 """
 
 import time
@@ -260,7 +262,7 @@ class Phases:
         return Goals(self._config, self._task, self._layout)
 
     def _before(self, phase: Phase) -> Phase:
-        """Return the round before a round, or the supervised phase."""
+        """Return the phase before a round: the longest shorter round that has started, else the supervised phase."""
         return max(
             (other for other in self._run.rounds() if other.digits < phase.digits),
             key=lambda other: other.digits,

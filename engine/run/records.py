@@ -391,7 +391,7 @@ def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict
 
 
 def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | None:
-    """Return the fault in the order of two lines; None if there is none."""
+    """Return the reason why a line of metrics.jsonl cannot follow the line before it; None if it can."""
     if before is None:
         return "the first line is not the supervised phase" if line.is_round else None
     if not line.is_round:
