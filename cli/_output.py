@@ -42,7 +42,7 @@ class PlainConsole(Console):
 class Output:
     """Sink of one command.
 
-    as_json: print data as JSON, one object a line.
+    as_json: print data as JSON, one object per line.
     console: console on stdout.
     """
 

@@ -172,7 +172,7 @@ def _spread(lengths: list[int]) -> list[int]:
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    # One space between columns and one word a line, so that the table fits into 80 characters.
+    # One space between columns and one word per line, so that the table fits into 80 characters.
     names = [name.replace(" ", "\n") for name in columns]
     return table(*names, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
 

@@ -338,8 +338,8 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
             follow, such as most tokens of a prompt, takes no loss either.
         shift_labels: `[B, T]`, labels that are shifted already.
         num_items_in_batch: number that divides the sum of losses; None takes the mean. transformers counts all targets
-            other than -100 in all batches of a step. Behind padding on the left that is one more a row, so pad training
-            batches on the right.
+            other than -100 in all batches of a step. Behind padding on the left that is one more per row, so pad
+            training batches on the right.
         logits_to_keep: number of last positions, or indices of positions, to compute logits for; 0 is all.
         use_cache: whether to return keys and values, by default not.
         output_attentions, output_hidden_states, return_dict: as in transformers.

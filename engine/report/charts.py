@@ -228,7 +228,7 @@ def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
 
 
 def _stack(axes: Axes, lengths: list[int], rows: Sequence[Mapping[str, float]], colors: Mapping[str, str]) -> None:
-    """Draw stacked bars, one bar a length. Parts that never occur are left out of the legend.
+    """Draw stacked bars, one bar per length. Parts that never occur are left out of the legend.
 
     rows: heights of the parts of each bar, by name.
     colors: by name of a part, from the bottom up; parts without a colour follow, and take those of `_cycle`.

@@ -31,7 +31,7 @@ _TIMEOUT = timedelta(days=30)
 class Gradient:
     """Result of a shard in a step.
 
-    loss: `[]` mean loss in nats a token.
+    loss: `[]` mean loss in nats per token.
     flat: `[P]` gradients of all parameters, one after another.
     """
 
