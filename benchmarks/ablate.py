@@ -47,13 +47,13 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Progress of a grid.
+    """Progress of a grid: an event of one of its runs, or the end of a run.
 
-    index: of the run in the grid.
-    cell: of the run.
-    seed: of the run.
-    event: of the run; None when it is over and evaluated.
-    outcome: of a run that is over; None if it diverged before its first metrics.
+    index: number of the run in the grid, from 0.
+    cell: cell of the run.
+    seed: seed of the run.
+    event: event of the run; None when it is over and evaluated.
+    outcome: outcome of a run that is over; None if it diverged before its first metrics.
     """
 
     index: int

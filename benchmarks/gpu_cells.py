@@ -1,4 +1,4 @@
-"""Measure the improved policy on a GPU cell by cell, one JSON line a cell.
+"""Measure the improved policy on a GPU cell by cell, one JSON line per cell.
 
     python -m sector.benchmarks.gpu_cells MODEL [--rows 250,1000] [--dtypes float32,bfloat16] [--decode kernels,hf] ...
     python -m sector.benchmarks.gpu_cells MODEL --kernels [--rows 4096]

@@ -73,7 +73,7 @@ def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
 
 
 def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
-    """Return the choice of the next token from hidden states `[B, D]`."""
+    """Return the case of the digit sampler: the choice of next tokens from hidden states `[B, D]`."""
     device, head = model.device, model.head.weight.detach()
     packed = digit_sampler.Head(model.norm.weight.detach(), head, model.config.rms_norm_eps)
     hidden = torch.randn(rows, head.shape[1], device=device, dtype=head.dtype)
@@ -89,7 +89,7 @@ def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
 
 
 def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
-    """Return the attention of one new token to a full cache `[B, H, S, D/H]`."""
+    """Return the case of decode attention: one new token per row, and a full cache `[B, H, S, D/H]`."""
     config, device, dtype = model.config, model.device, model.head.weight.dtype
     slots = 4 * digits + 10
     qkv = torch.randn(rows, 3 * config.hidden_size, device=device, dtype=dtype)
@@ -108,7 +108,7 @@ def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
 
 
 def _vote(device: torch.device, rows: int, digits: int) -> Case:
-    """Return the vote over guesses `[B, K, N+1]`."""
+    """Return the case of the vote, over guesses `[B, K, N+1]`."""
     guesses = torch.randint(0, 10, (rows, _GUESSES, digits + 1), device=device)
     valid = torch.ones(rows, _GUESSES, dtype=torch.bool, device=device)
     return Case(
@@ -120,7 +120,7 @@ def _vote(device: torch.device, rows: int, digits: int) -> Case:
 
 
 def _prompts(device: torch.device, rows: int, digits: int) -> Case:
-    """Return the layout of B prompts."""
+    """Return the case of the layout of B prompts."""
     table = tokens.kernel_table(device)
     a, b = (torch.randint(0, 10, (rows, digits), device=device) for _ in range(2))
     carry = a.new_zeros(rows)
@@ -134,7 +134,7 @@ def _prompts(device: torch.device, rows: int, digits: int) -> Case:
 
 
 def _answers(device: torch.device, rows: int, digits: int) -> Case:
-    """Return the parsing of B answers."""
+    """Return the case of the parsing of B answers."""
     ids = _ids(rows, digits, device).unsqueeze(1).repeat(1, digits + 2)
     arguments = (ids, digits, ids.new_zeros(rows), tokens.kernel_table(device))
     return Case(

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from sector.benchmarks.machine import describe
 from sector.benchmarks.trace import ProcessorTime, read_events, summarize
 from sector.engine import spans
-from sector.engine.config import Filter
+from sector.engine.config import Filter, RunConfig
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.policy.generate import Assignment, generate
@@ -56,43 +56,21 @@ class Recording:
     on_progress: OnProgress
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """The candidates of a step of `generate`.
-
-    model: checkpoint or run directory.
-    digits: digits per operand.
-    count: candidates per step.
-    engine: name of the engine.
-    settings: vote and checks.
-    hard_share: share of problems harder than uniform digits.
-    seed: seed of problems and sampling.
-    engine_settings: settings of the engine, as in `open_engine`.
-    """
-
-    model: Path
-    digits: int
-    count: int
-    engine: str
-    settings: Filter
-    hard_share: float
-    seed: int
-    engine_settings: dict[str, Any] | None = None
-
-
-def profile_generate(generation: Generation, recording: Recording) -> dict[str, Any]:
-    """Profile steps of generation; return the figures."""
-    check_digits(generation.digits)
-    sampler, task, layout = open_engine(generation.model, generation.engine, generation.engine_settings)
-    assignment = Assignment(
-        task,
-        layout,
-        generation.digits,
-        generation.count,
-        generation.settings,
-        generation.seed,
-        generation.hard_share,
-    )
+def profile_generate(
+    model: Path,
+    digits: int,
+    count: int,
+    recording: Recording,
+    *,
+    engine: str,
+    settings: Filter,
+    seed: int,
+    engine_settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Profile steps of `count` candidates each, as `generate_file` takes them; return the figures."""
+    check_digits(digits)
+    sampler, task, layout = open_engine(model, engine, engine_settings)
+    assignment = Assignment(task, layout, digits, count, settings, seed, RunConfig().hard_share)
     return _profile(_generate_steps(sampler, assignment), "generate", recording)
 
 
@@ -155,14 +133,14 @@ def _profile(work: Iterator[object], name: str, recording: Recording) -> dict[st
 
 
 def _with_progress(work: Iterator[object], total: int, on_progress: OnProgress) -> Iterator[None]:
-    """Report the progress after each step of the work."""
+    """Yield after each step of the work, once its progress is reported."""
     for done, _ in enumerate(work, start=1):
         on_progress(done, total, f"step {done}/{total}")
         yield
 
 
 def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda: None) -> list[float]:
-    """Take `count` steps and call `after` behind each; return the seconds of each step without that call."""
+    """Run `count` steps and return the seconds of each; `after` is called after each step and is not timed."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()

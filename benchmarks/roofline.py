@@ -1,7 +1,8 @@
 """The roofline: the speed of the improved policy if the machine did nothing but its matrix products and reads.
 
-A card holds the cost of a token in operations and bytes, and the ceilings of the machine as measured. On a CPU the
-improved policy is bound by operations: a pass reads each weight once for a whole tile, which stays in the cache.
+A card (`card`) holds the figures of one length: the cost of a candidate and of a token in operations and bytes, the
+ceilings of the machine as measured, and the speed that follows. On a CPU the improved policy is bound by operations: a
+pass reads each weight once for a whole tile, which stays in the cache.
 
 In the docstrings N is the digits, P the tokens of a prefix, T the tokens of a branch, D the hidden size, S the tokens
 that one token attends to.
@@ -128,7 +129,7 @@ def decode_bytes(model: SectorForCausalLM, batch: int, attended: int) -> float:
 
 
 def card(model: SectorForCausalLM, ceilings: Ceilings, digits: int, settings: Filter, batch: int) -> dict[str, Any]:
-    """Return the card: the cost of a candidate and of a token, and the candidates per second at the ceilings."""
+    """Return the figures of a length: cost of a candidate and of a token, and candidates per second at the ceilings."""
     work = improved_work(digits, settings, DigitOrder(model.config.digit_order))
     per_candidate = operations(model, work)
     attended = work.pairs // work.tokens

@@ -184,9 +184,9 @@ def _operations(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
 
 
 def _ranges(events: Iterable[Event], seconds: float) -> list[dict[str, Any]]:
-    """Return the ranges in order of appearance.
+    """Return name, calls, seconds and threads of each range (see `summarize`), in order of appearance.
 
-    seconds: time of all steps.
+    seconds: duration of all steps.
     """
     rows: dict[str, dict[str, Any]] = {}
     for event in events:

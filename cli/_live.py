@@ -149,7 +149,7 @@ def _accuracies(line: "RoundMetrics", width: int) -> list[RenderableType]:
 def _rounds(rounds: "list[RoundMetrics]", count: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for name in ("round", "accepted", "thought", "label error", "fast error", "next agrees", "cycles", "seconds"):
-        # One word a line, so that all columns fit into 80 characters.
+        # One word per line, so that all columns fit into 80 characters.
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
     for line in rounds[-count:]:
         table.add_row(

@@ -42,7 +42,7 @@ class PlainConsole(Console):
 class Output:
     """Sink of one command.
 
-    as_json: print data as JSON, one object a line.
+    as_json: print data as JSON, one object per line.
     console: console on stdout.
     """
 
@@ -168,6 +168,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(*columns: str, **style: Any) -> Table:
+    """Return a table with a column of names on the left and columns of figures on the right; no cell is wrapped."""
+    made = Table(**{"header_style": "bold", "pad_edge": False, "box": None, **style})
+    for column in columns:
+        made.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
+    return made
 
 
 def unwrapped(text: str, style: str = "") -> Text:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Interrupted
-from sector.cli._output import Output, clock, unwrapped
+from sector.cli._output import Output, clock, table, unwrapped
 from sector.engine.config import flat
 from sector.engine.run.events import Generated, TrainingStep
 from sector.engine.run.stopping import HINT
@@ -129,13 +129,13 @@ def _plan(comparison: dict[str, Any]) -> Group:
     cells, seeds = comparison["cells"], comparison["seeds"]
     done = sum(len(row["runs"]) for row in cells)
     counts = f"{len(cells) * len(seeds)} runs, {done} done: {len(cells)} cells, seeds {', '.join(map(str, seeds))}"
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in ("cell", "done", "settings"):
-        table.add_column(name, overflow="fold")
+    plan = Table("cell", "done", "settings", header_style="bold", box=None, pad_edge=False)
+    for column in plan.columns:
+        column.overflow = "fold"
     for row in cells:
         settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat(row["settings"]))
-        table.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", settings)
-    parts = (comparison["title"], unwrapped(counts, style="bold"), "", table)
+        plan.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", settings)
+    parts = (comparison["title"], unwrapped(counts, style="bold"), "", plan)
     return Group(*parts, "", _view(comparison)) if done else Group(*parts)
 
 
@@ -172,12 +172,9 @@ def _spread(lengths: list[int]) -> list[int]:
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-    # One space between columns and one word a line, so that the table fits into 80 characters.
-    table.padding = (0, 1, 0, 0)
-    for name in columns:
-        table.add_column(name.replace(" ", "\n"), justify="left" if name == "cell" else "right", no_wrap=True)
-    return table
+    # One space between columns and one word per line, so that the table fits into 80 characters.
+    names = [name.replace(" ", "\n") for name in columns]
+    return table(*names, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -11,13 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._output import Output
+from sector.cli._output import Output, table
 from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
 from sector.engine.shares import percent
 
 Dtype = Literal["float32", "bfloat16"]
 Isa = Literal["native", "avx2"]
+
+# Style of the tables: a line below the heads.
+_LINED: dict[str, Any] = {"box": SIMPLE, "padding": 0, "show_edge": False}
 
 
 def bench(
@@ -145,14 +148,13 @@ def view(record: dict[str, Any]) -> RenderableType:
 
 
 def _contest(record: dict[str, Any]) -> Table:
-    table = Table(title=f"The improved policy, medians of {record['repeats']}", box=SIMPLE, padding=0, show_edge=False)
-    for name in ("engine", "digits", "batch", "accepted/s", "spread", "tokens/s", "ratio", "of roof", "MiB"):
-        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
+    names = ("engine", "digits", "batch", "accepted/s", "spread", "tokens/s", "ratio", "of roof", "MiB")
+    rows = table(*names, title=f"The improved policy, medians of {record['repeats']}", **_LINED)
     first: dict[tuple[int, int], float] = {}
     for cell in record["cells"]:
         rate = cell["accepted_per_s"]
         best = first.setdefault((cell["digits"], cell["batch"]), rate)
-        table.add_row(
+        rows.add_row(
             cell["engine"],
             str(cell["digits"]),
             str(cell["batch"]),
@@ -163,7 +165,7 @@ def _contest(record: dict[str, Any]) -> Table:
             percent(cell["share_of_roofline"]),
             f"{cell['peak_memory_bytes'] / 2**20:,.0f}",
         )
-    return table
+    return rows
 
 
 def _card(card: dict[str, Any]) -> str:
@@ -176,12 +178,11 @@ def _card(card: dict[str, Any]) -> str:
 
 
 def _kernels(lines: list[dict[str, Any]]) -> Table:
-    table = Table(title="Kernels, medians")
-    for name in ("kernel", "digits", "rows", "reference us", "kernel us", "of copy rate"):
-        table.add_column(name, justify="left" if name == "kernel" else "right")
+    names = ("kernel", "digits", "rows", "reference us", "kernel us", "of copy rate")
+    rows = table(*names, title="Kernels, medians", **_LINED)
     for line in lines:
         seconds = line["seconds"]
-        table.add_row(
+        rows.add_row(
             line["kernel"],
             str(line["digits"]),
             str(line["rows"]),
@@ -189,7 +190,7 @@ def _kernels(lines: list[dict[str, Any]]) -> Table:
             f"{seconds['kernel'] * 1e6:,.1f}" if "kernel" in seconds else "-",
             percent(line["share_of_copy_rate"]),
         )
-    return table
+    return rows
 
 
 def _training(entry: dict[str, Any]) -> str:
@@ -204,23 +205,21 @@ def _peers(record: dict[str, Any]) -> list[RenderableType]:
     """Return a table of the speed of plain decoding, and lines that compare it with the native engine."""
     shape, native = record["equal_shape"], record["peers"]["native"]
     title = f"Plain greedy decoding at equal shape, medians of {record['repeats']}"
-    table = Table(title=title, box=SIMPLE, padding=0, show_edge=False)
-    for name in ("engine", "batch", "tokens/s", "spread", "additions/s at most"):
-        table.add_column(name, justify="left" if name == "engine" else "right", no_wrap=True)
+    speeds = table("engine", "batch", "tokens/s", "spread", "additions/s at most", title=title, **_LINED)
     for name, peer in record["peers"].items():
         rate = peer["tokens_per_s"]
         if rate is None:
-            table.add_row(name, "-", peer["why"], "", "")
+            speeds.add_row(name, "-", peer["why"], "", "")
             continue
         spread = percent((peer["high"] - peer["low"]) / rate, 0)
-        table.add_row(name, str(peer["batch"]), f"{rate:,.0f}", spread, f"{peer['additions_per_s_at_most']:,.1f}")
+        speeds.add_row(name, str(peer["batch"]), f"{rate:,.0f}", spread, f"{peer['additions_per_s_at_most']:,.1f}")
     sizes, accepted = shape["parameters"], native["accepted_per_s"]
     rows = f"{shape['rows']:,} rows of {shape['prompt_tokens']} + {shape['new_tokens']} tokens"
     llama = f"they decode a plain Llama ({sizes['llama']:,} parameters, native {sizes['native']:,})"
     cost = f"an addition of {shape['digits']} digits takes {shape['tokens_an_addition']:,} generated tokens"
     additions = f"{accepted:,.1f} a second" if accepted else "- (no native in --engine)"
     return [
-        table,
+        speeds,
         f"{rows}; {shape['cannot_run']}: {llama}",
         f"{cost}; native with all its savings accepts {additions}",
     ]

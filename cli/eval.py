@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._output import Output, unwrapped
+from sector.cli._output import Output, table, unwrapped
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import common_places, hundredths, percent
 
@@ -90,16 +89,15 @@ def _view(report: "Report") -> Group:
     places = common_places([share for score in report.scores for share in (score.accuracy, *score.interval)])
     families = [name for name in dict.fromkeys(score.name for score in report.scores) if name != "uniform"]
     at = {(score.name, score.digits): score for score in report.scores}
-    table = Table(header_style="bold", pad_edge=False, collapse_padding=True, box=None)
-    for name in ("digits", "uniform", "95 % interval", *families):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = table("digits", "uniform", "95 % interval", *families, collapse_padding=True)
+    rows.columns[0].justify = "right"
     for digits in dict.fromkeys(score.digits for score in report.scores):
         score = at["uniform", digits]
         low, high = (hundredths(bound, places) for bound in score.interval)
         others = [_colored(at[name, digits].accuracy, places) for name in families]
-        table.add_row(str(digits), _colored(score.accuracy, places), f"{low}-{high}", *others)
+        rows.add_row(str(digits), _colored(score.accuracy, places), f"{low}-{high}", *others)
     # Not a title of the table, which would be folded to the width of the table.
-    return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), table)
+    return Group(unwrapped(f"{report.title}, with Wilson 95 % intervals", style="bold"), rows)
 
 
 def _colored(accuracy: float, places: int) -> Text:

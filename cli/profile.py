@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
-from sector.cli._output import Output
+from sector.cli._output import Output, table
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
@@ -71,15 +71,15 @@ def generate(
       sector profile generate --model runs/first --digits 20 --out profile
       sector profile generate --model runs/first --digits 20 --out profile --json
     """
-    from sector.benchmarks.profiling import Generation, Recording, profile_generate
+    from sector.benchmarks.profiling import Recording, profile_generate
 
     output = Output(as_json)
-    generation = Generation(
-        model, digits, count, engine, options.filter_config(filter_name, k), options.DEFAULTS.hard_share, seed,
-        parse_settings(settings or ()),
-    )  # fmt: skip
+    checks = options.filter_config(filter_name, k)
     with output.progress(f"profiling {digits} digits") as bar:
-        report = profile_generate(generation, Recording(out, skip, steps, nsight, bar.at))
+        report = profile_generate(
+            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=engine, settings=checks,
+            seed=seed, engine_settings=parse_settings(settings or ()),
+        )  # fmt: skip
     _show(report, context, out, output)
 
 
@@ -154,39 +154,31 @@ def _view(report: dict[str, Any]) -> RenderableType:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for column in columns:
-        first = column == columns[0]
-        table.add_column(column, justify="left" if first else "right", no_wrap=True, overflow="ellipsis")
-    return table
-
-
 def _operations(operations: list[dict[str, Any]]) -> Table:
-    table = _table("operation", "on", "self ms", "calls", "share")
+    shown = table("operation", "on", "self ms", "calls", "share")
     for row in operations[:_TOP]:
         milliseconds = f"{1000 * row['self_seconds']:,.1f}"
-        table.add_row(row["name"], row["on"], milliseconds, f"{row['calls']:,}", percent(row["share"]))
-    return table
+        shown.add_row(row["name"], row["on"], milliseconds, f"{row['calls']:,}", percent(row["share"]))
+    return shown
 
 
 def _ranges(ranges: list[dict[str, Any]]) -> Table:
     # No shares: the times of parallel threads add up to more than the time of the steps.
-    table = _table("range", "ms, all threads", "calls", "threads")
+    shown = table("range", "ms, all threads", "calls", "threads")
     for row in ranges:
-        table.add_row(row["name"], f"{1000 * row['seconds']:,.1f}", f"{row['calls']:,}", f"{row['threads']:.2f}")
-    return table
+        shown.add_row(row["name"], f"{1000 * row['seconds']:,.1f}", f"{row['calls']:,}", f"{row['threads']:.2f}")
+    return shown
 
 
 def _shares(report: dict[str, Any]) -> Table:
     shares, cores = report["shares"], report["hardware"]["cores"]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(style="dim")
     for name, meaning in (_ON_GPU if "kernels" in shares else _ON_CPU).items():
-        table.add_row(name, percent(shares[name]), meaning)
+        grid.add_row(name, percent(shares[name]), meaning)
     if report["cores_used"] < _CROWDED * shares.get("operations", 0) * cores:
         used = f"{report['cores_used']:.1f} of {cores}"
-        table.add_row("cores", used, "this process got; other work on this machine makes all times here longer")
-    return table
+        grid.add_row("cores", used, "this process got; other work on this machine makes all times here longer")
+    return grid

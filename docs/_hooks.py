@@ -25,7 +25,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def commands() -> Iterator[str]:
-    """Yield the reference of the command line, a section a command, as its `--help` says."""
+    """Yield the reference of the command line, one section per command, as its `--help` says."""
     from sector.cli.app import app
 
     yield from _commands("sector", typer.main.get_command(app))
@@ -48,7 +48,7 @@ def _commands(path: str, group: Any) -> Iterator[str]:
 
 
 def settings() -> Iterator[str]:
-    """Yield the reference of the settings: a table a section of the config file."""
+    """Yield the reference of the settings: one table per section of the config file."""
     from sector.engine.config import RunConfig
 
     yield from _table("the top of the file", RunConfig, "")

@@ -4,4 +4,12 @@ language (problems as tokens), tasks (problems, their truth, and each task's che
 (engines), policy (thinking and checking), training (examples to weights), run (phases and files), report (results).
 Beside them: `selfplay.py`, the loop, and `config.py`, `errors.py`, `files.py`, `seeding.py`, `shares.py`,
 `spans.py` and `threads.py`, which all rooms may use.
+
+Where to find:
+a check, such as commutativity: the module of its task (`tasks/addition.py`); `policy/improve.py` runs the checks.
+a rejected candidate: `policy/improve.py` decides on it, `policy/think_through.py` solves it again.
+a new field of the metrics: `run/metrics.py`.
+the count of wrong labels: `run/audit.py`.
+the learning rate: `training/distill.py` (schedule) and `config.py` (peaks).
+the place where a run resumes: `run/phases.py`.
 """

@@ -81,7 +81,7 @@ def check_writable(path: Path, folder: bool = False) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """Return the path that is written before it is renamed to `path`."""
+    """Return the path of the temporary file beside `path`, which is renamed to `path` once it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 

@@ -24,9 +24,9 @@ def hundredths(share: float, places: int = 1, unlike: Sequence[float] = ()) -> s
     return f"{100 * share:.{_MOST_PLACES}f}"
 
 
-def common_places(shares: Iterable[float], places: int = 1) -> int:
-    """Return the decimal places with which all shares of a table follow the rule of `hundredths`; at least `places`."""
-    return max([places, *(len(hundredths(share, places).partition(".")[2]) for share in shares)])
+def common_places(shares: Iterable[float]) -> int:
+    """Return the decimal places, at least one, with which all shares of a table follow the rule of `hundredths`."""
+    return max([1, *(len(hundredths(share).partition(".")[2]) for share in shares)])
 
 
 def percent(share: float | None, places: int = 1, unlike: Sequence[float] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, poisoned uninitialised memory, and where kernels run."""
+"""Shared setup of the tests: one thread, no network, poisoned uninitialised memory, and the device of the kernels."""
 
 import os
 

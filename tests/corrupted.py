@@ -1,4 +1,4 @@
-"""Reloads that go wrong on their way into vLLM: what the probe must catch."""
+"""Reloads whose weights are corrupted on their way into vLLM, which the check of weights must detect."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def assert_drawn_from(chances: Tensor, drawn: Tensor) -> None:
-    """Ids of any shape against chances `[V]`: nothing impossible, and chi-square on what is likely."""
+    """Assert that ids of any shape are draws from chances `[V]`: no impossible id; chi-square on likely ones."""
     counts = drawn.flatten().bincount(minlength=len(chances))
     assert int(counts[chances == 0].sum()) == 0
     likely = chances * drawn.numel() > 5

@@ -1,7 +1,7 @@
-"""`sector` in processes of its own that start at once: forked from one that has imported everything and done nothing.
+"""`sector` in processes that start at once: they are forked from a process that has imported all modules.
 
-To import torch and the rest takes seconds a process. What is forked has a process id, pipes, signals and an exit code
-like any other; that the installed script starts from nothing is for `test_cli.py` and `test_ranks.py` to show.
+To import torch and the rest takes seconds per process. A forked process has its own id, pipes, signals and exit code,
+like any other. `test_cli.py` and `test_data_parallel.py` show that the installed script starts without a fork.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ FORKS.set_forkserver_preload(
 
 @dataclass(slots=True)
 class Forked:
-    """A process that runs a command, and what it says, as it comes."""
+    """Process that runs a command, and its output line by line."""
 
     process: Any
     stdout: IO[str]

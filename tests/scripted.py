@@ -1,4 +1,4 @@
-"""An engine without a model, for tests of what is built on engines."""
+"""An engine without a model, for tests of the code above engines."""
 
 import torch
 from torch import Tensor

@@ -30,9 +30,9 @@ class Overheard:
 
 
 class Knowing:
-    """Answers truly, but for problems that it lies about: their last digit is one more; some only if not thinking.
+    """Engine that answers truly, except for chosen problems: their last digit is one more, always or in fast answers.
 
-    It hears the problems as they are laid out: reading prompts is what real models are tested for.
+    It gets the problems as they are laid out, since only real models are tested for reading prompts.
     """
 
     name = "knowing"

@@ -44,7 +44,7 @@ def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
 
 
 def give_weights(run: RunDir) -> None:
-    """To a run that has not begun: what six digits have taught, so that its supervised phase is but an audit."""
+    """Give a new run the weights of a supervised phase on six digits, so that its own phase is only an audit."""
     run.save_checkpoint(load_checkpoint(_SUPERVISED), run.supervised(6))
     run.supervised(6).write(TrainingRecord.model_validate_json((_SUPERVISED / "training.json").read_text()))
 

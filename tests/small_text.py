@@ -58,7 +58,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 def merging_tokenizer(
     pattern: str = r"\d+|[^\d]", text: str = "123 12 123 23 456 45 99 00 10"
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in the manner of GPT-2, which merges within matches of `pattern` what the text has."""
+    """Return a byte-level BPE tokenizer like GPT-2's. It merges characters of `text` within matches of `pattern`."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = Split(Regex(pattern), "isolated")
     backend.train_from_iterator(

@@ -1,4 +1,4 @@
-"""A grid of runs: resumable run by run, and what runs share changes nothing in them."""
+"""A grid of runs: resumable run by run, and shared files change no result."""
 
 import io
 import json

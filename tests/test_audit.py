@@ -1,4 +1,4 @@
-"""The audit: who is right, how sure one can be, and the problem families people type."""
+"""The audit: correctness, intervals, and the families of problems that users type."""
 
 import pytest
 import torch

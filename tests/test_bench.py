@@ -1,4 +1,4 @@
-"""What `sector bench` measures: contests, the roofline's count of work, memory, kernels, the trainer."""
+"""The measurements of `sector bench`: contests, the roofline's count of work, memory, kernels, the trainer."""
 
 import io
 import json
@@ -269,7 +269,7 @@ def test_an_instruction_set_that_comes_too_late(checkpoint: Path, monkeypatch: p
 def test_what_is_no_peer_is_null_and_says_why(
     checkpoint: Path, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two are not installed, and our own engine is held to what another model wrote."""
+    """Two peers are not installed, and the output of our engine is compared with that of another model."""
     monkeypatch.setitem(peers._MODULES, "ctranslate2", ("no_such_module",))
     monkeypatch.setitem(peers._MODULES, "onnxruntime-genai", ("no_such_module",))
     other, written = new_model("tiny", seed=2, initializer_range=0.25), peers._Shape.written_natively
@@ -307,7 +307,7 @@ def test_the_record_of_peers_as_tables(beside_peers: dict[str, Any]) -> None:
 
 
 def _shown(record: dict[str, Any]) -> str:
-    """The record as people see it, on a wide screen."""
+    """Return the record as it is shown on a wide screen."""
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(view(record))
     return console.export_text()

@@ -1,4 +1,4 @@
-"""Weights and what they were trained as: an edited config.json is refused, however it is read."""
+"""Weights and the settings that they were trained with: an edited config.json is refused by every way to read it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoints: the fingerprint, what is written, and what a damaged one says."""
+"""Checkpoints: the digest, the files, and the errors for damaged ones."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The commands as people and scripts meet them: help, JSON, exit codes, and one clear line for bad input."""
+"""The commands as users and scripts see them: help, JSON, exit codes, and one clear line for bad input."""
 
 import inspect
 import json
@@ -110,7 +110,7 @@ def trained(run: Path) -> Path:
 
 @pytest.fixture
 def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the weights, the engine answers truly."""
+    """Make the engine answer truly with any weights."""
     monkeypatch.setattr("sector.engine.run.steps.make_sampler", lambda engine, model, vllm: Scripted())
 
 

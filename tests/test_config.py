@@ -181,7 +181,7 @@ def test_settings_one_by_one_that_are_refused(text: str, reason: str) -> None:
 
 
 def test_filters_of_earlier_releases_are_read_as_checks() -> None:
-    """They had a key a check; what is left out is as it was by default then."""
+    """Earlier releases had one key per check; a missing key has the default of that release."""
     old = {"second_look": "swapped", "direct": False, "complement": False, "through": "off", "vote": "majority"}
     assert Filter.model_validate(old) == FILTERS["paper"]
     assert Filter.model_validate({"through": "all"}) == FILTERS["thorough"]

@@ -1,4 +1,4 @@
-"""Examples on disk: what is written is what is read, and what is not ours is refused."""
+"""Examples on disk: files are read as they were written, and files of other programs are refused."""
 
 import json
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
 
 
 def test_what_the_fast_policy_missed_can_be_read_alone(tmp_path: Path) -> None:
-    """An untrained engine, told what to answer: it says so directly to every other problem."""
+    """A scripted engine gives the direct answer to every other problem only."""
     sampler, rows = make_sampler("native", new_model("tiny", 0)), torch.arange(12)
     problems = draw_problems(3, 12, torch.Generator().manual_seed(0))
     improved = improve(sampler, problems, FILTERS["none"], PlaceLayout(), Sampling(0.0, 0, rows, 0))

@@ -1,4 +1,4 @@
-"""Decode attention: the kernel against plain torch, plain torch against the model, and what no token may see."""
+"""Decode attention: the kernel beside plain torch, plain torch beside the model, and the tokens that are masked."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""The trainer: what a row looks like, what carries loss, and that a step is the same however it is computed."""
+"""The trainer: the layout of a row, the tokens that carry loss, and equal steps however they are computed."""
 
 import pytest
 import torch

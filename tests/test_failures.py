@@ -1,4 +1,4 @@
-"""What goes wrong on machines, caused on purpose: one clear line, then the same command ends with the same weights."""
+"""Failures of machines, caused on purpose: one clear line, then the same command ends with the same weights."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from sector.engine.training.data_parallel import Gradient
 
 
 def go_on(root: Path) -> list[Event]:
-    """What `sector run --out ROOT` does, to the end."""
+    """Continue a run to its end, as `sector run --out ROOT` does."""
     with open_run(root, {}, "test") as (run, config):
         return list(log_to_trackers(self_play(run, config), run, config))
 
@@ -183,7 +183,7 @@ def test_what_is_gone_is_made_again(name: str, tracked_run: Path, tmp_path: Path
 
 
 def test_all_of_a_run_is_made_again_or_named_here(tracked_run: Path) -> None:
-    """What is not: the settings themselves, of which the command says that they are gone."""
+    """Only the settings are not made again; the command says that they are gone."""
     whole = {"checkpoints/06", "rounds/08", "rounds/supervised/training.json", "config.toml"}
     gone = {*GONE, *whole, "checkpoints", "rounds", "rounds/supervised", "checkpoints/08"}
     for name in _tree(tracked_run):
@@ -375,7 +375,7 @@ def test_signals_that_were_ignored_stay_ignored_and_others_ask() -> None:
     ids=["SIGTERM", "SIGHUP", "SIGINT"],
 )
 def test_a_signal_that_meets_a_deletion_is_not_lost(number: signal.Signals, raised: type[BaseException]) -> None:
-    """Python drops what is raised while an object is deleted, as happens when a library is imported."""
+    """Python drops an exception that is raised while an object is deleted, as happens when a library is imported."""
 
     class Dying:
         def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Text files of any editor: read as what was written, or refused in one line."""
+"""Text files of any editor: read as they were written, or refused in one line."""
 
 from pathlib import Path
 

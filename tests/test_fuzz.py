@@ -1,4 +1,4 @@
-"""Every parser, given anything: it reads what it should, or says in one line what is wrong; never anything else."""
+"""Every parser on arbitrary input: it reads valid input, or raises InputError with one line; no other error occurs."""
 
 import json
 import tempfile
@@ -48,7 +48,7 @@ def folder() -> Iterator[Path]:
 
 
 def read_or_refuse(read: Callable[[], Any]) -> Any:
-    """What was read, or None where it was refused as it should be. Any other exception is a finding."""
+    """Return the value that was read, or None if it was refused as it should be. Any other exception is a finding."""
     try:
         return read()
     except InputError as error:
@@ -84,7 +84,7 @@ def test_text_for_the_tokenizer(text: str) -> None:
 @fuzz
 @given(st.data(), st.integers(1, 6), st.sampled_from(list(DigitOrder)))
 def test_generated_ids(data: st.DataObject, digits: int, order: DigitOrder) -> None:
-    """Any ids at all: digits come out as digits, and what is called valid can be asked again."""
+    """From any ids, digits are parsed as digits, and valid simplifications can be posed as problems."""
     width = 2 * digits + 4
     ids = st.lists(st.integers(0, tokens.VOCAB_SIZE - 1), min_size=width, max_size=width)
     rows = torch.tensor(data.draw(st.lists(ids, min_size=1, max_size=4)))
@@ -249,7 +249,7 @@ def test_weights_with_a_byte_changed_and_an_end_missing(checkpoint: Path, at: in
 @fuzz_files
 @given(content=JSON.map(json.dumps).map(str.encode) | st.binary(max_size=80))
 def test_records_of_a_run(folder: Path, content: bytes) -> None:
-    """Whatever lies in the place of metrics or a record: it is removed, and what is left can be read."""
+    """Any content in the place of metrics or a record is removed, and the remaining files can be read."""
     run = RunDir(folder / "run")
     (run.root / "rounds" / "07").mkdir(parents=True, exist_ok=True)
     (run.root / "config.toml").write_text(tomli_w.dumps({}))

@@ -33,7 +33,7 @@ print("transformers" in sys.modules)
 
 
 def run(program: str, folder: Path, *arguments: object, name: str = "program.py") -> str:
-    """Run a program of a name in a fresh process, with an empty cache and no network, and return what it prints."""
+    """Run a program in a new process, with an empty cache and no network, and return its output."""
     (folder / name).write_text(program)
     environment = os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, folder / name, *arguments]

@@ -1,4 +1,4 @@
-"""The improved policy: the vote, the looks, and what a verdict says."""
+"""The improved policy: the vote, the checks, and the verdicts."""
 
 from typing import Any
 
@@ -145,7 +145,7 @@ def test_what_looks_reject_is_thought_through(problems: Problems) -> None:
 
 
 def test_a_column_that_is_always_added_up_wrongly_does_not_agree_with_its_complement() -> None:
-    """0+0 with a carry goes wrong in both orders, at whatever place; 9+9 without one does not."""
+    """0+0 with a carry is wrong in both orders at every place; 9+9 without one is right."""
     problems = Problems.parse(["12038+45067", "12345+54321"], 5)
     sampler = Scripted(wrong_column=(0, 0, 1))
     orders_only = without(FILTERS["strict"], "complement")
@@ -164,7 +164,7 @@ def wrong_guesses(row: Problems) -> dict[str, int]:
 
 
 def test_a_chain_to_the_end_finds_that_all_looks_guess_wrong_alike(problems: Problems) -> None:
-    """What `strict` believes `thorough` thinks through, and finds the right answer."""
+    """`strict` accepts the answers; `thorough` thinks them through, and finds the right ones."""
     sampler = Scripted(wrong_guesses(problems[:1]))
     strict, thorough = (ask(sampler, problems, without(FILTERS[name], "complement")) for name in ("strict", "thorough"))
     truth = true_answers(problems)

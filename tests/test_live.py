@@ -1,4 +1,4 @@
-"""The live view of a run: it fits the terminal, and its time left is what the last rounds say."""
+"""The live view of a run: it fits the terminal, and its time left follows from the last rounds."""
 
 import io
 import os
@@ -106,7 +106,7 @@ def test_agreement_is_named_once_and_never_more_than_all() -> None:
 
 
 def test_the_time_left_is_not_nothing_in_the_middle_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round that takes longer than the last ones: what is left of its steps is counted by their own pace."""
+    """A round takes longer than the last ones; its remaining steps are estimated by their own pace."""
     now = [1000.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     tally = Tally(RunConfig(until=9), [_metrics(digits) for digits in range(6, 9)], 8)

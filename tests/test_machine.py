@@ -1,4 +1,4 @@
-"""What figures were measured on: complete, true, and silent about whose machine it is."""
+"""The description of the machine of a measurement: complete, true, and without names of hosts or users."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The record of the settings that a run was made with: what is refused against it, and what may change."""
+"""The record of the settings that a run was made with: refused changes, and allowed ones."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def _edit(run: RunDir, key: str, value: Any) -> None:
-    """What an editor does to config.toml; schedule and task bring no other settings along, since all are there."""
+    """Edit a key of config.toml. Schedule and task change no other setting, since the file holds all of them."""
     values = run_config({}).model_dump()
     *tables, name = key.split(".")
     table = values

@@ -1,4 +1,4 @@
-"""The model in Hugging Face form: what its logits allow, what they depend on, and that it saves and loads."""
+"""The model in Hugging Face form: the tokens that its logits allow, the inputs they depend on, saving and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def test_attentions_are_what_values_are_added_up_by(model: SectorForCausalLM, dr
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["bool", "int", "float"])
 def test_a_mask_of_ones_own(model: SectorForCausalLM, kind: str, draws: torch.Generator) -> None:
-    """Four-dimensional, as those who pack rows or read both ways make it."""
+    """Four-dimensional masks, as for packed rows or for reading in both directions."""
     ids = _sequences(draws)
     padding = torch.ones_like(ids)
     padding[:, :4] = 0

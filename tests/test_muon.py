@@ -11,7 +11,7 @@ SHAPES = [(192, 64), (64, 64), (256, 64), (64, 256), (64, 256), (6, 5), (5, 7), 
 
 
 def matrices(draws: torch.Generator, spread: float = 3.0) -> list[Tensor]:
-    """Matrices of random singular vectors, and singular values that fall by so many orders of magnitude."""
+    """Return matrices of random singular vectors, whose singular values fall by `spread` orders of magnitude."""
     return [
         torch.randn(shape, generator=draws)
         * torch.logspace(0, -spread, shape[1])[torch.randperm(shape[1], generator=draws)]

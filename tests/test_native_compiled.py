@@ -1,4 +1,4 @@
-"""The native engine's library: what it writes is what plain torch writes, on every width of vectors there is here."""
+"""The native engine's library: the same output as plain torch, for every vector width of this machine."""
 
 import ctypes
 import shutil
@@ -131,7 +131,7 @@ def test_right_drafts_are_read_once(prefix: Tensor, branches: list[Branch]) -> N
 @needs_compiler
 @pytest.mark.parametrize("sizes", ["tiny", "odd"])
 def test_a_beginning_is_read_once_a_row(sizes: str, prefix: Tensor, branches: list[Branch]) -> None:
-    """A row shares what is kept of it, or less where it begins otherwise."""
+    """A row shares all of its kept beginning, or less if its own beginning differs."""
     library, sampling, length = CompiledModel(_model(sizes), _library("DEFAULT")), _sampling(0.0), DIGITS + 1
     kept = library.keep(prefix[:, :length])
     expected, whole = _complete(library, prefix, branches, sampling, kept)

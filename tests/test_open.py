@@ -1,4 +1,4 @@
-"""Opening run directories: what is gone on with, and what is refused."""
+"""Opening run directories: runs that are resumed, and runs that are refused."""
 
 import subprocess
 import sys

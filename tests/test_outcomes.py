@@ -1,4 +1,4 @@
-"""What became of runs: figures of one, and means with intervals over several."""
+"""Outcomes of runs: figures of one, and means with intervals over several."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The random stream against the published vectors, and what the samplers need of it."""
+"""The random stream: the published vectors, and the properties that the samplers need."""
 
 import pytest
 import torch

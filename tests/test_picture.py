@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _texts(picture: str) -> list[str]:
-    """What stands in the picture, line by line as far as it is drawn."""
+    """Return the texts of a picture, line by line."""
     lines: dict[float, str] = {}
     for each in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text"):
         height = float(each.get("y", 0))

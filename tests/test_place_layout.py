@@ -1,4 +1,4 @@
-"""Prompt layout and parsing: what the policies write and read, without a model."""
+"""Prompt layout and parsing: the ids that the policies write and read, without a model."""
 
 import pytest
 import torch

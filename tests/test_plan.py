@@ -1,4 +1,4 @@
-"""Lessons: what a round learns from, and in which sets."""
+"""Training plans: the sets of examples that a round trains on."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ROWS = 40
 
 
 def a_round(root: Path, missed: int) -> RunDir:
-    """A round at 7 digits with right answers, so many of which the fast policy got wrong at first."""
+    """Return a round at 7 digits with right answers, `missed` of which the fast policy got wrong."""
     problems = draw_problems(7, ROWS, torch.Generator().manual_seed(0))
     wrong = dict.fromkeys(problems.texts()[:missed], 1)
     rows = torch.arange(ROWS)

@@ -1,4 +1,4 @@
-"""Models that someone else trained: what is opened, what is refused, and that nothing of theirs is run."""
+"""Pretrained models: those that are opened, those that are refused, and that none of their code is run."""
 
 import hashlib
 import json

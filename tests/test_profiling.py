@@ -43,7 +43,7 @@ def report_of(*args: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def in_torch() -> Iterator[None]:
-    """What the native engine does is seen operation by operation in plain torch only: its library is one range."""
+    """Run the native engine in plain torch, which shows every operation; its library shows one range only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load_library", lambda: None)
         yield

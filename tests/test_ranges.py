@@ -1,4 +1,4 @@
-"""Named ranges: seen by whoever records, in all threads, and nearly free for everybody else."""
+"""Named spans: recorded in all threads if a profiler is on, and nearly free otherwise."""
 
 import timeit
 from collections.abc import Iterator

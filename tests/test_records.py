@@ -170,7 +170,7 @@ def _directory(path: Path) -> None:
 
 
 def _loop(path: Path) -> None:
-    """A link to itself: nobody can read it, whatever rights they have."""
+    """Make a link to itself, which no user can read, not even root."""
     path.unlink()
     path.symlink_to(path.name)
 

@@ -62,7 +62,7 @@ def line(digits: int, accuracy: float) -> RoundMetrics:
 
 
 def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: Any) -> Path:
-    """A run to `until` digits whose engine is right but for what it was told, on disk as the loop leaves it."""
+    """Write a run to `until` digits, as the loop leaves it. Its engine is right except for scripted answers."""
     run = RunDir(root)
     config = run_config({"until": until, **settings})
     run.write_config(config)
@@ -78,7 +78,7 @@ def finished_run(root: Path, accuracy: float = 1.0, until: int = 8, **settings: 
 
 
 def write_round(run: RunDir, digits: int, sampler: Sampler, problems: Batch, layout: Layout) -> None:
-    """What the improved policy makes of the problems, on disk."""
+    """Write the files of a round in which the improved policy tried these problems."""
     rows = torch.arange(len(problems))
     improved = improve(sampler, problems, FILTERS["strict"], layout, Sampling(0.0, 0, rows, 0))
     write_table(run.round(digits).candidates, candidates_table(improved))
@@ -87,7 +87,7 @@ def write_round(run: RunDir, digits: int, sampler: Sampler, problems: Batch, lay
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page, with what a browser would choke on."""
+    """Tags, attributes and text of a page, and the faults on which a browser would fail."""
 
     VOID = {"meta", "link", "br", "img", "input", "hr"}
 

@@ -1,4 +1,4 @@
-"""The house: imports point downwards, no module imports itself through others, and each room says what it holds."""
+"""The rooms: imports point downwards, no module imports itself through others, and each room lists its contents."""
 
 import ast
 from collections.abc import Iterator

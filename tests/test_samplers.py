@@ -73,7 +73,7 @@ def _assert_same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def expected(model: SectorForCausalLM, prefix: Tensor, branches: list[Branch]) -> dict[float, list[Tensor]]:
-    """What the reference engine writes, by temperature."""
+    """Return the output of the reference engine, by temperature."""
     sampler = HuggingFaceSampler(model)
     return {temperature: sampler.sample(prefix, branches, _sampling(temperature)) for temperature in (0.0, 0.7)}
 

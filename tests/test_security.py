@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, where no other file tests it."""
+"""Promises of SECURITY.md that no other file tests."""
 
 import ast
 import json

@@ -254,7 +254,7 @@ def guarded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def play_poisoned(guarded_run: Path, root: Path, attempts: int) -> tuple[RunDir, list[dict[str, Any]]]:
-    """A run of which the first so many attempts at 7 digits learn wrong answers, and its events."""
+    """Play a run whose first `attempts` attempts at 7 digits learn wrong answers, and return its events."""
     shutil.copytree(guarded_run, root, symlinks=True)
     return RunDir(root), list(poison.play(root, attempts))
 

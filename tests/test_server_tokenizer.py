@@ -1,4 +1,4 @@
-"""What a server shows: the tokenizer as vLLM streams from it, and the real server with an OpenAI client."""
+"""The tokenizer of a server: as vLLM streams from it, and in a real server with an OpenAI client."""
 
 import os
 import socket

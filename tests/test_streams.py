@@ -83,7 +83,7 @@ def test_a_bar_shows_names_as_text() -> None:
 
 @pytest.mark.parametrize("name", ["[red]x[ b] :smile: \x1b[31mx $x$_{ \u6570\u5b66", "x\udcff"], ids=ascii)
 def test_names_of_runs_are_shown_as_typed(finished_run: Path, tmp_path: Path, name: str) -> None:
-    """In what is printed, in what is written, and in pictures, of which nothing is said."""
+    """In output, in files, and in pictures, without any warning."""
     root = tmp_path / name
     root.parent.mkdir(exist_ok=True)
     shutil.copytree(finished_run, root, symlinks=True)

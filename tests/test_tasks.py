@@ -1,4 +1,4 @@
-"""What every task promises the loop, whichever it is; a new one is held to it by being there."""
+"""The promises of every task to the loop; a new task is tested as soon as its module exists."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def greedy() -> Sampling:
 
 
 def value(text: str) -> int:
-    """What Python makes of a problem as it is written, its work left out."""
+    """Return the value of a problem's text by Python's arithmetic, without its intermediate results."""
     numbers = [str(int(number)) for number in text.partition("~")[0].replace("*", "+").replace("-", "+").split("+")]
     signs = [each for each in text.partition("~")[0] if each in "+-*"]
     return int(eval("".join(a + b for a, b in zip(numbers, [*signs, ""], strict=True))))

@@ -1,4 +1,4 @@
-"""The layout of text: what prompts and completions look like, and what does not parse."""
+"""The layout of text: prompts, completions, and texts that do not parse."""
 
 import pytest
 import torch

@@ -169,7 +169,7 @@ def test_a_token_that_says_nothing_is_not_shown() -> None:
     ids=["tokens", "special", "more special", "the second", "attribute", "more attributes", "new"],
 )
 def test_the_vocabulary_takes_no_more_tokens(add: Callable[[SectorTokenizer], object]) -> None:
-    """Nothing is left behind by what was refused, which every decoding would meet."""
+    """A refused token leaves no trace that later decoding would find."""
     tokenizer = SectorTokenizer()
     before = tokenizer.special_tokens_map
     with pytest.raises(InputError, match="cannot be added"):

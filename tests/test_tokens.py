@@ -1,4 +1,4 @@
-"""Token ids: class and place, the id that follows, and what may follow."""
+"""Token ids: class and place, the id that follows, and the legal next classes."""
 
 import pytest
 import torch

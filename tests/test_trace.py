@@ -1,4 +1,4 @@
-"""What a trace says, on traces small enough to add up by hand."""
+"""Summaries of traces that are small enough to add up by hand."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ START = 4_497_064_649_203.5
 
 
 def entry(name: str, category: str, thread: tuple[int, int], start: float, end: float) -> dict[str, Any]:
-    """One event of a trace, from and to so many microseconds after its start."""
+    """Return one event of a trace; start and end are microseconds after the start of the trace."""
     process, number = thread
     times = {"ts": START + start, "dur": end - start}
     return {"ph": "X", "name": name, "cat": category, "pid": process, "tid": number, **times}

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, at which step, and that a resumed run goes on where it was."""
+"""Trackers: the figures that they receive, their steps, and that a resumed run continues in the same place."""
 
 import sys
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_a_run_with_nothing_to_do_leaves_no_events(tmp_path: Path) -> None:
 
 
 class Service(SimpleNamespace):
-    """What Weights & Biases and trackio have in common."""
+    """Stand-in for the part that Weights & Biases and trackio have in common."""
 
     def __init__(self) -> None:
         super().__init__(started=[], logged=[], finished=0)

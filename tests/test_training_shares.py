@@ -29,7 +29,7 @@ def trained() -> Watch:
 
 
 def seconds(*spans: Span) -> dict[str, float]:
-    """What is not zero of the wall time."""
+    """Return the shares of the wall time that are not zero."""
     return {name: own for name, own in wall_seconds(spans).items() if own}
 
 

@@ -64,7 +64,7 @@ def model(new_checkpoint: Path) -> SectorForCausalLM:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
-    """What transformers warns of."""
+    """Return the warnings of transformers."""
     transformers_logging.enable_propagation()
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield caplog.records
@@ -256,7 +256,7 @@ def test_weights_may_lie_on_the_disk(new_checkpoint: Path, away: str, tmp_path: 
 
 
 def test_shapes_follow_without_values(model: SectorForCausalLM) -> None:
-    """What counts memory or operations before there are weights."""
+    """For tools that count memory or operations before there are weights."""
     prompts = {
         name: value.to("meta")
         for name, value in TOKENIZER(["1+2=", _prompt(LONG)], return_tensors="pt", padding=True).items()
@@ -337,7 +337,7 @@ def test_trainer_learns_and_evaluates_by_the_usual_collator(model: SectorForCaus
 
 
 def test_label_smoothing_is_refused_before_a_weight_changes(model: SectorForCausalLM, tmp_path: Path) -> None:
-    """Its loss is infinite, and Trainer would log zero and train on what is left."""
+    """Its loss is infinite. Trainer would log zero and train on the rest."""
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(ValueError, match="leave out label_smoothing_factor") as caught:
         _trainer(model, tmp_path, label_smoothing_factor=0.1, learning_rate=1e-3).train()
@@ -365,7 +365,7 @@ def test_a_loss_of_ones_own_on_tokens_that_can_follow_has_the_gradient_of_the_mo
 
 
 class _Adapter(nn.Module):
-    """What peft puts in the place of a linear layer."""
+    """The layer that peft puts in the place of a linear layer."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()

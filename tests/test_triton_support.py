@@ -1,4 +1,4 @@
-"""What the kernel files share: block sizes, checks, rounding, and life without Triton."""
+"""Parts that the kernel files share: block sizes, checks, rounding, and work without Triton."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def _round_kernel(x_ptr, y_ptr, count, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_rounding_is_torchs(dtype: torch.dtype, kernel_device: torch.device) -> None:
-    """Every kind of number, ties to even both ways, what rounds up to infinity, and numbers of all sizes."""
+    """Every kind of number: ties to even both ways, numbers that round up to infinity, and numbers of all sizes."""
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-45, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8]
     bits = torch.randint(-(2**31), 2**31, (990,), generator=torch.Generator().manual_seed(9), dtype=torch.int64)
     x = torch.cat([torch.tensor(special), bits.to(torch.int32).view(torch.float32)]).to(kernel_device)

@@ -1,4 +1,4 @@
-"""Generation on many engines: the same bytes for any number of them, in any order, whatever dies."""
+"""Generation on many engines: the same bytes for any number of them, in any order, whichever of them die."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def crew() -> Iterator[Workers]:
 
 
 def in_files(folder: Path, blocks: Iterator[tuple[torch.Tensor, Any]]) -> tuple[bytes, bytes]:
-    """What a round would write of these blocks: accepted examples, and all that was tried."""
+    """Return the files that a round would write of these blocks: accepted examples, and all candidates."""
     rows, parts = zip(*blocks, strict=True)
     improved = cat(parts)
     assert improved.accepted.any() and not improved.accepted.all()

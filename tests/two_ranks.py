@@ -1,4 +1,4 @@
-"""Two processes that train together, forked, and what they train."""
+"""Two forked processes that train together, and their training data."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ def command_of_two(*words: object) -> Iterator[list[Forked]]:
 
 
 def _two_ranks() -> list[dict[str, str]]:
-    """What torchrun tells two processes."""
+    """Set the variables by which torchrun describes two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}

@@ -22,7 +22,7 @@ GGUF = ".gguf"
 
 
 def open_pretrained(path: Path) -> TextModel:
-    """Open a text model from a directory or a GGUF file, on the CPU. InputError names a fault of the model."""
+    """Open a text model from a directory or a GGUF file, on the CPU. Raise InputError naming its fault."""
     if path.is_dir():
         return TextModel(*_read(path, path), str(path))
     if not path.is_file() or path.suffix != GGUF:
@@ -38,7 +38,7 @@ def open_pretrained(path: Path) -> TextModel:
 
 
 def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the network and the tokenizer of a folder, or of its file `gguf_file`. InputError if that fails.
+    """Read the network and the tokenizer of a folder, or of its file `gguf_file`. Raise InputError if that fails.
 
     path: path of the model in messages.
     """

@@ -256,7 +256,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **others: Any) -> Any:
-        """Load a model as transformers does. InputError if the config differs from the one that the weights had."""
+        """Load a model as transformers does. Raise InputError if its config is not the one of the training."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *arguments, **others)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
@@ -338,8 +338,8 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
             follow, such as most tokens of a prompt, takes no loss either.
         shift_labels: `[B, T]`, labels that are shifted already.
         num_items_in_batch: number that divides the sum of losses; None takes the mean. transformers counts all targets
-            other than -100 in all batches of a step. Behind padding on the left that is one more a row, so pad training
-            batches on the right.
+            other than -100 in all batches of a step. Behind padding on the left that is one more per row, so pad
+            training batches on the right.
         logits_to_keep: number of last positions, or indices of positions, to compute logits for; 0 is all.
         use_cache: whether to return keys and values, by default not.
         output_attentions, output_hidden_states, return_dict: as in transformers.
@@ -384,7 +384,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return self.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding of the classes. ValueError unless it has the same shape."""
+        """Replace the embedding of the classes. Raise ValueError unless it has the same shape."""
         _check_shape(value, self.embed)
         self.embed = value  # type: ignore[assignment]
 
@@ -393,14 +393,14 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head. ValueError unless it has the same shape."""
+        """Replace the head. Raise ValueError unless it has the same shape."""
         _check_shape(new_embeddings, self.head)
         self.head = new_embeddings  # type: ignore[assignment]
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Return the embedding unchanged. ValueError if the size of the vocabulary would change."""
+        """Return the embedding unchanged. Raise ValueError if the size of the vocabulary would change."""
         size, multiple = new_num_tokens or self.config.vocab_size, pad_to_multiple_of or 1
         if size + -size % multiple != self.config.vocab_size:
             raise ValueError(
@@ -441,7 +441,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **options: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
-        """Return the options of a call of `generate`. ValueError, in one line, on options that cannot work here."""
+        """Return the options of a call of `generate`. Raise ValueError, in one line, on options that cannot work."""
         prepared, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
         if _limits_only_new_tokens(options, vars(generation_config or GenerationConfig())):
             # Otherwise transformers warns at every call that both limits are set.
@@ -478,7 +478,7 @@ def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
 
 
 def _checked_ids(input_ids: Tensor | None, vocab_size: int) -> Tensor:
-    """Return the ids. ValueError unless they are `[B, T]` integers, and on a CPU ids of the vocabulary."""
+    """Return the ids. Raise ValueError unless they are `[B, T]` integers, and on a CPU ids of the vocabulary."""
     if input_ids is None:
         raise ValueError("give input_ids")
     if input_ids.ndim != 2 or input_ids.is_floating_point():

@@ -22,7 +22,7 @@ class TextModel(nn.Module):
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        """Join a network and its tokenizer. InputError if the tokenizer does not write each digit as one token.
+        """Join a network and its tokenizer. Raise InputError if the tokenizer does not write each digit as one token.
 
         name: name of the model in messages.
         """

@@ -99,7 +99,7 @@ class SectorTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return the ids of a text unchanged. InputError on a pair of texts, which would not be read separately."""
+        """Return the ids of a text unchanged. Raise InputError on a pair of texts, which would be read as one."""
         if token_ids_1:
             raise InputError("a prompt stands alone; write 123+456= or 123+456=579 as one text, not as a pair")
         return token_ids_0
@@ -121,7 +121,7 @@ class SectorTokenizer(PreTrainedTokenizer):
         return ids, pair_ids or [], []
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Return token names as plain text. InputError on an unknown name."""
+        """Return token names as plain text. Raise InputError on an unknown name."""
         shown: list[str] = []
         number: list[str] = []
         previous = ""
@@ -142,19 +142,19 @@ class SectorTokenizer(PreTrainedTokenizer):
         return "".join(shown)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the token names of a text. InputError if it is no problem, or if the task is not addition."""
+        """Return the token names of a text. Raise InputError if it is no problem, or if the task is not addition."""
         if self.task != DEFAULT:
             raise InputError(f"problems of {self.task} cannot be written as text yet; ask the model by `sector solve`")
         return [_NAMES[index] for index in _encode(text, self.digit_order).tolist()]
 
     def _convert_token_to_id(self, token: str) -> int:
-        """Return the id of a token name. InputError on an unknown name."""
+        """Return the id of a token name. Raise InputError on an unknown name."""
         if token not in _IDS:
             raise InputError(f"{_quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
         return _IDS[token]
 
     def _convert_id_to_token(self, index: int) -> str:
-        """Return the token name of an id. InputError on an id out of the vocabulary."""
+        """Return the token name of an id. Raise InputError on an id out of the vocabulary."""
         if not 0 <= index < tokens.VOCAB_SIZE:
             mend = f"; put {tokens.PAD_ID}, the id of padding, where labels say {IGNORED}" if index == IGNORED else ""
             raise InputError(f"{index} is no token id; ids are 0 to {tokens.VOCAB_SIZE - 1}{mend}")
@@ -165,7 +165,7 @@ class SectorTokenizer(PreTrainedTokenizer):
         special_tokens_dict: dict[str, str | AddedToken | Sequence[str | AddedToken]],
         replace_extra_special_tokens: bool = True,
     ) -> int:
-        """Return 0: all that may be named is in the vocabulary. InputError on other tokens, before one is taken."""
+        """Return 0, since no token is added. Raise InputError if a token is not in the vocabulary."""
         for value in special_tokens_dict.values():
             _check_known(value)
         return super().add_special_tokens(special_tokens_dict, replace_extra_special_tokens)
@@ -177,7 +177,7 @@ class SectorTokenizer(PreTrainedTokenizer):
         super().__setattr__(key, value)
 
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
-        """Accept tokens of the vocabulary as special tokens. InputError on any other token."""
+        """Accept tokens of the vocabulary as special tokens. Raise InputError on any other token."""
         _check_known(new_tokens)
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
@@ -187,7 +187,7 @@ class SectorTokenizer(PreTrainedTokenizer):
 
 
 def _encode(text: str, order: DigitOrder) -> Tensor:
-    """Return the `[T]` ids of a prompt, or of a prompt with its completion and end. InputError if text is neither."""
+    """Return the `[T]` ids of a prompt, with or without completion and end. Raise InputError if the text is neither."""
     parts = _TEXT.fullmatch(text)
     if parts is None:
         raise InputError(f"{_quoted(text)} is no prompt; end it with = for an answer or > for a simplification")
@@ -212,14 +212,14 @@ def _encode(text: str, order: DigitOrder) -> Tensor:
 
 
 def _answer_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
-    """Return the `[T]` ids of a written answer. InputError if it is none, or too long."""
+    """Return the `[T]` ids of a written answer. Raise InputError if it is none, or too long."""
     if not (text.isascii() and text.isdigit() and len(text) <= digits + 1):
         raise InputError(f"{_quoted(text)} is no answer to a {digits}-digit problem; write at most {digits + 1} digits")
     return layout.answer_ids(_digits(text, digits + 1))[0]
 
 
 def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
-    """Return the `[T]` ids of a written simplification. InputError if it is none, or if its rest is too long."""
+    """Return the `[T]` ids of a written simplification. Raise InputError if it is none, or if its rest is too long."""
     match = _REST.fullmatch(text)
     if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
         mend = f"write it as 12+45+1|0, with a rest of at most {digits - 1} digits" if digits > 1 else "ask for its sum"
@@ -240,7 +240,7 @@ def _digits(number: str, length: int) -> Tensor:
 
 
 def _check_known(added: str | AddedToken | Sequence[str | AddedToken] | None) -> None:
-    """InputError on a token outside of the vocabulary, which takes no more."""
+    """Raise InputError on a token outside of the vocabulary, which takes no more."""
     for token in map(str, [added] if isinstance(added, str | AddedToken) else added or ()):
         if token and token not in _IDS:
             raise InputError(

@@ -97,15 +97,15 @@ class Chart:
 
 def run_charts(run: RunFacts) -> list[Chart]:
     """Draw the charts of one run; those of rounds only if it has any."""
-    charts = [
-        _chart("accuracy", "Accuracy before and after the loop", _accuracy_caption(run), partial(_accuracy, run=run))
-    ]
+    gain = partial(plot_gain, metrics=run.metrics, config=run.config)
+    caption = _ACCURACY.format(run.config.audit_samples)
+    charts = [_chart("accuracy", "Accuracy before and after the loop", caption, gain)]
     rounds = run.rounds
     if not rounds:
         return charts
     charts += [
-        _chart("labels", "Wrong answers, by the audit", _LABELS, lambda axes: _labels(axes, rounds)),
-        _chart("candidates", "Verdicts on the candidates", "", lambda axes: _acceptance(axes, rounds)),
+        _chart("labels", "Wrong answers, by the audit", _LABELS, partial(_by_round, plot=plot_errors, rounds=rounds)),
+        _chart("candidates", "Verdicts on the candidates", "", partial(_by_round, plot=plot_acceptance, rounds=rounds)),
         _gate_chart("gate", {run.cell: [run]}),
         _chart("time", "Time of each round", "", lambda axes: _time(axes, run)),
     ]
@@ -132,6 +132,10 @@ def _gate_chart(name: str, cells: dict[str, list[RunFacts]]) -> Chart:
     return _chart(name, "Does agreement predict accuracy?", caption, lambda axes: _gates(axes, cells))
 
 
+_ACCURACY = (
+    "Direct answers, greedy, by the audit: {} problems of each length. The scale is logarithmic in the chance of an "
+    "error."
+)
 _LABELS = "Bands are Wilson 95 % intervals. The loop never sees these figures."
 _GATE = (
     "A dot is a round: the share of candidates that were accepted, which needs no label, against the share whose voted "
@@ -199,25 +203,8 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.replace('<text style="', '<text style="fill: var(--ink); '))
 
 
-def _accuracy(axes: Axes, run: RunFacts) -> None:
-    plot_gain(axes, run.metrics, run.config)
-
-
-def _accuracy_caption(run: RunFacts) -> str:
-    return (
-        f"Direct answers, greedy, by the audit: {run.config.audit_samples} problems of each length. The scale is "
-        "logarithmic in the chance of an error."
-    )
-
-
-def _labels(axes: Axes, rounds: list[RoundMetrics]) -> None:
-    plot_errors(axes, [line for line in rounds if line.label_error is not None])
-    scale_rounds(axes, [line.digits for line in rounds])
-    axes.set_xlabel("digits of the round")
-
-
-def _acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
-    plot_acceptance(axes, rounds)
+def _by_round(axes: Axes, plot: Callable[[Axes, list[RoundMetrics]], None], rounds: list[RoundMetrics]) -> None:
+    plot(axes, rounds)
     scale_rounds(axes, [line.digits for line in rounds])
     axes.set_xlabel("digits of the round")
 
@@ -241,7 +228,7 @@ def _mistakes(axes: Axes, run: RunFacts, policy: str) -> None:
 
 
 def _stack(axes: Axes, lengths: list[int], rows: Sequence[Mapping[str, float]], colors: Mapping[str, str]) -> None:
-    """Draw stacked bars, one bar a length. Parts that never occur are left out of the legend.
+    """Draw stacked bars, one bar per length. Parts that never occur are left out of the legend.
 
     rows: heights of the parts of each bar, by name.
     colors: by name of a part, from the bottom up; parts without a colour follow, and take those of `_cycle`.

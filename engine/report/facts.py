@@ -51,7 +51,7 @@ class Thought:
     """A problem as the model solved it; all text is as on disk.
 
     digits: N of the problem.
-    problem: its text.
+    problem: text of the problem.
     verdict: accepted, thought through, or the reason of the rejection.
     accepted: whether the verdict is one of the first two.
     right: whether the answer is the true one.
@@ -84,13 +84,13 @@ class RunFacts:
     name: name of its directory; of a grid's run also that of its cell.
     cell: name that it shares with the runs that differ in their seed alone.
     config: its settings.
-    metrics: its supervised phase and rounds, in order.
+    metrics: lines of metrics.jsonl.
     outcome: its figures.
-    verdict: whether it worked.
+    verdict: verdict on the run.
     changed: settings that are not the default, by dotted name.
-    gates: agreement against accuracy, by digits of the round.
+    gates: agreement and accuracy, by digits of the round.
     label_mistakes: count of accepted examples by kind of mistake.
-    seconds: by phase.
+    seconds: seconds by phase.
     evaluation: accuracy by length, from `sector eval` if the run has one, else from the last audit.
     thoughts: candidates of some rounds.
     """
@@ -329,7 +329,7 @@ def _thought(
 ) -> Thought:
     """Return a candidate as a thought.
 
-    row: of the candidates.
+    row: row of the candidates.
     example: row of the examples; empty if the candidate was rejected.
     at_once: digits of the longest problems that the task answers at once; None if there is no limit (`Task.at_once`).
     """

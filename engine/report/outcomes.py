@@ -22,18 +22,18 @@ SURVIVES = 0.9
 class Outcome:
     """The outcome of one run.
 
-    seed: of the run.
+    seed: seed of the run.
     stopped_because: `reached`, or the reason for which the loop stopped; None while it has not.
     final_digits: digits of the last phase that is done.
     rounds: count of rounds.
-    rounds_survived: rounds before the first whose audited accuracy at its own length is below `SURVIVES`.
-    label_errors: by digits of the round; None for a round that accepted nothing.
-    mean_label_error: over all accepted examples.
-    final_accuracy: mean over 1 to `final_digits` digits, by the last audit.
-    eval_accuracy: mean over the lengths of the run's evaluation; None without one.
-    eval_lowest: lowest of the same; None without an evaluation.
-    tokens: generated and trained.
-    seconds: of the whole run, including a supervised phase that another run lent it.
+    rounds_survived: count of rounds before the first whose audited accuracy at its own length is below `SURVIVES`.
+    label_errors: label error by digits of the round; None for a round that accepted nothing.
+    mean_label_error: label error over all accepted examples.
+    final_accuracy: mean accuracy at 1 to `final_digits` digits, by the last audit.
+    eval_accuracy: mean accuracy over the lengths of the run's evaluation; None without one.
+    eval_lowest: lowest accuracy in the run's evaluation; None without one.
+    tokens: count of tokens generated and trained on.
+    seconds: duration of the whole run, including a supervised phase that it shares with another run.
     """
 
     seed: int

@@ -1,6 +1,7 @@
 """Comparison with true answers: label error, error of the fast policy, accuracy by length, kinds of mistakes.
 
-No result of the audit reaches the loop.
+`label_error` is the share of wrong labels, `label_mistakes` counts them by kind. No result of the audit reaches the
+loop.
 """
 
 from dataclasses import dataclass
@@ -127,7 +128,9 @@ def simplification_mistakes(ids: Tensor, problems: Batch, layout: Layout) -> lis
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How well agreement, which needs no labels, separates right from wrong candidates of one round.
+    """Counts of right and wrong candidates of one round, by the decision of the filter.
+
+    They show how well agreement, which needs no labels, separates right from wrong answers.
 
     Each pair is (candidates whose voted answer is right, all candidates).
 
@@ -145,12 +148,12 @@ class Gate:
 
     @property
     def agreement(self) -> float:
-        """Share of candidates accepted, which the loop knows."""
+        """Share of candidates accepted. It needs no label, so the loop knows it."""
         return self.accepted[1] / self.tried
 
     @property
     def accuracy(self) -> float:
-        """Share of candidates whose voted answer is right, which the loop does not know."""
+        """Share of candidates whose voted answer is right. It needs labels, so the loop does not know it."""
         return (self.accepted[0] + self.rejected[0]) / self.tried
 
 

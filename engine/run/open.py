@@ -1,4 +1,7 @@
-"""Open runs: start a new one, resume one, or find the newest."""
+"""Open runs: check the directory and the settings of a new or an old run, or find the newest one.
+
+`phases.py` finds the place where an old run continues.
+"""
 
 import shutil
 from collections.abc import Iterator

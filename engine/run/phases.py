@@ -1,6 +1,8 @@
-"""Phases of a run: supervise, generate, distill, audit, advance. A phase whose files are there does nothing.
+"""Phases of a run: supervise, generate, distill, audit, advance.
 
-Each phase loads its weights from disk, so that a resumed run does the same as an uninterrupted one.
+How a run resumes: it passes through all phases again, and a phase whose files are there does nothing. A training that
+was interrupted continues at the step of its snapshot (`RunDir.load_training`). Each phase loads its weights from disk,
+so a resumed run does the same as an uninterrupted one.
 """
 
 import time
@@ -148,18 +150,7 @@ class Phases:
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
-        record = GenerationRecord(
-            tried=len(improved.problems),
-            accepted=int(improved.accepted.sum()),
-            thought_through=improved.num_thought_through,
-            rejected=improved.rejected(),
-            agreement=improved.agreement,
-            tokens=improved.tokens,
-            seconds=seconds,
-            engine=config.engine,
-            weights_sha256=sampler.weights_sha256,
-        )
-        phase.write(record)
+        phase.write(GenerationRecord.of(improved, seconds, config.engine, sampler.weights_sha256))
         provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
         self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
 
@@ -271,7 +262,7 @@ class Phases:
         return Goals(self._config, self._task, self._layout)
 
     def _before(self, phase: Phase) -> Phase:
-        """Return the round before a round, or the supervised phase."""
+        """Return the phase before a round: the longest shorter round that has started, else the supervised phase."""
         return max(
             (other for other in self._run.rounds() if other.digits < phase.digits),
             key=lambda other: other.digits,

@@ -187,7 +187,7 @@ def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
     rounds = [line for line in metrics if line.is_round]
     above, below = figure.subplots(2, 1, sharex=True)
     figure.subplots_adjust(hspace=0.16, bottom=0.18)
-    plot_errors(above, [line for line in rounds if line.label_error is not None])
+    plot_errors(above, rounds)
     plot_acceptance(below, rounds)
     lengths = [line.digits for line in rounds] or [metrics[-1].digits + 1]
     for axes in (above, below):
@@ -197,6 +197,7 @@ def _labels_figure(figure: Figure, metrics: list[RoundMetrics]) -> None:
 
 def plot_errors(axes: Axes, rounds: list[RoundMetrics]) -> None:
     """Plot label error of accepted examples and error of the fast policy by round, with Wilson intervals."""
+    rounds = [line for line in rounds if line.accepted]
     series = (
         ("fast policy, all candidates", COLORS[1], [(line.wrong_fast, line.tried) for line in rounds]),
         ("accepted answers", COLORS[0], [(line.wrong_accepted, line.accepted) for line in rounds]),

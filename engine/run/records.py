@@ -7,12 +7,15 @@ not write have defaults. Unknown keys are of a later release, and are refused.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from sector.engine.config import MAX_DIGITS
 from sector.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from sector.engine.policy.improve import Improved
 
 METRICS = "metrics.jsonl"
 # File of the evaluation of a run, in its folder of plots (`evaluate.py`).
@@ -82,6 +85,21 @@ class GenerationRecord(Record):
     """Name of the engine."""
     weights_sha256: Sha256
     """Digest of the weights that generated; empty if the engine has no digest."""
+
+    @classmethod
+    def of(cls, improved: "Improved", seconds: float, engine: str, weights_sha256: str) -> Self:
+        """Return the record of the candidates that an engine has tried."""
+        return cls(
+            tried=len(improved.problems),
+            accepted=int(improved.accepted.sum()),
+            thought_through=improved.num_thought_through,
+            rejected=improved.rejected(),
+            agreement=improved.agreement,
+            tokens=improved.tokens,
+            seconds=seconds,
+            engine=engine,
+            weights_sha256=weights_sha256,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -373,7 +391,7 @@ def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict
 
 
 def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | None:
-    """Return the fault in the order of two lines; None if there is none."""
+    """Return the reason why a line of metrics.jsonl cannot follow the line before it; None if it can."""
     if before is None:
         return "the first line is not the supervised phase" if line.is_round else None
     if not line.is_round:

@@ -24,6 +24,7 @@ from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import GenerationRecord
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
@@ -102,20 +103,12 @@ def generate_file(
             on_progress(tried, count, f"{accepted} accepted")
         seconds = time.perf_counter() - start
     write_examples(out, pa.concat_tables(tables))
-    improved = cat(parts)
+    record = GenerationRecord.of(cat(parts), seconds, engine, sampler.weights_sha256)
     return {
         "digits": digits,
-        "tried": tried,
-        "accepted": accepted,
-        "thought_through": improved.num_thought_through,
-        "rejected": improved.rejected(),
-        "agreement": improved.agreement,
-        "tokens": improved.tokens,
-        "seconds": seconds,
-        "tokens_per_s": improved.tokens / seconds,
-        "accepted_per_s": accepted / seconds,
-        "engine": engine,
-        "weights_sha256": sampler.weights_sha256,
+        **record.as_json(),
+        "tokens_per_s": record.tokens / seconds,
+        "accepted_per_s": record.accepted / seconds,
         "file": str(out),
     }
 

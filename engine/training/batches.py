@@ -11,7 +11,7 @@ from sector.engine.seeding import generator
 def mixed_batches(
     new: list[Examples], replay: list[Examples], num_shards: int, shard_rows: int, replay_share: float, seed: int
 ) -> Callable[[int], list[Examples]]:
-    """Return a function from a step to its examples, one item a shard; each item comes from one set.
+    """Return a function from a step to its examples, one item per shard; each item comes from one set.
 
     new: sets of new examples, which take turns in their order.
     replay: sets of earlier examples, which take turns in a new random order each time around. With independent draws

@@ -31,7 +31,7 @@ _TIMEOUT = timedelta(days=30)
 class Gradient:
     """Result of a shard in a step.
 
-    loss: `[]` mean loss in nats a token.
+    loss: `[]` mean loss in nats per token.
     flat: `[P]` gradients of all parameters, one after another.
     """
 
@@ -61,7 +61,7 @@ class Ranks:
         self._exchange = None
 
     def say(self, message: bytes) -> None:
-        """Send a message from the first process to all others, which `hear` it. WorkersDied if one is dead."""
+        """Send a message from the first process to all others, which `hear` it. Raise WorkersDied if one is dead."""
         with _death_named():
             length = torch.tensor([len(message)])
             dist.broadcast(length, 0, group=self._group)
@@ -70,7 +70,7 @@ class Ranks:
                 dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self._group)
 
     def hear(self) -> bytes:
-        """Wait for the next message of the first process, and return it. WorkersDied if that process is dead."""
+        """Wait for the next message of the first process, and return it. Raise WorkersDied if that process is dead."""
         with _death_named():
             length = torch.zeros(1, dtype=torch.int64)
             dist.broadcast(length, 0, group=self._group)
@@ -117,7 +117,7 @@ class Exchange:
         return [Gradient(row[1], row[2:]) for row in rows]
 
     def close(self, digest: str) -> None:
-        """End the cycle. RuntimeError unless the weights of all processes have the sha256 `digest`."""
+        """End the cycle. Raise RuntimeError unless the weights of all processes have the sha256 `digest`."""
         expected = list(bytes.fromhex(digest))
         place = slice(2, 2 + len(expected))
         self._message[0, place] = self._message.new_tensor(expected)
@@ -134,7 +134,7 @@ class Exchange:
         self._send()
 
     def _send(self) -> None:
-        """Gather the messages of all processes. FirstLeft if the first process leaves, WorkersDied if one is dead."""
+        """Gather the messages of all processes. Raise FirstLeft if the first one leaves, WorkersDied if one is dead."""
         with _death_named():
             dist.all_gather(self._messages, self._message)
         if self._ranks.rank and self._messages[0][0, 0]:
@@ -176,7 +176,7 @@ def process_group() -> Iterator[Ranks | None]:
 
 @contextmanager
 def _death_named() -> Iterator[None]:
-    """Raise WorkersDied in the place of an error of torch's communication."""
+    """Turn errors of torch's communication in the block into WorkersDied, with the reason in one line."""
     try:
         yield
     except RuntimeError as error:

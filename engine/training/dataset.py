@@ -39,8 +39,8 @@ _MALFORMED = (ValueError, TypeError, AttributeError, RuntimeError, LookupError)
 # round: digits of the round; 0 for the supervised phase.
 # seed: seed of the run.
 # engine: engine that generated the row, or `oracle`.
-# weights_sha256: of the weights that generated the row; '' for the oracle.
-# index: of the problem in its stream.
+# weights_sha256: digest of the weights that generated the row; '' for the oracle.
+# index: number of the problem in its stream.
 SCHEMA = pa.schema(
     [
         ("problem", pa.string()),
@@ -85,7 +85,7 @@ class Provenance:
     round: digits of the round; 0 for the supervised phase.
     seed: seed of the run.
     engine: name of the engine, or `oracle`.
-    weights_sha256: of the weights that generated them; '' for the oracle.
+    weights_sha256: digest of the weights that generated them; '' for the oracle.
     """
 
     round: int

@@ -2,8 +2,9 @@
 
 An example is one row: the prefix, then the fast answer and the simplification as two branches that do not see each
 other. A token's position is its place, so both branches stand where they would stand alone. Rows of one length make a
-shard. A step trains on a few shards, one a core. Their gradients are averaged in a fixed order, so that the result does
-not depend on the number of threads.
+shard. A step trains on a few shards, one per core. Their gradients are averaged in a fixed order, so that the result
+does not depend on the number of threads. Learning rates are the peaks of `TrainerConfig` (`config.py`) times
+`schedule`, the warm-up and decay of a cycle.
 
 In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens and P
 the parameters of the model.
@@ -46,7 +47,7 @@ _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 DrawExamples = Callable[[int], Sequence[Examples]]
-"""Function from a step to the examples of its shards, one item a shard."""
+"""Function from a step to the examples of its shards, one item per shard."""
 
 
 class Shard(Protocol):
@@ -58,7 +59,7 @@ class Shard(Protocol):
         ...
 
     def loss(self, model: Any, fast_weight: float) -> Tensor:
-        """Return the mean loss in nats a token: `fast_weight` times the fast loss, plus the rest times the slow one."""
+        """Return the mean loss in nats per token; the fast loss has the weight `fast_weight`, the slow one the rest."""
         ...
 
 
@@ -191,9 +192,9 @@ def train_cycle(
     seed: int,
     ranks: Ranks | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Train from `state.step` to `num_steps`, and yield (steps done, loss in nats a token) after each step.
+    """Train from `state.step` to `num_steps`, and yield (steps done, loss in nats per token) after each step.
 
-    draw_examples: function that returns the examples of a step, one item a shard. Its draws must depend on the step
+    draw_examples: function that returns the examples of a step, one item per shard. Its draws must depend on the step
         alone.
     ranks: processes that share the shards of a step; None if this process works alone.
 
@@ -378,7 +379,7 @@ def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
             optimizer.step()
 
     if model.device.type == "cpu":
-        # One thread a core, and each thread uses one core: small matrices gain nothing from two.
+        # One thread per core, and each thread uses one core: small matrices gain nothing from two.
         with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
     elif isinstance(model, SectorForCausalLM):

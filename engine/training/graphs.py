@@ -1,7 +1,7 @@
 """Training steps on a GPU as CUDA graphs: a shard's forward and backward pass, and the update of all weights.
 
 A step of a small model is thousands of kernels of a few microseconds, which Python launches more slowly than the GPU
-runs them: 86 ms a step of the preset base on an H200. A graph launches them all at once. Each shape of shard has a
+runs them: 86 ms per step of the preset base on an H200. A graph launches them all at once. Each shape of shard has a
 graph of its own; there are about as many as lengths.
 
 A graph reads and writes the memory that it was captured with. So a shard is copied into the inputs of its graph, and

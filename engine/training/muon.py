@@ -22,8 +22,9 @@ _LEAST_NORM = 1e-7
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
 
-    Its state is `momentum_buffer`, as in torch. For a CUDA graph of a step, `lr` is a tensor on the device. Raises
-    ValueError if a parameter is not a matrix.
+    Its state is `momentum_buffer`, as in torch. For a CUDA graph of a step, `lr` is a tensor on the device.
+
+    Raises ValueError if a parameter is not a matrix.
     """
 
     def __init__(

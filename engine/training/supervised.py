@@ -19,7 +19,7 @@ def label(problems: Batch) -> Examples:
 
 
 def curriculum(config: RunConfig) -> Callable[[int], Callable[[int], list[Examples]]]:
-    """Return a function from a cycle to a function from a step to new labelled examples, one item a shard.
+    """Return a function from a cycle to a function from a step to new labelled examples, one item per shard.
 
     A shard has problems of one length. The largest length grows from 1 to `max_digits` over the first
     `curriculum_share` of the first cycle. All lengths up to it are equally likely.

@@ -1,4 +1,4 @@
-"""Shards for text models: a prompt and its completion a row, with loss on the completion alone.
+"""Shards for text models: a prompt and its completion per row, with loss on the completion alone.
 
 In the shape descriptions B is the rows of a shard, T the tokens of a row and C the tokens that may be supervised.
 """

@@ -17,7 +17,7 @@ def leads() -> bool:
 
 
 def rank() -> int:
-    """Return the rank of this process, from 0; 0 outside of torchrun. InputError if the variables contradict."""
+    """Return the rank of this process, from 0; 0 outside of torchrun. Raise InputError if the variables contradict."""
     size = num_processes()
     if size == 1:
         return 0
@@ -45,7 +45,7 @@ def check_launch() -> None:
 
 
 def _whole_number(name: str, default: int) -> int:
-    """Return the whole number in a variable, or the default if it is empty or not set. InputError if it is none."""
+    """Return the whole number in a variable; the default if it is empty or not set. Raise InputError if it is none."""
     text = os.environ.get(name, "").strip()
     if not text:
         return default
