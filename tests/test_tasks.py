@@ -63,8 +63,9 @@ def test_a_true_simplification_is_one_digit_less_and_joins_to_the_answer(task: T
     while task.num_simplifications(problems, 5) > 0:
         examples = label(problems)
         assert examples.rest.digits == problems.digits - 1
-        joined = torch.cat([true_answers(examples.rest), examples.digit.unsqueeze(1)], dim=1)
-        assert torch.equal(joined, examples.answers)
+        rest_answers = true_answers(examples.rest)
+        assert torch.equal(task.join(examples.digit.unsqueeze(1), rest_answers), examples.answers)
+        assert torch.equal(task.rest_answers(examples.answers, examples.rest.answer_width), rest_answers)
         problems = examples.rest
 
 

@@ -24,7 +24,7 @@ class Chain:
     """A batch of chains of thought in progress.
 
     current: the problems that remain.
-    found: `[B, j]` digits that j simplifications split off.
+    found: `[B, j]` digits that j simplifications split off, the latest first.
     alive: `[B]` bool, rows in which every simplification parsed.
     guesses: `[B, W]` full answers, one tensor per guess.
     valid: `[B]` bool, guesses that parsed, one tensor per guess.
@@ -49,8 +49,8 @@ class Chain:
         return cls(problems, found, torch.ones(len(problems), dtype=torch.bool, device=problems.device))
 
     def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
-        """Join a guess of the remaining digits to the digits found, record it, and return the full answers `[B, W]`."""
-        full = torch.cat([answers, self.found], dim=1)
+        """Join a guess of the rest to the digits found, record it, and return the full answers `[B, W]`."""
+        full = task_of(self.current).join(self.found, answers)
         self.guesses.append(full)
         self.valid.append(parsed & self.alive)
         return full
@@ -168,8 +168,10 @@ def think_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branc
 def answer_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
     """Return the branch that generates the fast answer.
 
-    draft: `[B, W]` likely full answers; the remaining leading digits are used.
+    draft: `[B, W]` likely full answers; the answers of the remaining problems within them are used.
     """
-    ids = None if draft is None else layout.answer_ids(draft[:, : problems.answer_width])
+    ids = None
+    if draft is not None:
+        ids = layout.answer_ids(task_of(problems).rest_answers(draft, problems.answer_width))
     mark = layout.mark_ids(Mode.ANSWER, len(problems), problems.device)
     return Branch(mark, layout.answer_length(problems.size), ids)

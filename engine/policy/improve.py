@@ -133,16 +133,21 @@ class Improved:
     def lessons(self) -> list[Examples]:
         """Return the examples to distill: the accepted ones, and one set per further step of their chains.
 
-        The problems of a further step are the remaining problems of the step before; their answers lack the last digit.
+        The problems of a further step are the remaining problems of the step before; their answers lack its digit.
         """
         lessons, rows = [self.examples()], self.accepted
         for step in self.ballot.chain[1:]:
-            problems, answers = lessons[-1].rest, lessons[-1].answers[:, :-1]
-            lessons.append(Examples(problems, answers, step.rest[rows], step.digit[rows]))
+            lessons.append(Examples(*_remaining(lessons[-1]), step.rest[rows], step.digit[rows]))
         if self.ballot.chain:
-            problems, answers = lessons[-1].rest, lessons[-1].answers[:, :-1]
+            problems, answers = _remaining(lessons[-1])
             lessons.append(Examples(problems, answers, problems.without_digits(), answers[:, -1]))
         return lessons
+
+
+def _remaining(examples: Examples) -> tuple[Any, Tensor]:
+    """Return the remaining problems of simplified examples, and their answers."""
+    rest = examples.rest
+    return rest, task_of(rest).rest_answers(examples.answers, rest.answer_width)
 
 
 # Answers `[R, W]` to the problems of a check, which of them are valid `[R]`, and the count of tokens.

@@ -33,7 +33,7 @@ class Step:
     """One simplification.
 
     rest: the problem that remains.
-    found: the last digits of the answer, found so far.
+    found: the digits of the answer found so far, in their order in the answer.
     """
 
     rest: str
@@ -156,7 +156,7 @@ def _solve_slowly(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]
     chain = _think(solver, problems, problems.digits - 1)
     answers, parsed = solver.answer_fast(chain.rests[-1] if chain.rests else problems)
     parsed &= chain.parsed == problems.digits - 1
-    full = plain_decimals(torch.cat([answers, chain.found], dim=1))
+    full = plain_decimals(task_of(problems).join(chain.found, answers))
     for answer, steps, is_parsed in zip(full, chain.steps(), parsed.tolist(), strict=True):
         guesses: list[str | None] = [answer] if is_parsed else []
         thought = Thought(steps, guesses) if show else None
@@ -250,7 +250,7 @@ class _Chain:
     """S simplifications in a row.
 
     rests: the problems that remain after each simplification.
-    found: `[B, S]` digits that were split off.
+    found: `[B, S]` digits that were split off, the latest first.
     parsed: `[B]` count of simplifications before the first that did not parse.
     """
 
@@ -261,9 +261,12 @@ class _Chain:
     def steps(self) -> list[list[Step]]:
         """Return the chains as text, up to the first step that does not parse."""
         texts = [rest.texts() for rest in self.rests]
-        found = digit_strings(self.found) if self.rests else []
+        found = [
+            digit_strings(task_of(rest).join(self.found[:, -step:], self.found[:, :0]))
+            for step, rest in enumerate(self.rests, start=1)
+        ]
         return [
-            [Step(texts[step][row], found[row][-1 - step :]) for step in range(length)]
+            [Step(texts[step][row], found[step][row]) for step in range(length)]
             for row, length in enumerate(self.parsed.tolist())
         ]
 

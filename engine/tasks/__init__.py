@@ -20,19 +20,40 @@ if TYPE_CHECKING:
 DEFAULT = "addition"
 # Modules of this room that are not tasks.
 _NOT_TASKS = {"check", "mistakes", "oracle", "task"}
+# Tasks from outside of this package, by name.
+_registered: "dict[str, Task]" = {}
 
 
-@cache
+def register(task: "Task") -> None:
+    """Make a task from outside of this package known by its name. InputError if another task has that name."""
+    if task.name in _built_in() or _registered.get(task.name, task) is not task:
+        raise InputError(f"there is a task {task.name!r} already; give yours another name")
+    _registered[task.name] = task
+
+
 def task_names() -> tuple[str, ...]:
-    """Return the names of all tasks, sorted. Modules are named after their tasks, so no module is imported."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_TASKS))
+    """Return the names of all tasks, sorted. No module of a task is imported."""
+    return tuple(sorted((*_built_in(), *_registered)))
 
 
 @cache
+def _built_in() -> tuple[str, ...]:
+    """Return the names of the tasks of this package, whose modules are named after them."""
+    return tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_TASKS)
+
+
 def find_task(name: str) -> "Task":
     """Return the task of a name. InputError if there is none."""
-    if name not in task_names():
+    if name in _registered:
+        return _registered[name]
+    if name not in _built_in():
         raise InputError(f"unknown task {name!r}; choose one of {', '.join(task_names())}")
+    return _import(name)
+
+
+@cache
+def _import(name: str) -> "Task":
+    """Return a task of this package."""
     task: Task = import_module(f"{__name__}.{name}").TASK
     assert task.name == name, f"the module {name} holds the task {task.name}"
     return task

@@ -83,6 +83,25 @@ class Task(ABC):
             return min(num_guesses, problems.digits - 1)
         return min(problems.digits - self.at_once + num_guesses - 1, problems.digits)
 
+    def join(self, pieces: Tensor, rest_answers: Tensor) -> Tensor:
+        """Join the digits that simplifications split off to the answers of the remaining problems.
+
+        By default pieces are the last digits of the answer, found least significant first: rest, then pieces. A task
+        that finds the most significant digit first joins `pieces.flip(1)`, then the rest. A task whose answer is that
+        of the rest returns the rest alone.
+
+        pieces: `[B, S]` digits of S simplifications, the latest first.
+        rest_answers: `[B, W']` answers of the problems that remain after them.
+        """
+        return torch.cat([rest_answers, pieces], dim=1)
+
+    def rest_answers(self, answers: Tensor, width: int) -> Tensor:
+        """Return the answers `[..., width]` of remaining problems within whole answers `[..., W]`; inverse of `join`.
+
+        width: digits of the answers of the remaining problems.
+        """
+        return answers[..., :width]
+
     @abstractmethod
     def parse(self, texts: list[str], digits: int | None = None) -> Any:
         """Parse problems as typed, padded to one size. InputError names the first text that is not a problem."""

@@ -16,6 +16,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.improve import BELIEVED, Improved
+from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
 from sector.engine.training.columns import TASK, read_columns
 
@@ -107,7 +108,7 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
     tables = []
     for step, lesson in enumerate(improved.lessons()):
         # Without the digits split off before, a guess of the whole answer is one of the remaining problem's.
-        guesses = ballot.guesses[keep][:, :, : lesson.problems.answer_width]
+        guesses = task_of(lesson.problems).rest_answers(ballot.guesses[keep], lesson.problems.answer_width)
         flat = plain_decimals(guesses.flatten(0, 1))
         tables.append(
             _table(
