@@ -118,7 +118,7 @@ def changes(before: Sequence[Card], after: Sequence[Card]) -> Table:
 
 def markdown(cards: Sequence[Card]) -> str:
     """Return the table of the cards in Markdown."""
-    titles, *lines = (" | ".join(cell.replace("|", r"\|") for cell in cells) for cells in _rows(cards))
+    titles, *lines = (" | ".join(cells) for cells in _rows(cards))
     rule = " | ".join("---" for _ in _TITLES)
     return "\n".join(f"| {line} |" for line in (titles, rule, *lines)) + "\n"
 
@@ -128,7 +128,7 @@ def _rows(cards: Sequence[Card]) -> Iterator[list[str]]:
     yield list(_TITLES)
     for card in cards:
         loads = " ".join(f"{count}x{width}" for width, count in card["loads"].items())
-        loops = " ".join("|" * loop["depth"] + str(loop["instructions"]) for loop in card["loops"])
+        loops = " ".join(">" * loop["depth"] + str(loop["instructions"]) for loop in card["loops"])
         figures = [card[figure] for figure in ("registers", "stack", "shared")]
         counts = [card[figure] for figure in ("barriers", "instructions")]
         a_token = _cell(card["instructions_a_token"])
