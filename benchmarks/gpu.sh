@@ -15,14 +15,15 @@
 #   ncu        Nsight Compute on the kernels of a step
 #
 # It is made for a bare machine, on which nothing can be installed: Python with torch and triton that see the GPU,
-# transformers, pytest with xdist and timeout. The parts from `kernels` on need a trained checkpoint in STATE/tiny or
-# STATE/base, which `train` and `base_train` make.
+# transformers, pytest with xdist. The parts from `kernels` on need a trained checkpoint in STATE/tiny or
+# STATE/base, which `train` and `base_train` make. Without STATE/tiny they take tests/data/taught, which has learned 29
+# digits; a base (28 MB in bfloat16) does not come with the source: `base_train` takes a minute on a GPU.
 # GPU time is rented in short slices, so each part has a time limit, and writes what it has as it goes. OUT gets few files:
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs). The exit code is the number of parts
 # that failed.
 #
 # Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), SECTOR_COMMIT (the commit, where git
-# cannot tell it).
+# cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU, tests only collected).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '$d;s/^# \{0,1\}//'; exit 2; }
@@ -33,6 +34,13 @@ out=$1
 shift
 [ $# -gt 0 ] || set -- check tests train base_train kernels tiny hf base profile ncu
 mkdir -p "$out" "$STATE"
+tiny=$STATE/tiny
+[ -e "$tiny" ] || tiny=tests/data/taught
+# Arguments that a rehearsal adds.
+small_cells=() collect=() rehearse=()
+if [ -n "${REHEARSE-}" ]; then
+  small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
+fi
 
 # The folders of this checkout as the package, whatever is installed, and without make.
 types=build/types/sector
@@ -63,7 +71,7 @@ cells() {
   local name=$1 limit=$2
   shift 2
   run_part "$name" "$limit" bash -c '"$0" -m sector.benchmarks.gpu_cells "${@:2}" | tee -a "$1"; exit ${PIPESTATUS[0]}' \
-    "$PYTHON" "$out/cells.jsonl" "$@"
+    "$PYTHON" "$out/cells.jsonl" "$@" "${small_cells[@]}"
 }
 # train NAME SECONDS ARGUMENTS...: a run, whose best checkpoint is kept.
 train() {
@@ -81,34 +89,36 @@ for part in "$@"; do
   case $part in
     check)
       # Without what it needs no other part can run.
-      "$PYTHON" -m sector.benchmarks.gpu_check | tee -a "$out/log.txt"
+      "$PYTHON" -m sector.benchmarks.gpu_check "${rehearse[@]}" | tee -a "$out/log.txt"
       [ "${PIPESTATUS[0]}" = 0 ] || exit 2
       ;;
     tests)
-      run_part tests 120 "$PYTHON" -m pytest -m gpu --import-mode=importlib -q -n 8 --timeout 200 -p no:cacheprovider \
+      # On a machine without a GPU no test has the mark `gpu`; a rehearsal collects all of these files.
+      [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
+      run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
         --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance}.py \
         tests/test_{layer_kernels,consistency,kernel_layout,megakernel,gpu,improve,training_graphs}.py
       ;;
     kernels)
-      for preset in tiny base; do
-        [ -e "$STATE/$preset" ] && cells "kernels_$preset" 60 "$STATE/$preset" --kernels --rows 4096
+      for model in "$tiny" "$STATE/base"; do
+        [ -e "$model" ] && cells "kernels_${model##*/}" 60 "$model" --kernels --rows 4096
       done
       ;;
-    tiny) cells tiny 90 "$STATE/tiny" --decode kernels ;;
-    hf) cells hf 90 "$STATE/tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
+    tiny) cells tiny 90 "$tiny" --decode kernels ;;
+    hf) cells hf 90 "$tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
     train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     profile)
       for rows in 250 4000; do
-        run_part "profile_generate_$rows" 90 "${sector[@]}" profile generate --model "$STATE/tiny" --digits 20 \
+        run_part "profile_generate_$rows" 90 "${sector[@]}" profile generate --model "$tiny" --digits 20 \
           --count $rows --out "$STATE/profile_generate_$rows"
       done
       ;;
     ncu)
       run_part ncu 120 ncu --clock-control none --set full --launch-skip 400 --launch-count 6 \
         --kernel-name 'regex:_decode_attention_kernel|_digit_sampler_kernel|_complete_kernel' \
-        "$PYTHON" -m sector.benchmarks.gpu_cells "$STATE/tiny" --rows 4000 --compare 0 --repeats 1
+        "$PYTHON" -m sector.benchmarks.gpu_cells "$tiny" --rows 4000 --compare 0 --repeats 1
       ;;
     *) echo "gpu.sh: there is no part $part" >&2 && exit 2 ;;
   esac

@@ -8,7 +8,7 @@ import importlib.metadata
 import sys
 
 # Packages by the name that is imported; those that sector and its GPU tests import.
-_NEEDED = {
+NEEDED = {
     "torch": "torch",
     "triton": "triton",
     "transformers": "transformers",
@@ -27,7 +27,6 @@ _NEEDED = {
     "rich": "rich",
     "pytest": "pytest",
     "xdist": "pytest-xdist",
-    "pytest_timeout": "pytest-timeout",
     "hypothesis": "hypothesis",
 }
 
@@ -35,7 +34,7 @@ _NEEDED = {
 def missing() -> list[str]:
     """Return the packages that cannot be imported, as pip names them."""
     names = []
-    for module, package in _NEEDED.items():
+    for module, package in NEEDED.items():
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -44,7 +43,10 @@ def missing() -> list[str]:
 
 
 def main() -> int:
-    """Print versions and the GPU; return 2, with a line that says why, if a package or the GPU is missing."""
+    """Print versions and the GPU; return 2, with a line that says why, if a package or the GPU is missing.
+
+    With `--rehearse` no GPU is needed.
+    """
     if names := missing():
         print(f"gpu.sh: missing {', '.join(names)}; unpack their wheels into a folder, and name it in PYTHONPATH")
         return 2
@@ -52,6 +54,11 @@ def main() -> int:
 
     for package in ("torch", "triton", "transformers", "pydantic", "pytest"):
         print(package, importlib.metadata.version(package))
+    import sector.engine.samplers.gpu  # noqa: F401
+
+    if sys.argv[1:] == ["--rehearse"]:
+        print("a rehearsal, without a GPU")
+        return 0
     if not torch.cuda.is_available():
         print("gpu.sh: torch sees no GPU; set PYTHON to one whose torch does")
         return 2
@@ -60,8 +67,6 @@ def main() -> int:
         f"{properties.name}: {properties.multi_processor_count} multiprocessors, {properties.total_memory >> 20} MiB, "
         f"{properties.L2_cache_size >> 20} MiB of second-level cache, CUDA {torch.version.cuda}"
     )
-    import sector.engine.samplers.gpu  # noqa: F401
-
     return 0
 
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
 from sector.engine.samplers import gpu_steps
+from sector.engine.training import distill, graphs
 from sector.kernels import acceptance, consistency, decode_attention, digit_sampler, layer, layout, megakernel
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -56,7 +57,7 @@ _METADATA = {
         "storage_offset",
     ),
     *("__len__", "__repr__", "__hash__", "__format__", "__set__", "requires_grad_", "is_floating_point", "is_complex"),
-    *("is_inference", "ndimension", "type"),
+    *("is_inference", "ndimension", "type", "_has_compatible_shallow_copy_type"),
 }
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty"}
 _IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__iand__", "__ior__"}
@@ -136,12 +137,27 @@ class SimulatedGpu(TorchFunctionMode):
 
         return launched
 
+    def as_one_fast_launch(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that counts as one launch, and whose operations are not simulated: its result is a list."""
+
+        @functools.wraps(function)
+        def launched(*arguments: Any, **options: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                result = function(*arguments, **options)
+            self._launch(function.__name__)
+            return [self.put(tensor) for tensor in result]
+
+        return launched
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         path = (resolve_name(func) or getattr(func, "__qualname__", repr(func))).split(".")
         name = path[-1]
         if name == "__get__":
             return self._attribute(path[-2], func, args)
+        # All memory of the host is as good as pinned.
+        if name == "pin_memory":
+            return args[0]
         if name in _METADATA:
             return func(*args, **kwargs)
         if name in ("to", "cpu", "cuda") and isinstance(args[0], Tensor):
@@ -304,15 +320,33 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
     for module, names in _REFERENCES.items():
         monkeypatch.setattr(module, "runs_kernel", lambda _: False)
         for name in names:
-            monkeypatch.setattr(module, name, simulated.as_one_launch(getattr(module, name)))
+            # The megakernel is thousands of operations.
+            replace = simulated.as_one_fast_launch if module is megakernel else simulated.as_one_launch
+            monkeypatch.setattr(module, name, replace(getattr(module, name)))
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
 
-    def captured(run: Callable[[], None]) -> Callable[[], None]:
-        run()
-        return simulated.capture(run)
+    def capture_with(_: torch.device, warm_ups: int = 1) -> Callable[[Callable[[], None]], Callable[[], None]]:
+        """Return a function that captures work. Work without a warm-up runs once: its first replay captures it."""
 
-    monkeypatch.setattr(gpu_steps, "CudaCapture", lambda _: captured)
+        def capture(run: Callable[[], None]) -> Callable[[], None]:
+            if warm_ups:
+                run()
+                return simulated.capture(run)
+            replays: list[Callable[[], None]] = []
+
+            def replay() -> None:
+                if replays:
+                    replays[0]()
+                else:
+                    replays.append(simulated.capture(run))
+
+            return replay
+
+        return capture
+
+    for module in (gpu_steps, graphs, distill):
+        monkeypatch.setattr(module, "CudaCapture", capture_with)
     return simulated
 
 

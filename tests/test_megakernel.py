@@ -1,17 +1,11 @@
-"""The megakernel: its reference against the native engine, the kernel against both, and its code for a GPU.
+"""The megakernel: its reference against the native engine, and the kernel against both.
 
-Interpreted on a CPU at a size of its own; on a GPU compiled, and once more at the sizes of the presets. Run as a
-program, this file compiles the presets for an H100 that need not be there (`compile_kernels.py`).
+Interpreted on a CPU at a size of its own; on a GPU compiled, and once more at the sizes of the presets.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +20,7 @@ from sector.engine.samplers.gpu import kernel_model
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.kernels import megakernel
-from sector.kernels._triton import AVAILABLE, INTERPRETED
+from sector.kernels._triton import INTERPRETED
 from sector.kernels.completion import Model, Request, complete_reference
 from sector.kernels.megakernel import complete, complete_kernel
 from sector.kernels.megakernel_plan import make_plan
@@ -295,42 +289,3 @@ def test_presets_round_in_bf16(preset: str) -> None:
     _assert_close_in_bf16(
         model, kernel_model, _request(1_000 if preset == "tiny" else 200, 8, 0.0, device, lengths=(10, 20))
     )
-
-
-# Registers an SM has for a program of eight warps, and the shared memory that a program may have.
-MAX_REGISTERS = 255
-MAX_SHARED = 227 * 1024
-# Bytes a thread that may spill: none where speed is the point.
-MAX_STACK = {"tiny bf16": 0, "base bf16": 128}
-
-
-@pytest.mark.skipif(not AVAILABLE, reason="there is no Triton for this system")
-def test_presets_compile_for_an_h100() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {line["case"]: line["kernel"] for line in lines} == dict.fromkeys(MAX_STACK, "_complete_kernel")
-    for line in lines:
-        assert line["registers"] <= MAX_REGISTERS, line
-        assert line["shared"] <= MAX_SHARED, line
-        assert line["stack"] <= MAX_STACK[line["case"]], line
-
-
-def _compile() -> None:
-    """Print what each preset compiles to for sm_90, one JSON object a line."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    import compile_kernels
-
-    def case(name: str) -> Any:
-        preset, dtype = name.split()
-        device = torch.device("cpu")
-        model = _kernel_model(new_model(preset, seed=1), device, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
-        return lambda: complete_kernel(model, _request(40, 8, 0.8, device, lengths=(10, 20)))
-
-    compile_kernels.CASES = {name: case(name) for name in sys.argv[1:] or MAX_STACK}
-    compile_kernels.main()
-
-
-if __name__ == "__main__":
-    _compile()

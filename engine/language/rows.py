@@ -1,6 +1,6 @@
 """Records of tensors with one row a problem: select rows, move and concatenate all tensors together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self, TypeVar
 
@@ -20,7 +20,7 @@ class Record:
 
     def to(self, device: torch.device) -> Self:
         """Return the record on a device."""
-        return _map(lambda member: member.to(device), self)
+        return move(self, device)
 
     @classmethod
     def cat(cls, parts: Iterable[Self]) -> Self:
@@ -55,17 +55,52 @@ def _cat(values: Sequence[Any]) -> Any:
 
 
 def move(value: Value, device: torch.device) -> Value:
-    """Return a nested value with all its tensors on a device."""
-    return _moved(value, device)
+    """Return a nested value with all its tensors on a device.
+
+    Tensors of one dtype are copied together: between a GPU and the host each copy costs a wait.
+    """
+    away: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in _tensors(value):
+        if tensor.device != device:
+            away.setdefault(tensor.dtype, []).append(tensor)
+    moved = {
+        id(tensor): copy
+        for tensors in away.values()
+        for tensor, copy in zip(tensors, _copied(tensors, device), strict=True)
+    }
+    return _replaced(value, moved) if moved else value
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if hasattr(value, "to"):
-        return value.to(device)
+def _copied(tensors: list[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Return tensors of one dtype on another device, by one copy."""
+    if len(tensors) == 1:
+        return [tensors[0].to(device)]
+    joined = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(device)
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    # Copies, so that none keeps the memory of all.
+    return [part.clone().view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a nested value."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _replaced(value: Any, tensors: dict[int, Tensor]) -> Any:
+    """Return a nested value with some of its tensors, named by their `id`, replaced."""
+    if isinstance(value, Tensor):
+        return tensors.get(id(value), value)
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
+        return tuple(_replaced(item, tensors) for item in value)
     if is_dataclass(value):
-        return _map(lambda member: _moved(member, device), value)
+        return _map(lambda member: _replaced(member, tensors), value)
     return value
 
 
