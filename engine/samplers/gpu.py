@@ -99,6 +99,12 @@ class GpuSampler:
             parts = [self._complete(request, drafts, rows) for rows in self._cut(request)]
             return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
 
+    def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Return the count of rows that are completed at once; see `protocol.Room`."""
+        if self._stepwise is None:
+            return _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
+        return self._stepwise.capacity(prefix_length, lengths)
+
     def _take(self, model: Model) -> None:
         self._model = model
         if self._decode is Decode.MEGAKERNEL:
@@ -109,11 +115,8 @@ class GpuSampler:
 
     def _cut(self, request: Request) -> list[slice]:
         """Return slices of rows, each small enough to complete at once."""
-        (batch, prefix_length), lengths = request.prefix.shape, request.lengths
-        if self._stepwise is None:
-            rows = _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
-        else:
-            rows = self._stepwise.capacity(prefix_length, lengths)
+        batch, prefix_length = request.prefix.shape
+        rows = self.room(prefix_length, request.lengths)
         return [slice(first, first + rows) for first in range(0, batch, rows)]
 
     def _complete(self, request: Request, drafts: list[Tensor | None], rows: slice) -> list[Tensor]:
