@@ -40,10 +40,10 @@ LEAST_TEMPERATURE = 0.001
 MAX_TEMPERATURE = 10.0
 # Largest number of guesses for one problem.
 MAX_K = 100
-# Settings that may change when a run is resumed: how far it goes, and how the engine `vllm` uses the machine. All other
+# Settings that may change when a run is resumed: how far it goes, and how engines use the machine. All other
 # settings shape the files of a run: weights, examples, or metrics that are compared with each other.
 MAY_CHANGE = frozenset(
-    {"until", "vllm.compiled", "vllm.max_digits", "vllm.rows", "vllm.memory_mib", "vllm.prefix_caching"}
+    {"until", "blocks", "vllm.compiled", "vllm.max_digits", "vllm.rows", "vllm.memory_mib", "vllm.prefix_caching"}
 )
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -377,6 +377,9 @@ class RunConfig(Settings):
     """Seed of all random draws. Change it to repeat a run with other draws."""
     engine: EngineName = "native"
     """Engine that generates tokens. `native` needs nothing else; `hf` is transformers, `vllm` is vLLM."""
+    blocks: CountOrNone = 0
+    """Blocks of 250 candidates that a round solves together. 0 chooses: one on a CPU, and on a GPU as many as fit the
+    memory for cache and activations, at most 64. The examples do not depend on it. Lower it if memory runs out."""
     hard_share: Share = 0.45
     """Share of drawn problems that have long carry chains or one short operand. Uniform draws rarely have either."""
     audit_samples: Count = 100

@@ -5,7 +5,7 @@ tested with their plain-torch references.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -24,7 +24,7 @@ from sector.engine.samplers import gpu_steps, make_sampler
 from sector.engine.samplers.gpu import Decode, GpuSampler, kernel_model
 from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.samplers.protocol import Branch, Sampling
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.kernels import decode_attention, digit_sampler, megakernel
 from sector.kernels.completion import Request
 from sector.kernels.digit_sampler import Sampled
@@ -291,6 +291,92 @@ def test_drafts_save_the_steps_that_they_foresee(steps: list[tuple[int, int]]) -
     sampler.sample(prefix, all_but_three, _sampling(9, 0.0))
     # One of the three comes with the draft.
     assert len(steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "rows"),
+    [
+        # 4 GiB over the bytes of a token and the 64 slots of a row: (256, 64) is the preset tiny, (1536, 384) base.
+        ((256, 64), torch.float32, 2**32 // 3864 // 64),
+        ((256, 64), torch.bfloat16, 2**32 // 2072 // 64),
+        ((1536, 384), torch.float32, 2**32 // 23_064 // 64),
+        ((1536, 384), torch.bfloat16, 2**32 // 12_312 // 64),
+    ],
+)
+def test_rows_are_limited_by_the_bytes_of_activations(sizes: tuple[int, int], dtype: torch.dtype, rows: int) -> None:
+    features, hidden = sizes
+    network = small_model(hidden_size=hidden, intermediate_size=features, num_attention_heads=hidden // 16).to(dtype)
+    model = kernel_model(network, torch.device("meta"))
+    # A cache that is never the limit.
+    assert Stepwise(model, 1 << 40).capacity(30, (20, 10)) == rows
+    assert Stepwise(model, 1 << 40, activation_bytes=1 << 30).capacity(30, (20, 10)) == pytest.approx(rows / 4, abs=1)
+    # At least a row is read, and at most the rows that a grid has room for.
+    assert Stepwise(model, 1 << 40, activation_bytes=1).capacity(30, (20, 10)) == 1
+    assert Stepwise(model, 1 << 40, activation_bytes=1 << 60).capacity(30, (20, 10)) == 65_535
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Of every first pass of steps, its rows and the tokens of a row; beginnings are kept for any count of rows."""
+    monkeypatch.setattr(gpu_steps, "_LEAST_REUSED_ROWS", 1)
+    sizes: list[tuple[int, int]] = []
+    read = Stepwise._read
+
+    def counted(self: Stepwise, ids: Tensor, *args: Any) -> Tensor:
+        sizes.append((ids.shape[0], ids.shape[1]))
+        return read(self, ids, *args)
+
+    monkeypatch.setattr(Stepwise, "_read", counted)
+    return sizes
+
+
+def _shorter(prefix: Tensor, digits: int, drop: int) -> Tensor:
+    """Return prefixes of problems of `drop` digits fewer: both operands without their last ones."""
+    columns = torch.arange(prefix.shape[1])
+    is_left = (columns <= digits - drop) | ((columns > digits) & (columns <= 2 * digits + 2 - drop))
+    return prefix[:, is_left | (columns > 2 * digits + 2)]
+
+
+@TEMPERATURES
+def test_the_beginning_of_a_chain_is_read_once(reads: list[tuple[int, int]], temperature: float) -> None:
+    model, digits, count = small_model(), 6, 20
+    prefix, branches = _prompts(count, digits)
+    sampler, sampling, beginning = _on_cpu(model, Decode.KERNELS), _sampling(count, temperature), Beginning(digits)
+    # `< a` without its last digit at first, and without another one in each call after.
+    for drop, kept in ((0, 0), (1, 6), (2, 5), (3, 4)):
+        current = _shorter(prefix, digits, drop)
+        _assert_same(
+            sampler.sample(current, branches, sampling, beginning), _native(model, current, branches, sampling)
+        )
+        assert reads[-1] == (count, current.shape[1] - kept + len(branches))
+
+
+def test_no_beginning_is_taken_from_other_rows_weights_or_chains(reads: list[tuple[int, int]]) -> None:
+    model, digits, count = small_model(), 6, 20
+    prefix, branches = _prompts(count, digits)
+    other = _prompts(count + 1, digits)[0][1:]
+    later, sampling = _shorter(prefix, digits, 1), _sampling(count, 0.0)
+    whole = later.shape[1] + len(branches)
+
+    def tokens_read(between: Callable[[GpuSampler], object], second: Tensor = later, **settings: int) -> int:
+        sampler, beginning = _on_cpu(model, Decode.KERNELS, **settings), Beginning(digits)
+        sampler.sample(prefix, branches, sampling, beginning)
+        between(sampler)
+        outputs = sampler.sample(second, branches, sampling, beginning)
+        _assert_same(outputs, _native(model, second, branches, sampling))
+        return reads[-1][1]
+
+    assert tokens_read(lambda _: None) == whole - digits
+    # A call of another chain, without or with a beginning of its own.
+    assert tokens_read(lambda sampler: sampler.sample(other, branches, sampling)) == whole
+    assert tokens_read(lambda sampler: sampler.sample(other, branches, sampling, Beginning(digits))) == whole
+    assert tokens_read(lambda sampler: sampler.load(model)) == whole
+    # One row differs in its third token: two are kept.
+    changed = later.clone()
+    changed[7, 2] += 1 if changed[7, 2] % tokens.NUM_LOCAL == 0 else -1
+    assert tokens_read(lambda _: None, changed) == whole - 2
+    # Rows that take turns in the cache.
+    assert tokens_read(lambda _: None, cache_bytes=16 * 32 * 1024) == whole
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from simulated_gpu import CPU, GPU, SimulatedGpu, gpu
+from torch import Tensor
 
 from sector.engine.config import FILTERS
 from sector.engine.language.operands import Problems, draw_problems
@@ -13,7 +15,9 @@ from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import load_sector, task_and_layout
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.policy.improve import Improved, improve
+from sector.engine.samplers import gpu_steps
 from sector.engine.samplers.gpu import Decode, GpuSampler
+from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
@@ -107,6 +111,34 @@ def test_a_record_is_moved_by_one_copy_a_dtype(gpu: SimulatedGpu, problems: Prob
     assert back[1].tolist() == [0, 1, 2] and back[2].shape == (2, 2)
     # None keeps the memory of all.
     assert back[0].a.untyped_storage().nbytes() == problems.a.nbytes
+
+
+@pytest.mark.parametrize(("digits", "share"), [(6, 0.9), (DIGITS, 0.95)])
+def test_kept_beginnings_change_no_verdict(
+    gpu: SimulatedGpu, model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch, digits: int, share: float
+) -> None:
+    """All rows are read from the first token on in which one row differs, so a chain that breaks costs more reading."""
+    problems = draw_problems(digits, ROWS, generator(0, "simulated"), hard_share=0.5)
+    sizes: list[int] = []
+    read = Stepwise._read
+
+    def counted(self: Stepwise, ids: Tensor, *args: Any) -> Tensor:
+        sizes.append(ids.numel())
+        return read(self, ids, *args)
+
+    def run(least: int) -> tuple[Improved, int]:
+        """Return the result, and the tokens of first passes, if beginnings are kept from `least` rows on."""
+        monkeypatch.setattr(gpu_steps, "_LEAST_REUSED_ROWS", least)
+        sizes.clear()
+        with gpu:
+            sampler = GpuSampler(_on(gpu, model), Decode.KERNELS, cache_bytes=64 << 20)
+            return _improve(sampler, model, problems), sum(sizes)
+
+    monkeypatch.setattr(Stepwise, "_read", counted)
+    (expected, all_tokens), (improved, tokens) = run(ROWS * 10), run(1)
+    assert torch.equal(improved.verdict, expected.verdict) and improved.tokens == expected.tokens
+    assert torch.equal(improved.ballot.guesses, expected.ballot.guesses)
+    assert tokens < share * all_tokens, tokens / all_tokens
 
 
 def test_mixed_devices_are_refused(gpu: SimulatedGpu) -> None:

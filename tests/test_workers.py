@@ -78,6 +78,14 @@ def test_two_workers_write_what_one_engine_writes(
     assert len(pids) == 2 and os.getpid() not in pids
 
 
+def test_workers_solve_several_blocks_together_if_asked_to(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, expected: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    groups = list(with_weights(crew, model, engine)(replace(ASKED, blocks=3)))
+    assert [len(rows) for rows, _ in groups] == [750, 50]
+    assert in_files(tmp_path, iter(groups)) == expected
+
+
 def test_blocks_land_in_order_however_they_come(monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM) -> None:
     """Three places whose blocks come back last first."""
     monkeypatch.setattr(

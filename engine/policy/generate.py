@@ -1,7 +1,12 @@
-"""Generation: draw problems, and solve them by the improved policy, block by block."""
+"""Generation: draw problems by blocks, and solve them by the improved policy, one or several blocks together.
+
+On a GPU a call costs the host milliseconds for any count of rows, so many blocks are solved together there. Draws and
+random streams depend on the block alone, so the examples are the same for any number of blocks together.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,14 +14,17 @@ from torch import Tensor
 from sector.engine.config import Filter
 from sector.engine.language.layout import Batch, Layout
 from sector.engine.policy.improve import STAGES, Improved, answer_fast, improve
-from sector.engine.samplers.protocol import Sampler, Sampling
+from sector.engine.samplers.protocol import Room, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
 
-# Candidates drawn and solved at a time. A candidate's problem depends on its block alone.
+# Candidates drawn at a time. A candidate's problem depends on its block alone.
 BLOCK = 250
+# Blocks that are solved together at most, unless the settings ask for more. 16,000 rows keep a GPU busy, and more would
+# only delay the report of progress.
+_MOST_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Assignment:
     seed: seed of the problems and of sampling.
     hard_share: share of problems harder than uniform digits.
     pool: problems drawn per candidate. Problems that the model doubts become candidates first.
+    blocks: blocks that are solved together; 0 chooses by the room of the engine. Examples do not depend on it.
     """
 
     task: Task
@@ -41,27 +50,33 @@ class Assignment:
     seed: int
     hard_share: float
     pool: int = 1
+    blocks: int = 0
 
-    @property
-    def starts(self) -> range:
-        """Indices of the first candidate of each block."""
-        return range(0, self.count, BLOCK)
+    def starts(self, blocks: int = 1) -> range:
+        """Return the index of the first candidate of each group of `blocks` blocks."""
+        return range(0, self.count, BLOCK * blocks)
 
 
 def generate(sampler: Sampler, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
     """Yield (candidate indices `[B]`, improved batch) until all candidates have been tried."""
-    for start in assignment.starts:
-        yield generate_block(sampler, start, assignment)
+    blocks = assignment.blocks or _blocks_with_room(sampler, assignment)
+    for start in assignment.starts(blocks):
+        yield generate_blocks(sampler, start, assignment, blocks)
 
 
-def generate_block(sampler: Sampler, start: int, assignment: Assignment) -> tuple[Tensor, Improved]:
-    """Return the block that starts at candidate `start`, as `generate` yields it; no other block is needed."""
-    digits, seed, settings = assignment.digits, assignment.seed, assignment.settings
-    rows = torch.arange(start, min(start + BLOCK, assignment.count))
+def generate_blocks(sampler: Sampler, start: int, assignment: Assignment, blocks: int = 1) -> tuple[Tensor, Improved]:
+    """Return the blocks from candidate `start` on, as `generate` yields them; no other block is needed.
+
+    blocks: how many blocks to solve together; fewer if the candidates end.
+    """
+    settings, size = assignment.settings, BLOCK * assignment.pool
+    rows = torch.arange(start, min(start + BLOCK * blocks, assignment.count))
     with span("draw"):
-        draws = generator(seed, "problems", digits, start)
-        problems = assignment.task.draw(digits, BLOCK * assignment.pool, draws, assignment.hard_share)
-    sampling = Sampling(settings.temperature, stream_seed(seed, "sampling", digits), rows, stage=0)
+        drawn = [_draw(assignment, first) for first in range(start, start + len(rows), BLOCK)]
+        problems = type(drawn[0]).cat(drawn)
+    sampling = Sampling(
+        settings.temperature, stream_seed(assignment.seed, "sampling", assignment.digits), rows, stage=0
+    )
     pool_tokens = 0
     if assignment.pool > 1:
         counters = torch.arange(len(problems)) + start * assignment.pool
@@ -69,9 +84,26 @@ def generate_block(sampler: Sampler, start: int, assignment: Assignment) -> tupl
             doubted, pool_tokens = _doubts(
                 sampler, problems, assignment.layout, replace(sampling, rows=counters, stage=STAGES)
             )
-        problems = problems[_doubted_first(doubted)]
+        chosen = [_doubted_first(pool) + block * size for block, pool in enumerate(doubted.split(size))]
+        problems = problems[torch.cat(chosen)]
     improved = improve(sampler, problems[: len(rows)], settings, assignment.layout, sampling)
     return rows, replace(improved, tokens=improved.tokens + pool_tokens)
+
+
+def _draw(assignment: Assignment, start: int) -> Any:
+    """Draw the pool of the block that starts at candidate `start`."""
+    draws = generator(assignment.seed, "problems", assignment.digits, start)
+    return assignment.task.draw(assignment.digits, BLOCK * assignment.pool, draws, assignment.hard_share)
+
+
+def _blocks_with_room(sampler: Sampler, assignment: Assignment) -> int:
+    """Return the blocks that an engine solves together: one on a CPU, and on a GPU those that it has room for."""
+    if not isinstance(sampler, Room):
+        return 1
+    layout, problem = assignment.layout, _draw(assignment, 0)[:1]
+    lengths = layout.simplification_length(problem.size), layout.answer_length(problem.size)
+    rows = sampler.room(layout.prefix_ids(problem).shape[1], lengths)
+    return max(1, min(_MOST_BLOCKS, rows // BLOCK))
 
 
 def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, int]:

@@ -34,7 +34,7 @@ from sector.engine.language.layout import Layout
 from sector.engine.models.checkpoint import Model, weights_bytes
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.models.text import TextModel
-from sector.engine.policy.generate import Assignment, generate, generate_block
+from sector.engine.policy.generate import Assignment, generate, generate_blocks
 from sector.engine.policy.improve import Improved, answer_fast, simplify
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling
@@ -97,9 +97,9 @@ class Worker:
         return prove(self._sampler, task, task.layout(model.config.digit_order))
 
     def solve(self, start: int, assignment: Assignment) -> Improved:
-        """Solve the block that starts at a candidate; see `generate.generate_block`."""
+        """Solve the blocks from a candidate on; see `generate.generate_blocks`."""
         assert self._sampler is not None, "weights are loaded before the first block"
-        return generate_block(self._sampler, start, assignment)[1]
+        return generate_blocks(self._sampler, start, assignment, _blocks_of_a_call(assignment))[1]
 
 
 def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
@@ -162,7 +162,7 @@ class Workers:
 
     def generate(self, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
         """Yield the same as `generate.generate`, with the weights last loaded. Raise WorkersDied if too many die."""
-        starts, done = deque(assignment.starts), {}
+        starts, done = deque(assignment.starts(_blocks_of_a_call(assignment))), {}
         for start, block in self._run(deque(starts), assignment):
             done[start] = block
             while starts and starts[0] in done:
@@ -269,6 +269,11 @@ class Workers:
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / self._count)
         return self._ray.remote(num_cpus=1, num_gpus=share, max_restarts=0)(Worker).remote(self._engine, self._vllm)
+
+
+def _blocks_of_a_call(assignment: Assignment) -> int:
+    """Return the blocks that a worker solves together: one, so that all have work, unless the settings say more."""
+    return assignment.blocks or 1
 
 
 # `generate.generate` with its engine bound.

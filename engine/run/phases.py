@@ -135,6 +135,7 @@ class Phases:
             seed,
             config.hard_share,
             config.round.pool,
+            config.blocks,
         )
         start, parts, rows = time.perf_counter(), [], []
         for block_rows, block in solve(assignment):

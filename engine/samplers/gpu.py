@@ -71,6 +71,8 @@ class GpuSampler:
             with torch.inference_mode():
                 for weight, new_weight in zip(self._model.weights, new.weights, strict=True):
                     weight.copy_(new_weight)
+            if self._stepwise is not None:
+                self._stepwise.forget()
         else:
             self._take(new)
         self.weights_sha256 = weights_sha256(model)
@@ -96,8 +98,17 @@ class GpuSampler:
         )
         # Triton launches on the current device.
         with torch.cuda.device_of(request.prefix):
-            parts = [self._complete(request, drafts, rows) for rows in self._cut(request)]
+            cuts = self._cut(request)
+            # The rows of several cuts take turns in the cache, so nothing of a call is left for the next.
+            kept = beginning if len(cuts) == 1 else None
+            parts = [self._complete(request, drafts, rows, kept) for rows in cuts]
             return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
+
+    def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Return the count of rows that are completed at once; see `protocol.Room`."""
+        if self._stepwise is None:
+            return _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
+        return self._stepwise.capacity(prefix_length, lengths)
 
     def _take(self, model: Model) -> None:
         self._model = model
@@ -109,19 +120,18 @@ class GpuSampler:
 
     def _cut(self, request: Request) -> list[slice]:
         """Return slices of rows, each small enough to complete at once."""
-        (batch, prefix_length), lengths = request.prefix.shape, request.lengths
-        if self._stepwise is None:
-            rows = _MAX_TOKENS // (len(lengths) * (prefix_length + max(lengths)))
-        else:
-            rows = self._stepwise.capacity(prefix_length, lengths)
+        batch, prefix_length = request.prefix.shape
+        rows = self.room(prefix_length, request.lengths)
         return [slice(first, first + rows) for first in range(0, batch, rows)]
 
-    def _complete(self, request: Request, drafts: list[Tensor | None], rows: slice) -> list[Tensor]:
+    def _complete(
+        self, request: Request, drafts: list[Tensor | None], rows: slice, beginning: Beginning | None
+    ) -> list[Tensor]:
         if self._stepwise is None:
             return complete(self._model, request[rows])
         device = request.prefix.device
         on_device = [None if draft is None else draft[rows].to(device) for draft in drafts]
-        return self._stepwise.complete(request[rows], on_device)
+        return self._stepwise.complete(request[rows], on_device, beginning)
 
 
 @torch.inference_mode()

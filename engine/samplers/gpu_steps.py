@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
+from sector.engine.samplers.protocol import Beginning
 from sector.kernels.acceptance import accept
 from sector.kernels.completion import Model, Request
 from sector.kernels.decode_attention import Positions, decode_attention
@@ -40,11 +41,15 @@ from sector.kernels.philox import Stream
 # Steps between two reads of which sequences are unfinished: a read waits for the device, about as long as a step.
 LOOK_EVERY = 8
 
+# Rows from which on the beginning of a prefix is kept from call to call. The host waits for the comparison that this
+# needs, which with fewer rows takes longer than to read the beginning again. (An estimate, not measured.)
+_LEAST_REUSED_ROWS = 1024
 _MIN_SLOTS = 64
 _MIN_SEQUENCES = 32
-# Tokens that a pass reads: their activations take some 5 GB at the preset base. With `_MIN_SLOTS` this keeps rows below
-# 65,536, the limit of the grids of fused attention.
-_MAX_TOKENS = 1 << 20
+# Memory for the activations of a first pass; at most a quarter of the free memory of a GPU.
+ACTIVATION_BYTES = 4 << 30
+# The grids of fused attention have fewer than 65,536 rows.
+_MAX_ROWS = (1 << 16) - 1
 _ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Shapes of first passes that are kept on the device: each is some kilobytes, and a chain meets each of its own once.
 _MOST_SHAPES = 4096
@@ -112,7 +117,7 @@ class _Step:
 class _Shape:
     """Layout of first passes with these lengths: the prefix, then the mark and the draft of each branch.
 
-    sizes: tokens of the prefix and of each branch.
+    sizes: tokens to read of the prefix and of each branch.
     mask: `[1, 1, T, slots]` 0 for the slots that each token attends to, minus infinity for others; slots that no token
         is written to are among them.
     slots: `[T]` the slot of each token.
@@ -130,13 +135,32 @@ class _Shape:
     per_row: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _LastRead:
+    """The last call, whose prefixes the first slots of the cache hold.
+
+    context: the view of the memory.
+    prefix: `[B, P]` ids.
+    """
+
+    context: _Context
+    prefix: Tensor
+
+    def shared(self, prefix: Tensor, most: int) -> int:
+        """Return the count of first tokens, at most `most`, that all rows of both prefixes share. The host waits."""
+        most = min(most, self.prefix.shape[1], prefix.shape[1] - 1)
+        differs: list[bool] = (self.prefix[:, :most] != prefix[:, :most]).any(dim=0).tolist()
+        return [*differs, True].index(True)
+
+
 class Stepwise:
     """Stepwise decoding with the weights of `model`, which may change in place.
 
     cache_bytes: memory for keys and values; at most half of the free memory of a GPU.
+    activation_bytes: memory for the activations of a first pass; at most a quarter of it.
     """
 
-    def __init__(self, model: Model, cache_bytes: int) -> None:
+    def __init__(self, model: Model, cache_bytes: int, activation_bytes: int = ACTIVATION_BYTES) -> None:
         weights, table = model.weights, model.table
         self._model = model
         self._head = Head(weights.norm, weights.head, model.eps)
@@ -145,9 +169,12 @@ class Stepwise:
         self._classes = table.class_of(all_ids)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
         if device.type == "cuda":
-            cache_bytes = min(cache_bytes, torch.cuda.mem_get_info(device)[0] // 2)
+            free = torch.cuda.mem_get_info(device)[0]
+            cache_bytes, activation_bytes = min(cache_bytes, free // 2), min(activation_bytes, free // 4)
+        self._max_tokens = activation_bytes // token_bytes(model)
         # Zeros, because the first pass multiplies slots that hold no token by a weight of zero.
         self._memory = torch.zeros(cache_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._last_read: _LastRead | None = None
         self._contexts: dict[int, _Context] = {}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         self._steps: dict[tuple[int, int, float], _Step] = {}
@@ -157,10 +184,17 @@ class Stepwise:
         """Return the maximum of rows of a request of this shape."""
         return self._context(prefix_length + sum(lengths)).cache.shape[2]
 
-    def complete(self, request: Request, drafts: Sequence[Tensor | None]) -> list[Tensor]:
+    def forget(self) -> None:
+        """Forget the prefixes in the cache: call it when weights change."""
+        self._last_read = None
+
+    def complete(
+        self, request: Request, drafts: Sequence[Tensor | None], beginning: Beginning | None = None
+    ) -> list[Tensor]:
         """Return J completions `[B, length]` int64, with PAD after the end; B is at most `capacity`.
 
         drafts: one per branch, `[B, any]` ids that its completions are likely to begin with, or None.
+        beginning: of the chain that the request is part of, if its calls have the same rows.
         """
         (batch, prefix_length), lengths = request.prefix.shape, request.lengths
         context = self._context(prefix_length + sum(lengths))
@@ -169,8 +203,12 @@ class Stepwise:
             part.view(batch, -1)
             for part in context.output[: batch * sum(lengths)].split([batch * length for length in lengths])
         ]
-        shape, ids = self._shape(request, drafts), _first_ids(request, drafts)
-        chosen = self._choose(self._read(ids, shape, context), ids, shape, request)
+        shared = self._shared(request.prefix, context, beginning)
+        shape, ids = self._shape(request, drafts, shared), _first_ids(request, drafts, shared)
+        hidden = self._read(ids, shape, context)
+        if beginning is not None:
+            self._last_read = beginning.kept = _LastRead(context, request.prefix)
+        chosen = self._choose(hidden, ids, shape, request)
         parts = chosen.split(shape.sizes[1:], dim=1)
         pad_id = self._model.table.pad_id
         counts = [
@@ -185,12 +223,23 @@ class Stepwise:
             sequences = step.state[:, step.state[_Field.ROW] >= 0]
         return [output.clone() for output in outputs]
 
+    def _shared(self, prefix: Tensor, context: _Context, beginning: Beginning | None) -> int:
+        """Return the count of first tokens of prefixes that the cache holds; forget what it holds.
+
+        It holds the prefixes of the last call. If that was of the same chain, they begin with the same tokens.
+        """
+        last, self._last_read = self._last_read, None
+        if beginning is None or last is None or beginning.kept is not last or last.context is not context:
+            return 0
+        return last.shared(prefix, beginning.length) if len(prefix) >= _LEAST_REUSED_ROWS else 0
+
     def _context(self, slots: int) -> _Context:
         slots = max(_MIN_SLOTS, 1 << (slots - 1).bit_length())
         if slots not in self._contexts:
             (layers, _, hidden), heads = self._model.weights.up.shape, self._model.num_heads
             row_size = 2 * layers * slots * hidden
-            rows = min(_MAX_TOKENS // slots, len(self._memory) // row_size)
+            # A pass reads at least one row, so that long rows fail only if the cache is too small.
+            rows = min(max(1, self._max_tokens // slots), len(self._memory) // row_size, _MAX_ROWS)
             if rows == 0:
                 needed = row_size * self._memory.element_size()
                 raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, more than there are")
@@ -213,15 +262,18 @@ class Stepwise:
             self._steps[key] = _Step(state, self._capture(partial(self._advance, state, context, temperature)))
         return self._steps[key]
 
-    def _shape(self, request: Request, drafts: Sequence[Tensor | None]) -> _Shape:
-        """Return the layout of a first pass, from the device if an earlier one had the same lengths."""
-        sizes = [request.prefix.shape[1], *map(_read_tokens, request.lengths, drafts)]
-        key = len(request.prefix), *sizes, -1, *request.lengths
+    def _shape(self, request: Request, drafts: Sequence[Tensor | None], shared: int) -> _Shape:
+        """Return the layout of a first pass, from the device if an earlier one had the same lengths.
+
+        shared: tokens of the prefix that the cache holds.
+        """
+        sizes = [request.prefix.shape[1] - shared, *map(_read_tokens, request.lengths, drafts)]
+        key = len(request.prefix), shared, *sizes, -1, *request.lengths
         if key not in self._shapes:
             if len(self._shapes) == _MOST_SHAPES:
                 self._shapes.pop(next(iter(self._shapes)))
             dtype, device = self._memory.dtype, self._memory.device
-            self._shapes[key] = _new_shape(len(request.prefix), sizes, request.lengths, dtype, device)
+            self._shapes[key] = _new_shape(len(request.prefix), shared, sizes, request.lengths, dtype, device)
         return self._shapes[key]
 
     def _read(self, ids: Tensor, shape: _Shape, context: _Context) -> Tensor:
@@ -300,6 +352,18 @@ class Stepwise:
         return F.linear(square_of_relu_(F.linear(normed, weights.up[layer])), weights.down[layer])
 
 
+def token_bytes(model: Model) -> int:
+    """Return an upper bound on the bytes of the activations of a token in a first pass.
+
+    The residual stream is float32; its id, its place and its class are 64 bits each. All else has the dtype of the
+    weights: ten times D numbers (a norm, queries, keys and values, rotated queries, attended values twice, their
+    product, a norm, the update), and the F features of the feed-forward.
+    """
+    _, features, hidden = model.weights.up.shape
+    itemsize = model.weights.up.element_size()
+    return 4 * hidden + itemsize * (10 * hidden + features) + 3 * 8
+
+
 def _read_tokens(length: int, draft: Tensor | None) -> int:
     """Return the tokens of a branch in the first pass: its mark, and its draft.
 
@@ -308,9 +372,12 @@ def _read_tokens(length: int, draft: Tensor | None) -> int:
     return 1 if draft is None else 1 + min(draft.shape[1], length - 1)
 
 
-def _first_ids(request: Request, drafts: Sequence[Tensor | None]) -> Tensor:
-    """Return the ids `[B, T]` of the first pass: the prefix, then the mark and the draft of each branch."""
-    parts = [request.prefix]
+def _first_ids(request: Request, drafts: Sequence[Tensor | None], shared: int) -> Tensor:
+    """Return the ids `[B, T]` of the first pass: the prefix, then the mark and the draft of each branch.
+
+    shared: tokens of the prefix that need not be read.
+    """
+    parts = [request.prefix[:, shared:]]
     for branch, (length, draft) in enumerate(zip(request.lengths, drafts, strict=True)):
         parts.append(request.marks[:, branch : branch + 1])
         if draft is not None:
@@ -319,16 +386,17 @@ def _first_ids(request: Request, drafts: Sequence[Tensor | None]) -> Tensor:
 
 
 def _new_shape(
-    batch: int, sizes: list[int], lengths: Sequence[int], dtype: torch.dtype, device: torch.device
+    batch: int, shared: int, sizes: list[int], lengths: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> _Shape:
     """Return the shape of a first pass.
 
-    sizes: tokens of the prefix and of each branch.
+    shared: tokens of the prefix that the cache holds.
+    sizes: tokens to read of the prefix and of each branch.
     lengths: slots of each branch. Branches follow one another in the cache and in the output.
     """
-    prefix_length, *reads = sizes
+    prefix_length, reads = shared + sizes[0], sizes[1:]
     starts = [prefix_length + sum(lengths[:branch]) for branch in range(len(lengths))]
-    slots = torch.cat([torch.arange(size) + start for size, start in zip(sizes, [0, *starts], strict=True)])
+    slots = torch.cat([torch.arange(size) + start for size, start in zip(sizes, [shared, *starts], strict=True)])
     # The part of each slot: 0 is the prefix, 1 the first branch. Slots without a token come after those of their branch
     # that have one, so that no token attends to them.
     part_of_slot = torch.arange(len(sizes)).repeat_interleave(torch.tensor([prefix_length, *lengths]))
@@ -351,7 +419,7 @@ def _new_shape(
         sizes=sizes,
         mask=mask.to(device, dtype)[None, None, :, : len(part_of_slot)],
         slots=slots.to(device),
-        branches=(part[prefix_length:] - 1).to(device),
+        branches=(part[sizes[0] :] - 1).to(device),
         steps=torch.cat([torch.arange(size) for size in reads]).to(device),
         base=base.to(device),
         per_row=per_row.to(device),

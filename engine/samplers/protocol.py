@@ -7,7 +7,7 @@ Legend: B rows of a batch, P tokens of a prefix, U choices after a mark and its 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -122,5 +122,17 @@ class Sampler(Protocol):
         Padding before a prefix is not part of it.
 
         beginning: the same object in all calls of a chain, which have the same rows in the same order.
+        """
+        ...
+
+
+@runtime_checkable
+class Room(Protocol):
+    """An engine that wants many rows in a call, up to a limit."""
+
+    def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Return the count of rows of a request of this shape that the engine completes at once.
+
+        lengths: the maximum of new tokens of each branch.
         """
         ...
