@@ -324,7 +324,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
             replace = simulated.as_one_fast_launch if module is megakernel else simulated.as_one_launch
             monkeypatch.setattr(module, name, replace(getattr(module, name)))
     monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (70 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2 << 30, 80 << 30))
 
     def capture_with(_: torch.device, warm_ups: int = 1) -> Callable[[Callable[[], None]], Callable[[], None]]:
         """Return a function that captures work. Work without a warm-up runs once: its first replay captures it."""
