@@ -338,9 +338,9 @@ def test_an_interrupted_engine_refuses_further_calls(model: SectorForCausalLM) -
     with pytest.raises(KeyboardInterrupt):
         sampler.sample(prefix, branches, _sampling(0.0))
     handle.remove()
-    with pytest.raises(EngineFailed, match="an earlier call .* did not finish; start another engine"):
+    with pytest.raises(EngineFailed, match=r"an earlier call .* did not finish; start another engine"):
         sampler.sample(prefix, branches, _sampling(0.0))
-    with pytest.raises(EngineFailed, match="an earlier call .* did not finish; start another engine"):
+    with pytest.raises(EngineFailed, match=r"an earlier call .* did not finish; start another engine"):
         sampler.load(model)
     _assert_native(VllmSampler(model, SETTINGS), model, 2)
 
