@@ -234,7 +234,7 @@ class RoundTrainerConfig(TrainerConfig):
 
 
 class VllmConfig(Settings):
-    """Settings of the engine `vllm` (`vllm/launch.py` maps them to arguments of vLLM)."""
+    """Settings of the engine `vllm` (`vllm/start.py` maps them to arguments of vLLM)."""
 
     dtype: Literal["model", "float32", "bfloat16"] = "model"
     """Number type of the computation; `model` is that of the weights. Choose bfloat16 for speed on a GPU."""

@@ -1,6 +1,7 @@
 """Engines with models of text: vLLM against transformers' own `generate`, token for token; weights proven; refusals."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,13 @@ def vllm(model: TextModel) -> VllmSampler:
     return VllmSampler(model, SETTINGS)
 
 
-def _sample(sampler: Sampler, model: TextModel, digits: int, temperature: float = 0.0) -> list[list[list[int]]]:
+def _sample(
+    sampler: Sampler,
+    model: TextModel,
+    digits: int,
+    temperature: float = 0.0,
+    drafts: list[list[list[int]]] | None = None,
+) -> list[list[list[int]]]:
     """Ids of answers and of simplifications; problems with a carry-in and without, so prompts differ in length."""
     _, layout = task_and_layout(model)
     problems = draw_problems(digits, ROWS, torch.Generator().manual_seed(digits))
@@ -44,6 +51,8 @@ def _sample(sampler: Sampler, model: TextModel, digits: int, temperature: float 
         Branch(layout.mark_ids(Mode.ANSWER, ROWS), layout.answer_length(digits)),
         Branch(layout.mark_ids(Mode.THINK, ROWS), layout.simplification_length(digits)),
     ]
+    if drafts is not None:
+        branches = [replace(branch, draft=torch.tensor(draft)) for branch, draft in zip(branches, drafts, strict=True)]
     sampling = Sampling(temperature, 5, torch.arange(ROWS), stage=2)
     return [ids.tolist() for ids in sampler.sample(layout.prefix_ids(problems), branches, sampling)]
 
@@ -104,6 +113,17 @@ def test_native_refuses_models_of_text(model: TextModel) -> None:
 def test_vllm_writes_what_transformers_writes(model: TextModel, vllm: VllmSampler, digits: int) -> None:
     vllm.load(model)
     assert _sample(vllm, model, digits) == _sample(HuggingFaceSampler(model), model, digits)
+
+
+@needs_vllm
+@pytest.mark.parametrize("temperature", [0.0, 0.7], ids="temperature{}".format)
+def test_drafts_do_not_change_tokens(model: TextModel, vllm: VllmSampler, temperature: float) -> None:
+    """vLLM's rejection sampler would draw other samples with drafts, and in each call others."""
+    vllm.load(model)
+    plain = _sample(vllm, model, 9, temperature)
+    half_wrong = [[ids[:3] + ids[:-3] if row % 2 else ids for row, ids in enumerate(branch)] for branch in plain]
+    for drafts in (plain, half_wrong, plain):
+        assert _sample(vllm, model, 9, temperature, drafts) == plain
 
 
 @needs_vllm

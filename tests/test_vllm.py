@@ -318,16 +318,31 @@ def test_more_memory_than_there_is(model: SectorForCausalLM) -> None:
         VllmSampler(model, VllmConfig(memory_mib=1 << 30))
 
 
-def _die_after(sampler: VllmSampler, steps: int) -> Any:
+def _die_after(sampler: VllmSampler, steps: int, error: type[BaseException] = RuntimeError) -> Any:
     """Have the live engine's model fail after so many steps; returns the handle of the hook."""
     left = [steps]
 
     def fail(*_: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
-            raise RuntimeError("out of memory\nallocating 1 GiB")
+            raise error("out of memory\nallocating 1 GiB")
 
     return sampler._llm.collective_rpc(lambda worker: worker.get_model().register_forward_pre_hook(fail))[0]
+
+
+def test_an_interrupted_engine_refuses_further_calls(model: SectorForCausalLM) -> None:
+    """vLLM keeps the requests of the call that Ctrl-C ended, and the next call would wait for them forever."""
+    sampler = VllmSampler(model, SETTINGS)
+    prefix, branches = _request(5)
+    handle = _die_after(sampler, 2, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(prefix, branches, _sampling(0.0))
+    handle.remove()
+    with pytest.raises(EngineFailed, match=r"an earlier call .* did not finish; start another engine"):
+        sampler.sample(prefix, branches, _sampling(0.0))
+    with pytest.raises(EngineFailed, match=r"an earlier call .* did not finish; start another engine"):
+        sampler.load(model)
+    _assert_native(VllmSampler(model, SETTINGS), model, 2)
 
 
 def test_an_engine_that_dies_stops_a_run_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

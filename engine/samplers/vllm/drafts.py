@@ -1,8 +1,8 @@
 """The drafts of a call, proposed to vLLM for its speculative decoding.
 
 vLLM verifies a draft in one pass: it keeps the tokens that the model would have chosen, and the model's own token after
-them. Greedy completions are the same with and without drafts. At temperature > 0 they are samples of the same
-distribution, but other samples (rejection sampling, Leviathan et al. 2023, arXiv 2211.17192).
+them. Completions are the same with and without drafts. vLLM's own rejection sampler (Leviathan et al. 2023, arXiv
+2211.17192) would draw other samples with a draft, so where it draws, at temperature > 0, `sampler.py` passes no drafts.
 
 vLLM creates the proposer by its name (`speculative_config`, method `custom_class`) and calls it after every step. The
 interface is experimental: where a release does not have it, `start.py` starts vLLM without drafts.

@@ -1,9 +1,9 @@
 """The engine vllm: one vLLM for all rounds, prompts as ids, no tokenizer; a probe verifies new weights.
 
 vLLM is unmodified; our model is registered through its plug-in points (`vllm/__init__.py`), and drafts go through its
-speculative decoding (`drafts.py`). It finds common prefixes of prompts by itself. Greedy in float32 it returns the same
-tokens as the other engines. At temperature > 0 it has its own random streams, one per prompt: samples differ from those
-of the other engines, and of the same prompt with another draft, but come from the same distribution.
+speculative decoding (`drafts.py`). It finds common prefixes of prompts by itself. In float32 it returns the same tokens
+as `native`, at any temperature. Only where vLLM's own sampler draws, for models of text, it has other random streams,
+one per prompt: those samples come from the same distribution.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,6 +58,7 @@ class VllmSampler:
 
     def __init__(self, model: Model, settings: VllmConfig) -> None:
         self._settings = settings
+        self._failed = False
         self.max_tokens = max_tokens(model, settings)
         self._llm = start(model, settings)
         self._proposer = proposer_of(self._llm)
@@ -106,7 +107,7 @@ class VllmSampler:
             rows = torch.cat([prefix, branch.mark], dim=1).tolist()
             prompts += [[token for token in row if token != self._pad] for row in rows]
             params += self._params(branch.length, sampling, index)
-            drafts += [[]] * len(rows) if branch.draft is None else branch.draft[:, : branch.drafted].tolist()
+            drafts += self._drafts(branch, len(rows), sampling)
         completions = iter(self._generate(prompts, params, drafts))
         outputs = []
         for branch in branches:
@@ -114,6 +115,16 @@ class VllmSampler:
             padded = [F.pad(row, (0, branch.length - len(row)), value=self._pad) for row in ids]
             outputs.append(torch.stack(padded).to(prefix.device) if padded else prefix.new_empty(0, branch.length))
         return outputs
+
+    def _drafts(self, branch: Branch, rows: int, sampling: Sampling) -> list[list[int]]:
+        """Return the draft of each row, without tokens if vLLM's own sampler draws.
+
+        With a draft it would draw other samples, and not the same ones again: its rejection sampler.
+        """
+        if branch.draft is None or (self._choice is None and sampling.temperature > 0):
+            return [[]] * rows
+        drafts: list[list[int]] = branch.draft[:, : branch.drafted].tolist()
+        return drafts
 
     def _params(self, length: int, sampling: Sampling, branch: int) -> list["SamplingParams"]:
         """Return the parameters of each row; if greedy, rows share them."""
@@ -157,13 +168,18 @@ class VllmSampler:
     def _generate(
         self, prompts: list[list[int]], params: list["SamplingParams"], drafts: Iterable[list[int]] = ()
     ) -> list[Said]:
+        if self._failed:
+            raise EngineFailed("an earlier call of the engine vllm did not finish; start another engine")
         if self._proposer is not None:
             self._proposer.expect(zip(prompts, drafts, strict=False))
+        # Until the call returns. An error or Ctrl-C leaves requests behind, for which the next call would wait forever.
+        self._failed = True
         try:
             with one_thread():
                 outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         except Exception as error:
             raise EngineFailed(f"the engine vllm died ({one_line(error)})") from error
+        self._failed = False
         return [
             Said(
                 prompt,
