@@ -32,6 +32,7 @@ from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.samplers.vllm import start as starting
 from sector.engine.samplers.vllm.sampler import VllmSampler
+from sector.engine.tasks import find_task
 
 if sys.platform != "linux":
     pytest.skip("vLLM is for Linux", allow_module_level=True)
@@ -407,6 +408,18 @@ def test_what_vllm_is_told(model: SectorForCausalLM) -> None:
     assert arguments["kv_cache_memory_bytes"] == 3 << 20
     assert arguments["dtype"] == "float32" and arguments["enforce_eager"] is False
     assert starting.engine_arguments(model, VllmConfig())["max_model_len"] == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication"])
+@pytest.mark.parametrize("digits", [1, 7, 40, tokens.MAX_DIGITS], ids="digits{}".format)
+def test_max_digits_are_those_of_the_task(task: str, digits: int) -> None:
+    """A simplification of a product takes more tokens than one of a sum."""
+    model = new_model("tiny", seed=1, task=task)
+    layout = find_task(task).layout("msd")
+    problems = find_task(task).draw(digits, ROWS, torch.Generator().manual_seed(1), hard_share=0.5)
+    length = layout.prefix_ids(problems).shape[1] + 1 + layout.simplification_length(problems.size)
+    expected = min(length, model.config.max_position_embeddings)
+    assert starting.max_tokens(model, VllmConfig(max_digits=digits)) == expected
 
 
 def _sector(*args: object) -> Result:

@@ -21,7 +21,7 @@ from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
 from sector.engine.language.tokens import row_length
 from sector.engine.models.bound import WEIGHTS
-from sector.engine.models.checkpoint import Model, save_checkpoint
+from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
 
@@ -181,9 +181,14 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
 
 def max_tokens(model: Model, settings: VllmConfig) -> int:
     """Return the maximum length of a prompt with its completion."""
-    # Prompts of text have lead tokens. No prompt may exceed the positions of the pretrained model.
-    lead = len(model.alphabet.lead) if isinstance(model, TextModel) else 0
-    return min(row_length(settings.max_digits) + lead, _positions(model))
+    # No prompt may exceed the positions of the model.
+    if isinstance(model, TextModel):
+        # Prompts of text have lead tokens.
+        return min(row_length(settings.max_digits) + len(model.alphabet.lead), _positions(model))
+    task, layout = task_and_layout(model)
+    problem = task.draw(settings.max_digits, 1, torch.Generator(), hard_share=0.0)
+    completion = max(layout.answer_length(problem.size), layout.simplification_length(problem.size))
+    return min(layout.prefix_ids(problem).shape[1] + 1 + completion, _positions(model))
 
 
 def _positions(model: Model) -> int:
