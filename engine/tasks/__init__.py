@@ -1,7 +1,8 @@
 """Tasks: problems, their sealed truth, and the checks by which a model tests itself.
 
 May import: `language`. Open `task.py` first: the protocol of a task. Every other module here is one task, except
-`check.py` (relations between problems), `oracle.py` (the sealed truth) and `mistakes.py` (kinds of errors).
+`check.py` (relations between problems), `oracle.py` (the sealed truth), `mistakes.py` (kinds of errors) and
+`declared.py` (tasks in plain Python).
 """
 
 import pkgutil
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "addition"
 # Modules of this room that are not tasks.
-_NOT_TASKS = {"check", "mistakes", "oracle", "task"}
+_NOT_TASKS = {"check", "declared", "mistakes", "oracle", "task"}
 # Tasks from outside of this package, by name.
 _registered: "dict[str, Task]" = {}
 
