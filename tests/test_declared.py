@@ -138,3 +138,11 @@ def test_a_step_that_does_not_fit_is_refused(simplify: Callable[..., Any], fault
 
 def test_checks_have_names_that_a_filter_can_list() -> None:
     assert set(CHECK_NAMES) == set(CHECKS) - {"direct", "through"}
+
+
+def test_no_problems_are_posed_for_no_rows() -> None:
+    for task in (as_task(Sums()), as_task(Quotients()), as_task(Parity())):
+        problems = task.parse([task.example])[torch.arange(0)]
+        assert len(problems.texts()) == len(label(problems)) == 0
+        other, expected = task.checks[0].pose(problems, torch.zeros(0, problems.answer_width, dtype=torch.int64))
+        assert len(other) == len(expected) == 0

@@ -27,6 +27,7 @@ from sector.engine.language.declared_layout import DeclaredLayout, DeclaredProbl
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_layout import DigitOrder
+from sector.engine.tasks import find_task
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
 from sector.engine.tasks.oracle import Truth, guard
@@ -120,7 +121,8 @@ def check(name: str, label: str, pose: PoseOne, solve: Solve = Solve.BY_VOTE, ne
 def _expected(answers: list[str | None], width: int) -> Tensor:
     """Return answers as `[B, W]` digits; those that no problem has are -1, which no model writes."""
     known = digit_tensor([answer or "" for answer in answers], width)
-    return torch.where(torch.tensor([answer is None for answer in answers]).unsqueeze(1), -1, known)
+    is_none = torch.tensor([answer is None for answer in answers], dtype=torch.bool)
+    return torch.where(is_none.unsqueeze(1), -1, known)
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,10 @@ class DeclaredTask(Task):
     form: ClassVar[Form]
     order: ClassVar[Join]
 
+    def __reduce__(self) -> tuple[Callable[[str], Task], tuple[str]]:
+        """Let other processes, which have loaded the task too, find it by name."""
+        return find_task, (self.name,)
+
     def layout(self, order: str) -> DeclaredLayout:
         """Return the place-coupled layout of the task's template."""
         return DeclaredLayout(DigitOrder(order), form=self.form)
@@ -247,6 +253,8 @@ class DeclaredTask(Task):
 
 def as_task(declaration: Declaration) -> Task:
     """Return the task of a declaration. InputError names the first fault of the declaration."""
+    if missing := [name for name in ("name", "example", "problem", "checks") if not hasattr(declaration, name)]:
+        raise InputError(f"{type(declaration).__name__} has no {missing[0]}")
     order = _order(declaration)
     form = _form(declaration, order)
     _check_settings(declaration, form)
