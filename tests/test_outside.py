@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import sector
@@ -18,6 +19,7 @@ from sector.cli.app import app
 from sector.engine import tasks
 from sector.engine.config import Filter, VllmConfig, run_config
 from sector.engine.errors import InputError
+from sector.engine.language.operands import plain_decimals
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint, weights_bytes
 from sector.engine.models.sector import new_model
 from sector.engine.policy.generate import Assignment, generate
@@ -25,7 +27,7 @@ from sector.engine.policy.workers import Worker, prove
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.tasks import find_task, outside, task_names
+from sector.engine.tasks import find_task, outside, task_names, true_answers
 from sector.engine.tasks.outside import load_origins, load_task, origins
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
 from sector.engine.training.supervised import label
@@ -275,6 +277,19 @@ def test_a_run_and_its_model_are_used_from_the_command_line(parity: Path, tmp_pa
     result = invoke("sft", "--out", out, "--config", tmp_path / "mine.toml")
     assert result.exit_code == 0, result.stderr
     assert 'task = "parity"' in (out / "config.toml").read_text()
+
+
+def test_the_example_of_the_documentation_divides(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how_to" / "add_a_task.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) <= 45
+    (tmp_path / "my_tasks.py").write_text(code)
+    task = load_task(f"{tmp_path / 'my_tasks.py'}:Division")
+    problems = task.parse(["8432/7", "100/9", "1/2"])
+    answers = true_answers(problems)
+    assert plain_decimals(answers) == ["12044", "111", "1"]
+    other, expected = task.checks[0].pose(problems, answers)
+    assert torch.equal(true_answers(other), expected)
 
 
 def test_the_public_names_are_the_task_and_its_check() -> None:
