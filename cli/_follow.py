@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import typer
 
 from sector.cli._errors import Interrupted
-from sector.cli._options import DEFAULTS
+from sector.cli._options import DEFAULTS, loaded_task
 from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
@@ -54,6 +54,8 @@ def chosen_settings(
     if pretrained:
         values["pretrained"] = _as_text(pretrained)
     values |= {key: value for key, value in options.items() if value is not None}
+    if "task" in values:
+        values["task"] = loaded_task(values["task"])
     if filter_name:
         table = values.get("filter", {})
         values["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
@@ -186,7 +188,10 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
 
     if output.as_json:
         return
-    example = find_task(config.task).example
+    from sector.engine.tasks.outside import origin_of
+
+    example, origin = find_task(config.task).example, origin_of(config.task)
+    task = f" --task {shlex.quote(printable(origin.reference))}" if origin and not origin.installed else ""
     frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
     output.text("")
     output.text(f"Done: {frontier} digits.")
@@ -194,8 +199,8 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     output.text("")
     output.text("Next:")
     output.text("")
-    output.text(f"  sector eval --model {root} --digits 1-{frontier}")
-    output.text(f'  sector solve --model {root} "{example}" --policy improved --show')
+    output.text(f"  sector eval --model {root}{task} --digits 1-{frontier}")
+    output.text(f'  sector solve --model {root}{task} "{example}" --policy improved --show')
 
 
 class View(Protocol):

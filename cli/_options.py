@@ -21,7 +21,7 @@ from sector.engine.config import (
     RunConfig,
 )
 from sector.engine.errors import InputError
-from sector.engine.tasks import task_names
+from sector.engine.tasks import built_in
 
 # The defaults of a run, shown in the help of options that default to None.
 DEFAULTS = RunConfig()
@@ -156,13 +156,40 @@ RunPreset = Annotated[
         show_default=DEFAULTS.preset,
     ),
 ]
+
+
+def loaded_task(task: Any) -> Any:
+    """Load a task that the user names as FILE.py:NAME or MODULE:NAME, and return its name.
+
+    Return other values as they are.
+
+    Raise InputError if there is no such task.
+    """
+    if not isinstance(task, str) or ":" not in task:
+        return task
+    from sector.engine.tasks.outside import load_task
+
+    return load_task(task).name
+
+
 RunTask = Annotated[
     str | None,
     typer.Option(
         "--task",
+        callback=loaded_task,
         metavar="NAME",
-        help=f"Kind of problem to learn: {', '.join(task_names())}.",
+        help=f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         show_default=DEFAULTS.task,
+    ),
+]
+ModelTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        callback=loaded_task,
+        metavar="FILE.py:NAME",
+        help="Load your own task, which the model has learned.",
+        show_default=False,
     ),
 ]
 Track = Annotated[

@@ -15,7 +15,7 @@ from sector.engine.config import CHECKS, MOST, SHIFTED, Schedule, Settings, run_
 from sector.engine.tasks import task_names
 
 # Choices that are not part of the type of a setting, because a validator checks them.
-_CHOICES = {"task": tuple(task_names()), "filter.checks": (*CHECKS, SHIFTED)}
+_CHOICES = {"task": task_names, "filter.checks": lambda: (*CHECKS, SHIFTED)}
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list"}
 
 
@@ -60,7 +60,7 @@ def settings_of(settings: Settings, prefix: str = "") -> Iterator[dict[str, Any]
         else:
             yield {
                 "name": name,
-                "type": _type_in_words(schema[key], _CHOICES.get(name, ())),
+                "type": _type_in_words(schema[key], _CHOICES[name]() if name in _CHOICES else ()),
                 "default": values[key],
                 "meaning": " ".join((field.description or "").split()),
             }

@@ -23,6 +23,7 @@ def distill(
         ),
     ] = None,
     seed: options.Seed = 0,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a model on files of examples that the filter accepted, as in one round.

@@ -45,6 +45,7 @@ def evaluate(
     k: options.K = options.DEFAULTS.filter.k,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure exact-match accuracy by length, with Wilson 95 % intervals; print a table and draw a picture.

@@ -25,6 +25,7 @@ def generate(
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
+    task: options.ModelTask = None,
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:

@@ -18,6 +18,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html")
     ] = None,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Write an HTML page about one or more runs, and its charts as PNG files.

@@ -50,6 +50,7 @@ def solve(
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
     settings: options.VllmSettings = None,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Solve problems of up to 256 digits, with a trained model.
@@ -74,9 +75,11 @@ def solve(
     texts = _typed(problems or [], file)
     with output.progress("solving"):
         # The task of the model decides which texts are problems.
-        sampler, task, layout = open_engine(model or newest_run(Path("runs")), engine, parse_settings(settings or ()))
+        sampler, learned, layout = open_engine(
+            model or newest_run(Path("runs")), engine, parse_settings(settings or ())
+        )
         solver = Solver(sampler, layout, policy, options.filter_config(filter_name, k))
-        solutions = solve_texts(solver, task, texts, show)
+        solutions = solve_texts(solver, learned, texts, show)
     unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
         # A single unreadable problem is explained on stderr, several on their own lines.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sector.engine.errors import InputError
 from sector.engine.files import read_text
-from sector.engine.tasks import DEFAULT, find_task, task_names
+from sector.engine.tasks import DEFAULT, find_task, is_task, no_such_task
 
 MAX_DIGITS = 256
 # Raised whenever the same settings lead to other weights. A config without a recipe has recipe 1.
@@ -400,7 +400,7 @@ class RunConfig(Settings):
             return values
         task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
         # The defaults above are those of the default task, so its module need not be imported for them.
-        if task != DEFAULT and task in task_names():
+        if task != DEFAULT and is_task(task):
             values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
             values = merged(PRETRAINED, values)
@@ -429,8 +429,8 @@ class RunConfig(Settings):
     @field_validator("task")
     @classmethod
     def _check_task(cls, task: str) -> str:
-        if task not in task_names():
-            raise ValueError(f"unknown task {task!r}; choose one of {', '.join(task_names())}")
+        if not is_task(task):
+            raise ValueError(no_such_task(task))
         return task
 
     @model_validator(mode="after")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
     from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
     from sector.engine.models.tokenizer import SectorTokenizer
+    from sector.engine.tasks.declared import Declaration as Task
+    from sector.engine.tasks.declared import check
+    from sector.engine.tasks.outside import load_task
 
 __all__ = [
     "InputError",
@@ -26,20 +29,27 @@ __all__ = [
     "SectorConfig",
     "SectorForCausalLM",
     "SectorTokenizer",
+    "Task",
+    "check",
     "load_checkpoint",
+    "load_task",
     "new_model",
     "save_checkpoint",
 ]
 
 __version__ = "0.1.0"
 
+# Modules of the public names, and the name there if it is another one.
 _MODULES = {
     "InputError": "errors",
     "Problems": "language.operands",
     "SectorConfig": "models.sector",
     "SectorForCausalLM": "models.sector",
     "SectorTokenizer": "models.tokenizer",
+    "Task": "tasks.declared:Declaration",
+    "check": "tasks.declared",
     "load_checkpoint": "models.checkpoint",
+    "load_task": "tasks.outside",
     "new_model": "models.sector",
     "save_checkpoint": "models.checkpoint",
 }
@@ -49,7 +59,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sector.engine.{_MODULES[name]}"), name)
+    module, _, member = _MODULES[name].partition(":")
+    return getattr(import_module(f"sector.engine.{module}"), member or name)
 
 
 def __dir__() -> list[str]:

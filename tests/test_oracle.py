@@ -97,4 +97,4 @@ def test_only_supervision_and_audit_import_the_oracle() -> None:
                 assert not {"truth_of", "true_answers"} & {alias.name for alias in node.names}, path.name
             if isinstance(node, ast.ImportFrom) and node.module == "sector.engine.tasks.oracle":
                 names = {alias.name for alias in node.names}
-                assert names <= ({"Truth"} if brings_truth else {"sealed", "OracleSealed"}), path.name
+                assert names <= ({"Truth", "guard"} if brings_truth else {"sealed", "OracleSealed"}), path.name

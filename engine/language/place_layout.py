@@ -153,8 +153,7 @@ class PlaceLayout:
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""
-        pattern = _ANSWER if mode == Mode.ANSWER else self.simplification_shape
-        return [pattern.fullmatch("".join(map(_letter, row))) is not None for row in tokens.class_of(ids).tolist()]
+        return match_letters(ids, _ANSWER if mode == Mode.ANSWER else self.simplification_shape)
 
     def _kernel_terms(self, like: Tensor) -> tuple[Tensor, TokenTable]:
         """Return the variants `[B]` and the token table for kernels, on the device of `like [B, ...]`."""
@@ -224,6 +223,11 @@ def digit_classes(ids: Tensor) -> Tensor:
     """Return the value of each id that is a digit, else 0; comparing with a fresh layout then rejects the row."""
     classes = tokens.class_of(ids)
     return torch.where(classes < tokens.NUM_DIGITS, classes, 0)
+
+
+def match_letters(ids: Tensor, pattern: re.Pattern[str]) -> list[bool]:
+    """Return which rows of ids `[B, T]` match a pattern of letters, one a token."""
+    return [pattern.fullmatch("".join(map(_letter, row))) is not None for row in tokens.class_of(ids).tolist()]
 
 
 def _letter(token_class: int) -> str:

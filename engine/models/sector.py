@@ -27,7 +27,7 @@ from sector.engine.language.constant import Constant
 from sector.engine.models.bound import check_learned
 from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
-from sector.engine.tasks import DEFAULT, task_names
+from sector.engine.tasks import DEFAULT, is_task, no_such_task
 
 # Training moves the digits behind a random column away by at most this number of places (`distill.py`).
 MAX_GAP = 30
@@ -129,8 +129,8 @@ def _check(config: SectorConfig) -> None:
         )
     if config.digit_order not in ("msd", "lsd"):
         raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")
-    if config.task not in task_names():
-        raise ValueError(f"task must be one of {', '.join(task_names())}, not {config.task!r}")
+    if not is_task(config.task):
+        raise ValueError(no_such_task(config.task))
 
 
 def rope_table(config: SectorConfig) -> Tensor:

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,8 @@ from sector.engine.policy.improve import Improved, answer_fast, simplify
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
-from sector.engine.tasks import find_task
+from sector.engine.tasks import find_task, outside
+from sector.engine.tasks.outside import Origin, load_origins
 from sector.engine.tasks.task import Task
 from sector.engine.threads import num_cores
 
@@ -80,12 +81,14 @@ class Worker:
         self._engine, self._vllm = engine, vllm
         self._sampler: Sampler | None = None
 
-    def load(self, weights: bytes, config: str) -> Proof:
+    def load(self, weights: bytes, config: str, origins: Sequence[Origin] = ()) -> Proof:
         """Load weights and prove them.
 
         weights: the bytes of a model.safetensors.
         config: the model's config as JSON.
+        origins: code of tasks that the driver has loaded.
         """
+        load_origins(origins)
         model = SectorForCausalLM(SectorConfig(**json.loads(config)))
         model.load_state_dict(safetensors.torch.load(weights))
         model.to(best_device()).eval()  # type: ignore[arg-type]
@@ -155,7 +158,7 @@ class Workers:
         weights = weights_bytes(model)
         if not self._actors:
             self._start(len(weights))
-        self._weights = (self._ray.put(weights), model.config.to_json_string())
+        self._weights = (self._ray.put(weights), model.config.to_json_string(), outside.origins())
         self._expected, self.proofs = expected, {}
         for _ in self._run(deque(), None):
             pass

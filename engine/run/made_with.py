@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sector.engine.config import MAY_CHANGE, RunConfig, flat
 from sector.engine.errors import InputError
 from sector.engine.files import read_text, write_text
+from sector.engine.tasks import built_in
 
 SETTINGS = "settings.json"
 
@@ -23,14 +24,21 @@ SETTINGS = "settings.json"
 class MadeWith(BaseModel):
     """Settings that shape the files of a run, with a digest that reveals edits.
 
-    sha256: digest of the settings.
+    sha256: digest of the settings, and of `task_sha256` if there is one.
     settings: settings by dotted key.
+    task_sha256: digest of the file of a task from outside of this package.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     sha256: str
     settings: dict[str, Any]
+    task_sha256: str | None = None
+
+    @property
+    def true_sha256(self) -> str:
+        """Digest of the record as it is."""
+        return digest(self.settings | ({"task_sha256": self.task_sha256} if self.task_sha256 else {}))
 
 
 def digest(settings: dict[str, Any]) -> str:
@@ -41,8 +49,12 @@ def digest(settings: dict[str, Any]) -> str:
 def keep_settings(root: Path, config: RunConfig) -> None:
     """Record the settings of a run."""
     settings = dict(_shaping(config))
-    record = MadeWith(sha256=digest(settings), settings=settings)
-    write_text(root / SETTINGS, record.model_dump_json(indent=2) + "\n")
+    record = MadeWith(sha256="", settings=settings, task_sha256=_task_sha256(config.task))
+    record = record.model_copy(update={"sha256": record.true_sha256})
+    write_text(
+        root / SETTINGS,
+        record.model_dump_json(indent=2, exclude=None if record.task_sha256 else {"task_sha256"}) + "\n",
+    )
 
 
 def check_settings(root: Path, config: RunConfig, source: Path) -> None:
@@ -62,6 +74,21 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
                 f"{source} says {key} = {value!r}, but this run was made with {key} = {record.settings[key]!r}; "
                 "put it back, or start another run"
             )
+    if record.task_sha256 != _task_sha256(config.task):
+        raise InputError(
+            f"{root} was made with other code of the task {config.task}; put that file back, or start another run"
+        )
+
+
+def _task_sha256(name: str) -> str | None:
+    """Return the digest of the file of a task; None for a task of this package."""
+    if name in built_in():
+        return None
+    # Imported here: torch comes with it.
+    from sector.engine.tasks.outside import origin_of
+
+    origin = origin_of(name)
+    return origin.sha256 if origin else None
 
 
 def _read(path: Path) -> MadeWith:
@@ -71,7 +98,7 @@ def _read(path: Path) -> MadeWith:
         record = MadeWith.model_validate_json(text)
     except ValidationError:
         record = None
-    if record is None or digest(record.settings) != record.sha256:
+    if record is None or record.true_sha256 != record.sha256:
         raise InputError(f"{path} is damaged; restore it, or remove it if config.toml is as it was")
     return record
 

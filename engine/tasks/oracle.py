@@ -7,7 +7,7 @@ from `Truth`, which guards each of its methods.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +54,19 @@ def _guarded(method: _Method) -> _Method:
     return guarded  # type: ignore[return-value]
 
 
+def guard(cls: type, names: Iterable[str]) -> None:
+    """Let the named methods of a class raise OracleSealed while the truth is sealed.
+
+    Raise TypeError for a static method, a class method or a property, which could not be guarded.
+    """
+    for name in names:
+        value = vars(cls)[name]
+        if isinstance(value, staticmethod | classmethod | property):
+            raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
+        if callable(value):
+            setattr(cls, name, _guarded(value))
+
+
 class Truth(ABC):
     """The truth of a task's problems. Every method of a derived class raises OracleSealed while sealed.
 
@@ -61,11 +74,7 @@ class Truth(ABC):
     """
 
     def __init_subclass__(cls) -> None:
-        for name, value in list(vars(cls).items()):
-            if isinstance(value, staticmethod | classmethod | property):
-                raise TypeError(f"{cls.__qualname__}.{name} would be a way around the door; make it a plain method")
-            if callable(value):
-                setattr(cls, name, _guarded(value))
+        guard(cls, list(vars(cls)))
 
     @abstractmethod
     def answers(self, problems: Any) -> Tensor:
