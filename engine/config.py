@@ -43,7 +43,16 @@ MAX_K = 100
 # Settings that may change when a run is resumed: how far it goes, and how engines use the machine. All other
 # settings shape the files of a run: weights, examples, or metrics that are compared with each other.
 MAY_CHANGE = frozenset(
-    {"until", "blocks", "vllm.compiled", "vllm.max_digits", "vllm.rows", "vllm.memory_mib", "vllm.prefix_caching"}
+    {
+        "until",
+        "blocks",
+        "vllm.compiled",
+        "vllm.max_digits",
+        "vllm.rows",
+        "vllm.memory_mib",
+        "vllm.prefix_caching",
+        "vllm.draft_tokens",
+    }
 )
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -110,8 +110,8 @@ def test_a_damaged_record_is_one_line(run: RunDir, damage: str) -> None:
 
 
 def test_what_may_change_is_asked_for_and_kept(run: RunDir) -> None:
-    with open_run(run.root, {"until": 12, "blocks": 3, "vllm": {"rows": 7}}, "test") as (_, config):
-        assert (config.until, config.blocks, config.vllm.rows) == (12, 3, 7)
+    with open_run(run.root, {"until": 12, "blocks": 3, "vllm": {"rows": 7, "draft_tokens": 0}}, "test") as (_, config):
+        assert (config.until, config.blocks, config.vllm.rows, config.vllm.draft_tokens) == (12, 3, 7, 0)
     assert run.read_config() == config
     with pytest.raises(InputError, match="was started with seed = 0, not 1"), open_run(run.root, {"seed": 1}, "test"):
         pass
