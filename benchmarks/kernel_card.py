@@ -1,4 +1,4 @@
-"""Compile the kernels for an H100 that need not be there, and write a card of each: a regression shows without a GPU.
+"""Compile the kernels for an H100, and write a card of each. It needs no GPU, so a regression shows without one.
 
     python -m sector.benchmarks.kernel_card [CASE...] [--out FILE] [--against FILE]
     python -m sector.benchmarks.kernel_card --markdown FILE      the table of a record, as in docs/reference

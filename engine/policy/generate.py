@@ -1,7 +1,7 @@
 """Generation: draw problems by blocks, and solve them by the improved policy, one or several blocks together.
 
-On a GPU a call costs the host milliseconds for any count of rows, so many blocks are solved together there. Draws and
-random streams depend on the block alone, so the examples are the same for any number of blocks together.
+On a GPU a call costs the host milliseconds for any count of rows. Therefore many blocks are solved together there.
+Draws and random streams depend on the block alone, so the examples are the same for any number of blocks together.
 """
 
 from collections.abc import Iterator

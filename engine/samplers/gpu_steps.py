@@ -224,7 +224,7 @@ class Stepwise:
         return [output.clone() for output in outputs]
 
     def _shared(self, prefix: Tensor, context: _Context, beginning: Beginning | None) -> int:
-        """Return the count of first tokens of prefixes that the cache holds; forget what it holds.
+        """Return the count of first tokens of prefixes that the cache holds, and forget its contents.
 
         It holds the prefixes of the last call. If that was of the same chain, they begin with the same tokens.
         """
