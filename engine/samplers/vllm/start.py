@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 # Releases 0.N that were tested on a CPU; 0.20 takes no drafts. The tests run with the one that `make vllm` installs.
-# The builds of 0.24 and 0.26 for CPUs do not start with drafts.
+# The build of 0.24 for CPUs does not start with drafts.
 TESTED = (20, 28, 31, 32)
 _MEND = "run `make vllm`, or choose --engine native"
 
