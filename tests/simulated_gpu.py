@@ -31,6 +31,9 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 # other storage gets their addresses.
 _STORAGES: dict[int, Any] = {}
 
+# Storages between two searches for those that no tensor uses any more.
+_SEARCH_EVERY = 2048
+
 _SOURCES = tuple(f"/{room}/" for room in ("engine", "kernels", "tests"))
 # Kernels of ours: the plain-torch references that take their place.
 _REFERENCES = {
@@ -63,6 +66,13 @@ _UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty"}
 _IN_PLACE_OPERATORS = {"__iadd__", "__isub__", "__imul__", "__iand__", "__ior__"}
 
 
+def _free_unused() -> None:
+    """Free the storages that no tensor uses. Without this, a test of some calls holds gigabytes."""
+    for address in list(_STORAGES):
+        if torch._C._storage_Use_Count(address) == 1:
+            del _STORAGES[address]
+
+
 class SimulatedGpu(TorchFunctionMode):
     """The simulation, active inside `with`.
 
@@ -78,13 +88,16 @@ class SimulatedGpu(TorchFunctionMode):
         self.waits: Counter[str] = Counter()
         self.replays = self.nodes = 0
         self._is_capturing = False
-        self._silent = 0
+        self._silent = self._put = 0
 
     def put(self, tensor: Tensor) -> Tensor:
         """Say that the memory of a tensor is on the GPU; return the tensor."""
         with torch._C.DisableTorchFunction():
             storage = tensor.untyped_storage()
         _STORAGES[storage._cdata] = storage
+        self._put += 1
+        if self._put % _SEARCH_EVERY == 0:
+            _free_unused()
         return tensor
 
     def holds(self, tensor: Tensor) -> bool:
