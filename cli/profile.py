@@ -10,6 +10,7 @@ from rich.table import Table
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
 from sector.cli._output import Output
+from sector.engine.api.settings import filter_settings
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
@@ -75,7 +76,7 @@ def generate(
 
     output = Output(as_json)
     generation = Generation(
-        model, digits, count, engine, options.filter_config(filter_name, k), options.DEFAULTS.hard_share, seed,
+        model, digits, count, engine, filter_settings(filter_name, k), options.DEFAULTS.hard_share, seed,
         parse_settings(settings or ()),
     )  # fmt: skip
     with output.progress(f"profiling {digits} digits") as bar:

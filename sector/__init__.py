@@ -14,42 +14,75 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sector.engine.errors import InputError
+    from sector.engine.api.accuracy import evaluate
+    from sector.engine.api.answers import solve
+    from sector.engine.api.choice import load
+    from sector.engine.api.hub import export
+    from sector.engine.api.labels import generate
+    from sector.engine.api.loop import Run, run
+    from sector.engine.errors import InputError, NoAgreement
     from sector.engine.language.operands import Problems
-    from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+    from sector.engine.models.checkpoint import TrainedModel, load_checkpoint, save_checkpoint
     from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
     from sector.engine.models.tokenizer import SectorTokenizer
+    from sector.engine.policy.solve import Solution
+    from sector.engine.run import events
 
 __all__ = [
     "InputError",
+    "NoAgreement",
     "Problems",
+    "Run",
     "SectorConfig",
     "SectorForCausalLM",
     "SectorTokenizer",
+    "Solution",
+    "TrainedModel",
+    "evaluate",
+    "events",
+    "export",
+    "generate",
+    "load",
     "load_checkpoint",
     "new_model",
+    "run",
     "save_checkpoint",
+    "solve",
 ]
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "InputError": "errors",
+    "NoAgreement": "errors",
     "Problems": "language.operands",
+    "Run": "api.loop",
     "SectorConfig": "models.sector",
     "SectorForCausalLM": "models.sector",
     "SectorTokenizer": "models.tokenizer",
+    "Solution": "policy.solve",
+    "TrainedModel": "models.checkpoint",
+    "evaluate": "api.accuracy",
+    "events": "run.events",
+    "export": "api.hub",
+    "generate": "api.labels",
+    "load": "api.choice",
     "load_checkpoint": "models.checkpoint",
     "new_model": "models.sector",
+    "run": "api.loop",
     "save_checkpoint": "models.checkpoint",
+    "solve": "api.answers",
 }
+# Public names that are modules.
+_WHOLE = {"events"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"sector.engine.{_MODULES[name]}"), name)
+    module = import_module(f"sector.engine.{_MODULES[name]}")
+    return module if name in _WHOLE else getattr(module, name)
 
 
 def __dir__() -> list[str]:
