@@ -29,7 +29,8 @@ def put(root: Path, samples: int = SAMPLES, shelf: Path = SHELF) -> Path:
     samples: problems of each score.
     shelf: folder of the shelf.
     """
-    run, trained = RunDir(root), open_trained(root)
+    # The machine first: the commit counts as changed once the weights are written.
+    machine, run, trained = one_line(describe()), RunDir(root), open_trained(root)
     folder = shelf / trained.task
     save_checkpoint(trained.model, folder)
     report = evaluate(TrainedModel(folder, folder, trained.model), f"1-{run.frontier}", samples)
@@ -38,7 +39,7 @@ def put(root: Path, samples: int = SAMPLES, shelf: Path = SHELF) -> Path:
         "digits": run.frontier,
         "seed": run.read_config().seed,
         "commands": [run_command(run.read_config()), f"python -m sector.benchmarks.shelf RUN --samples {samples}"],
-        "machine": one_line(describe()),
+        "machine": machine,
         "weights_sha256": trained.weights_sha256,
     }
     write_text(folder / MADE, json.dumps(made, indent=2) + "\n")

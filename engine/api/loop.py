@@ -163,11 +163,17 @@ class Run(Iterator[Event]):
         """
         self.root = root
         self._stopping = Stopping()
-        self._events = self._play(values, source, options)
+        self._events = _play(root, values, source, self._stopping, options)
         self._last: Event | None = None
+        self._begun = False
 
     def __next__(self) -> Event:
         """Return the next event. Raise StopIteration when the run is done."""
+        if not self._begun:
+            self._begun = True
+            if left := _UNDER_WAY.get(self.root.resolve()):
+                left.close()
+            _UNDER_WAY[self.root.resolve()] = self
         self._last = None
         self._last = next(self._events)
         return self._last
@@ -198,13 +204,15 @@ class Run(Iterator[Event]):
         """Return the audits of all finished phases, in order. Raise InputError naming a damaged line."""
         return RunDir(self.root).metrics()
 
-    def _play(self, values: dict[str, Any], source: str, options: dict[str, Any]) -> Generator[Event, None, None]:
-        before, _UNDER_WAY[self.root.resolve()] = _UNDER_WAY.get(self.root.resolve()), self
-        if before:
-            before.close()
-        with open_loop(self.root, values, source, stop=lambda: nullcontext(self._stopping), **options) as opened:
-            if opened:
-                yield from opened.events
+
+# A function, not a method: a run that its own frame held would stay locked until the next search for cycles.
+def _play(
+    root: Path, values: dict[str, Any], source: str, stopping: Stopping, options: dict[str, Any]
+) -> Generator[Event, None, None]:
+    """Open a run and yield its events."""
+    with open_loop(root, values, source, stop=lambda: nullcontext(stopping), **options) as opened:
+        if opened:
+            yield from opened.events
 
 
 # Runs of this process by directory. A notebook keeps an interrupted run alive, with its lock, in the last traceback.
