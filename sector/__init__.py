@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sector.engine.api.accuracy import evaluate
     from sector.engine.api.answers import solve
     from sector.engine.api.choice import load
-    from sector.engine.api.hub import export
+    from sector.engine.api.hub import Export, export
     from sector.engine.api.labels import generate
     from sector.engine.api.loop import Run, run
     from sector.engine.errors import InputError, NoAgreement
@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
     from sector.engine.models.tokenizer import SectorTokenizer
     from sector.engine.policy.solve import Solution
+    from sector.engine.report.evaluate import Report
     from sector.engine.run import events
+    from sector.engine.run.steps import Labels
 
 __all__ = [
+    "Export",
     "InputError",
+    "Labels",
     "NoAgreement",
     "Problems",
+    "Report",
     "Run",
     "SectorConfig",
     "SectorForCausalLM",
@@ -53,9 +58,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Export": "api.hub",
     "InputError": "errors",
+    "Labels": "run.steps",
     "NoAgreement": "errors",
     "Problems": "language.operands",
+    "Report": "report.evaluate",
     "Run": "api.loop",
     "SectorConfig": "models.sector",
     "SectorForCausalLM": "models.sector",

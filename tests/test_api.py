@@ -171,7 +171,7 @@ def test_the_newest_run_comes_before_the_shelf(
 
 def test_a_loaded_model_is_one_of_transformers() -> None:
     trained = sector.load("addition")
-    ids = trained.model.generate(**trained.tokenizer("123+456=", return_tensors="pt"))
+    ids = trained.model.generate(**trained.tokenizer("123+456=", return_tensors="pt").to(trained.model.device))
     assert trained.tokenizer.decode(ids[0], skip_special_tokens=True) == "123+456=0579"
     assert trained.task == "addition" and trained.path.name == "addition" and sector.load(trained) is trained
 

@@ -16,6 +16,7 @@ from sector.benchmarks.shelf import put
 from sector.engine.models.shelf import EVALUATION, MADE, SHELF, shelf_names
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import EvaluationRecord
+from sector.engine.shares import percent
 
 ROOT = Path(__file__).parents[1]
 # What the package is built of.
@@ -104,3 +105,15 @@ def test_the_package_holds_all_that_its_modules_read(package: Path) -> None:
             else Path("sector") / source.relative_to(ROOT)
         )
         assert (package / inside).read_bytes() == source.read_bytes(), inside
+
+
+@pytest.mark.parametrize("name", shelf_names(), ids=str)
+def test_the_page_says_how_the_shelf_was_made(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / "shelf.md").read_text()
+    made = json.loads((SHELF / name / MADE).read_text())
+    record = EvaluationRecord.model_validate_json((SHELF / name / EVALUATION).read_text())
+    worst = min(record.lengths, key=lambda score: score.accuracy)
+    assert f"`{made['commands'][0]}`" in page and f"`{made['weights_sha256'][:8]}...`" in page
+    assert (
+        f"{percent(worst.accuracy)} ({100 * worst.low:.1f} to {100 * worst.high:.1f}) at {worst.digits} digits" in page
+    )
