@@ -159,13 +159,17 @@ def _system_refusal(error: OSError) -> Exception | None:
 
 
 def _library_under_import(error: Exception) -> str | None:
-    """Return the library whose import raised the error, or None. Modules of sector do not count."""
+    """Return the innermost library whose import raised the error, or None.
+
+    Modules of sector and of Python itself do not count.
+    """
     names = [
         str(frame.f_globals.get("__name__")).partition(".")[0]
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_name == "<module>"
     ]
-    return next((name for name in names if name not in ("__main__", "sector")), None)
+    ours = {"__main__", "sector", *sys.stdlib_module_names}
+    return next((name for name in reversed(names) if name not in ours), None)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Parts that `sector run` and `sector sft` share: settings from options and files, and the view of a run under way.
+"""Parts that `sector run` and `sector sft` share: the view of a run under way.
 
 There are three views: JSON lines with --json, the live view on a terminal, and plain lines elsewhere.
 """
@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import typer
 
 from sector.cli._errors import Interrupted
-from sector.cli._options import DEFAULTS, loaded_task
 from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
-from sector.engine.config import FILTERS, RunConfig, merged, parse_settings, read_config
-from sector.engine.errors import InputError, NoAgreement
+from sector.engine.api.loop import open_loop
+from sector.engine.config import RunConfig
+from sector.engine.errors import NoAgreement
 from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, PhaseAudited, RolledBack, TrainingStep
 from sector.engine.shares import percent
-from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
@@ -31,46 +30,6 @@ if TYPE_CHECKING:
 
 # Shortest time between training steps in the JSON output.
 JSON_SECONDS = 1.0
-
-
-def chosen_settings(
-    config: Path | None,
-    settings: Sequence[str] | None,
-    filter_name: str | None,
-    pretrained: Path | None = None,
-    **options: Any,
-) -> tuple[dict[str, Any], str]:
-    """Return the settings that a user gave, as nested dicts, and the name of their source for messages.
-
-    An option wins over --set, and --set over the file.
-
-    config: TOML file of --config.
-    settings: texts of --set.
-    filter_name: name of --filter.
-    pretrained: path of --pretrained.
-    options: values of all other options; None is left out.
-    """
-    values = merged(read_config(config) if config else {}, parse_settings(settings or ()))
-    if pretrained:
-        values["pretrained"] = _as_text(pretrained)
-    values |= {key: value for key, value in options.items() if value is not None}
-    if "task" in values:
-        values["task"] = loaded_task(values["task"])
-    if filter_name:
-        table = values.get("filter", {})
-        values["filter"] = (table if isinstance(table, dict) else {}) | FILTERS[filter_name].model_dump(
-            exclude={"k", "temperature"}
-        )
-    return values, str(config) if config else "command line"
-
-
-def _as_text(path: Path) -> str:
-    """Return a path as text for config.toml. Raise InputError if its name is not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"the name {path} is not UTF-8, so config.toml cannot record it; rename the file") from error
-    return str(path)
 
 
 def play(
@@ -90,50 +49,16 @@ def play(
     workers: count of workers that generate; None for this process.
     supervised_only: whether to end after the supervised phase.
     """
-    check_alone(root, values, source)
-    from sector.engine.policy.workers import start_workers
-    from sector.engine.report.trackers import log_to_trackers
-    from sector.engine.run.followers import follow_leader, lead_ranks
-    from sector.engine.run.open import open_run
-    from sector.engine.run.phases import Phases
     from sector.engine.run.stopping import stop_on_signals
-    from sector.engine.selfplay import self_play
 
-    if follow_leader():
-        return
+    options: dict[str, Any] = {"trackers": trackers, "workers": workers, "supervised_only": supervised_only}
+    # Before workers redirect stdout.
     output = Output(as_json)
-    with (
-        lead_ranks() as ranks,
-        stop_on_signals() as stopping,
-        open_run(root, values, source) as (run, config),
-        start_workers(workers, config.engine, config.vllm) as pool,
-    ):
-        parts = (run, config, pool, stopping, ranks)
-        events = Phases(*parts).supervise() if supervised_only else self_play(*parts)
-        follow(log_to_trackers(events, run, config, trackers), run, config, output, stopping)
-    next_steps(run, config, output)
-
-
-def check_alone(root: Path, values: dict[str, Any], source: str) -> None:
-    """Raise InputError, before torch is imported, if the run cannot be started or resumed with these settings.
-
-    Under torchrun do nothing: rank 0 checks the run when all ranks are connected, so that they all end together.
-    """
-    from sector.engine.run.open import check_run
-
-    if num_processes() == 1:
-        check_run(root, values, source)
-
-
-def default_out(values: dict[str, Any]) -> Path:
-    """Return the default run directory, `runs/PRESET-seedSEED`.
-
-    The name of a pretrained model takes the place of the preset. A task other than the default comes in front.
-    """
-    task = values.get("task", DEFAULTS.task)
-    start = Path(str(values.get("pretrained", ""))).stem or values.get("preset", DEFAULTS.preset)
-    name = f"{start}-seed{values.get('seed', DEFAULTS.seed)}"
-    return Path("runs") / (name if task == DEFAULTS.task else f"{task}-{name}")
+    with open_loop(root, values, source, stop=stop_on_signals, **options) as opened:
+        if opened is None:
+            return
+        follow(opened.events, opened.run, opened.config, output, opened.stopping)
+    next_steps(opened.run, opened.config, output)
 
 
 def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Output, stopping: "Stopping") -> None:

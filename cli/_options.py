@@ -7,30 +7,24 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from sector.engine.api import settings as _settings
 from sector.engine.config import (
-    FILTERS,
     LEAST_TEMPERATURE,
     MAX_K,
     MAX_TEMPERATURE,
     MOST,
     EngineName,
-    Filter,
     FilterName,
     PolicyName,
     Preset,
-    RunConfig,
 )
-from sector.engine.errors import InputError
 from sector.engine.tasks import built_in
 
 # The defaults of a run, shown in the help of options that default to None.
-DEFAULTS = RunConfig()
+DEFAULTS = _settings.DEFAULTS
 DEFAULT_FILTER: FilterName = "strict"
 # Filter of `RunConfig`; `test_options.py` compares them.
 DEFAULT_RUN_FILTER: FilterName = "thorough"
-
-# Seeds are recorded as signed 64-bit numbers.
-_MAX_SEED = 2**63 - 1
 
 
 class Tracker(StrEnum):
@@ -70,7 +64,7 @@ def _check_temperature(temperature: float) -> float:
 
 # Options that exist twice: with a default, and for commands that start or resume a run. In the latter
 # None means that the config file or the run directory decides.
-_seed = partial(number, "N", "Random seed.", 0, _MAX_SEED, "--seed")
+_seed = partial(number, "N", "Random seed.", 0, _settings.MAX_SEED, "--seed")
 _engine = partial(
     typer.Option,
     "--engine",
@@ -100,21 +94,17 @@ RunSettings = Annotated[
 ]
 
 Json = Annotated[bool, flag("--json", "Print JSON on stdout, and messages on stderr.")]
-Model = Annotated[
-    Path,
-    typer.Option(
-        metavar="DIR", help="Checkpoint directory, or run directory to use its best checkpoint.", show_default=False
-    ),
-]
+MODEL_HELP = "Checkpoint directory, run directory to use its best checkpoint, or the name of shipped weights."
+Model = Annotated[Path, typer.Option(metavar="DIR", help=MODEL_HELP, show_default=False)]
 Digits = Annotated[int, number("N", "Digits per operand.", 1, MOST, show_default=False)]
-PolicyOption = Annotated[
-    PolicyName,
-    typer.Option(
-        "--policy",
-        metavar="NAME",
-        help="Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
-    ),
-]
+_policy = partial(
+    typer.Option,
+    "--policy",
+    metavar="NAME",
+    help="Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
+)
+PolicyOption = Annotated[PolicyName, _policy()]
+SolvePolicy = Annotated[PolicyName | None, _policy(show_default="fast, or improved with --show")]
 K = Annotated[
     int, number("K", f"Simplifications per problem in a vote, with a guess after each: 1 to {MAX_K}.", 1, MAX_K, "--k")
 ]
@@ -158,25 +148,11 @@ RunPreset = Annotated[
 ]
 
 
-def loaded_task(task: Any) -> Any:
-    """Load a task that the user names as FILE.py:NAME or MODULE:NAME, and return its name.
-
-    Return other values as they are.
-
-    Raise InputError if there is no such task.
-    """
-    if not isinstance(task, str) or ":" not in task:
-        return task
-    from sector.engine.tasks.outside import load_task
-
-    return load_task(task).name
-
-
 RunTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=loaded_task,
+        callback=_settings.loaded_task,
         metavar="NAME",
         help=f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         show_default=DEFAULTS.task,
@@ -186,7 +162,7 @@ ModelTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=loaded_task,
+        callback=_settings.loaded_task,
         metavar="FILE.py:NAME",
         help="Load your own task, which the model has learned.",
         show_default=False,
@@ -219,24 +195,3 @@ Config = Annotated[
         show_default=False,
     ),
 ]
-
-
-def parse_lengths(text: str) -> list[int]:
-    """Return the lengths that a text lists, in its order: `1-29`, `7` or `3,5,8-10`.
-
-    Raise InputError if the text is not such a list.
-    """
-    lengths: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(part) > 9:
-            raise InputError(f"--digits {text!r} is not a list of lengths; write 7, 1-29 or 3,5,8-10")
-        if int(last or first) < int(first):
-            raise InputError(f"--digits {text!r} runs backwards; write the shorter length first")
-        lengths += range(int(first), min(int(last or first), 1000) + 1)
-    return list(dict.fromkeys(lengths))
-
-
-def filter_config(name: FilterName, k: int, temperature: float = 0.0) -> Filter:
-    """Return the settings of the improved policy that the options of a command choose."""
-    return FILTERS[name].model_copy(update={"k": k, "temperature": temperature})

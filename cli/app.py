@@ -14,6 +14,7 @@ from sector.cli.bench import bench
 from sector.cli.config import config
 from sector.cli.distill import distill
 from sector.cli.eval import evaluate
+from sector.cli.export import export
 from sector.cli.generate import generate
 from sector.cli.profile import profile
 from sector.cli.report import report
@@ -74,6 +75,7 @@ command(rich_help_panel="Run the loop")(config)
 # Words like -5+3 look like options. They reach `solve` as problems, so that it can say why they are none.
 command(rich_help_panel="Use a model", context_settings={"ignore_unknown_options": True})(solve)
 command("eval", rich_help_panel="Use a model")(evaluate)
+command(rich_help_panel="Use a model")(export)
 command(rich_help_panel="Run one step of the loop")(sft)
 command(rich_help_panel="Run one step of the loop")(generate)
 command(rich_help_panel="Run one step of the loop")(distill)

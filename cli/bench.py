@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, table
+from sector.engine.api.settings import filter_settings, lengths_of
 from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
 from sector.engine.shares import percent
@@ -105,9 +106,9 @@ def bench(
     if out:
         check_writable(out)
     names = list(dict.fromkeys(name.strip() for name in engine.split(",")))
-    workloads = [Workload(length, count, size) for length in options.parse_lengths(digits) for size in _sizes(batch)]
+    workloads = [Workload(length, count, size) for length in lengths_of(digits) for size in _sizes(batch)]
     measured = BenchOptions(
-        model, names, workloads, repeats, options.filter_config(filter_name, k, temperature), hard_share, seed, dtype,
+        model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,
         savings=savings, kernels=kernels, training=training, peers=peers,
         engine_settings=parse_settings(settings or ()),
     )  # fmt: skip

@@ -60,14 +60,13 @@ def evaluate(
       sector eval --model runs/first --digits 25-32 --policy improved --no-suite
       sector eval --model checkpoints/12 --digits 1-12 --out eval12 --json
     """
-    from sector.engine.report.evaluate import evaluate_model
+    from sector.engine.api.accuracy import evaluate as measure
 
     output = Output(as_json)
-    lengths, checks = options.parse_lengths(digits), options.filter_config(filter_name, k)
     with output.progress(f"evaluating, {policy} policy") as bar:
-        report = evaluate_model(
-            model, lengths, samples, policy=policy, suite=suite, out=out, engine=engine, settings=checks, seed=seed,
-            on_progress=bar.at, engine_settings=parse_settings(settings or ()),
+        report = measure(
+            model, digits, samples, policy, suite=suite, out=out, engine=engine, filter=filter_name, k=k, seed=seed,
+            on_progress=bar.at, settings=parse_settings(settings or ()),
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))

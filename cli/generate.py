@@ -39,15 +39,16 @@ def generate(
       sector generate --model c9 --digits 9 --count 900 --out 9.parquet --json
       sector generate --model c9 --digits 9 --count 90 --out 9.parquet --workers 2
     """
-    from sector.engine.run.steps import generate_file
+    from sector.engine.api.labels import generate as label
 
     output = Output(as_json)
-    checks = options.filter_config(filter_name, k, temperature)
     with output.progress(f"generating {digits} digits") as bar:
-        report = generate_file(
-            model, out, digits, count, engine=engine, settings=checks, hard_share=hard_share, seed=seed,
-            on_progress=bar.at, workers=workers, engine_settings=parse_settings(settings or ()),
+        labels = label(
+            model, digits, count, out, engine=engine, filter=filter_name, k=k, temperature=temperature,
+            hard_share=hard_share, seed=seed, on_progress=bar.at, workers=workers,
+            settings=parse_settings(settings or ()),
         )  # fmt: skip
+    report = labels.as_json()
     output.data(report, lambda: _view(report))
 
 

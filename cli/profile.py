@@ -10,6 +10,7 @@ from rich.table import Table
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
 from sector.cli._output import Output, table
+from sector.engine.api.settings import filter_settings
 from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
@@ -74,7 +75,7 @@ def generate(
     from sector.benchmarks.profiling import Recording, profile_generate
 
     output = Output(as_json)
-    checks = options.filter_config(filter_name, k)
+    checks = filter_settings(filter_name, k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
             model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=engine, settings=checks,

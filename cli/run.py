@@ -60,9 +60,10 @@ def run(
       sector run --track wandb
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
-    from sector.cli._follow import chosen_settings, default_out, play
+    from sector.cli._follow import play
+    from sector.engine.api.settings import chosen_settings, default_out
 
     values, source = chosen_settings(
-        config, settings, filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
+        config, settings or (), filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
     )
     play(out or default_out(values), values, source, as_json, track or (), workers)

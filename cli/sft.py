@@ -35,9 +35,10 @@ def sft(
       sector sft --out runs/first
       sector sft --out runs/seed1 --seed 1 --json
     """
-    from sector.cli._follow import chosen_settings, play
+    from sector.cli._follow import play
+    from sector.engine.api.settings import chosen_settings
 
     values, source = chosen_settings(
-        config, settings, filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
+        config, settings or (), filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
     )
     play(out, values, source, as_json, track or (), supervised_only=True)

@@ -40,11 +40,11 @@ def solve(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Checkpoint directory, or run directory to use its best checkpoint.",
-            show_default="the newest run in runs/",
+            help=options.MODEL_HELP,
+            show_default="the newest run in runs/, else shipped weights",
         ),
     ] = None,
-    policy: options.PolicyOption = "fast",
+    policy: options.SolvePolicy = None,
     show: Annotated[bool, options.flag("--show", "Print the chain of thought, the guesses and the checks.")] = False,
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
@@ -55,6 +55,9 @@ def solve(
 ) -> None:
     """Solve problems of up to 256 digits, with a trained model.
 
+    Without --model, the newest run in runs/ solves them. If there is none,
+    weights that ship with sector do; stderr says which.
+
     If some of the problems cannot be read, the others are answered, and the
     exit code is 2. With --policy improved there is no answer if the model
     does not agree with itself; this is not an error. Sampling is greedy, so
@@ -63,23 +66,24 @@ def solve(
     Examples:
 
       sector solve 123+456
-      sector solve 31415926+27182818 --policy improved --show
+      sector solve 31415926+27182818 --show
+      sector solve 1234*5678 --model multiplication
       sector solve --file problems.txt --model runs/first --json
     """
-    from sector.engine.policy.solve import solve as solve_texts
-    from sector.engine.policy.solver import Solver
-    from sector.engine.run.open import newest_run
-    from sector.engine.run.steps import open_engine
+    from sector.engine.api.answers import default_policy
+    from sector.engine.api.answers import solve as answer
+    from sector.engine.api.choice import choose_model
 
     output = Output(as_json)
     texts = _typed(problems or [], file)
     with output.progress("solving"):
-        # The task of the model decides which texts are problems.
-        sampler, learned, layout = open_engine(
-            model or newest_run(Path("runs")), engine, parse_settings(settings or ())
-        )
-        solver = Solver(sampler, layout, policy, options.filter_config(filter_name, k))
-        solutions = solve_texts(solver, learned, texts, show)
+        chosen = None if model else choose_model(texts)
+        solutions = answer(
+            texts, chosen.path if chosen else model, policy or default_policy(show), show=show, engine=engine,
+            filter=filter_name, k=k, settings=parse_settings(settings or ()),
+        )  # fmt: skip
+    if chosen and not all(solution.unread for solution in solutions):
+        output.say(f"sector: solved by {chosen.reason}")
     unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
         # A single unreadable problem is explained on stderr, several on their own lines.

@@ -14,44 +14,82 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sector.engine.errors import InputError
+    from sector.engine.api.accuracy import evaluate
+    from sector.engine.api.answers import solve
+    from sector.engine.api.choice import load
+    from sector.engine.api.hub import Export, export
+    from sector.engine.api.labels import generate
+    from sector.engine.api.loop import Run, run
+    from sector.engine.errors import InputError, NoAgreement
     from sector.engine.language.operands import Problems
-    from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
+    from sector.engine.models.checkpoint import TrainedModel, load_checkpoint, save_checkpoint
     from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
     from sector.engine.models.tokenizer import SectorTokenizer
+    from sector.engine.policy.solve import Solution
+    from sector.engine.report.evaluate import Report
+    from sector.engine.run import events
+    from sector.engine.run.steps import Labels
     from sector.engine.tasks.declared import Declaration as Task
     from sector.engine.tasks.declared import check
     from sector.engine.tasks.outside import load_task
 
 __all__ = [
+    "Export",
     "InputError",
+    "Labels",
+    "NoAgreement",
     "Problems",
+    "Report",
+    "Run",
     "SectorConfig",
     "SectorForCausalLM",
     "SectorTokenizer",
+    "Solution",
     "Task",
+    "TrainedModel",
     "check",
+    "evaluate",
+    "events",
+    "export",
+    "generate",
+    "load",
     "load_checkpoint",
     "load_task",
     "new_model",
+    "run",
     "save_checkpoint",
+    "solve",
 ]
 
 __version__ = "0.1.0"
 
-# Modules of the public names, and the name there if it is another one.
+# Modules of the public names; after a colon the name there if it is another one, or nothing for the whole module.
 _MODULES = {
+    "Export": "api.hub",
     "InputError": "errors",
+    "Labels": "run.steps",
+    "NoAgreement": "errors",
     "Problems": "language.operands",
+    "Report": "report.evaluate",
+    "Run": "api.loop",
     "SectorConfig": "models.sector",
     "SectorForCausalLM": "models.sector",
     "SectorTokenizer": "models.tokenizer",
+    "Solution": "policy.solve",
     "Task": "tasks.declared:Declaration",
+    "TrainedModel": "models.checkpoint",
     "check": "tasks.declared",
+    "evaluate": "api.accuracy",
+    "events": "run.events:",
+    "export": "api.hub",
+    "generate": "api.labels",
+    "load": "api.choice",
     "load_checkpoint": "models.checkpoint",
     "load_task": "tasks.outside",
     "new_model": "models.sector",
+    "run": "api.loop",
     "save_checkpoint": "models.checkpoint",
+    "solve": "api.answers",
 }
 
 
@@ -59,8 +97,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, member = _MODULES[name].partition(":")
-    return getattr(import_module(f"sector.engine.{module}"), member or name)
+    module, colon, member = _MODULES[name].partition(":")
+    home = import_module(f"sector.engine.{module}")
+    return home if colon and not member else getattr(home, member or name)
 
 
 def __dir__() -> list[str]:

@@ -288,11 +288,6 @@ def test_a_run_in_use_is_left_alone(run: Path) -> None:
         assert "in use" in refused("run", "--out", run)
 
 
-def test_without_a_trained_model_solve_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "sector run" in refused("solve", "1+2")
-
-
 # Data for machines
 
 
@@ -585,7 +580,7 @@ def test_a_signal_inside_of_compiled_code_is_one_line(
     def wait(*_: object, **__: object) -> Any:
         raise SystemError("returned a result with an exception set") from raised
 
-    monkeypatch.setattr("sector.engine.run.steps.generate_file", wait)
+    monkeypatch.setattr("sector.engine.api.labels.generate", wait)
     line = refused("generate", "--model", run, "--digits", 3, "--count", 4, "--out", run / "out", code=code)
     assert "before it was done" in line
 

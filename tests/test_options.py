@@ -7,7 +7,8 @@ import pytest
 from scripted import Scripted
 from small_model import small_model
 
-from sector.cli._options import DEFAULT_FILTER, DEFAULT_RUN_FILTER, parse_lengths
+from sector.cli._options import DEFAULT_FILTER, DEFAULT_RUN_FILTER
+from sector.engine.api.settings import lengths_of
 from sector.engine.config import (
     FILTERS,
     SCHEDULES,
@@ -33,7 +34,7 @@ from sector.engine.tasks.addition import TASK as ADDITION
     ids=str,
 )
 def test_lengths(text: str, lengths: list[int]) -> None:
-    assert parse_lengths(text) == lengths
+    assert lengths_of(text) == lengths
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_lengths(text: str, lengths: list[int]) -> None:
 )
 def test_no_lengths(text: str) -> None:
     with pytest.raises(InputError):
-        parse_lengths(text)
+        lengths_of(text)
 
 
 @pytest.mark.parametrize(

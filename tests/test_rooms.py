@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run", "report")
+ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run", "report", "api")
 # From the bottom up; a line may import itself and the lines before it.
 FLOORS = (
     ("kernels",),
@@ -23,6 +23,7 @@ FLOORS = (
     ("engine.run",),
     ("engine.selfplay",),
     ("engine.report",),
+    ("engine.api",),
     ("benchmarks",),
     ("cli",),
 )

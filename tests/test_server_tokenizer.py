@@ -10,10 +10,10 @@ from pathlib import Path
 
 import openai
 import pytest
-from small_model import model_that_knows
+from programs import ran
 
 from sector.engine.errors import InputError
-from sector.engine.models.checkpoint import save_checkpoint
+from sector.engine.models.checkpoint import resolve_checkpoint
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.samplers.vllm.server_tokenizer import ServedTokenizer
 
@@ -68,14 +68,14 @@ def test_last_digit_first_cannot_be_streamed() -> None:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """Of a real server on a loopback port, with a checkpoint directory of ours as it is."""
+    """Of a real server on a loopback port, with the weights that ship with the package as they are."""
     folder = tmp_path_factory.mktemp("served")
-    save_checkpoint(model_that_knows(list(SUMS)), folder / "model")
+    model = resolve_checkpoint(Path("addition"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # `vllm serve` by the name that the build for CPUs has too.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model")]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     options = ["--tokenizer-mode", "sector", "--dtype", "float32", "--enforce-eager", "--served-model-name", "sector"]
     memory = ["--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "8"]
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
@@ -118,6 +118,13 @@ def test_a_server_chats(client: openai.OpenAI) -> None:
         model="sector", messages=[{"role": "user", "content": "123+456="}], temperature=0
     )
     assert said.choices[0].message.content == "579"
+
+
+def test_the_example_asks_a_server(client: openai.OpenAI, tmp_path: Path) -> None:
+    server = str(client.base_url).removesuffix("/v1/")
+    program = Path(__file__).parents[1] / "examples" / "ask_server.py"
+    shown = ran(program, tmp_path, "--small", "--digits", 3, 12, "--server", server)
+    assert shown.count("4 of 4") == 2
 
 
 @pytest.mark.parametrize("prompt", ["hello", "12*3=", "1+2"], ids=str)

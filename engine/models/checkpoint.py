@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sector.engine.language.layout import Layout
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
+from sector.engine.models.shelf import from_shelf, shelf_names
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import find_task
@@ -29,6 +31,47 @@ _DERIVED = ("chat_template.jinja", "generation_config.json", LEARNED, "tokenizer
 
 # A model that the loop trains: sector's own, or a pretrained model of text.
 Model = SectorForCausalLM | TextModel
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A trained model in memory, which several calls can use.
+
+    source: the path that it was loaded from: a checkpoint, a run directory, or the name of shipped weights.
+    path: directory of the checkpoint.
+    model: the weights; a causal model of transformers, or a `TextModel`.
+    """
+
+    source: Path
+    path: Path
+    model: Model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model."""
+        return _tokenizer(self.model)
+
+    @property
+    def task(self) -> str:
+        """Name of the task that the model has learned."""
+        return task_and_layout(self.model)[0].name
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the weights, as in records."""
+        return weights_sha256(self.model)
+
+
+def open_trained(model: Path | TrainedModel) -> TrainedModel:
+    """Load the model of a path; return a loaded one as it is. Raise InputError if it cannot be loaded."""
+    if isinstance(model, TrainedModel):
+        return model
+    return TrainedModel(model, resolve_checkpoint(model), load_checkpoint(model))
+
+
+def source_of(model: Path | TrainedModel) -> Path:
+    """Return the path that a model was loaded from, or is to be loaded from."""
+    return model.source if isinstance(model, TrainedModel) else model
 
 
 def weights(model: Model) -> dict[str, Tensor]:
@@ -173,9 +216,17 @@ def _read_config(path: Path) -> SectorConfig:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Return the checkpoint directory of a path: itself, or the best of a run. Raise InputError if there is none."""
+    """Return the checkpoint directory of a path: itself, the best of a run, or the shipped weights of that name.
+
+    Raise InputError if there is none.
+    """
     if not path.is_dir():
-        raise InputError(f"no such directory: {path}; give a checkpoint or a run directory")
+        if shipped := from_shelf(path):
+            return shipped
+        raise InputError(
+            f"no such directory: {path}; give a checkpoint, a run directory, or the name of weights that ship with "
+            f"sector ({', '.join(shelf_names())})"
+        )
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints" / "best"
     for name in ("config.json", WEIGHTS):

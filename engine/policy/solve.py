@@ -153,7 +153,7 @@ def _solve_fast(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]:
 def _solve_slowly(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]:
     """Simplify down to one digit, and answer that problem fast: a chain of thought to the end."""
     outcomes: list[_Outcome] = []
-    chain = _think(solver, problems, problems.digits - 1)
+    chain = think(solver, problems, problems.digits - 1)
     answers, parsed = solver.answer_fast(chain.rests[-1] if chain.rests else problems)
     parsed &= chain.parsed == problems.digits - 1
     full = plain_decimals(task_of(problems).join(chain.found, answers))
@@ -196,7 +196,7 @@ def _thoughts(solver: Solver, problems: Batch, improved: Improved) -> list[Thoug
     through = [verdict == "thought_through" for verdict in improved.verdicts]
     num_guessed = task_of(problems).num_simplifications(problems, ballot.guesses.shape[1])
     num_steps = problems.digits - 1 if any(through) else num_guessed
-    chains = _think(solver, problems, num_steps).steps()
+    chains = think(solver, problems, num_steps).steps()
     steps = [chain if whole else chain[:num_guessed] for chain, whole in zip(chains, through, strict=True)]
     guesses = [
         _where(plain_decimals(row), valid) for row, valid in zip(ballot.guesses, ballot.valid.tolist(), strict=True)
@@ -230,7 +230,7 @@ def _tried(settings: Filter, problems: Batch, improved: Improved) -> list[list[T
     return rows
 
 
-def _think(solver: Solver, problems: Batch, num_steps: int) -> "_Chain":
+def think(solver: Solver, problems: Batch, num_steps: int) -> "Chain":
     """Simplify `num_steps` times."""
     rests: list[Any] = []
     found = torch.zeros(len(problems), 0, dtype=torch.int64)
@@ -242,11 +242,11 @@ def _think(solver: Solver, problems: Batch, num_steps: int) -> "_Chain":
         found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
         current = simplified.rest
         rests.append(current)
-    return _Chain(rests, found, parsed)
+    return Chain(rests, found, parsed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Chain:
+class Chain:
     """S simplifications in a row.
 
     rests: the problems that remain after each simplification.

@@ -9,7 +9,7 @@ from typing import Any
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
-from sector.engine.models.checkpoint import resolve_checkpoint
+from sector.engine.models.checkpoint import TrainedModel, resolve_checkpoint, source_of
 from sector.engine.policy.solver import Solver
 from sector.engine.run.audit import Score, score, score_length
 from sector.engine.run.directory import RunDir
@@ -57,7 +57,7 @@ class Report:
 
 
 def evaluate_model(
-    model: Path,
+    model: Path | TrainedModel,
     lengths: list[int],
     samples: int,
     *,
@@ -70,7 +70,7 @@ def evaluate_model(
     on_progress: OnProgress,
     engine_settings: dict[str, Any] | None = None,
 ) -> Report:
-    """Evaluate a checkpoint, or the best one of a run, and write a picture and a JSON record.
+    """Evaluate a checkpoint, the best one of a run, or a loaded model, and write a picture and a JSON record.
 
     An older record in the run's plots is not replaced if it has more samples or scores of the same weights.
 
@@ -80,7 +80,8 @@ def evaluate_model(
     """
     for digits in lengths:
         check_digits(digits)
-    folder = out or _plots_of(model)
+    source = source_of(model)
+    folder = out or _plots_of(source)
     stem = None if folder is None else folder / f"eval-{policy}"
     if stem:
         for kind in (".png", ".json"):
@@ -103,7 +104,7 @@ def evaluate_model(
         weights_sha256=sampler.weights_sha256,
         seconds=time.perf_counter() - start,
     )
-    title = f"Accuracy of the {policy} policy, {resolve_checkpoint(model)}"
+    title = f"Accuracy of the {policy} policy, {resolve_checkpoint(source)}"
     if stem is None:
         return Report(title, scores, record.as_json(), None, None)
     picture, file = stem.with_suffix(".png"), stem.with_suffix(".json")

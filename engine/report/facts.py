@@ -175,7 +175,7 @@ def read_run(root: Path) -> RunFacts | None:
         metrics=metrics,
         outcome=outcome,
         verdict=_verdict(config, metrics, outcome),
-        changed=_changed(config),
+        changed=changed_settings(config),
         gates=gates,
         label_mistakes=label_mistakes,
         seconds=_seconds(metrics, outcome),
@@ -254,7 +254,7 @@ def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -
     return Verdict("bad" if collapsed else "mixed", headline, because + survived)
 
 
-def _changed(config: RunConfig) -> dict[str, Any]:
+def changed_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that are not the default, by dotted name.
 
     Defaults are those of the run's task and pretrained start; these two are compared with their own defaults.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +59,7 @@ class Tracker(Protocol):
 
 def log_to_trackers(
     events: Iterable[Event], run: RunDir, config: RunConfig, names: Sequence[str] = ()
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Pass on the events of a run, and log their figures to TensorBoard and to the named trackers.
 
     Raise InputError before the first event if a tracker is not installed or does not start.

@@ -65,12 +65,10 @@ def _unless_refused(run: RunDir) -> Iterator[None]:
         raise
 
 
-def newest_run(parent: Path) -> Path:
-    """Return the run directory in `parent` with the newest best checkpoint. Raise InputError if there is none."""
+def newest_run(parent: Path) -> Path | None:
+    """Return the run directory in `parent` with the newest best checkpoint; None if there is none."""
     best = [path for path in parent.glob("*/checkpoints/best") if path.is_dir()]
-    if not best:
-        raise InputError(f"{parent} holds no trained model; train one with `sector run`, or name one with --model")
-    return max(best, key=lambda path: path.lstat().st_mtime).parent.parent
+    return max(best, key=lambda path: path.lstat().st_mtime).parent.parent if best else None
 
 
 def _check_links(root: Path) -> None:

@@ -19,7 +19,15 @@ from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.models.bound import WEIGHTS
-from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout, weights_sha256
+from sector.engine.models.checkpoint import (
+    Model,
+    TrainedModel,
+    load_checkpoint,
+    open_trained,
+    save_checkpoint,
+    task_and_layout,
+    weights_sha256,
+)
 from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
@@ -39,15 +47,20 @@ from sector.engine.training.torchrun import leads
 OnProgress = Callable[[int, int, str], None]
 
 
+def no_progress(done: int, of: int, note: str) -> None:
+    """Show nothing."""
+
+
 def open_engine(
-    model: Path, engine: str, engine_settings: dict[str, Any] | None = None
+    model: Path | TrainedModel, engine: str, engine_settings: dict[str, Any] | None = None
 ) -> tuple[Sampler, Task, Layout]:
     """Open an engine with the weights of a checkpoint or run directory; return it with their task and layout.
 
     engine_settings: settings of the engine `vllm`, over those of the run (`config.vllm_config`).
     """
-    loaded = load_checkpoint(model)
-    return make_sampler(engine, loaded, vllm_settings(model, engine_settings)), *task_and_layout(loaded)
+    trained = open_trained(model)
+    sampler = make_sampler(engine, trained.model, vllm_settings(trained.source, engine_settings))
+    return sampler, *task_and_layout(trained.model)
 
 
 def vllm_settings(model: Path, engine_settings: dict[str, Any] | None) -> VllmConfig:
@@ -61,9 +74,44 @@ def check_digits(digits: int) -> None:
         raise InputError(f"there are no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
 
 
-def generate_file(
-    model: Path,
-    out: Path,
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Examples that the filter accepted, and how many problems were tried.
+
+    table: the examples; the columns are those of `dataset.SCHEMA`.
+    digits: digits of the problems.
+    counts: candidates by fate, tokens, seconds, engine and weights.
+    file: file of the examples; None if none was written.
+    """
+
+    table: pa.Table
+    digits: int
+    counts: GenerationRecord
+    file: Path | None
+
+    def to_dataset(self) -> Any:
+        """Return the examples as a Dataset of the library `datasets`. Raise InputError if it is not installed."""
+        try:
+            from datasets import Dataset
+        except ImportError as error:
+            raise InputError("a Dataset needs the package datasets: pip install datasets") from error
+        return Dataset(self.table)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return counts, tokens and speeds as the object that `sector generate --json` prints."""
+        counts = self.counts
+        return {
+            "digits": self.digits,
+            **counts.as_json(),
+            "tokens_per_s": counts.tokens / counts.seconds,
+            "accepted_per_s": counts.accepted / counts.seconds,
+            "file": None if self.file is None else str(self.file),
+        }
+
+
+def generate_examples(
+    model: Path | TrainedModel,
+    out: Path | None,
     digits: int,
     count: int,
     *,
@@ -74,11 +122,11 @@ def generate_file(
     on_progress: OnProgress,
     engine_settings: dict[str, Any] | None = None,
     workers: int | None = None,
-) -> dict[str, Any]:
-    """Try `count` problems, write those that the filter accepts, and return counts, tokens and seconds.
+) -> Labels:
+    """Try `count` problems, and return those that the filter accepts, with counts, tokens and seconds.
 
-    model: checkpoint or run directory.
-    out: file of the examples.
+    model: checkpoint or run directory, or a loaded model.
+    out: file of the examples; None writes none.
     engine: name of the engine.
     settings: the filter.
     hard_share: as the setting.
@@ -86,9 +134,11 @@ def generate_file(
     workers: count of processes that generate (`workers.py`); None generates in this process.
     """
     check_digits(digits)
-    check_writable(out)
-    weights = load_checkpoint(model)
-    sampler = make_sampler(engine, weights, vllm_settings(model, engine_settings))
+    if out is not None:
+        check_writable(out)
+    trained = open_trained(model)
+    weights = trained.model
+    sampler = make_sampler(engine, weights, vllm_settings(trained.source, engine_settings))
     task, layout = task_and_layout(weights)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
     parts, tables = [], []
@@ -102,15 +152,10 @@ def generate_file(
             tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
             on_progress(tried, count, f"{accepted} accepted")
         seconds = time.perf_counter() - start
-    write_examples(out, pa.concat_tables(tables))
-    record = GenerationRecord.of(cat(parts), seconds, engine, sampler.weights_sha256)
-    return {
-        "digits": digits,
-        **record.as_json(),
-        "tokens_per_s": record.tokens / seconds,
-        "accepted_per_s": record.accepted / seconds,
-        "file": str(out),
-    }
+    table = pa.concat_tables(tables)
+    if out is not None:
+        write_examples(out, table)
+    return Labels(table, digits, GenerationRecord.of(cat(parts), seconds, engine, sampler.weights_sha256), out)
 
 
 def distill_files(

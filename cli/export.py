@@ -1,0 +1,39 @@
+"""`sector export`: a run as two folders for a hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sector.cli import _options as options
+from sector.cli._output import Output
+from sector.cli._streams import printable
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it is only read.", show_default=False)],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.", show_default=False)],
+    as_json: options.Json = False,
+) -> None:
+    """Write the best weights of a run and its examples as two folders, in the form of the Hugging Face hub.
+
+    DIR/model holds weights, config, tokenizer and a card with the audited
+    figures. DIR/dataset holds a card and a parquet file with the columns
+    prompt and completion, as datasets, pandas and the trainers of TRL read
+    them; further columns hold chains of thought and guesses. Nothing is
+    uploaded.
+
+    Examples:
+
+      sector export runs/first --to first-on-hub
+      sector export runs/first --to first-on-hub --json
+    """
+    from sector.engine.api.hub import export as write
+
+    output = Output(as_json)
+    with output.progress("exporting") as bar:
+        written = write(run, to, on_progress=bar.at)
+    output.data(
+        written.as_json(),
+        lambda: printable(f"model: {written.model}\ndataset: {written.dataset} ({written.rows:,} rows)", keep="\n"),
+    )

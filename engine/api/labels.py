@@ -1,0 +1,54 @@
+"""Labels that the model gives itself: `sector.generate`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sector.engine.api.choice import ModelLike, opened
+from sector.engine.api.settings import DEFAULTS, check_numbers, filter_settings
+from sector.engine.config import Filter
+from sector.engine.run.steps import Labels, OnProgress, generate_examples, no_progress
+
+
+def generate(
+    model: ModelLike,
+    digits: int,
+    count: int,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    engine: str = "native",
+    filter: str | Filter = "strict",
+    k: int | None = None,
+    temperature: float | None = None,
+    hard_share: float = DEFAULTS.hard_share,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = no_progress,
+) -> Labels:
+    """Try random problems with the improved policy; return the answers on which the model agrees with itself.
+
+    No true answer is used.
+
+    model: as in `load`.
+    digits: digits per operand.
+    count: problems to try.
+    out: parquet file to write, with a preview beside it; None writes no file.
+    engine: engine that generates.
+    filter: checks that an answer must pass, by name or as a `Filter`.
+    k: guesses of a vote; by default that of the filter.
+    temperature: sampling temperature, 0 for greedy; by default that of the filter.
+    hard_share: share of problems with a long carry or a short operand.
+    seed: seed of the problems.
+    settings: settings of the engine vllm, nested as in a config file.
+    workers: processes that generate; None for this one.
+    on_progress: called with the problems tried, their total, and a note.
+
+    Raise InputError if an argument is out of range or the model cannot be read.
+    """
+    check_numbers(seed, hard_share, count=count)
+    return generate_examples(
+        opened(model), None if out is None else Path(out), digits, count, engine=engine,
+        settings=filter_settings(filter, k, temperature), hard_share=hard_share, seed=seed, on_progress=on_progress,
+        engine_settings=settings, workers=workers,
+    )  # fmt: skip
