@@ -41,9 +41,20 @@ def run_phases(phases: Phases) -> Iterator[Event]:
     """Run phases as `self_play` does."""
     yield from phases.supervise()
     for phase in phases.rounds():
-        with oracle.sealed():
-            yield from phases.generate(phase)
-            yield from phases.distill(phase)
+        yield from _sealed(phases.generate(phase))
+        yield from _sealed(phases.distill(phase))
         yield from phases.audit(phase)
+        yield from _sealed(phases.advance(phase))
+
+
+def _sealed(events: Iterator[Event]) -> Iterator[Event]:
+    """Yield events; seal the oracle while each is made.
+
+    It is open between events, so that a caller who stops at one, or reads the truth there, finds it so.
+    """
+    while True:
         with oracle.sealed():
-            yield from phases.advance(phase)
+            event = next(events, None)
+        if event is None:
+            return
+        yield event

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from sector.engine.errors import NoAgreement
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.run.directory import RunDir
-from sector.engine.run.events import FrontierMoved, TrainingStep
+from sector.engine.run.events import Event, FrontierMoved, TrainingStep
 from sector.engine.run.goals import Goals
+from sector.engine.run.phase import Phase
 from sector.engine.run.phases import Phases
 from sector.engine.run.plan import replay_sets
 from sector.engine.samplers.protocol import Sampler
-from sector.engine.selfplay import self_play
+from sector.engine.selfplay import run_phases, self_play
 from sector.engine.tasks import oracle, true_answers
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.training.dataset import read_examples
@@ -84,11 +85,42 @@ def test_true_sums_are_sealed_during_a_round(fresh_run: Path) -> None:
         assert list(phases.advance(run.round(7))) == [FrontierMoved(7)]
 
 
+class _Watched(Phases):
+    """Phases that note whether the oracle is sealed while each runs."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.states: dict[str, bool] = {}
+
+    def _watch(self, name: str, events: Iterator[Event]) -> Iterator[Event]:
+        self.states[name] = oracle.is_sealed()
+        yield from events
+
+    def generate(self, phase: Phase) -> Iterator[Event]:
+        return self._watch("generate", super().generate(phase))
+
+    def distill(self, phase: Phase) -> Iterator[Event]:
+        return self._watch("distill", super().distill(phase))
+
+    def audit(self, phase: Phase) -> Iterator[Event]:
+        return self._watch("audit", super().audit(phase))
+
+    def advance(self, phase: Phase) -> Iterator[Event]:
+        return self._watch("advance", super().advance(phase))
+
+
 def test_the_loop_itself_seals_the_oracle(fresh_run: Path) -> None:
     run = RunDir(fresh_run)
-    states = {event.kind: oracle.is_sealed() for event in self_play(run, run.read_config())}
-    assert states["generate"] and states["train"] and states["goal"] and states["frontier"]
-    assert not states["round"] and not oracle.is_sealed()
+    phases = _Watched(run, run.read_config())
+    outside = {event.kind: oracle.is_sealed() for event in run_phases(phases)}
+    assert phases.states == {"generate": True, "distill": True, "audit": False, "advance": True}
+    assert outside and not any(outside.values())
+
+
+def test_a_loop_that_is_left_leaves_the_oracle_open(fresh_run: Path) -> None:
+    run = RunDir(fresh_run)
+    events = self_play(run, run.read_config())
+    assert next(event for event in events if event.kind == "generate") and not oracle.is_sealed()
 
 
 def test_no_agreement_stops_the_loop_and_keeps_the_last_good_checkpoint(fresh_run: Path) -> None:
