@@ -21,6 +21,7 @@ from sector.cli.report import report
 from sector.cli.run import run
 from sector.cli.sft import sft
 from sector.cli.solve import solve
+from sector.cli.task import task
 from sector.engine.errors import InputError
 from sector.engine.training.torchrun import num_processes
 
@@ -83,6 +84,7 @@ command(rich_help_panel="Measure")(bench)
 command(rich_help_panel="Measure")(ablate)
 command(rich_help_panel="Measure")(report)
 app.add_typer(profile, name="profile", rich_help_panel="Measure")
+app.add_typer(task, name="task", rich_help_panel="Bring your own")
 
 
 def main() -> None:

@@ -135,22 +135,21 @@ def _print(solution: "Solution", output: Output, why: bool) -> None:
         output.line(solution.as_json())
         return
     if solution.thought is not None:
-        output.console.print(_thinking(solution.thought, output.console.width))
+        output.console.print(thinking(solution.thought, output.console.width))
     answer = solution.answer
     if solution.error is not None:
         answer = f"?  ({solution.error})" if why else "?"
     output.text(f"{solution.problem.rstrip('= ')} = {answer}")
 
 
-def _thinking(thought: "Thought", width: int) -> RenderableType:
+def thinking(thought: "Thought", width: int) -> RenderableType:
     """Return a table of the chain of thought, a row per step, and the facts about the answer."""
     # The slow policy guesses once, after its last step. A chain of thought to the end guesses after its first steps.
     without_guess = [""] * max(0, len(thought.steps) - len(thought.guesses))
     guesses = [*thought.guesses, *without_guess] if thought.through else [*without_guess, *thought.guesses]
-    votes = [
-        Text("does not parse") if guess is None else _joined(guess, step.found)
-        for guess, step in zip(guesses, thought.steps, strict=False)
-    ]
+    pairs = [(guess, step.found) for guess, step in zip(guesses, thought.steps, strict=False)]
+    at_front = _stand_at_front(pairs)
+    votes = [Text("does not parse") if guess is None else _joined(guess, found, at_front) for guess, found in pairs]
     steps = [
         (str(index), step.rest, Text(step.found, style="cyan"), vote)
         for index, (step, vote) in enumerate(zip(thought.steps, votes, strict=True), start=1)
@@ -218,10 +217,19 @@ def _facts(thought: "Thought", width: int) -> Table:
     return facts
 
 
-def _joined(guess: str, found: str) -> Text:
+def _stand_at_front(pairs: list[tuple[str | None, str]]) -> bool:
+    """Return whether the digits found are the first ones of the guesses, since the task finds those first."""
+    guessed = [(guess, found) for guess, found in pairs if guess]
+    return all(guess.startswith(found) for guess, found in guessed) and not all(
+        guess.endswith(found) for guess, found in guessed
+    )
+
+
+def _joined(guess: str, found: str, at_front: bool) -> Text:
     """Return a full answer, with the digits that were already found in colour."""
-    cut = max(0, len(guess) - len(found))
-    return Text.assemble(guess[:cut], (guess[cut:], "cyan"))
+    cut = min(len(guess), len(found)) if at_front else max(0, len(guess) - len(found))
+    parts = ((guess[:cut], "cyan"), guess[cut:]) if at_front else (guess[:cut], (guess[cut:], "cyan"))
+    return Text.assemble(*parts)
 
 
 def _agrees(yes: bool) -> Text:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from largest import Largest, LargestAtOnce
-from scripted_task import Knowing
 
 from sector.engine import tasks
 from sector.engine.config import FILTERS
@@ -16,6 +15,7 @@ from sector.engine.policy.solve import solve
 from sector.engine.policy.solver import Solver
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
+from sector.engine.testing.knowing import Knowing
 from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
 from sector.engine.training.supervised import label
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from recorded import round_metrics, write_metrics
 from scripted import Scripted
-from scripted_task import Knowing
 from typer.testing import CliRunner
 
 from sector.cli.app import app
@@ -35,6 +34,7 @@ from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
 from sector.engine.tasks import find_task
 from sector.engine.tasks.mistakes import Mistake
+from sector.engine.testing.knowing import Knowing
 from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_examples, write_table
 
 POISON = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run", "report", "api")
+ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run", "report", "api", "testing")
 # From the bottom up; a line may import itself and the lines before it.
 FLOORS = (
     ("kernels",),
@@ -24,6 +24,7 @@ FLOORS = (
     ("engine.selfplay",),
     ("engine.report",),
     ("engine.api",),
+    ("engine.testing",),
     ("benchmarks",),
     ("cli",),
 )

@@ -4,7 +4,6 @@ import random
 
 import pytest
 from scripted import Scripted
-from scripted_task import Knowing
 
 from sector.engine.config import FILTERS
 from sector.engine.errors import InputError
@@ -12,6 +11,7 @@ from sector.engine.policy.solve import Solution, check_problem, read_problems, s
 from sector.engine.policy.solver import Solver
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import TASK as ADDITION
+from sector.engine.testing.knowing import Knowing
 
 
 def solved(

@@ -8,14 +8,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from sector import __version__
+from sector.engine.api.templates import rendered
 from sector.engine.config import RunConfig
 from sector.engine.report.facts import changed_settings
 from sector.engine.run.audit import Score
 from sector.engine.run.records import EvaluationRecord, LengthScore, RoundMetrics
-from sector.engine.shares import percent
 from sector.engine.tasks import find_task
 
 
@@ -84,16 +82,8 @@ def run_command(config: RunConfig) -> str:
 
 def _rendered(template: str, facts: Exported, **values: object) -> str:
     """Return a card by its template, with the values that all cards share."""
-    environment = Environment(
-        loader=PackageLoader("sector.engine.api", package_path="."),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["percent"] = percent
-    card = environment.get_template(template).render(
+    card = rendered(
+        template,
         title=f"{facts.config.task}, {facts.digits} digits",
         rounds=[line for line in facts.metrics if line.is_round],
         command=run_command(facts.config),
