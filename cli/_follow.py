@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import typer
 
 from sector.cli._errors import Interrupted
+from sector.cli._options import task_words
 from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
@@ -113,10 +114,7 @@ def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
 
     if output.as_json:
         return
-    from sector.engine.tasks.outside import origin_of
-
-    example, origin = find_task(config.task).example, origin_of(config.task)
-    task = f" --task {shlex.quote(printable(origin.reference))}" if origin and not origin.installed else ""
+    example, task = find_task(config.task).example, "".join(f" {shlex.quote(word)}" for word in task_words(config.task))
     frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
     output.text("")
     output.text(f"Done: {frontier} digits.")

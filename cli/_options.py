@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from sector.cli._streams import printable
 from sector.engine.api import settings as _settings
 from sector.engine.config import (
     LEAST_TEMPERATURE,
@@ -195,3 +196,11 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+
+
+def task_words(name: str) -> list[str]:
+    """Return the option by which a command loads a task of the user; none for a task that is installed."""
+    from sector.engine.tasks.outside import origin_of
+
+    origin = origin_of(name)
+    return ["--task", printable(origin.reference)] if origin and not origin.installed else []

@@ -38,6 +38,7 @@ def ablate(
         Path, typer.Option(metavar="DIR", help="Directory of the runs, to be created or resumed.", show_default=False)
     ],
     plan: Annotated[bool, options.flag("--plan", "Check the grid and show finished runs; start no run.")] = False,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Run each cell of a grid of settings with each seed, and compare the cells.

@@ -76,6 +76,7 @@ def bench(
     ] = None,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the speed of engines that run the improved policy on the same model and problems.

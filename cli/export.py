@@ -13,6 +13,7 @@ from sector.cli._streams import printable
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it is only read.", show_default=False)],
     to: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.", show_default=False)],
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the best weights of a run and its examples as two folders, in the form of the Hugging Face hub.

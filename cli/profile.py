@@ -59,6 +59,7 @@ def generate(
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     nsight: Nsight = False,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Profile generating. A step runs the improved policy on one block of problems.
@@ -95,6 +96,7 @@ def distill(
     steps: Steps = 10,
     seed: options.Seed = 0,
     nsight: Nsight = False,
+    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Profile distilling. A step is one training step; the weights are not saved.
@@ -133,6 +135,10 @@ def again(context: typer.Context) -> list[str]:
     words = context.command_path.split()
     for parameter in context.command.params:
         value = context.params[parameter.name or ""]
+        if parameter.name == "task":
+            # Loading has replaced the reference by the name.
+            words += options.task_words(value) if value else []
+            continue
         values = value if isinstance(value, list | tuple) else [value]
         for text in [str(value) for value in values if value is not None and not isinstance(value, bool)]:
             words += [parameter.opts[0], text]

@@ -1,13 +1,16 @@
 """Values of options: lists of lengths, and names of engines, policies, filters and presets."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import typer
 from scripted import Scripted
 from small_model import small_model
 
 from sector.cli._options import DEFAULT_FILTER, DEFAULT_RUN_FILTER
+from sector.cli.app import app
 from sector.engine.api.settings import lengths_of
 from sector.engine.config import (
     FILTERS,
@@ -80,3 +83,23 @@ def test_every_policy_of_the_choices_solves(policy: str) -> None:
     solver = Solver(Scripted(), ADDITION.layout("msd"), policy, Filter())
     (solution,) = solve(solver, ADDITION, ["12+34"])
     assert solution.answer == "46"
+
+
+def _leaves(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, (*words, name))
+        else:
+            yield " ".join((*words, name)), command
+
+
+def test_every_command_that_opens_a_model_or_a_run_can_load_a_task_of_the_user() -> None:
+    opens = {"model", "data", "run", "runs", "out", "grid_file"}
+    without = [
+        name
+        for name, command in _leaves(typer.main.get_command(app))
+        if opens & {parameter.name for parameter in command.params}
+        and "task" not in {parameter.name for parameter in command.params}
+    ]
+    # It writes a file, and opens none.
+    assert without == ["task new"]

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 from sector.benchmarks import profiling
 from sector.benchmarks.profiling import function_name, nsight_commands
 from sector.cli.app import app
+from sector.engine import tasks
+from sector.engine.api.scaffold import new_task
 from sector.engine.errors import InputError
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
@@ -23,6 +25,7 @@ from sector.engine.models.sector import new_model
 from sector.engine.samplers import native
 from sector.engine.seeding import generator
 from sector.engine.spans import span
+from sector.engine.tasks import outside
 from sector.engine.training.dataset import Provenance, labelled_table, write_examples
 from sector.engine.training.supervised import label
 
@@ -258,3 +261,16 @@ def test_for_a_kernel_at_fault_the_lines_repeat_the_command(model: Path, monkeyp
     assert [again[index + 1] for index, word in enumerate(again) if word == "--data"] == ["a.parquet", "b c.parquet"]
     assert again[again.index("--steps") + 1] == "7" and again[again.index("--model") + 1] == str(model)
     assert result.stderr.splitlines() == [lines["nsys"], lines["ncu"]]
+
+
+def test_the_lines_for_a_task_of_the_user_name_its_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_registered", {})
+    monkeypatch.setattr(outside, "_origins", {})
+    figures = {"kernel": "void f<4>(int)", "steps": 1, "seconds_a_step": 1.0}
+    monkeypatch.setattr("sector.benchmarks.profiling.profile_distill", lambda *_, **__: dict(figures))
+    reference = new_task("mine", tmp_path / "mine.py")
+    result = profile("distill", "--model", model, "--data", "a", "--out", "out", "--task", reference, "--json")
+    words = shlex.split(json.loads(result.stdout)["nsight"]["ncu"])
+    assert words[words.index("--task") + 1] == reference
