@@ -1,7 +1,7 @@
 """`sector eval`: exact-match accuracy by length."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -10,9 +10,11 @@ from rich.text import Text
 from sector.cli import _options as options
 from sector.cli._output import Output, table, unwrapped
 from sector.engine.config import MOST, parse_settings
+from sector.engine.errors import InputError
 from sector.engine.shares import common_places, hundredths, percent
 
 if TYPE_CHECKING:
+    from sector.engine.api.gym import GymReport
     from sector.engine.report.evaluate import Report
 
 # Least accuracy for each colour of the table.
@@ -20,6 +22,7 @@ _COLORS = ((0.98, "green"), (0.9, "yellow"), (0.0, "red"))
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model,
     digits: Annotated[
         str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 7, 1-29 or 3,5,8-10.")
@@ -45,6 +48,23 @@ def evaluate(
     k: options.K = options.DEFAULTS.filter.k,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
+    gym: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Use problems of this arithmetic generator of Reasoning Gym instead, such as chain_sum.",
+            show_default=False,
+        ),
+    ] = None,
+    gym_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gym-set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the generator, as in max_terms=2. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
@@ -54,22 +74,70 @@ def evaluate(
     simplification, right only if every digit is. improved: votes with checks;
     an answer that the checks reject counts as wrong.
 
+    With --gym, a generator of Reasoning Gym makes --samples problems of its
+    own lengths. Both its scorer and the truth score each answer, and problems
+    that the model's task cannot read are counted.
+
     Examples:
 
       sector eval --model runs/first
       sector eval --model runs/first --digits 25-32 --policy improved --no-suite
       sector eval --model checkpoints/12 --digits 1-12 --out eval12 --json
+      sector eval --model addition --gym chain_sum --gym-set max_terms=2
     """
     from sector.engine.api.accuracy import evaluate as measure
 
     output = Output(as_json)
+    chosen: dict[str, Any] = {
+        "engine": engine,
+        "filter": filter_name,
+        "k": k,
+        "seed": seed,
+        "settings": parse_settings(settings or ()),
+    }
+    if gym is not None:
+        from sector.engine.api.gym import evaluate_gym
+
+        _refuse(context, "digits", "suite", "out")
+        with output.progress(f"evaluating {gym}, {policy} policy") as bar:
+            answered = evaluate_gym(
+                gym, model, samples, policy, options=parse_settings(gym_settings or ()), on_progress=bar.at, **chosen
+            )
+        output.data(answered.as_json(), lambda: _gym_view(answered))
+        return
+    if gym_settings:
+        raise InputError("--gym-set changes a generator; name it with --gym")
     with output.progress(f"evaluating, {policy} policy") as bar:
-        report = measure(
-            model, digits, samples, policy, suite=suite, out=out, engine=engine, filter=filter_name, k=k, seed=seed,
-            on_progress=bar.at, settings=parse_settings(settings or ()),
-        )  # fmt: skip
+        report = measure(model, digits, samples, policy, suite=suite, out=out, on_progress=bar.at, **chosen)
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))
+
+
+def _refuse(context: typer.Context, *names: str) -> None:
+    """Raise InputError if one of these options was given, which say nothing of a generator's problems."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--{name} does not go with --gym; change the generator with --gym-set")
+
+
+def _gym_view(report: "GymReport") -> Group:
+    """Return scores by length, and the problems that were not read."""
+    rows = table("digits", "problems", "right", "95 % interval", "right by its scorer")
+    for column in rows.columns:
+        column.justify = "right"
+    for length in report.lengths:
+        low, high = (hundredths(bound) for bound in length.interval)
+        share = length.correct / length.samples
+        scored = percent(length.scored / length.samples)
+        rows.add_row(str(length.digits), f"{length.samples:,}", _colored(share, 1), f"{low}-{high}", scored)
+    notes = [f"{report.unread:,} of {report.asked:,} problems are not of the task {report.task}"]
+    if report.first_unread:
+        notes[0] += f", as {report.first_unread}"
+    if report.differing:
+        notes.append(f"scorer and truth differ: {'; '.join(report.differing)}")
+    title = f"{report.generator} of Reasoning Gym, {report.policy} policy, with Wilson 95 % intervals"
+    return Group(unwrapped(title, style="bold"), rows, *map(unwrapped, notes))
 
 
 def _files(report: "Report") -> str:

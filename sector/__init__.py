@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sector.engine.api.accuracy import evaluate
     from sector.engine.api.answers import solve
     from sector.engine.api.choice import load
+    from sector.engine.api.gym import GymReport, evaluate_gym
     from sector.engine.api.hub import Export, export
     from sector.engine.api.labels import generate
     from sector.engine.api.loop import Run, run
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Export",
+    "GymReport",
     "InputError",
     "Labels",
     "NoAgreement",
@@ -49,6 +51,7 @@ __all__ = [
     "TrainedModel",
     "check",
     "evaluate",
+    "evaluate_gym",
     "events",
     "export",
     "generate",
@@ -66,6 +69,7 @@ __version__ = "0.1.0"
 # Modules of the public names; after a colon the name there if it is another one, or nothing for the whole module.
 _MODULES = {
     "Export": "api.hub",
+    "GymReport": "api.gym",
     "InputError": "errors",
     "Labels": "run.steps",
     "NoAgreement": "errors",
@@ -80,6 +84,7 @@ _MODULES = {
     "TrainedModel": "models.checkpoint",
     "check": "tasks.declared",
     "evaluate": "api.accuracy",
+    "evaluate_gym": "api.gym",
     "events": "run.events:",
     "export": "api.hub",
     "generate": "api.labels",
