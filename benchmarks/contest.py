@@ -16,14 +16,16 @@ from torch import Tensor
 
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import Filter, VllmConfig
-from sector.engine.language.layout import Layout
-from sector.engine.language.operands import Problems, batches, draw_problems
+from sector.engine.language.layout import Batch, Layout
+from sector.engine.language.operands import batches
 from sector.engine.language.rows import cat
+from sector.engine.models.checkpoint import Model
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.policy.improve import Improved, improve
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
+from sector.engine.tasks.task import Task
 
 _WARM_UP = 64
 
@@ -55,9 +57,10 @@ class Workload:
     count: int
     batch: int
 
-    def problems(self, seed: int, hard_share: float) -> Problems:
+    def problems(self, task: Task, seed: int, hard_share: float) -> Batch:
         """Draw the problems."""
-        return draw_problems(self.digits, self.count, generator(seed, "bench", self.digits), hard_share)
+        problems: Batch = task.draw(self.digits, self.count, generator(seed, "bench", self.digits), hard_share)
+        return problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Contest:
     """The terms that hold for all contenders.
 
     settings: vote and checks.
+    task: task of the problems.
     layout: token layout of the checkpoint.
     temperature: 0 is greedy.
     seed: seed of problems and sampling.
@@ -114,6 +118,7 @@ class Contest:
     """
 
     settings: Filter
+    task: Task
     layout: Layout
     temperature: float
     seed: int
@@ -130,7 +135,7 @@ class Contest:
         """Yield for each workload its cells, and the count of problems on which the contenders differ."""
         done, total = 0, len(contenders) * len(workloads) * repeats
         for workload in workloads:
-            problems = workload.problems(self.seed, self.hard_share)
+            problems = workload.problems(self.task, self.seed, self.hard_share)
             seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
             peaks = dict.fromkeys(seconds, 0)
             results: dict[str, Improved] = {}
@@ -153,7 +158,7 @@ class Contest:
             ]
             yield cells, _num_differing(list(results.values()))
 
-    def improve(self, contender: Contender, problems: Problems, batch: int) -> Improved:
+    def improve(self, contender: Contender, problems: Batch, batch: int) -> Improved:
         """Run the improved policy on all problems, batch by batch."""
         parts, start = [], 0
         for part in batches(problems, batch or len(problems)):
@@ -164,7 +169,7 @@ class Contest:
         return cat(parts)
 
 
-def engines(names: Sequence[str], model: SectorForCausalLM, vllm: VllmConfig | None = None) -> list[Contender]:
+def engines(names: Sequence[str], model: Model, vllm: VllmConfig | None = None) -> list[Contender]:
     """Return a contender for each engine.
 
     vllm: settings of the engine `vllm`.

@@ -46,10 +46,10 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        layout = task_and_layout(load_sector(arguments.model))[1]
+        task, layout = task_and_layout(load_sector(arguments.model))
         hard_share = RunConfig().hard_share
-        self._contest = Contest(FILTERS[arguments.filter], layout, temperature=0.0, seed=0, hard_share=hard_share)
-        self._problems = self._workload(max([*arguments.rows, arguments.compare])).problems(0, hard_share)
+        self._contest = Contest(FILTERS[arguments.filter], task, layout, temperature=0.0, seed=0, hard_share=hard_share)
+        self._problems = self._workload(max([*arguments.rows, arguments.compare])).problems(task, 0, hard_share)
         self._expected: Improved | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,9 @@ from sector.benchmarks.contest import Cell, Contest, Workload
 from sector.benchmarks.machine import describe
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
-from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
+from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.models.text import TextModel
 from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.tasks import DEFAULT
 from sector.engine.training.distill import tune_allocator
@@ -64,18 +65,20 @@ class BenchOptions:
 def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
     """Measure and return the record. Raise InputError for options that cannot be measured."""
     weights = _load(options)
-    ceilings = roofline.measure_ceilings(weights)
+    own = _own(options, weights)
+    ceilings = None if own is None else roofline.measure_ceilings(own)
     tune_allocator()
     # Measured before the engines are made, while this process does nothing else.
-    beside = _measure_in_processes(options, weights, on_progress)
+    beside = {} if own is None else _measure_in_processes(options, own, on_progress)
     cells, differing = _run_contest(options, weights, on_progress)
     cards = [
-        roofline.card(weights, ceilings, workload.digits, options.settings, workload.batch or workload.count)
+        roofline.card(own, ceilings, workload.digits, options.settings, workload.batch or workload.count)
         for workload in options.workloads
+        if own is not None and ceilings is not None
     ]
     bounds = {
         (workload.digits, workload.batch): card["candidates_per_s"]
-        for workload, card in zip(options.workloads, cards, strict=True)
+        for workload, card in zip(options.workloads, cards, strict=False)
     }
     figures, first = contest.summary(cells), options.engines[0]
     engines = {name: figures[name] for name in options.engines}
@@ -83,7 +86,7 @@ def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
         "engines": engines,
         "ratios": contest.ratios(engines, first),
         "differing": differing,
-        "cells": [_cell(cell, bounds[cell.workload.digits, cell.workload.batch]) for cell in cells],
+        "cells": [_cell(cell, bounds.get((cell.workload.digits, cell.workload.batch))) for cell in cells],
         "roofline": cards,
         "repeats": options.repeats,
         "filter": options.settings.model_dump(),
@@ -95,11 +98,11 @@ def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
     }
     if options.savings:
         record["savings"] = contest.ratios(figures, first)
-    if options.kernels:
+    if options.kernels and own is not None and ceilings is not None:
         record["kernels"] = [
             line
             for digits in options.lengths
-            for line in kernel_times.measure_kernels(weights, digits, KERNEL_ROWS, ceilings.copy_bytes_per_s)
+            for line in kernel_times.measure_kernels(own, digits, KERNEL_ROWS, ceilings.copy_bytes_per_s)
         ]
     if options.training:
         record["training"] = beside["training"]
@@ -108,19 +111,29 @@ def bench(options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
     return record
 
 
-def _load(options: BenchOptions) -> SectorForCausalLM:
+def _load(options: BenchOptions) -> Model:
     """Return the weights. Raise InputError for options that cannot be measured."""
     for workload in options.workloads:
         check_digits(workload.digits)
-    weights = load_sector(options.model)
-    if weights.config.task != DEFAULT:
-        raise InputError(
-            f"{options.model} has learned {weights.config.task}; benchmarks are of {DEFAULT}, name a model of that"
-        )
+    weights = load_checkpoint(options.model)
     if weights.device.type == "cpu" and options.dtype != "float32":
         raise InputError(f"--dtype {options.dtype} is for GPUs; on a CPU engines compute in float32")
     weights.to(getattr(torch, options.dtype))
     return weights
+
+
+def _own(options: BenchOptions, weights: Model) -> SectorForCausalLM | None:
+    """Return the weights if the limit of the hardware is worked out for them: those of our own model of addition.
+
+    Raise InputError for measurements that others do not have.
+    """
+    if isinstance(weights, SectorForCausalLM) and weights.config.task == DEFAULT:
+        return weights
+    what = "is a model of text" if isinstance(weights, TextModel) else f"has learned {weights.config.task}"
+    for name in ("kernels", "training", "peers", *(["savings"] if isinstance(weights, TextModel) else [])):
+        if getattr(options, name):
+            raise InputError(f"{options.model} {what}; --{name} takes sector's own model of {DEFAULT}")
+    return None
 
 
 def _measure_in_processes(options: BenchOptions, weights: SectorForCausalLM, on_progress: OnProgress) -> dict[str, Any]:
@@ -139,13 +152,14 @@ def _measure_in_processes(options: BenchOptions, weights: SectorForCausalLM, on_
     return figures
 
 
-def _run_contest(options: BenchOptions, weights: SectorForCausalLM, on_progress: OnProgress) -> tuple[list[Cell], int]:
+def _run_contest(options: BenchOptions, weights: Model, on_progress: OnProgress) -> tuple[list[Cell], int]:
     """Return the cells of all contenders, and the count of problems on which contenders differ."""
     contenders = contest.engines(options.engines, weights, vllm_settings(options.model, options.engine_settings))
-    if options.savings:
+    if options.savings and isinstance(weights, SectorForCausalLM):
         contenders += contest.variants(weights)
-    _, layout = task_and_layout(weights)
-    terms = Contest(options.settings, layout, options.settings.temperature, options.seed, options.hard_share)
+    terms = Contest(
+        options.settings, *task_and_layout(weights), options.settings.temperature, options.seed, options.hard_share
+    )
     cells: list[Cell] = []
     differing = 0
     for workload_cells, num_differing in terms.run(
@@ -156,10 +170,10 @@ def _run_contest(options: BenchOptions, weights: SectorForCausalLM, on_progress:
     return cells, differing
 
 
-def _cell(cell: Cell, bound: float) -> dict[str, Any]:
+def _cell(cell: Cell, bound: float | None) -> dict[str, Any]:
     """Return a cell with its share of the roofline.
 
-    bound: candidates per second that the roofline allows.
+    bound: candidates per second that the roofline allows; None if it is not worked out.
     """
     candidates_per_s = cell.workload.count / cell.median
-    return {**cell.as_json(), "share_of_roofline": candidates_per_s / bound}
+    return {**cell.as_json(), "share_of_roofline": None if bound is None else candidates_per_s / bound}

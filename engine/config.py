@@ -353,7 +353,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 # Defaults for a pretrained model, which is larger and has learned already: AdamW alone, at lower learning rates.
 PRETRAINED: dict[str, Any] = {
-    "engine": "hf",
     "schedule": "paper",
     "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
     "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
@@ -385,7 +384,7 @@ class RunConfig(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws. Change it to repeat a run with other draws."""
     engine: EngineName = "native"
-    """Engine that generates tokens. `native` needs nothing else; `hf` is transformers, `vllm` is vLLM."""
+    """Engine that generates tokens. `native` needs nothing else; `hf` is `generate` of transformers, `vllm` is vLLM."""
     blocks: CountOrNone = 0
     """Blocks of 250 candidates that a round solves together. 0 chooses: one on a CPU, and on a GPU as many as fit the
     memory for cache and activations, at most 64. The examples do not depend on it. Lower it if memory runs out."""
@@ -425,8 +424,6 @@ class RunConfig(Settings):
                 f"a pretrained model cannot learn the task {self.task}, which has no text form yet; leave out "
                 "pretrained, or choose the task addition"
             )
-        if self.engine == "native":
-            raise ValueError("the engine native runs sector's own models only; with pretrained choose hf or vllm")
         if self.digit_order != "msd":
             raise ValueError("a pretrained model reads the most significant digit first; leave out digit_order")
         if not self.filter.use_chain and self.filter.k > 2 and not self.filter.temperature:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from scripted import Scripted
+from small_text import small_text_model
 from typer.testing import CliRunner, Result
 
 from sector.benchmarks import contest, fresh, kernel_times, memory, peers, roofline, training
@@ -29,6 +30,7 @@ from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy.improve import improve
 from sector.engine.samplers.protocol import Sampling
+from sector.engine.tasks.addition import TASK as ADDITION
 
 CPU = torch.device("cpu")
 
@@ -54,7 +56,7 @@ def checkpoint(model: SectorForCausalLM, tmp_path_factory: pytest.TempPathFactor
 
 
 def terms(settings: Filter = FILTERS["none"], temperature: float = 0.0) -> Contest:
-    return Contest(settings.model_copy(update={"k": 2}), PlaceLayout(), temperature, seed=3, hard_share=0.5)
+    return Contest(settings.model_copy(update={"k": 2}), ADDITION, PlaceLayout(), temperature, seed=3, hard_share=0.5)
 
 
 def sector(*args: object) -> Result:
@@ -124,7 +126,7 @@ def test_engines_and_savings_give_the_same_examples(name: str, temperature: floa
 
 
 def test_a_contest_sees_what_is_unlike_and_takes_turns(model: SectorForCausalLM) -> None:
-    problems = Workload(3, 12, 12).problems(3, 0.5)
+    problems = Workload(3, 12, 12).problems(ADDITION, 3, 0.5)
     wrong = contest.Contender("wrong", Scripted({problems.texts()[4]: 1, problems.texts()[7]: 1}))
     right = contest.Contender("right", Scripted())
     seen: list[str] = []
@@ -353,3 +355,19 @@ def test_what_cannot_be_measured(options: list[str], said: str, checkpoint: Path
     assert result.exit_code == 2
     assert result.stderr.startswith("sector: ") and result.stderr.count("\n") == 1 and said in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("task", ["multiplication", "text"])
+def test_other_models_are_measured_without_the_limit_of_the_hardware(task: str, tmp_path: Path) -> None:
+    if task == "text":
+        save_checkpoint(small_text_model(), tmp_path / "model")
+    else:
+        save_checkpoint(new_model("tiny", 0, task=task), tmp_path / "model")
+    options = ("--digits", 3, "--count", 4, "--batch", 4, "--repeats", 1, "--engine", "native,hf", "--json")
+    result = sector("bench", "--model", tmp_path / "model", *options)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["roofline"] == [] and record["differing"] == 0
+    assert [cell["share_of_roofline"] for cell in record["cells"]] == [None, None]
+    assert all(cell["tokens"] > 0 for cell in record["cells"])
+    assert sector("bench", "--model", tmp_path / "model", "--peers").exit_code == 2

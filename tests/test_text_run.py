@@ -77,7 +77,7 @@ def _weights(run: RunDir, digits: int) -> str:
 
 def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
     config = run_config({"pretrained": str(pretrained), "round": {"trainer": {"learning_rate": 5e-5}}})
-    assert config.engine == "hf" and config.supervised.trainer.learning_rate == 2e-4
+    assert config.engine == "native" and config.supervised.trainer.learning_rate == 2e-4
     assert config.round.trainer.learning_rate == 5e-5 and config.round.trainer.weight_decay == 0.01
     assert config.round.candidates == run_config({"schedule": "paper"}).round.candidates
 
@@ -85,14 +85,13 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"engine": "native"}, "native runs sector's own models only; with pretrained choose hf or vllm"),
         ({"digit_order": "lsd"}, "reads the most significant digit first; leave out digit_order"),
         (
             {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
             "only two guesses, one per operand order; lower k",
         ),
     ],
-    ids=["native", "lsd", "guesses"],
+    ids=["lsd", "guesses"],
 )
 def test_settings_that_text_does_not_take(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
@@ -110,7 +109,7 @@ def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
     row = pq.read_table(finished.round(3).examples).slice(0, 1).to_pylist()[0]
     assert model.tokenizer.decode(row["prompt_ids"]) == f"{row['problem']}="
     assert model.tokenizer.decode(row["answer_ids"]) == f"{row['answer'].zfill(3)}\n"
-    assert row["engine"] == "hf" and row["weights_sha256"] == _weights(finished, 2)
+    assert row["engine"] == "native" and row["weights_sha256"] == _weights(finished, 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
@@ -176,20 +175,20 @@ def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
     distilled = _sector("distill", "--model", finished.root, "--data", data, "--out", tmp_path / "new", "--steps", 2)
     assert distilled.exit_code == 0, distilled.output
     assert isinstance(load_checkpoint(tmp_path / "new"), TextModel)
-    scored = _sector("eval", "--model", tmp_path / "new", "--digits", "1-2", "--samples", 4, "--engine", "hf", "--json")
+    scored = _sector("eval", "--model", tmp_path / "new", "--digits", "1-2", "--samples", 4, "--json")
     assert [line["samples"] for line in json.loads(scored.stdout)["lengths"]] == [4, 4]
-    solved = _sector("solve", "12+34", "--model", tmp_path / "new", "--engine", "hf", "--json")
+    solved = _sector("solve", "12+34", "--model", tmp_path / "new", "--json")
     assert json.loads(solved.stdout)["problem"] == "12+34"
 
 
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (["solve", "1+2"], "the engine native runs sector's own models only; for a model of text choose hf or vllm"),
-        (["bench"], "is a model of text; this needs one of sector's own"),
+        (["bench", "--kernels"], "is a model of text; --kernels takes sector's own model of addition"),
+        (["bench", "--savings"], "is a model of text; --savings takes sector's own model of addition"),
         (["generate", "--digits", 2, "--count", 4, "--workers", 2, "--engine", "hf", "--out"], "leave it out"),
     ],
-    ids=["native", "bench", "workers"],
+    ids=["kernels", "savings", "workers"],
 )
 def test_what_models_of_text_do_not_do(finished: RunDir, command: list[Any], reason: str, tmp_path: Path) -> None:
     result = _sector(*command, *[tmp_path / "out.parquet"] * ("--out" in command), "--model", finished.root)

@@ -1,7 +1,10 @@
 """Engines with models of text: vLLM against transformers' own `generate`, token for token; weights proven; refusals."""
 
 import sys
+from copy import copy
 from dataclasses import replace
+from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from corrupted import Corruption, assert_caught
 from drawn import assert_drawn_from
 from small_text import small_text_model
 from torch import Tensor
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
@@ -18,10 +22,12 @@ from sector.engine.models.checkpoint import task_and_layout, weights_sha256
 from sector.engine.models.text import TextModel
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.hf import HuggingFaceSampler
-from sector.engine.samplers.protocol import Branch, Sampler, Sampling
+from sector.engine.samplers.protocol import Branch, Sampler, Sampling, Savings
+from sector.engine.samplers.text import TextSampler
 from sector.engine.samplers.vllm.sampler import VllmSampler
 
 ROWS = 9
+SAVINGS: list[dict[str, bool]] = [{}, {"drafts": False}, {"drop_finished": False}, {"shared_prefix": False}]
 SETTINGS = VllmConfig(rows=64, memory_mib=64, max_digits=20)
 needs_vllm = pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
 
@@ -103,9 +109,70 @@ def test_the_engine_keeps_its_own_weights(model: TextModel) -> None:
                 parameter.mul_(-1)
 
 
-def test_native_refuses_models_of_text(model: TextModel) -> None:
-    with pytest.raises(InputError, match="native runs sector's own models only; for a model of text choose hf or vllm"):
-        make_sampler("native", model)
+@pytest.mark.parametrize("savings", SAVINGS, ids=lambda savings: ",".join(savings) or "all")
+@pytest.mark.parametrize("temperature", [0.0, 0.7], ids="temperature{}".format)
+def test_native_writes_what_transformers_writes(model: TextModel, savings: dict[str, bool], temperature: float) -> None:
+    """With drafts that are right, wrong in the middle, and none; whichever savings are on."""
+    native, hf = TextSampler(model, 2, Savings(**savings)), HuggingFaceSampler(model)
+    for digits in (2, 9, 20):
+        plain = _sample(hf, model, digits, temperature)
+        assert _sample(native, model, digits, temperature) == plain
+        half_wrong = [[ids[:3] + ids[:-3] if row % 2 else ids for row, ids in enumerate(branch)] for branch in plain]
+        for drafts in (plain, half_wrong):
+            assert _sample(native, model, digits, temperature, drafts) == plain
+
+
+def test_a_draft_saves_passes(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, ...]] = []
+    native = TextSampler(model, 1)
+    forward = native._network.forward
+
+    def counted(*, input_ids: Tensor, **arguments: Any) -> Any:
+        passes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **arguments)
+
+    plain = _sample(native, model, 9)
+    monkeypatch.setattr(native._network, "forward", counted)
+    counted.__signature__ = signature(forward)  # type: ignore[attr-defined]
+    _sample(native, model, 9)
+    without = len(passes)
+    passes.clear()
+    _sample(native, model, 9, drafts=plain)
+    assert without > 20 and len(passes) == 3, "the prefix, and a pass for each branch"
+
+
+def test_rows_that_have_ended_leave_the_batch(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    native = TextSampler(model, 1)
+    plain = _sample(native, model, 20, temperature=2.0)
+    forward = native._network.forward
+    monkeypatch.setattr(
+        native._network, "forward", lambda **arguments: rows.append(len(arguments["input_ids"])) or forward(**arguments)
+    )
+    assert _sample(native, model, 20, temperature=2.0) == plain
+    assert rows[0] == ROWS and min(rows) < ROWS
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"),
+    [
+        (lambda: MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=64)), "whose state is no"),
+        (lambda: BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=64)), "whose state is no"),
+    ],
+    ids=["state", "positions"],
+)
+def test_a_model_without_a_slot_a_token_is_refused(model: TextModel, network: Any, fault: str) -> None:
+    other = copy(model)
+    other.__dict__ = {**model.__dict__, "_modules": {"network": network()}}
+    with pytest.raises(InputError, match=fault):
+        make_sampler("native", other)
+
+
+def test_a_window_that_hides_slots_is_refused(model: TextModel) -> None:
+    native = TextSampler(model, 1)
+    native._network.config.sliding_window, native._network.config.layer_types = 30, ["sliding_attention"] * 2
+    with pytest.raises(InputError, match=r"take \d+ slots, and a layer of \w+ sees the last 30; choose the engine hf"):
+        _sample(native, model, 9)
 
 
 @needs_vllm

@@ -1,7 +1,7 @@
 """Engines: prompts in, completions out; `native`, `hf` and `vllm` behind one protocol.
 
 May import: `models` and below. Open `protocol.py` first: it defines the one call that completes prompts. `native.py` is
-the engine for CPUs, `gpu.py` the one for GPUs; `vllm/` puts our model into vLLM.
+the engine for CPUs, `gpu.py` the one for GPUs, `text.py` the one for models of text; `vllm/` puts our model into vLLM.
 """
 
 from typing import get_args
@@ -26,7 +26,8 @@ def check_engine(engine: str) -> None:
 def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_threads: int | None = None) -> Sampler:
     """Return the engine of that name with the model's weights.
 
-    The native engine runs on the device of the model: plain torch on a CPU, our kernels on a GPU. Raise InputError if
+    The native engine runs on the device of the model: plain torch on a CPU, our kernels on a GPU; for models of text it
+    is transformers with our decoding. Raise InputError if
     the name is unknown, if the engine is not installed, or if it cannot run this kind of model.
 
     vllm: settings of the engine vllm.
@@ -35,7 +36,9 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
     # The dependencies of an engine are imported only if it is used.
     if engine == "native":
         if isinstance(model, TextModel):
-            raise InputError("the engine native runs sector's own models only; for a model of text choose hf or vllm")
+            from sector.engine.samplers.text import TextSampler
+
+            return TextSampler(model, num_threads)
         if model.device.type == "cuda":
             from sector.engine.samplers.gpu import GpuSampler
 

@@ -30,6 +30,7 @@ from sector.engine.samplers.native_attention import Seen, attend, attend_from_on
 from sector.engine.samplers.native_compiled import CompiledModel, load_library
 from sector.engine.samplers.native_model import Kept, NativeModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
+from sector.engine.samplers.rows import cut, rows_of
 from sector.engine.spans import span
 from sector.engine.threads import num_cores
 from sector.kernels.acceptance import accept
@@ -88,14 +89,14 @@ class NativeSampler:
         model, savings = self._model, self._savings
 
         def run(rows: slice) -> list[Tensor]:
-            call = prefix[rows], _rows_of(branches, rows), sampling[rows], None if kept is None else kept[rows]
+            call = prefix[rows], rows_of(branches, rows), sampling[rows], None if kept is None else kept[rows]
             if isinstance(model, CompiledModel):
                 with span("compiled"):
                     return model.complete(*call, drop_finished=savings.drop_finished)[0]
             return _Job(model, savings, *call).run()
 
         slots = prefix.shape[1] + sum(1 + branch.length for branch in branches)
-        parts = list(self._pool.map(run, _cut(len(prefix), model.job_rows(slots), self._threads)))
+        parts = list(self._pool.map(run, cut(len(prefix), model.job_rows(slots), self._threads)))
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
     def _kept(self, prefix: Tensor, beginning: Beginning) -> Kept:
@@ -133,7 +134,7 @@ class _Job:
         shared = self._kept.shared(self._prefix) if self._kept else 0
         width = self._prefix.shape[1] - shared + sum(1 + branch.drafted for branch in self._branches)
         with span("prefix"):
-            for rows in _cut(len(self._prefix), TILE_TOKENS // width):
+            for rows in cut(len(self._prefix), TILE_TOKENS // width):
                 self._read(rows)
         with span("decode"):
             for index in range(len(self._branches)):
@@ -142,7 +143,7 @@ class _Job:
 
     def _read(self, rows: slice) -> None:
         """Read prefixes, marks and drafts of a tile, and choose a token after each mark and each draft token."""
-        prefix, branches, kept = self._prefix[rows], _rows_of(self._branches, rows), self._kept
+        prefix, branches, kept = self._prefix[rows], rows_of(self._branches, rows), self._kept
         if kept is not None:
             kept = kept[rows]
         shared = kept.shared(prefix) if kept else 0
@@ -296,24 +297,6 @@ class _Cache:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows except those where `rows [B]` is true."""
         self._keys, self._values = self._keys[:, :, rows], self._values[:, :, rows]
-
-
-def _cut(count: int, limit: int, multiple: int = 1) -> list[slice]:
-    """Cut `count` rows into slices of about equal size, at most `limit`.
-
-    The number of slices is a multiple of `multiple` if there are enough rows.
-    """
-    number = -(-count // max(1, limit))
-    number += -number % multiple
-    size = -(-count // number)
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def _rows_of(branches: Sequence[Branch], rows: slice) -> list[Branch]:
-    return [
-        Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
-        for branch in branches
-    ]
 
 
 def _first_pass(prefix: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, list[slice]]:

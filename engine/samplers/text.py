@@ -1,0 +1,242 @@
+"""The native engine for models of text: batched, cached decoding with any causal model of transformers.
+
+One pass reads a prefix once for all its branches. A pass for each branch reads its mark and its draft; the first token
+that differs from the model's own choice is replaced by that choice, and decoding goes on from there token by token, so
+that the output equals that of `generate` (lossless). Rows that have ended leave the batch.
+
+Rows accept drafts of different lengths. Slots with rejected tokens stay in the cache, and the attention mask hides
+them; positions count the tokens of a row alone.
+
+On a CPU the batch is cut into jobs, one per core: for matrices this small, that is faster than two cores on one
+operation.
+
+Legend: B rows, P prefix tokens, S slots of the cache, V ids of the vocabulary.
+"""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from inspect import signature
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from sector.engine.errors import InputError
+from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.models.text import TextModel
+from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
+from sector.engine.samplers.rows import cut, rows_of
+from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
+from sector.engine.spans import span
+from sector.engine.threads import num_cores
+from sector.kernels.acceptance import accept
+
+DEFAULT_SAVINGS = Savings()
+# Rows of a job at most: their cache and logits fit memory also for large vocabularies.
+_JOB_ROWS = 256
+
+
+class TextSampler:
+    """Engine for models of text; see the module docstring."""
+
+    name = "native"
+
+    def __init__(self, model: TextModel, num_threads: int | None = None, savings: Savings = DEFAULT_SAVINGS) -> None:
+        """Start the engine with a model's weights.
+
+        num_threads: threads on a CPU; by default one per core.
+        savings: optimisations; `shared_beginning` and `compiled` have no effect.
+        """
+        self._savings = savings
+        self._threads = num_threads or num_cores()
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.load(model)
+
+    def load(self, model: TextModel) -> None:
+        """Copy the model's weights. Raise InputError if the model has no cache with a slot a token."""
+        _check_cache(model)
+        self._network, self._vocabulary = copy.deepcopy(model.network).eval(), vocabulary(model)
+        self.weights_sha256 = weights_sha256(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._network.device
+
+    @property
+    def uses_all_cores(self) -> bool:
+        """Whether a thread stands on each core."""
+        return self.device.type == "cpu"
+
+    def sample(
+        self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
+    ) -> list[Tensor]:
+        """Complete every prefix; see `protocol.Sampler`."""
+        if len(prefix) == 0:
+            return [prefix.new_empty(0, branch.length) for branch in branches]
+        _check_window(self._network, prefix.shape[1] + max(1 + branch.drafted + branch.length for branch in branches))
+        if not self._savings.drafts:
+            branches = [replace(branch, draft=None) for branch in branches]
+
+        def run(rows: slice) -> list[Tensor]:
+            return _Job(self._network, self._vocabulary, self._savings, prefix[rows], sampling[rows]).complete(
+                rows_of(branches, rows)
+            )
+
+        # A GPU takes all rows at once, from one thread.
+        on_cpu = self.device.type == "cpu"
+        slices = cut(len(prefix), _JOB_ROWS, self._threads if on_cpu else 1)
+        parts = list(self._pool.map(run, slices) if on_cpu else map(run, slices))
+        return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
+
+
+class _Job:
+    """Rows of a call that are completed together."""
+
+    def __init__(
+        self, network: PreTrainedModel, vocabulary: Vocabulary, savings: Savings, prefix: Tensor, sampling: Sampling
+    ) -> None:
+        self._network, self._vocabulary, self._savings, self._sampling = network, vocabulary, savings, sampling
+        self._prefix = prefix.to(network.device)
+        self._ends = torch.tensor(vocabulary.ends, device=network.device)
+        self._lanes = vocabulary.lanes.to(network.device)
+
+    @torch.inference_mode()
+    def complete(self, branches: Sequence[Branch]) -> list[Tensor]:
+        """Return the completions `[B, length]`, one per branch."""
+        start, outputs = self._read_prefix(), []
+        for index, branch in enumerate(branches):
+            # The last branch may change the cache; others start from a copy of it.
+            decoding = start if index + 1 == len(branches) else start.copy()
+            if index and not self._savings.shared_prefix:
+                decoding = self._read_prefix()
+            outputs.append(self._complete(decoding, branch, index))
+        return outputs
+
+    def _read_prefix(self) -> "_Decoding":
+        with span("prefix"):
+            return _Decoding(self._network, self._prefix, self._vocabulary.pad)
+
+    def _complete(self, decoding: "_Decoding", branch: Branch, index: int) -> Tensor:
+        """Read mark and draft of a branch, and decode the rows whose completion has not ended."""
+        mark = branch.mark.to(self._prefix.device)
+        draft = None if branch.draft is None else branch.draft.to(mark.device)[:, : branch.drafted]
+        output = mark.new_empty(len(mark), branch.length)
+        ids = mark if draft is None else torch.cat([mark, draft], dim=1)
+        rows = torch.arange(len(mark), device=mark.device)
+        with span("draft"):
+            logits = decoding.read(ids)
+            steps = torch.arange(ids.shape[1], device=mark.device).unsqueeze(0)
+            count = accept(output, self._choose(logits, rows, index, steps), draft, self._vocabulary.pad)
+            self._end(output)
+            decoding.hide(ids.shape[1] - count)
+        unfinished = self._is_unfinished(output, count)
+        with span("decode"):
+            while unfinished.any():
+                if self._savings.drop_finished and not unfinished.all():
+                    decoding.keep(unfinished)
+                    rows, unfinished = rows[unfinished], unfinished[unfinished]
+                # Finished rows that wait for the others repeat their last step; its result is discarded.
+                step = count[rows].clamp(max=branch.length - 1)
+                logits = decoding.read(output[rows, step - 1].unsqueeze(1))
+                chosen = self._choose(logits, rows, index, step.unsqueeze(1)).squeeze(1)
+                output[rows, step] = torch.where(unfinished, chosen, output[rows, step])
+                count[rows] += unfinished
+                unfinished = self._is_unfinished(output[rows], count[rows])
+        return output
+
+    def _choose(self, logits: Tensor, rows: Tensor, branch: int, steps: Tensor) -> Tensor:
+        """Choose ids `[B, T]` by logits `[B, T, V]`; steps: `[B or 1, T]`."""
+        if self._sampling.temperature > 0:
+            counters = self._sampling.rows.to(rows.device)[rows].unsqueeze(1)
+            noise = self._sampling.gumbel(branch, counters, steps, self._vocabulary.num_lanes)
+            logits = logits / self._sampling.temperature + noise[..., self._lanes]
+        return logits.argmax(dim=-1)
+
+    def _end(self, output: Tensor) -> None:
+        """Replace what stands behind the first end of each row by padding, as a draft may go on behind it."""
+        ended = torch.isin(output, self._ends).long().cumsum(dim=1)
+        behind = (ended - torch.isin(output, self._ends).long()) > 0
+        output.masked_fill_(behind, self._vocabulary.pad)
+
+    def _is_unfinished(self, output: Tensor, count: Tensor) -> Tensor:
+        """Return `[B]` bool: rows that have not ended and are not full, after `count [B]` new tokens."""
+        last = output.gather(1, count.unsqueeze(1) - 1).squeeze(1)
+        return ~torch.isin(last, self._ends) & (count < output.shape[1])
+
+
+class _Decoding:
+    """Rows under way: the cache of a network, the mask of its slots, and the next position of each row."""
+
+    def __init__(self, network: PreTrainedModel, prefix: Tensor, pad: int) -> None:
+        """Read prefixes `[B, P]`; padding in front of one is not part of it."""
+        self._network = network
+        # Without the config: a layer with a sliding window would drop slots.
+        self._cache = DynamicCache()
+        self._mask = prefix.new_empty(len(prefix), 0)
+        self._position = prefix.new_zeros(len(prefix))
+        self.read(prefix, prefix != pad, logits_to_keep=1)
+
+    def read(self, ids: Tensor, counts: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
+        """Read ids `[B, T]` behind those before; return the logits `[B, T, V]` after each.
+
+        counts: `[B, T]` bool, which ids are tokens; None is all.
+        logits_to_keep: count of the last ids whose logits are computed; 0 is all.
+        """
+        counted = torch.ones_like(ids) if counts is None else counts.long()
+        self._mask = torch.cat([self._mask, counted], dim=1)
+        positions = self._position.unsqueeze(1) + counted.cumsum(dim=1) - 1
+        self._position = self._position + counted.sum(dim=1)
+        logits: Tensor = self._network(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions.clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        ).logits
+        return logits
+
+    def hide(self, rejected: Tensor) -> None:
+        """Hide the last slots of each row, as many as `rejected [B]`, since their tokens were not chosen."""
+        slots = torch.arange(self._mask.shape[1], device=self._mask.device)
+        self._mask = self._mask * (slots < (len(slots) - rejected).unsqueeze(1))
+        self._position = self._position - rejected
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows except those where `rows [B]` is true."""
+        self._cache.batch_select_indices(rows.nonzero().squeeze(1))
+        self._mask, self._position = self._mask[rows], self._position[rows]
+
+    def copy(self) -> "_Decoding":
+        """Return the same rows, whose cache can go on by itself."""
+        other = copy.copy(self)
+        other._cache = copy.deepcopy(self._cache)
+        return other
+
+
+def _check_cache(model: TextModel) -> None:
+    """Raise InputError unless the cache of a model holds a slot a token, so that tokens in it can be hidden."""
+    network = model.network
+    kinds = {type(layer) for layer in DynamicCache(config=network.config).layers}
+    takes = signature(network.forward).parameters
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer} or not {"position_ids", "logits_to_keep"} <= set(takes):
+        raise InputError(
+            f"the engine native cannot run {type(network).__name__}, whose state is no cache with a slot a token; "
+            "choose hf"
+        )
+
+
+def _check_window(network: PreTrainedModel, slots: int) -> None:
+    """Raise InputError if a layer would not see all slots of a row."""
+    config = network.config.get_text_config()
+    sliding = any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"])
+    window = getattr(config, "sliding_window", None) if sliding else None
+    if window is not None and slots > window:
+        raise InputError(
+            f"problems of this length take {slots} slots, and a layer of {type(network).__name__} sees the last "
+            f"{window}; choose the engine hf"
+        )
