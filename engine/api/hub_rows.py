@@ -12,7 +12,6 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
 from sector.engine.language.operands import batches
 from sector.engine.models.checkpoint import task_and_layout
-from sector.engine.models.text import TextModel
 from sector.engine.policy.solve import BATCH, think
 from sector.engine.policy.solver import Solver
 from sector.engine.run.directory import RunDir
@@ -89,7 +88,7 @@ def _chains(task: Task, examples: list[_Row], teacher: Phase, config: RunConfig)
         model = teacher.load_checkpoint()
     except InputError:
         return {}
-    sampler = make_sampler("hf" if isinstance(model, TextModel) else "native", model)
+    sampler = make_sampler("native", model)
     if sampler.weights_sha256 != examples[0]["weights_sha256"]:
         return {}
     solver = Solver(sampler, task_and_layout(model)[1], "slow", config.filter)
