@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 from small_text import save_text_model, small_text_model
+from two_ranks import command_of_two
 from typer.testing import CliRunner, Result
 
 from sector.cli.app import app
@@ -209,3 +210,14 @@ def test_sft_takes_settings_one_by_one(pretrained: Path, tmp_path: Path) -> None
 def test_the_layout_of_a_run_is_its_tokenizers(finished: RunDir) -> None:
     layout = Phases(finished, finished.read_config())._layout
     assert layout.num_variants == 1 and layout.pad_id == 0
+
+
+def test_two_processes_train_a_model_of_text_to_the_weights_of_one(
+    pretrained: Path, finished: RunDir, tmp_path: Path
+) -> None:
+    """Tolerance: none."""
+    run = _start(tmp_path / "two", pretrained)
+    with command_of_two("run", "--out", run.root):
+        pass
+    for digits in (2, 3):
+        assert _weights(run, digits) == _weights(finished, digits)

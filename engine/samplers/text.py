@@ -7,7 +7,7 @@ that the output equals that of `generate` (lossless). Rows that have ended leave
 Rows accept drafts of different lengths. Slots with rejected tokens stay in the cache, and the attention mask hides
 them; positions count the tokens of a row alone.
 
-On a CPU the batch is cut into jobs, one per core: for matrices this small, that is faster than two cores on one
+On a CPU the batch is cut into jobs, each for one core: for matrices this small, that is faster than two cores on one
 operation.
 
 Legend: B rows, P prefix tokens, S slots of the cache, V ids of the vocabulary.
@@ -35,8 +35,10 @@ from sector.engine.threads import num_cores
 from sector.kernels.acceptance import accept
 
 DEFAULT_SAVINGS = Savings()
-# Rows of a job at most: their cache and logits fit memory also for large vocabularies.
-_JOB_ROWS = 256
+# Rows of a job on a CPU. They do not depend on the number of threads, since sums of another shape round otherwise.
+_JOB_ROWS = 64
+# Rows of a job on a GPU at most: their cache and logits fit memory also for large vocabularies.
+_GPU_ROWS = 1024
 
 
 class TextSampler:
@@ -51,8 +53,7 @@ class TextSampler:
         savings: optimisations; `shared_beginning` and `compiled` have no effect.
         """
         self._savings = savings
-        self._threads = num_threads or num_cores()
-        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(num_threads or num_cores(), initializer=torch.set_num_threads, initargs=(1,))
         self.load(model)
 
     def load(self, model: TextModel) -> None:
@@ -86,10 +87,10 @@ class TextSampler:
                 rows_of(branches, rows)
             )
 
-        # A GPU takes all rows at once, from one thread.
-        on_cpu = self.device.type == "cpu"
-        slices = cut(len(prefix), _JOB_ROWS, self._threads if on_cpu else 1)
-        parts = list(self._pool.map(run, slices) if on_cpu else map(run, slices))
+        if self.device.type == "cpu":
+            parts = list(self._pool.map(run, cut(len(prefix), _JOB_ROWS)))
+        else:
+            parts = [run(rows) for rows in cut(len(prefix), _GPU_ROWS)]
         return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
 
 
