@@ -153,7 +153,17 @@ def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgres
 
 def _shared(out: Path, config: RunConfig) -> Path:
     """Return the path of the snapshot after the first supervised cycle of runs with these settings."""
-    names = {"pretrained", "preset", "task", "digit_order", "seed", "hard_share", "supervised"}
+    names = {
+        "pretrained",
+        "preset",
+        "network",
+        "text_layout",
+        "task",
+        "digit_order",
+        "seed",
+        "hard_share",
+        "supervised",
+    }
     values = config.model_dump(include=names)
     # Goals are judged after the cycle and do not change it.
     goals = ("target_accuracy", "target_agreement", "max_cycles", "more_steps", "examples")

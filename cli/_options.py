@@ -143,7 +143,7 @@ RunPreset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Size of a new model: 0.15 million parameters (tiny) or 14 million (base).",
+        help="New model: tiny or base, or an ordinary transformer on text: text-tiny or text-base.",
         show_default=DEFAULTS.preset,
     ),
 ]

@@ -17,6 +17,8 @@ from sector.engine.files import read_text
 from sector.engine.tasks import DEFAULT, find_task, is_task, no_such_task
 
 MAX_DIGITS = 256
+# Beginning of the names of presets that are models of text.
+_TEXT_PRESET = "text-"
 # Raised whenever the same settings lead to other weights. A config without a recipe has recipe 1.
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
@@ -24,7 +26,7 @@ MAX_FAST_GUESSES = 6
 EngineName = Literal["native", "hf", "vllm"]
 PolicyName = Literal["fast", "slow", "improved"]
 FilterName = Literal["none", "paper", "strict", "thorough"]
-Preset = Literal["tiny", "base"]
+Preset = Literal["tiny", "base", "text-tiny", "text-base"]
 Schedule = Literal["leaps", "paper"]
 CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
 # All checks (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative check at other
@@ -215,6 +217,8 @@ class TrainerConfig(Settings):
     """Learning rate at the end of a cycle, as a share of its peak. A low value helps one more digit to work."""
     clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Largest norm of the gradient; larger ones are scaled down. Lower it if the loss jumps."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Optimizer of the weight matrices of the blocks. A pretrained model is trained by AdamW alone by default."""
     gap_share: Share = 0.5
     """Share of training rows whose digit positions have a random gap, so that longer numbers work later. 0 turns it
     off."""
@@ -354,8 +358,20 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 # Defaults for a pretrained model, which is larger and has learned already: AdamW alone, at lower learning rates.
 PRETRAINED: dict[str, Any] = {
     "schedule": "paper",
-    "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
-    "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
+    "supervised": {"trainer": {"optimizer": "adamw", "learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
+    "round": {"trainer": {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01}},
+}
+# Defaults of the presets of text.
+TEXT: dict[str, Any] = {
+    "schedule": "paper",
+    "text_layout": "hints",
+    "digit_order": "lsd",
+    "supervised": {
+        "cycle_steps": 4000,
+        "more_steps": 1500,
+        "trainer": {"learning_rate": 1.5e-3, "muon_learning_rate": 6e-3, "num_shards": 4, "shard_rows": 16},
+    },
+    "round": {"trainer": {"learning_rate": 1e-3, "muon_learning_rate": 4e-3}},
 }
 
 
@@ -370,7 +386,14 @@ class RunConfig(Settings):
     """Version of the training method that the settings are for. A run of another recipe cannot be resumed. Do not set
     it."""
     preset: Preset = "tiny"
-    """Size of the model. `base` is slower and has more room to learn."""
+    """Kind and size of a new model. `base` is slower and has more room to learn. `text-tiny` and `text-base` are
+    ordinary transformers that read text, of 0.3 and 14 million parameters; they change some defaults."""
+    network: dict[str, Any] = {}
+    """Keys of a config of transformers that replace those of the preset `text-tiny` or `text-base`, such as
+    `hidden_size`. With another `model_type`, such as `llama`, they replace all."""
+    text_layout: Literal["plain", "hints"] = "plain"
+    """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition.
+    The presets `text-tiny` and `text-base` take it by default."""
     task: str = DEFAULT
     """Task that the model learns. A task may change the defaults of other settings."""
     digit_order: Literal["msd", "lsd"] = "msd"
@@ -412,20 +435,35 @@ class RunConfig(Settings):
             values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
             values = merged(PRETRAINED, values)
+        elif isinstance(preset := values.get("preset"), str) and preset.startswith(_TEXT_PRESET):
+            values = merged(TEXT, values)
         schedule = values.get("schedule", "leaps")
         return merged(SCHEDULES[schedule], values) if isinstance(schedule, str) and schedule in SCHEDULES else values
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the model reads text: a pretrained one, or a preset of text."""
+        return bool(self.pretrained) or self.preset.startswith(_TEXT_PRESET)
+
     @model_validator(mode="after")
-    def _check_pretrained(self) -> Self:
-        if not self.pretrained:
+    def _check_text(self) -> Self:
+        if self.network and (self.pretrained or not self.is_text):
+            raise ValueError("network changes the presets text-tiny and text-base; choose one of them, or leave it out")
+        if not self.is_text:
+            if self.text_layout != "plain":
+                raise ValueError("text_layout is for models of text; leave it out, or choose the preset text-tiny")
             return self
+        if self.text_layout == "hints" and self.task != DEFAULT:
+            raise ValueError(f"text_layout hints writes {DEFAULT} only; choose the layout plain for {self.task}")
         if self.task != DEFAULT and not find_task(self.task).has_text:
             raise ValueError(
-                f"a pretrained model cannot learn the task {self.task}, which has no text form yet; leave out "
+                f"a model of text cannot learn the task {self.task}, which has no text form yet; leave out "
                 "pretrained, or choose the task addition"
             )
+        if self.text_layout == "hints":
+            return self
         if self.digit_order != "msd":
-            raise ValueError("a pretrained model reads the most significant digit first; leave out digit_order")
+            raise ValueError("plain text has the most significant digit first; leave out digit_order")
         if not self.filter.use_chain and self.filter.k > 2 and not self.filter.temperature:
             raise ValueError(
                 "without use_chain and temperature text has only two guesses, one per operand order; lower k"

@@ -24,6 +24,7 @@ from sector.engine.config import (
     Schedule,
 )
 from sector.engine.errors import InputError
+from sector.engine.models.ordinary import TEXT_PRESETS
 from sector.engine.models.sector import PRESETS
 from sector.engine.policy.solve import solve
 from sector.engine.policy.solver import Solver
@@ -50,7 +51,7 @@ def test_no_lengths(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("names", "table"),
-    [(FilterName, FILTERS), (Preset, PRESETS), (Schedule, SCHEDULES)],
+    [(FilterName, FILTERS), (Preset, {**PRESETS, **TEXT_PRESETS}), (Schedule, SCHEDULES)],
     ids=["filter", "preset", "schedule"],
 )
 def test_choices_are_the_names_of_their_table(names: object, table: dict[str, object]) -> None:

@@ -86,7 +86,7 @@ def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"digit_order": "lsd"}, "reads the most significant digit first; leave out digit_order"),
+        ({"digit_order": "lsd"}, "plain text has the most significant digit first; leave out digit_order"),
         (
             {"filter": {"use_chain": False, "think_through": False, "checks": ["direct"]}},
             "only two guesses, one per operand order; lower k",

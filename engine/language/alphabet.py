@@ -4,8 +4,9 @@ Text models read numbers digit by digit here. A tokenizer is refused if it has o
 digits with marks, or lacks a token for a mark.
 """
 
+import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sector.engine.errors import InputError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = "0123456789+=>|\n"
+# Marks of places (`hint_layout.py`).
+LETTERS = string.ascii_letters
 
 _MEND = "choose a model whose tokenizer splits numbers into digits, as those of Qwen, Gemma and SmolLM2 do"
 
@@ -27,6 +30,7 @@ class Alphabet:
     pad: the padding id, different from all ids above.
     ends: ids that end a completion, the newline first.
     size: size of the vocabulary.
+    letters: ids of LETTERS in their order, if they were asked for.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +38,7 @@ class Alphabet:
     pad: int
     ends: tuple[int, ...]
     size: int
+    letters: tuple[int, ...] = ()
 
     def id_of(self, character: str) -> int:
         """Return the id of one of CHARACTERS."""
@@ -69,6 +74,23 @@ def read_alphabet(tokenizer: "PreTrainedTokenizerBase", name: str, size: int, en
     lead = (*_start(tokenizer), *leads.pop())
     pad = _pad(tokenizer, {*character_ids, *lead})
     return Alphabet(character_ids, lead, pad, tuple(dict.fromkeys([character_ids[-1], *ends, pad])), size)
+
+
+def with_letters(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: str) -> Alphabet:
+    """Return an alphabet with the ids of LETTERS. Raise InputError if the tokenizer has no token of its own for one."""
+    letters = []
+    for letter in LETTERS:
+        text = f"{letter}1{letter}2+{letter}3"
+        ids = _ids(tokenizer, text, special=False)[-len(text) :]
+        one, two, plus, three = (alphabet.id_of(character) for character in "12+3")
+        if len(ids) < len(text) or ids != [ids[0], one, ids[0], two, plus, ids[0], three]:
+            raise InputError(
+                f"the tokenizer of {name} does not read {text!r} character by character; choose text_layout plain"
+            )
+        letters.append(ids[0])
+    if len({*letters, *alphabet.ids, tokenizer.unk_token_id}) < len(letters) + len(alphabet.ids):
+        raise InputError(f"the tokenizer of {name} has no token for each letter; choose text_layout plain")
+    return replace(alphabet, letters=tuple(letters))
 
 
 def _texts() -> Iterator[str]:

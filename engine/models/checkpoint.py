@@ -16,7 +16,9 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.files import in_utf8
+from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
+from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
@@ -252,6 +254,8 @@ def task_and_layout(model: Model) -> tuple[Task, Layout]:
     """
     if isinstance(model, TextModel):
         task = find_task(model.task)
+        if model.layout == "hints":
+            return task, HintLayout(model.with_letters, DigitOrder(model.digit_order))
         return task, task.text_layout(model.alphabet)
     task = find_task(model.config.task)
     return task, task.layout(model.config.digit_order)

@@ -1,16 +1,17 @@
 """Text models: a causal model of transformers and its tokenizer, in the form that the loop uses."""
 
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sector.engine.language.alphabet import read_alphabet
+from sector.engine.language.alphabet import Alphabet, read_alphabet, with_letters
 from sector.engine.tasks import DEFAULT
 
-# Key of the task in config.json.
-_TASK = "sector_task"
+# Keys in config.json of the task, the form of problems and the order of digits.
+_TASK, _LAYOUT, _ORDER = "sector_task", "sector_layout", "sector_digit_order"
 
 
 class TextModel(nn.Module):
@@ -31,6 +32,7 @@ class TextModel(nn.Module):
         self.tokenizer = tokenizer
         size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
+        self._name = name
         # Settings for chats, such as penalties, would change greedy decoding.
         network.generation_config = GenerationConfig()
         self.eval()
@@ -45,10 +47,27 @@ class TextModel(nn.Module):
         """Name of the task that the model learns; addition if it has learned none of ours."""
         return str(self.config.to_dict().get(_TASK, DEFAULT))
 
-    @task.setter
-    def task(self, name: str) -> None:
-        """Set the task in the config, which a checkpoint keeps."""
-        setattr(self.config, _TASK, name)
+    @property
+    def layout(self) -> str:
+        """Name of the form in which it reads problems: `plain` or `hints`."""
+        return str(self.config.to_dict().get(_LAYOUT, "plain"))
+
+    @property
+    def digit_order(self) -> str:
+        """Order in which it reads digits: `msd` or `lsd`."""
+        return str(self.config.to_dict().get(_ORDER, "msd"))
+
+    def learns(self, task: str, layout: str = "plain", digit_order: str = "msd") -> None:
+        """Set the task and the form of its problems in the config, which a checkpoint keeps."""
+        setattr(self.config, _TASK, task)
+        if layout != "plain":
+            setattr(self.config, _LAYOUT, layout)
+            setattr(self.config, _ORDER, digit_order)
+
+    @cached_property
+    def with_letters(self) -> Alphabet:
+        """Alphabet with letters. Raise InputError if the tokenizer does not keep them apart."""
+        return with_letters(self.alphabet, self.tokenizer, self._name)
 
     @property
     def device(self) -> torch.device:

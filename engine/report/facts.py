@@ -257,11 +257,11 @@ def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -
 def changed_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that are not the default, by dotted name.
 
-    Defaults are those of the run's task and pretrained start; these two are compared with their own defaults.
+    Defaults are those of the run's task, preset and pretrained start, which are compared with their own defaults.
     """
-    start = {"task": config.task, "pretrained": config.pretrained}
+    start = {"task": config.task, "pretrained": config.pretrained, "preset": config.preset}
     default = dict(flat({**run_config(start).model_dump(), **RunConfig().model_dump(include=set(start))}))
-    return {key: value for key, value in flat(config.model_dump()) if value != default[key]}
+    return {key: value for key, value in flat(config.model_dump()) if value != default.get(key)}
 
 
 def _gate(run: RunDir, digits: int) -> Gate:

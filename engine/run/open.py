@@ -121,8 +121,8 @@ def _settle(run: RunDir, settings: dict[str, Any], source: str) -> RunConfig:
 def _check_unchanged(root: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise InputError if a setting that may not change differs from before."""
     for key, value in now.items():
-        if key not in MAY_CHANGE and value != before[key]:
+        if key not in MAY_CHANGE and value != before.get(key):
             raise InputError(
-                f"{root} was started with {key} = {before[key]!r}, not {value!r}; resume it without that setting, "
+                f"{root} was started with {key} = {before.get(key)!r}, not {value!r}; resume it without that setting, "
                 "or choose another --out"
             )

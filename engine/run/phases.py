@@ -19,6 +19,7 @@ from sector.engine.errors import InputError, NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
+from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.solver import Solver
@@ -80,11 +81,11 @@ class Phases:
         ranks: processes that share the training; None for this one.
 
         Raises InputError if there are more ranks than shards, if the engine is not installed, or if there are workers
-        and a pretrained model.
+        and a model of text.
         """
         check_engine(config.engine)
-        if workers and config.pretrained:
-            raise InputError("--workers takes sector's own models only; leave it out for a pretrained model")
+        if workers and config.is_text:
+            raise InputError("--workers takes sector's own models only; leave it out for a model of text")
         check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
         tune_allocator()
         self._run, self._config = run, config
@@ -252,8 +253,8 @@ class Phases:
 
     @cached_property
     def _layout(self) -> Layout:
-        """Layout of the weights; that of a pretrained model depends on its tokenizer."""
-        if self._config.pretrained:
+        """Layout of the weights; that of a model of text depends on its tokenizer."""
+        if self._config.is_text:
             return task_and_layout(load_checkpoint(self._run.pretrained))[1]
         return self._task.layout(self._config.digit_order)
 
@@ -271,12 +272,20 @@ class Phases:
         )
 
     def _fetch(self) -> None:
-        """Copy a pretrained model to checkpoint 0, once, so that the run needs no file outside its directory."""
-        if self._config.pretrained and not self._run.pretrained.is_dir():
-            model = open_pretrained(Path(self._config.pretrained))
-            model.task = self._config.task
-            task_and_layout(model)
-            save_checkpoint(model, self._run.pretrained)
+        """Write the model of text that the run starts from to checkpoint 0, once.
+
+        A pretrained one is copied, so that the run needs no file outside its directory.
+        """
+        config = self._config
+        if not config.is_text or self._run.pretrained.is_dir():
+            return
+        if config.pretrained:
+            model = open_pretrained(Path(config.pretrained))
+        else:
+            model = new_text_model(config.preset, config.seed, config.network)
+        model.learns(config.task, config.text_layout, config.digit_order)
+        task_and_layout(model)
+        save_checkpoint(model, self._run.pretrained)
 
     def _write_labelled(self) -> None:
         """Write supervised examples, so that later rounds can replay them while the oracle is sealed."""

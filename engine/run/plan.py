@@ -50,7 +50,7 @@ def plan_of(run: RunDir, config: RunConfig, phase: Phase, seed: int) -> Training
 
 def initial_model(run: RunDir, config: RunConfig) -> Model:
     """Return the model that the supervised phase starts from."""
-    if config.pretrained:
+    if config.is_text:
         return load_checkpoint(run.pretrained)
     model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
     return model.to(best_device())  # type: ignore[arg-type]

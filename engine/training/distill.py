@@ -109,9 +109,9 @@ class TrainState:
     """State of a training cycle.
 
     model: the model in training.
-    muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, log.md). None for a text model,
-        which AdamW trains alone.
-    adamw: optimizer of embeddings, head and norms; of all weights of a text model.
+    muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, log.md); None if AdamW trains
+        all weights.
+    adamw: optimizer of embeddings, head and norms; of all weights without `muon`.
     step: steps done in this cycle.
     tokens: tokens trained on so far, earlier cycles included.
     """
@@ -134,14 +134,12 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     tokens: tokens trained on in earlier cycles.
     """
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    outer: list[Tensor]
+    inner, outer = _matrices(model)
     muon = None
-    if isinstance(model, TextModel):
-        outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    else:
-        inner = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-        outer = [model.embed.weight, model.head.weight]
+    if config.optimizer == "muon":
         muon = Muon(inner, lr=_rate(config.muon_learning_rate, model.device), weight_decay=config.weight_decay)
+    else:
+        outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
         lr=_rate(config.learning_rate, model.device),
@@ -150,6 +148,20 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
         capturable=model.device.type == "cuda",
     )
     return TrainState(model, muon, adamw, tokens=tokens)
+
+
+def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices of the blocks of a model, and all other parameters that are no vectors."""
+    if not isinstance(model, TextModel):
+        inner: list[Tensor] = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+        return inner, [model.embed.weight, model.head.weight]
+    ends = (model.network.get_input_embeddings(), model.network.get_output_embeddings())
+    outer = {id(end.weight) for end in ends if end is not None}
+    parameters = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    return (
+        [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in outer],
+        [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in outer],
+    )
 
 
 def _rate(rate: float, device: torch.device) -> float | Tensor:
@@ -285,7 +297,7 @@ def _lay_out_step(
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
     """Return examples of one length as a shard for a model."""
     if isinstance(model, TextModel):
-        return text_rows.lay_out(examples, task_and_layout(model)[1])
+        return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
     return lay_out(examples, model.config.digit_order, config, draws)
 
 

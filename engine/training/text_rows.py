@@ -55,8 +55,10 @@ class TextRows:
         return loss if self.slow is None else fast_weight * loss + (1 - fast_weight) * self.slow.loss(model)
 
 
-def lay_out(examples: Examples, layout: Layout) -> TextRows:
-    """Return examples of one length as a shard. Text has no places to augment."""
+def lay_out(examples: Examples, layout: Layout, draws: torch.Generator) -> TextRows:
+    """Return examples of one length as a shard, each row in a random variant of the layout."""
+    if layout.num_variants > 1:
+        layout = layout.shifted(torch.randint(0, layout.num_variants, (len(examples),), generator=draws))
     prefix = layout.prefix_ids(examples.problems)
 
     def completed(mode: Mode, completion: Tensor) -> Completed:

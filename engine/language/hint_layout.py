@@ -1,0 +1,162 @@
+"""Layout of sums as text with hints: before each digit stands a letter that marks its place.
+
+    c3b2a1+c6b5a4+a0=          c9b7a5 and a newline             the fast answer (digits of least significance at a)
+    c3b2a1+c6b5a4+a0>          c2b1+c5b4+b0|a5 and a newline    the simplification: the rest, then the digit split off
+
+Digits of equal significance have equal letters, in both operands, the carry-in and the answer. So a model finds digits
+by letters, and need not count (index hints: Zhou et al. 2024, arXiv 2402.09371). Letters begin anywhere in the alphabet
+and go on at its beginning: variant v begins at letter v. All prompts of one length have as many tokens.
+
+In the shape descriptions B is the batch, N the digits per operand, W the digits of a number, L the tokens that lead any
+text.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sector.engine.language.alphabet import CHARACTERS, Alphabet
+from sector.engine.language.layout import Mode, Simplifications
+from sector.engine.language.operands import Problems
+from sector.engine.language.place_layout import DigitOrder
+
+_MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
+_NUMBER = r"(?:[a-zA-Z]\d)+"
+# Completions may have been cut off, so ends are optional.
+_SHAPES = {
+    Mode.ANSWER: re.compile(rf"{_NUMBER}\n?"),
+    Mode.THINK: re.compile(rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HintLayout:
+    """Layout of problems and completions as ids of an alphabet with letters.
+
+    alphabet: ids of the characters, letters among them.
+    order: order of the digits of a number.
+    variant: letter of the least significant digit: one for the batch, or one a row `[B]`.
+    """
+
+    alphabet: Alphabet
+    order: DigitOrder
+    variant: int | Tensor = 0
+
+    @property
+    def pad_id(self) -> int:
+        """Id behind the end of a completion."""
+        return self.alphabet.pad
+
+    @property
+    def num_variants(self) -> int:
+        """Number of variants; variant 0 is the plain one."""
+        return len(self.alphabet.letters)
+
+    def shifted(self, variant: int | Tensor) -> Self:
+        """Return the layout of another variant: one for the batch, or one a row `[B]`."""
+        return replace(self, variant=variant)
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        """Return the layout of some rows."""
+        return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
+
+    def beginning_length(self, digits: int) -> int:
+        """Return 0: the letters of a chain's problems begin anew with each simplification."""
+        return 0
+
+    def answer_length(self, digits: int) -> int:
+        """Return the tokens of a fast answer, newline included."""
+        return 2 * digits + 3
+
+    def simplification_length(self, digits: int) -> int:
+        """Return the tokens of a simplification, newline included."""
+        return 4 * digits + 4
+
+    def prefix_ids(self, problems: Problems) -> Tensor:
+        """Return the `[B, L+4N+4]` ids of `a+b+carry`."""
+        lead = problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
+        return torch.cat([lead, self._sum(problems, 0)], dim=1)
+
+    def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
+        """Return the `[B, 1]` ids of `=` or `>`."""
+        return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
+
+    def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
+        """Return the `[B, L+4N+5]` ids of a whole prompt."""
+        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
+
+    def answer_ids(self, answers: Tensor) -> Tensor:
+        """Return the `[B, 2N+3]` ids that follow `=` for the answers `[B, N+1]`."""
+        return torch.cat([self._number(answers, 0), self._marks("\n", answers)], dim=1)
+
+    def simplification_ids(self, rest: Problems, digit: Tensor) -> Tensor:
+        """Return the `[B, 4N+4]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
+        parts = [self._sum(rest, 1), self._marks("|", digit), self._number(digit.unsqueeze(1), 0)]
+        return torch.cat([*parts, self._marks("\n", digit)], dim=1)
+
+    def parse_answers(self, ids: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+        """Parse ids `[B, >=2N+3]` as answers `[B, N+1]`; also return which rows parse `[B]`. Other rows hold zeros."""
+        ids = ids[:, : self.answer_length(digits)]
+        answers = self._read(ids, 0, digits + 1)
+        valid = (self.answer_ids(answers) == ids).all(dim=1)
+        return answers * valid.unsqueeze(1), valid
+
+    def parse_simplifications(self, ids: Tensor, digits: int) -> Simplifications:
+        """Parse ids `[B, >=4N+4]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
+        ids, rest_digits = ids[:, : self.simplification_length(digits)], digits - 1
+        width = 2 * rest_digits
+        a, b = self._read(ids, 0, rest_digits), self._read(ids, width + 1, rest_digits)
+        carry, digit = (self._read(ids, start, 1).squeeze(1) for start in (2 * width + 2, 2 * width + 5))
+        # A larger digit in its place is no carry, and is compared with what was written.
+        carry = carry.clamp(max=1)
+        valid = (self.simplification_ids(Problems(a, b, carry), digit) == ids).all(dim=1)
+        keep = valid.long()
+        rest = Problems(a * keep.unsqueeze(1), b * keep.unsqueeze(1), carry * keep)
+        return Simplifications(rest, digit * keep, valid)
+
+    def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Count the generated tokens in ids `[B, T]`, newlines included and pads excluded; see `Layout`."""
+        generated = ids != self.pad_id
+        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
+
+    def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
+        """Return which rows of `[B, T]` have the right token pattern, ignoring letters and the lengths of numbers."""
+        names = dict(zip(self.alphabet.ids, CHARACTERS, strict=True)) | {self.pad_id: ""}
+        names |= dict.fromkeys(self.alphabet.letters, "a")
+        texts = ["".join(names.get(index, "?") for index in row) for row in ids.tolist()]
+        return [_SHAPES[mode].fullmatch(text) is not None for text in texts]
+
+    def _sum(self, problems: Problems, place: int) -> Tensor:
+        """Return the `[B, 4N+4]` ids of `a+b+carry`, whose least significant digits stand at a place."""
+        plus = self._marks("+", problems.carry)
+        carry = self._number(problems.carry.unsqueeze(1), place)
+        return torch.cat([self._number(problems.a, place), plus, self._number(problems.b, place), plus, carry], dim=1)
+
+    def _number(self, digits: Tensor, place: int) -> Tensor:
+        """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
+        ids = digits.new_tensor(self.alphabet.ids)[digits]
+        if self.order is DigitOrder.LSD:
+            ids = ids.flip(1)
+        return torch.stack([self._letters(place, ids), ids], dim=2).flatten(1)
+
+    def _letters(self, place: int, like: Tensor) -> Tensor:
+        """Return the ids of the letters of a number's digits, as `like [B, W]`."""
+        places = torch.arange(like.shape[1], device=like.device) + place
+        if self.order is DigitOrder.MSD:
+            places = places.flip(0)
+        variant = self.variant.to(like.device) if isinstance(self.variant, Tensor) else like.new_tensor(self.variant)
+        letters = like.new_tensor(self.alphabet.letters)
+        return letters[(variant.reshape(-1, 1) + places) % len(letters)].expand_as(like)
+
+    def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
+        """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""
+        digits = ids[:, start + 1 : start + 2 * width : 2]
+        values = (digits.unsqueeze(-1) == ids.new_tensor(self.alphabet.ids[:10])).long().argmax(dim=-1)
+        return values.flip(1) if self.order is DigitOrder.LSD else values
+
+    def _marks(self, text: str, like: Tensor) -> Tensor:
+        """Return the ids of a text in each row of `like [B, ...]`, on its device."""
+        return like.new_tensor([self.alphabet.id_of(character) for character in text]).expand(len(like), -1)

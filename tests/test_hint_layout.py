@@ -1,0 +1,98 @@
+"""Text with a letter before each digit: prompts, completions, variants, and texts that do not parse."""
+
+import pytest
+import torch
+from small_text import character_tokenizer as without_letters
+from torch import Tensor
+
+from sector.engine.errors import InputError
+from sector.engine.language.alphabet import LETTERS, read_alphabet, with_letters
+from sector.engine.language.hint_layout import HintLayout
+from sector.engine.language.layout import Mode
+from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import DigitOrder
+from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.training.supervised import label
+
+TOKENIZER = character_tokenizer()
+ALPHABET = with_letters(read_alphabet(TOKENIZER, "it", 100, ends=[2]), TOKENIZER, "it")
+ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=lambda order: order.value)
+
+
+def _texts(ids: Tensor) -> list[str]:
+    return ["".join(TOKENIZER.convert_ids_to_tokens(row)) for row in ids.tolist()]
+
+
+def test_each_digit_has_the_letter_of_its_place() -> None:
+    problems = Problems.parse(["123+456"])
+    examples = label(problems)
+    for order, prompt, answer, step in (
+        (DigitOrder.LSD, "a3b2c1+a6b5c4+a0", "a9b7c5d0\n", "b2c1+b5c4+b0|a9\n"),
+        (DigitOrder.MSD, "c1b2a3+c4b5a6+a0", "d0c5b7a9\n", "c1b2+c4b5+b0|a9\n"),
+    ):
+        layout = HintLayout(ALPHABET, order)
+        assert _texts(layout.prompt_ids(problems, Mode.ANSWER)) == [f"{prompt}="]
+        assert _texts(layout.prompt_ids(problems, Mode.THINK)) == [f"{prompt}>"]
+        assert _texts(layout.answer_ids(examples.answers)) == [answer]
+        assert _texts(layout.simplification_ids(examples.rest, examples.digit)) == [step]
+    shifted = HintLayout(ALPHABET, DigitOrder.LSD).shifted(51)
+    assert _texts(shifted.prompt_ids(problems, Mode.ANSWER)) == ["Z3a2b1+Z6a5b4+Z0="]
+
+
+def test_a_prompt_is_what_the_tokenizer_reads() -> None:
+    layout = HintLayout(ALPHABET, DigitOrder.LSD, torch.arange(20))
+    problems = draw_problems(4, 20, torch.Generator().manual_seed(1))
+    ids = layout.prompt_ids(problems, Mode.ANSWER)
+    for text, row in zip(_texts(ids), ids.tolist(), strict=True):
+        assert row == TOKENIZER(text)["input_ids"]
+    assert layout.num_variants == len(LETTERS) == 52
+    assert torch.equal(layout[torch.tensor([3])].prompt_ids(problems[3:4], Mode.ANSWER), ids[3:4])
+
+
+@ORDERS
+@pytest.mark.parametrize("digits", [1, 2, 9, 29], ids="digits{}".format)
+def test_what_is_written_is_read_back(order: DigitOrder, digits: int) -> None:
+    examples = label(draw_problems(digits, 50, torch.Generator().manual_seed(digits), hard_share=0.5))
+    layout = HintLayout(ALPHABET, order).shifted(torch.arange(50))
+    ids = layout.answer_ids(examples.answers)
+    answers, valid = layout.parse_answers(ids, digits)
+    assert ids.shape[1] == layout.answer_length(digits) and bool(valid.all())
+    assert torch.equal(answers, examples.answers) and all(layout.is_well_formed(ids, Mode.ANSWER))
+    assert not layout.shifted(51).parse_answers(ids, digits)[1].any(), "letters of another variant"
+    if digits > 1:
+        ids = layout.simplification_ids(examples.rest, examples.digit)
+        outputs = layout.parse_simplifications(ids, digits)
+        assert ids.shape[1] == layout.simplification_length(digits) and bool(outputs.valid.all())
+        assert torch.equal(outputs.digit, examples.digit) and outputs.rest.texts() == examples.rest.texts()
+        assert all(layout.is_well_formed(ids, Mode.THINK))
+        assert int(layout.count_tokens(ids)) == ids.numel()
+
+
+@ORDERS
+def test_one_wrong_token_does_not_parse(order: DigitOrder) -> None:
+    examples = label(draw_problems(3, 40, torch.Generator().manual_seed(3)))
+    layout = HintLayout(ALPHABET, order)
+    for mode, right in (
+        (Mode.ANSWER, layout.answer_ids(examples.answers)),
+        (Mode.THINK, layout.simplification_ids(examples.rest, examples.digit)),
+    ):
+        for column in range(right.shape[1]):
+            for wrong_id in (ALPHABET.letters[40], ALPHABET.id_of("+"), ALPHABET.id_of("\n"), ALPHABET.pad):
+                wrong = right.clone()
+                wrong[:, column] = wrong_id
+                changed = (wrong != right).any(dim=1)
+                parsed = layout.parse_answers(wrong, 3)[1] if mode is Mode.ANSWER else None
+                valid = layout.parse_simplifications(wrong, 3).valid if parsed is None else parsed
+                assert torch.equal(valid, ~changed)
+
+
+def test_a_digit_in_the_place_of_the_carry_does_not_parse() -> None:
+    layout = HintLayout(ALPHABET, DigitOrder.LSD)
+    ids = torch.tensor([TOKENIZER(f"b2c1+b5c4+b{carry}|a9\n")["input_ids"] for carry in (0, 1, 2)])
+    assert layout.parse_simplifications(ids, 3).valid.tolist() == [True, True, False]
+
+
+def test_a_tokenizer_without_letters_is_refused() -> None:
+    tokenizer = without_letters()
+    with pytest.raises(InputError, match="choose text_layout plain"):
+        with_letters(read_alphabet(tokenizer, "it", 30, ends=[3]), tokenizer, "it")
