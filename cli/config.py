@@ -16,7 +16,14 @@ from sector.engine.tasks import task_names
 
 # Choices that are not part of the type of a setting, because a validator checks them.
 _CHOICES = {"task": task_names, "filter.checks": lambda: (*CHECKS, SHIFTED)}
-_TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list", "object": "table"}
+_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+    "array": "list",
+    "object": "table",
+}
 
 
 def config(
