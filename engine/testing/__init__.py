@@ -1,5 +1,5 @@
 """Tests of parts from outside: `sector.testing`.
 
-May import: `api` and below. Open `task.py` first: the promises of a task to the loop, and their test. `knowing.py` is
-an engine without a model that knows the truth of a task.
+May import: `api` and below. Open `task.py` first: the test of a task; `promises.py` holds its promises, and
+`knowing.py` an engine without a model that knows the truth.
 """
