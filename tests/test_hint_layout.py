@@ -27,8 +27,8 @@ def test_each_digit_has_the_letter_of_its_place() -> None:
     problems = Problems.parse(["123+456"])
     examples = label(problems)
     for order, prompt, answer, step in (
-        (DigitOrder.LSD, "a3b2c1+a6b5c4+a0", "a9b7c5d0\n", "b2c1+b5c4+b0|a9\n"),
-        (DigitOrder.MSD, "c1b2a3+c4b5a6+a0", "d0c5b7a9\n", "c1b2+c4b5+b0|a9\n"),
+        (DigitOrder.LSD, "a3b2c1d0+a6b5c4d0+a0", "a9b7c5d0\n", "b2c1d0+b5c4d0+b0|a9\n"),
+        (DigitOrder.MSD, "d0c1b2a3+d0c4b5a6+a0", "d0c5b7a9\n", "d0c1b2+d0c4b5+b0|a9\n"),
     ):
         layout = HintLayout(ALPHABET, order)
         assert _texts(layout.prompt_ids(problems, Mode.ANSWER)) == [f"{prompt}="]
@@ -36,7 +36,7 @@ def test_each_digit_has_the_letter_of_its_place() -> None:
         assert _texts(layout.answer_ids(examples.answers)) == [answer]
         assert _texts(layout.simplification_ids(examples.rest, examples.digit)) == [step]
     shifted = HintLayout(ALPHABET, DigitOrder.LSD).shifted(51)
-    assert _texts(shifted.prompt_ids(problems, Mode.ANSWER)) == ["Z3a2b1+Z6a5b4+Z0="]
+    assert _texts(shifted.prompt_ids(problems, Mode.ANSWER)) == ["Z3a2b1c0+Z6a5b4c0+Z0="]
 
 
 def test_a_prompt_is_what_the_tokenizer_reads() -> None:
@@ -88,7 +88,7 @@ def test_one_wrong_token_does_not_parse(order: DigitOrder) -> None:
 
 def test_a_digit_in_the_place_of_the_carry_does_not_parse() -> None:
     layout = HintLayout(ALPHABET, DigitOrder.LSD)
-    ids = torch.tensor([TOKENIZER(f"b2c1+b5c4+b{carry}|a9\n")["input_ids"] for carry in (0, 1, 2)])
+    ids = torch.tensor([TOKENIZER(f"b2c1d0+b5c4d0+b{carry}|a9\n")["input_ids"] for carry in (0, 1, 2)])
     assert layout.parse_simplifications(ids, 3).valid.tolist() == [True, True, False]
 
 

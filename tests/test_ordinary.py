@@ -120,7 +120,7 @@ def test_transformers_writes_what_the_engines_write(finished: RunDir) -> None:
     model = load_checkpoint(path)
     _, layout = task_and_layout(model)
     problems = Problems.parse(["12+34"])
-    prompt = tokenizer("a2b1+a4b3+a0=", return_tensors="pt")
+    prompt = tokenizer("a2b1c0+a4b3c0+a0=", return_tensors="pt")
     assert torch.equal(prompt.input_ids, layout.prompt_ids(problems, Mode.ANSWER))
     length = layout.answer_length(2)
     ids = network.generate(**prompt, max_new_tokens=length, do_sample=False, eos_token_id=model.alphabet.ends)

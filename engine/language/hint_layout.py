@@ -1,11 +1,13 @@
 """Layout of sums as text with hints: before each digit stands a letter that marks its place.
 
-    c3b2a1+c6b5a4+a0=          c9b7a5 and a newline             the fast answer (digits of least significance at a)
-    c3b2a1+c6b5a4+a0>          c2b1+c5b4+b0|a5 and a newline    the simplification: the rest, then the digit split off
+    a3b2c1d0+a6b5c4d0+a0=      a9b7c5d0 and a newline             the fast answer of 123+456
+    a3b2c1d0+a6b5c4d0+a0>      b2c1d0+b5c4d0+b0|a9 and a newline  the simplification: the rest, and the last digit
 
 Digits of equal significance have equal letters, in both operands, the carry-in and the answer. So a model finds digits
 by letters, and need not count (index hints: Zhou et al. 2024, arXiv 2402.09371). Letters begin anywhere in the alphabet
-and go on at its beginning: variant v begins at letter v. All prompts of one length have as many tokens.
+and go on at its beginning: variant v begins at letter v. Operands have a zero in front, so that each letter of the
+answer stands in them; without it, a model wrote the last letter of a number by its count, and failed at one digit more
+(log.md). All prompts of one length have as many tokens.
 
 In the shape descriptions B is the batch, N the digits per operand, W the digits of a number, L the tokens that lead any
 text.
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.language.alphabet import CHARACTERS, Alphabet
@@ -73,10 +76,10 @@ class HintLayout:
 
     def simplification_length(self, digits: int) -> int:
         """Return the tokens of a simplification, newline included."""
-        return 4 * digits + 4
+        return 4 * digits + 8
 
     def prefix_ids(self, problems: Problems) -> Tensor:
-        """Return the `[B, L+4N+4]` ids of `a+b+carry`."""
+        """Return the `[B, L+4N+8]` ids of `a+b+carry`."""
         lead = problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
         return torch.cat([lead, self._sum(problems, 0)], dim=1)
 
@@ -85,7 +88,7 @@ class HintLayout:
         return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
 
     def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
-        """Return the `[B, L+4N+5]` ids of a whole prompt."""
+        """Return the `[B, L+4N+9]` ids of a whole prompt."""
         return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
 
     def answer_ids(self, answers: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class HintLayout:
         return torch.cat([self._number(answers, 0), self._marks("\n", answers)], dim=1)
 
     def simplification_ids(self, rest: Problems, digit: Tensor) -> Tensor:
-        """Return the `[B, 4N+4]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
+        """Return the `[B, 4N+8]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
         parts = [self._sum(rest, 1), self._marks("|", digit), self._number(digit.unsqueeze(1), 0)]
         return torch.cat([*parts, self._marks("\n", digit)], dim=1)
 
@@ -105,10 +108,11 @@ class HintLayout:
         return answers * valid.unsqueeze(1), valid
 
     def parse_simplifications(self, ids: Tensor, digits: int) -> Simplifications:
-        """Parse ids `[B, >=4N+4]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
-        ids, rest_digits = ids[:, : self.simplification_length(digits)], digits - 1
-        width = 2 * rest_digits
-        a, b = self._read(ids, 0, rest_digits), self._read(ids, width + 1, rest_digits)
+        """Parse ids `[B, >=4N+8]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
+        ids = ids[:, : self.simplification_length(digits)]
+        # With the zero in front, which is compared with what was written.
+        width = 2 * digits
+        a, b = (self._read(ids, start, digits)[:, 1:] for start in (0, width + 1))
         carry, digit = (self._read(ids, start, 1).squeeze(1) for start in (2 * width + 2, 2 * width + 5))
         # A larger digit in its place is no carry, and is compared with what was written.
         carry = carry.clamp(max=1)
@@ -130,10 +134,10 @@ class HintLayout:
         return [_SHAPES[mode].fullmatch(text) is not None for text in texts]
 
     def _sum(self, problems: Problems, place: int) -> Tensor:
-        """Return the `[B, 4N+4]` ids of `a+b+carry`, whose least significant digits stand at a place."""
+        """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
         plus = self._marks("+", problems.carry)
-        carry = self._number(problems.carry.unsqueeze(1), place)
-        return torch.cat([self._number(problems.a, place), plus, self._number(problems.b, place), plus, carry], dim=1)
+        a, b = (self._number(F.pad(operand, (1, 0)), place) for operand in (problems.a, problems.b))
+        return torch.cat([a, plus, b, plus, self._number(problems.carry.unsqueeze(1), place)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
