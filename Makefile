@@ -46,6 +46,7 @@ vllm: $(VLLM)
 types:
 	@mkdir -p $(TYPES)
 	@ln -sfn ../../../sector/__init__.py $(TYPES)/__init__.py
+	@ln -sfn ../../../sector/testing.py $(TYPES)/testing.py
 	@ln -sfn ../../../engine $(TYPES)/engine
 	@ln -sfn ../../../kernels $(TYPES)/kernels
 	@ln -sfn ../../../cli $(TYPES)/cli

@@ -109,13 +109,11 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
 
 def next_steps(run: "RunDir", config: RunConfig, output: Output) -> None:
     """Print where the results are, and commands to try next. Print nothing with --json."""
-    from sector.engine.tasks import find_task
+    from sector.engine.tasks import TASK_DOOR, find_task
 
     if output.as_json:
         return
-    from sector.engine.tasks.outside import origin_of
-
-    example, origin = find_task(config.task).example, origin_of(config.task)
+    example, origin = find_task(config.task).example, TASK_DOOR.origin_of(config.task)
     task = f" --task {shlex.quote(printable(origin.reference))}" if origin and not origin.installed else ""
     frontier, root = run.frontier, shlex.quote(printable(str(run.root)))
     output.text("")

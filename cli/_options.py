@@ -13,12 +13,11 @@ from sector.engine.config import (
     MAX_K,
     MAX_TEMPERATURE,
     MOST,
-    EngineName,
     FilterName,
     PolicyName,
     Preset,
 )
-from sector.engine.tasks import built_in
+from sector.engine.tasks import TASK_DOOR, built_in
 
 # The defaults of a run, shown in the help of options that default to None.
 DEFAULTS = _settings.DEFAULTS
@@ -69,7 +68,7 @@ _engine = partial(
     typer.Option,
     "--engine",
     metavar="NAME",
-    help="Engine that generates: sector's own (native), transformers (hf) or vLLM (vllm).",
+    help="Engine: sector's own (native), transformers (hf), vLLM (vllm), or yours as FILE.py:NAME.",
 )
 _filter = partial(
     typer.Option,
@@ -81,8 +80,8 @@ _set = partial(typer.Option, "--set", metavar="KEY=VALUE", show_default=False)
 
 Seed = Annotated[int, _seed()]
 RunSeed = Annotated[int | None, _seed(show_default=str(DEFAULTS.seed))]
-EngineOption = Annotated[EngineName, _engine()]
-RunEngine = Annotated[EngineName | None, _engine(show_default=DEFAULTS.engine)]
+EngineOption = Annotated[str, _engine(callback=_settings.chosen_engine)]
+RunEngine = Annotated[str | None, _engine(show_default=DEFAULTS.engine)]
 FilterOption = Annotated[FilterName, _filter()]
 RunFilter = Annotated[FilterName | None, _filter(show_default=DEFAULT_RUN_FILTER)]
 VllmSettings = Annotated[
@@ -152,7 +151,7 @@ RunTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=_settings.loaded_task,
+        callback=TASK_DOOR.named,
         metavar="NAME",
         help=f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         show_default=DEFAULTS.task,
@@ -162,7 +161,7 @@ ModelTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=_settings.loaded_task,
+        callback=TASK_DOOR.named,
         metavar="FILE.py:NAME",
         help="Load your own task, which the model has learned.",
         show_default=False,

@@ -8,7 +8,6 @@ import torch
 from declared_tasks import DECLARATIONS, VALUES
 from scripted_task import Knowing
 
-from sector.engine import tasks
 from sector.engine.config import FILTERS, RunConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
@@ -21,7 +20,7 @@ from sector.engine.run.events import FrontierMoved
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.selfplay import self_play
-from sector.engine.tasks import find_task, oracle, task_names, task_of, true_answers, truth_of
+from sector.engine.tasks import TASK_DOOR, find_task, oracle, task_names, task_of, true_answers, truth_of
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.declared import as_task
 from sector.engine.tasks.task import Task, one_task
@@ -40,7 +39,7 @@ DECLARED = [declaration.name for declaration in DECLARATIONS]
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_registered", {task.name: task for task in ALL if task.name in DECLARED})
+    monkeypatch.setattr(TASK_DOOR, "things", {task.name: task for task in ALL if task.name in DECLARED})
 
 
 def drawn(task: Task, digits: int) -> Batch:
