@@ -27,7 +27,6 @@ from sector.engine.policy.checks import checks_of, load_check
 from sector.engine.policy.generate import Assignment, generate
 from sector.engine.policy.improve import answer_fast, improve
 from sector.engine.policy.workers import Worker, prove
-from sector.engine.report import write_report
 from sector.engine.run.directory import RunDir
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
@@ -176,7 +175,7 @@ def test_every_way_in_takes_an_engine_and_a_check(code: Path, tmp_path: Path) ->
     assert labels.counts.rejected["not_luck"] > 0
     assert not [answer for answer in labels.table["answer"].to_pylist() if answer.endswith("7")]
     solution = sector.solve("123+456", "addition", filter=chosen)
-    assert [tried.label for tried in solution.thought.checks] == ["direct answer", "no seven at the end"]
+    assert [tried.label for tried in solution.thought.checks] == ["no seven at the end"]
     assert sector.solve("123+454", "addition", filter=chosen).answer is None
     report = sector.evaluate("addition", "2", 4, "improved", suite=False, engine=engine, filter=chosen)
     assert report.scores[0].correct <= 4
@@ -242,7 +241,7 @@ def test_a_run_goes_on_with_the_same_code_only(code: Path, tmp_path: Path) -> No
     for load, name in ((load_engine, "Twin"), (load_check, "luck")):
         forget()
         load(f"{code}:{name}")
-        with pytest.raises(InputError, match="was made with other code of the (engine twin|check luck); put that file"):
+        with pytest.raises(InputError, match=r"made with other code of the (engine twin|check luck); put that file"):
             run.read_config()
     (run.root / SETTINGS).write_text(json.dumps(record | {"code_sha256": {"engine twin": origins()[0].sha256}}))
     with pytest.raises(InputError, match="is damaged"):
@@ -322,11 +321,11 @@ def test_casting_out_nines_finds_a_wrong_carry(solve: Solve) -> None:
         (lambda problem, answer: ("12-34", answer), "the check own poses a problem that cannot be read: "),
         (
             lambda problem, answer: ("123+1", answer),
-            "the check own poses a problem that cannot be read: an operand has",
+            "poses a problem that cannot be read: an operand has 3 digits",
         ),
         (
             lambda problem, answer: (problem, "1000"),
-            "the check own expects '1000'; an answer here is a text of at most 3",
+            "the check own expects '1000'; an answer here is a text of at most",
         ),
         (lambda problem, answer: (problem, "-1"), "the check own expects '-1'"),
     ],
@@ -340,9 +339,11 @@ def test_a_check_that_fails_is_named(pose: object, fault: str) -> None:
 
 
 def test_a_text_check_goes_with_other_tasks() -> None:
-    swap = text_check(
-        "swap", "swapped", lambda problem, answer: ("*".join(problem.split("+")[0].split("*")[::-1]), answer)
-    )
+    def swapped(problem: str, answer: str) -> tuple[str, str]:
+        first, second = problem.split("+")[0].split("*")
+        return f"{second}*{first}", answer
+
+    swap = text_check("swap", "swapped", swapped)
     task = find_task("multiplication")
     problems = task.parse(["12*34", "56*78"])
     posed, expected = swap.pose(problems, true_answers(problems))
@@ -367,6 +368,6 @@ def test_a_round_with_checks_of_a_user(code: Path, tmp_path: Path) -> None:
     assert verdicts.count("not_luck") == line.rejected["not_luck"]
     assert verdicts.count("not_residues") == line.rejected["not_residues"]
     assert (run.plots() / "labels.png").stat().st_size > 1000
-    page = write_report(run.root)
-    assert "luck" in page.read_text(encoding="utf-8")
+    assert invoke("report", run.root).exit_code == 0
+    assert "luck" in (run.root / "report.html").read_text(encoding="utf-8")
     assert load_checkpoint(run.root)
