@@ -14,12 +14,11 @@ from sector.engine.config import (
     MAX_K,
     MAX_TEMPERATURE,
     MOST,
-    EngineName,
     FilterName,
     PolicyName,
     Preset,
 )
-from sector.engine.tasks import built_in
+from sector.engine.tasks import TASK_DOOR, built_in
 
 # The defaults of a run, shown in the help of options that default to None.
 DEFAULTS = _settings.DEFAULTS
@@ -70,7 +69,7 @@ _engine = partial(
     typer.Option,
     "--engine",
     metavar="NAME",
-    help="Engine that generates: sector's own (native), transformers (hf) or vLLM (vllm).",
+    help="Engine: sector's own (native), transformers (hf), vLLM (vllm), or yours as FILE.py:NAME.",
 )
 _filter = partial(
     typer.Option,
@@ -82,8 +81,8 @@ _set = partial(typer.Option, "--set", metavar="KEY=VALUE", show_default=False)
 
 Seed = Annotated[int, _seed()]
 RunSeed = Annotated[int | None, _seed(show_default=str(DEFAULTS.seed))]
-EngineOption = Annotated[EngineName, _engine()]
-RunEngine = Annotated[EngineName | None, _engine(show_default=DEFAULTS.engine)]
+EngineOption = Annotated[str, _engine(callback=_settings.chosen_engine)]
+RunEngine = Annotated[str | None, _engine(show_default=DEFAULTS.engine)]
 FilterOption = Annotated[FilterName, _filter()]
 RunFilter = Annotated[FilterName | None, _filter(show_default=DEFAULT_RUN_FILTER)]
 VllmSettings = Annotated[
@@ -153,7 +152,7 @@ RunTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=_settings.loaded_task,
+        callback=TASK_DOOR.named,
         metavar="NAME",
         help=f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         show_default=DEFAULTS.task,
@@ -163,7 +162,7 @@ ModelTask = Annotated[
     str | None,
     typer.Option(
         "--task",
-        callback=_settings.loaded_task,
+        callback=TASK_DOOR.named,
         metavar="FILE.py:NAME",
         help="Load your own task, which the model has learned.",
         show_default=False,
@@ -200,7 +199,5 @@ Config = Annotated[
 
 def task_words(name: str) -> list[str]:
     """Return the option by which a command loads a task of the user; none for a task that is installed."""
-    from sector.engine.tasks.outside import origin_of
-
-    origin = origin_of(name)
+    origin = TASK_DOOR.origin_of(name)
     return ["--task", printable(origin.reference)] if origin and not origin.installed else []

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output, table
-from sector.engine.api.settings import filter_settings, lengths_of
+from sector.engine.api.settings import chosen_engine, filter_settings, lengths_of
 from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
 from sector.engine.shares import percent
@@ -106,7 +106,7 @@ def bench(
     output = Output(as_json)
     if out:
         check_writable(out)
-    names = list(dict.fromkeys(name.strip() for name in engine.split(",")))
+    names = list(dict.fromkeys(chosen_engine(name.strip()) for name in engine.split(",")))
     workloads = [Workload(length, count, size) for length in lengths_of(digits) for size in _sizes(batch)]
     measured = BenchOptions(
         model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from sector.cli import _options as options
 from sector.cli._output import Output
-from sector.engine.config import CHECKS, MOST, SHIFTED, Schedule, Settings, run_config
+from sector.engine.config import CHECK_DOOR, ENGINE_DOOR, MOST, Schedule, Settings, run_config
 from sector.engine.tasks import task_names
 
 # Choices that are not part of the type of a setting, because a validator checks them.
-_CHOICES = {"task": task_names, "filter.checks": lambda: (*CHECKS, SHIFTED)}
+_CHOICES = {"task": task_names, "engine": ENGINE_DOOR.names, "filter.checks": CHECK_DOOR.names}
 _TYPES = {
     "integer": "whole number",
     "number": "number",

@@ -37,10 +37,10 @@ def list_tasks(as_json: options.Json = False) -> None:
       sector task list
       sector task list --json
     """
-    from sector.engine.tasks import built_in, find_task, installed, task_names
+    from sector.engine.tasks import TASK_DOOR, built_in, find_task, task_names
 
     def source(name: str) -> str:
-        return "sector" if name in built_in() else installed()[name].value
+        return "sector" if name in built_in() else TASK_DOOR.installed()[name].value
 
     rows = [{"name": name, "example": find_task(name).example, "source": source(name)} for name in task_names()]
 

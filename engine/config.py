@@ -10,11 +10,21 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sector.engine.errors import InputError
 from sector.engine.files import read_text
-from sector.engine.tasks import DEFAULT, find_task, is_task, no_such_task
+from sector.engine.outside import Door, is_plain_name
+from sector.engine.tasks import DEFAULT, TASK_DOOR, find_task, is_task, no_such_task
 
 MAX_DIGITS = 256
 # Beginning of the names of presets that are models of text.
@@ -23,17 +33,24 @@ _TEXT_PRESET = "text-"
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
 MAX_FAST_GUESSES = 6
-EngineName = Literal["native", "hf", "vllm"]
 PolicyName = Literal["fast", "slow", "improved"]
 FilterName = Literal["none", "paper", "strict", "thorough"]
 Preset = Literal["tiny", "base", "text-tiny", "text-base"]
 Schedule = Literal["leaps", "paper"]
-CheckName = Literal["direct", "complement", "commutative", "shifted", "through"]
-# All checks (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative check at other
-# places. A filter has at most MAX_CHECKS checks.
-CHECKS: tuple[CheckName, ...] = ("direct", "commutative", "complement", "through")
-SHIFTED: CheckName = "shifted"
+ENGINES = ("native", "hf", "vllm")
+# Checks of this package (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative
+# check at other places. A filter has at most MAX_CHECKS checks.
+CHECKS = ("direct", "commutative", "complement", "through")
+SHIFTED = "shifted"
 MAX_CHECKS = 12
+# Engines and checks of users. An engine is a class that is called with a model.
+ENGINE_DOOR: Door[Any] = Door("engine", "--engine FILE.py:NAME", lambda: ENGINES, "sector.engine.samplers.outside")
+CHECK_DOOR: Door[Any] = Door(
+    "check",
+    """--set 'filter.checks=["FILE.py:NAME"]'""",
+    lambda: (*CHECKS, SHIFTED),
+    "sector.engine.policy.checks",
+)
 
 # Largest number of problems or steps: beyond the reach of any machine, and small enough for every counter.
 MOST = 1_000_000_000
@@ -71,6 +88,18 @@ def _as_tuple(values: object) -> object:
     return tuple(values) if isinstance(values, list) else values
 
 
+def _is_recorded(info: ValidationInfo) -> bool:
+    """Return whether settings are read from a run (`run_config`)."""
+    return bool(info.context and info.context["is_recorded"])
+
+
+def _is_check(name: str) -> bool:
+    """Return whether there is a check of a name: of this package, of a user, or of a user's task."""
+    return CHECK_DOOR.has(name) or any(
+        name == check.name for task in TASK_DOOR.things.values() for check in task.checks
+    )
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, strict about types; an unknown key is an error."""
 
@@ -93,11 +122,12 @@ class Filter(Settings):
     vote: Literal["off", "majority", "unanimous"] = "unanimous"
     """How K guesses become one answer. off: take the first guess. majority: take the most frequent. unanimous: accept
     only if all guesses agree."""
-    checks: Annotated[tuple[CheckName, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
+    checks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
     """Checks that must agree with the vote, in this order. direct: the fast answer to the whole problem. complement:
     the fast answer to the problem of the nines' complements. commutative: the vote on the swapped operands. shifted:
     the same, with other token positions. through: a chain of thought to the end. Fewer checks are faster and let more
-    wrong answers pass. Checks that a task does not have are skipped."""
+    wrong answers pass. Checks that a task does not have are skipped. A check of your own is named as FILE.py:NAME or
+    MODULE:NAME."""
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 5
     """Guesses per vote, one after each simplification. More guesses are slower and catch more errors."""
     think_through: bool = True
@@ -124,7 +154,12 @@ class Filter(Settings):
 
     @field_validator("checks")
     @classmethod
-    def _check_names(cls, names: tuple[CheckName, ...]) -> tuple[CheckName, ...]:
+    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in names:
+            if not (_is_check(name) or (_is_recorded(info) and is_plain_name(name))):
+                raise ValueError(CHECK_DOOR.unknown(name))
+        if len(names) > MAX_CHECKS:
+            raise ValueError(f"{len(names)} checks are too many; a filter has at most {MAX_CHECKS}")
         # Both give the reason `not_commutative`, so a filter can have only one of them.
         if len({name.replace(SHIFTED, "commutative") for name in names}) < len(names):
             raise ValueError(f"{', '.join(names)} names a check twice; shifted is commutative at other places")
@@ -406,8 +441,9 @@ class RunConfig(Settings):
     the paper. It changes the defaults of other settings."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all random draws. Change it to repeat a run with other draws."""
-    engine: EngineName = "native"
-    """Engine that generates tokens. `native` needs nothing else; `hf` is `generate` of transformers, `vllm` is vLLM."""
+    engine: str = "native"
+    """Engine that generates tokens. `native` needs nothing else; `hf` is `generate` of transformers, `vllm` is vLLM.
+    Yours is named as FILE.py:NAME or MODULE:NAME."""
     blocks: CountOrNone = 0
     """Blocks of 250 candidates that a round solves together. 0 chooses: one on a CPU, and on a GPU as many as fit the
     memory for cache and activations, at most 64. The examples do not depend on it. Lower it if memory runs out."""
@@ -477,6 +513,13 @@ class RunConfig(Settings):
             raise ValueError(no_such_task(task))
         return task
 
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, engine: str, info: ValidationInfo) -> str:
+        if not (ENGINE_DOOR.has(engine) or (_is_recorded(info) and is_plain_name(engine))):
+            raise ValueError(ENGINE_DOOR.unknown(engine))
+        return engine
+
     @model_validator(mode="after")
     def _check_frontier(self) -> Self:
         if self.until < self.supervised.max_digits:
@@ -497,18 +540,21 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as TOML: it is nested too deeply") from error
 
 
-def run_config(values: dict[str, Any], source: str = "config") -> RunConfig:
+def run_config(values: dict[str, Any], source: str = "config", is_recorded: bool = False) -> RunConfig:
     """Validate the settings of a run, as nested dicts.
 
     Raise InputError for the first bad key, with its source and the fault.
+
+    is_recorded: whether they are read from a run, whose engine and checks may then be unknown here: it can be reported
+        without their code.
     """
-    return validated(RunConfig, values, source)
+    return validated(RunConfig, values, source, is_recorded)
 
 
-def validated(settings: type[Model], values: dict[str, Any], source: str) -> Model:
-    """Validate nested dicts as settings of a class. Raise InputError as `run_config`."""
+def validated(settings: type[Model], values: dict[str, Any], source: str, is_recorded: bool = False) -> Model:
+    """Validate nested dicts as settings of a class. Arguments and errors are those of `run_config`."""
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(values, context={"is_recorded": is_recorded})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -26,15 +26,20 @@ if TYPE_CHECKING:
     from sector.engine.models.checkpoint import TrainedModel, load_checkpoint, save_checkpoint
     from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
     from sector.engine.models.tokenizer import SectorTokenizer
+    from sector.engine.policy.checks import load_check
     from sector.engine.policy.solve import Solution
     from sector.engine.report.evaluate import Report
     from sector.engine.run import events
     from sector.engine.run.steps import Labels
+    from sector.engine.samplers.outside import load_engine
+    from sector.engine.tasks.check import Check, Solve
     from sector.engine.tasks.declared import Declaration as Task
     from sector.engine.tasks.declared import check
     from sector.engine.tasks.outside import load_task
+    from sector.engine.tasks.text_check import text_check
 
 __all__ = [
+    "Check",
     "Export",
     "GymReport",
     "InputError",
@@ -47,6 +52,7 @@ __all__ = [
     "SectorForCausalLM",
     "SectorTokenizer",
     "Solution",
+    "Solve",
     "Task",
     "TrainedModel",
     "check",
@@ -56,18 +62,22 @@ __all__ = [
     "export",
     "generate",
     "load",
+    "load_check",
     "load_checkpoint",
+    "load_engine",
     "load_task",
     "new_model",
     "run",
     "save_checkpoint",
     "solve",
+    "text_check",
 ]
 
 __version__ = "0.1.0"
 
 # Modules of the public names; after a colon the name there if it is another one, or nothing for the whole module.
 _MODULES = {
+    "Check": "tasks.check",
     "Export": "api.hub",
     "GymReport": "api.gym",
     "InputError": "errors",
@@ -80,6 +90,7 @@ _MODULES = {
     "SectorForCausalLM": "models.sector",
     "SectorTokenizer": "models.tokenizer",
     "Solution": "policy.solve",
+    "Solve": "tasks.check",
     "Task": "tasks.declared:Declaration",
     "TrainedModel": "models.checkpoint",
     "check": "tasks.declared",
@@ -89,12 +100,15 @@ _MODULES = {
     "export": "api.hub",
     "generate": "api.labels",
     "load": "api.choice",
+    "load_check": "policy.checks",
     "load_checkpoint": "models.checkpoint",
+    "load_engine": "samplers.outside",
     "load_task": "tasks.outside",
     "new_model": "models.sector",
     "run": "api.loop",
     "save_checkpoint": "models.checkpoint",
     "solve": "api.answers",
+    "text_check": "tasks.text_check",
 }
 
 

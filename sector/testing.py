@@ -1,5 +1,6 @@
-"""Tests of your own parts, for your own test suite: `check_task`."""
+"""Tests of your own parts, for your own test suite: `check_task`, `check_engine`."""
 
+from sector.engine.samplers.conformance import check_engine
 from sector.engine.testing.task import BrokenPromise, check_task
 
-__all__ = ["BrokenPromise", "check_task"]
+__all__ = ["BrokenPromise", "check_engine", "check_task"]

@@ -54,7 +54,7 @@ def test_a_task_has_defaults_of_its_own_which_what_is_given_overrides() -> None:
         ({"filter": {"use_chain": False}}, "leave out the checks commutative and shifted"),
         ({"filter": {"use_chain": False, "checks": [], "k": 7}}, "lower k"),
         ({"filter": {"use_chain": False, "checks": []}}, "set think_through to false"),
-        ({"filter": {"checks": ["direkt"]}}, "filter.checks.0"),
+        ({"filter": {"checks": ["direkt"]}}, "filter.checks: unknown check 'direkt'"),
         ({"filter": {"checks": ["shifted", "commutative"]}}, "names a check twice"),
         ({"filter": {"second_look": "twice"}}, "filter.second_look"),
         ({"filter": {"checks": 5, "direct": False}}, "filter.checks"),

@@ -8,13 +8,12 @@ import pytest
 import torch
 from declared_tasks import Parity, Quotients, Sums
 
-from sector.engine import tasks
 from sector.engine.config import CHECKS
 from sector.engine.errors import InputError
 from sector.engine.language.declared_layout import read_template
 from sector.engine.language.operands import Problems
 from sector.engine.seeding import generator
-from sector.engine.tasks import find_task, oracle
+from sector.engine.tasks import TASK_DOOR, find_task, oracle
 from sector.engine.tasks.declared import CHECK_NAMES, as_task
 from sector.engine.tasks.mistakes import Mistake
 from sector.engine.training.supervised import label
@@ -22,9 +21,9 @@ from sector.engine.training.supervised import label
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_registered", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
     for declaration in (Sums, Quotients, Parity):
-        tasks.register(as_task(declaration()))
+        TASK_DOOR.register(as_task(declaration()))
 
 
 @pytest.mark.parametrize("digits", [1, 4, 12])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from largest import Largest, LargestAtOnce
 
-from sector.engine import tasks
 from sector.engine.config import FILTERS
 from sector.engine.errors import InputError
 from sector.engine.language.operands import plain_decimals
@@ -15,6 +14,7 @@ from sector.engine.policy.solve import solve
 from sector.engine.policy.solver import Solver
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
+from sector.engine.tasks import TASK_DOOR
 from sector.engine.testing.knowing import Knowing
 from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
 from sector.engine.training.supervised import label
@@ -25,9 +25,9 @@ STRICT = FILTERS["strict"].model_copy(update={"k": 3})
 
 @pytest.fixture(params=[Largest, LargestAtOnce], ids=["at any length", "at once"])
 def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Largest:
-    monkeypatch.setattr(tasks, "_registered", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
     task: Largest = request.param()
-    tasks.register(task)
+    TASK_DOOR.register(task)
     return task
 
 
@@ -59,6 +59,6 @@ def test_a_chain_shows_the_digits_found_in_their_order(task: Largest) -> None:
 
 
 def test_a_name_is_taken_once(task: Largest) -> None:
-    tasks.register(task)
+    TASK_DOOR.register(task)
     with pytest.raises(InputError, match="there is a task 'largest' already"):
-        tasks.register(type(task)())
+        TASK_DOOR.register(type(task)())

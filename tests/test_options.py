@@ -13,9 +13,9 @@ from sector.cli._options import DEFAULT_FILTER, DEFAULT_RUN_FILTER
 from sector.cli.app import app
 from sector.engine.api.settings import lengths_of
 from sector.engine.config import (
+    ENGINES,
     FILTERS,
     SCHEDULES,
-    EngineName,
     Filter,
     FilterName,
     PolicyName,
@@ -63,7 +63,7 @@ def test_default_filters_are_those_of_the_settings() -> None:
     assert FILTERS[DEFAULT_RUN_FILTER] == RunConfig().filter
 
 
-@pytest.mark.parametrize("engine", get_args(EngineName), ids=str)
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_every_engine_of_the_choices_is_made(engine: str) -> None:
     if engine != "vllm":
         assert make_sampler(engine, small_model()).weights_sha256

@@ -16,19 +16,20 @@ from typer.testing import CliRunner, Result
 import sector
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
-from sector.engine import tasks
+from sector.engine import outside, tasks
 from sector.engine.config import Filter, VllmConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.operands import plain_decimals
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint, weights_bytes
 from sector.engine.models.sector import new_model
+from sector.engine.outside import load_origins, origins
 from sector.engine.policy.generate import Assignment, generate
 from sector.engine.policy.workers import Worker, prove
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.tasks import find_task, outside, task_names, true_answers
-from sector.engine.tasks.outside import load_origins, load_task, origins
+from sector.engine.tasks import TASK_DOOR, find_task, task_names, true_answers
+from sector.engine.tasks.outside import load_task
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
 from sector.engine.training.supervised import label
 
@@ -60,17 +61,17 @@ class Parity(sector.Task):
 
 
 def forget() -> None:
-    tasks._registered.clear()
-    outside._origins.clear()
+    TASK_DOOR.things.clear()
+    TASK_DOOR.origins.clear()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tasks, "_registered", {})
-    monkeypatch.setattr(outside, "_origins", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
+    monkeypatch.setattr(TASK_DOOR, "origins", {})
     yield
     sys.modules.pop("my_tasks", None)
-    tasks.installed.cache_clear()
+    outside._installed.cache_clear()
 
 
 @pytest.fixture
@@ -88,8 +89,8 @@ def invoke(*arguments: object) -> Result:
 def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     """Make entry points as installed packages have them."""
     found = [EntryPoint(name, value, "sector.tasks") for name, value in points]
-    monkeypatch.setattr(tasks, "entry_points", lambda group: found if group == "sector.tasks" else [])
-    tasks.installed.cache_clear()
+    monkeypatch.setattr(outside, "entry_points", lambda group: found if group == "sector.tasks" else [])
+    outside._installed.cache_clear()
 
 
 def test_a_file_is_loaded_as_it_is_and_leaves_nothing_behind(parity: Path) -> None:
@@ -154,6 +155,17 @@ def test_an_entry_point_is_imported_when_its_task_is_used(parity: Path, monkeypa
     forget()
     with pytest.raises(InputError, match=r"the entry point 'odd' of sector\.tasks holds the task 'parity'"):
         find_task("odd")
+
+
+def test_a_name_that_two_packages_bring_is_refused(parity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(parity.parent)
+    install(monkeypatch, ("parity", "my_tasks:Parity"), ("parity", "their_tasks:Parity"))
+    assert "parity" in task_names()
+    with pytest.raises(InputError, match=r"bring the task 'parity' \(my_tasks:Parity, their_tasks:Parity\); uninstall"):
+        find_task("parity")
+    assert not parity.with_name("trace").exists()
+    install(monkeypatch, ("parity", "my_tasks:Parity"), ("parity", "my_tasks:Parity"))
+    assert find_task("parity").name == "parity"
 
 
 def test_files_name_tasks_and_never_code(parity: Path, tmp_path: Path) -> None:

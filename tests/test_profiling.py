@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 from sector.benchmarks import profiling
 from sector.benchmarks.profiling import function_name, nsight_commands
 from sector.cli.app import app
-from sector.engine import tasks
 from sector.engine.api.scaffold import new_task
 from sector.engine.errors import InputError
 from sector.engine.language.operands import draw_problems
@@ -25,7 +24,7 @@ from sector.engine.models.sector import new_model
 from sector.engine.samplers import native
 from sector.engine.seeding import generator
 from sector.engine.spans import span
-from sector.engine.tasks import outside
+from sector.engine.tasks import TASK_DOOR
 from sector.engine.training.dataset import Provenance, labelled_table, write_examples
 from sector.engine.training.supervised import label
 
@@ -266,8 +265,8 @@ def test_for_a_kernel_at_fault_the_lines_repeat_the_command(model: Path, monkeyp
 def test_the_lines_for_a_task_of_the_user_name_its_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "_registered", {})
-    monkeypatch.setattr(outside, "_origins", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
+    monkeypatch.setattr(TASK_DOOR, "origins", {})
     figures = {"kernel": "void f<4>(int)", "steps": 1, "seconds_a_step": 1.0}
     monkeypatch.setattr("sector.benchmarks.profiling.profile_distill", lambda *_, **__: dict(figures))
     reference = new_task("mine", tmp_path / "mine.py")

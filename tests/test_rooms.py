@@ -12,7 +12,15 @@ ROOMS = ("language", "tasks", "models", "samplers", "policy", "training", "run",
 # From the bottom up; a line may import itself and the lines before it.
 FLOORS = (
     ("kernels",),
-    ("engine.errors", "engine.files", "engine.seeding", "engine.shares", "engine.spans", "engine.threads"),
+    (
+        "engine.errors",
+        "engine.files",
+        "engine.outside",
+        "engine.seeding",
+        "engine.shares",
+        "engine.spans",
+        "engine.threads",
+    ),
     ("engine.language",),
     ("engine.tasks",),
     ("engine.config",),
@@ -80,7 +88,7 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_few_files_stand_beside_the_rooms() -> None:
     beside = {path.name for path in (ROOT / "engine").glob("*.py")} - {"__init__.py"}
     folders = {path.parent.name for path in (ROOT / "engine").glob("*/__init__.py")}
-    assert folders == set(ROOMS) and len(beside) <= 8
+    assert folders == set(ROOMS) and len(beside) <= 9
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=str)

@@ -69,8 +69,11 @@ def test_no_setting_is_a_path() -> None:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 found |= kinds(inner)
             elif inner is str:
-                # The one that names a path, and the name of a module that there is.
-                assert name in ("pretrained", "task")
+                # The one that names a path, and names of a task and an engine that there are.
+                assert name in ("pretrained", "task", "engine")
+            elif inner == tuple[str, ...]:
+                # Names of checks that there are.
+                assert name == "checks"
             elif inner not in (int, float, bool):
                 assert "Literal" in str(inner), f"{name} takes {inner}"
         return found

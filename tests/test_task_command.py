@@ -1,7 +1,6 @@
 """`sector task`: from a new file to a run, in an empty folder."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,15 @@ from typer.testing import CliRunner, Result
 import sector.testing
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
-from sector.engine import tasks
-from sector.engine.tasks import outside
+from sector.engine.tasks import TASK_DOOR, built_in
 from sector.engine.testing.task import PROMISES
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tasks, "_registered", {})
-    monkeypatch.setattr(outside, "_origins", {})
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TASK_DOOR, "things", {})
+    monkeypatch.setattr(TASK_DOOR, "origins", {})
     monkeypatch.chdir(tmp_path)
-    yield
-    tasks.installed.cache_clear()
 
 
 def invoke(*words: object) -> Result:
@@ -101,7 +97,7 @@ def test_a_broken_promise_is_one_line_and_exit_code_2() -> None:
 
 def test_tasks_are_listed_with_their_examples() -> None:
     listed = json.loads(invoke("task", "list", "--json").stdout)["tasks"]
-    assert [row["name"] for row in listed] == sorted(tasks.built_in())
+    assert [row["name"] for row in listed] == sorted(built_in())
     assert {row["source"] for row in listed} == {"sector"}
     assert "1234*5678" in invoke("task", "list").stdout
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 from declared_tasks import DECLARATIONS, VALUES, Parity, Quotients, Sums
 
-from sector.engine import tasks
 from sector.engine.config import FILTERS, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Batch
 from sector.engine.models.sector import SectorConfig
 from sector.engine.policy.improve import answer_fast, improve, simplify
 from sector.engine.samplers.protocol import Sampling
-from sector.engine.tasks import find_task, oracle, task_names
+from sector.engine.tasks import TASK_DOOR, built_in, find_task, oracle, task_names
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.declared import as_task, check
@@ -30,7 +29,7 @@ DECLARED = [declaration.name for declaration in DECLARATIONS]
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_registered", {task.name: task for task in ALL if task.name in DECLARED})
+    monkeypatch.setattr(TASK_DOOR, "things", {task.name: task for task in ALL if task.name in DECLARED})
 
 
 def greedy(problems: Batch) -> Sampling:
@@ -113,14 +112,14 @@ BROKEN = [
 
 @pytest.mark.parametrize(("declaration", "fault"), BROKEN, ids=lambda part: "")
 def test_a_broken_promise_is_named_with_an_example(declaration: Any, fault: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tasks, "_registered", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
     with pytest.raises(BrokenPromise, match=fault):
         check_task(declaration)
-    assert task_names() == tuple(sorted(tasks.built_in())), "a task that is checked is not known afterwards"
+    assert task_names() == tuple(sorted(built_in())), "a task that is checked is not known afterwards"
 
 
 def test_values_by_other_means_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_registered", {})
+    monkeypatch.setattr(TASK_DOOR, "things", {})
     with pytest.raises(BrokenPromise, match=r"the answer to 92\+48\+0 is 140 by its steps, and 007 by value"):
         check_task(Sums, lambda text: 7)
 

@@ -33,6 +33,7 @@ from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.samplers.vllm import start as starting
 from sector.engine.samplers.vllm.sampler import VllmSampler
 from sector.engine.tasks import find_task
+from sector.testing import check_engine
 
 if sys.platform != "linux":
     pytest.skip("vLLM is for Linux", allow_module_level=True)
@@ -89,6 +90,14 @@ def test_vllm_tells_nobody_that_it_was_started() -> None:
     from vllm.usage.usage_lib import is_usage_stats_enabled
 
     assert not is_usage_stats_enabled()
+
+
+def test_vllm_keeps_the_protocol(engine: VllmSampler) -> None:
+    def loaded(model: SectorForCausalLM) -> VllmSampler:
+        engine.load(model)
+        return engine
+
+    check_engine(loaded)
 
 
 @pytest.mark.parametrize("digits", [1, 2, 17, 40], ids="digits{}".format)

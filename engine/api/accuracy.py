@@ -1,13 +1,13 @@
 """Accuracy by length: `sector.evaluate`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sector.engine.api.answers import check_policy
 from sector.engine.api.choice import ModelLike, opened
-from sector.engine.api.settings import check_numbers, filter_settings, lengths_of
+from sector.engine.api.settings import check_numbers, chosen_engine, filter_settings, lengths_of
 from sector.engine.config import Filter, PolicyName
 from sector.engine.report.evaluate import Report, evaluate_model
 from sector.engine.run.steps import OnProgress, no_progress
@@ -22,7 +22,7 @@ def evaluate(
     suite: bool = True,
     out: str | os.PathLike[str] | None = None,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Mapping[str, Any] = "strict",
     k: int | None = None,
     settings: dict[str, Any] | None = None,
     seed: int = 0,
@@ -36,8 +36,8 @@ def evaluate(
     policy: `fast`, `slow` or `improved`.
     suite: whether to test families of hard problems too.
     out: folder for a picture and a JSON record; by default the plots of a run, and none for a bare checkpoint.
-    engine: engine that generates.
-    filter: checks of the improved policy, by name or as a `Filter`.
+    engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
+    filter: checks of the improved policy, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
     settings: settings of the engine vllm, nested as in a config file.
     seed: seed of the problems.
@@ -48,6 +48,6 @@ def evaluate(
     check_numbers(seed, samples=samples)
     return evaluate_model(
         opened(model), lengths_of(digits), samples, policy=check_policy(policy), suite=suite,
-        out=None if out is None else Path(out), engine=engine, settings=filter_settings(filter, k), seed=seed,
-        on_progress=on_progress, engine_settings=settings,
+        out=None if out is None else Path(out), engine=chosen_engine(engine), settings=filter_settings(filter, k),
+        seed=seed, on_progress=on_progress, engine_settings=settings,
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """Answers to problems: `sector.solve`."""
 
+from collections.abc import Mapping
 from typing import Any, get_args, overload
 
 from sector.engine.api.choice import ModelLike, opened
-from sector.engine.api.settings import filter_settings
+from sector.engine.api.settings import chosen_engine, filter_settings
 from sector.engine.config import Filter, PolicyName
 from sector.engine.errors import InputError
 from sector.engine.policy.solve import Solution
@@ -20,7 +21,7 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Mapping[str, Any] = "strict",
     k: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> Solution: ...
@@ -34,7 +35,7 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Mapping[str, Any] = "strict",
     k: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> list[Solution]: ...
@@ -47,7 +48,7 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Mapping[str, Any] = "strict",
     k: int | None = None,
     settings: dict[str, Any] | None = None,
 ) -> Solution | list[Solution]:
@@ -57,8 +58,8 @@ def solve(
     model: as in `load`.
     policy: `fast`, `slow` or `improved`; by default improved with `show`, else fast.
     show: keep the thinking, in `Solution.thought`.
-    engine: engine that generates.
-    filter: checks of the improved policy, by name or as a `Filter`.
+    engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
+    filter: checks of the improved policy, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
     settings: settings of the engine vllm, nested as in a config file.
 
@@ -66,7 +67,7 @@ def solve(
     """
     texts = [problem] if isinstance(problem, str) else list(problem)
     name, checks = check_policy(policy or default_policy(show)), filter_settings(filter, k)
-    sampler, task, layout = open_engine(opened(model, texts), engine, settings)
+    sampler, task, layout = open_engine(opened(model, texts), chosen_engine(engine), settings)
     solutions = solve_texts(Solver(sampler, layout, name, checks), task, texts, show)
     if not isinstance(problem, str):
         return solutions

@@ -1,11 +1,12 @@
 """Labels that the model gives itself: `sector.generate`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sector.engine.api.choice import ModelLike, opened
-from sector.engine.api.settings import DEFAULTS, check_numbers, filter_settings
+from sector.engine.api.settings import DEFAULTS, check_numbers, chosen_engine, filter_settings
 from sector.engine.config import Filter
 from sector.engine.run.steps import Labels, OnProgress, generate_examples, no_progress
 
@@ -17,7 +18,7 @@ def generate(
     out: str | os.PathLike[str] | None = None,
     *,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Mapping[str, Any] = "strict",
     k: int | None = None,
     temperature: float | None = None,
     hard_share: float = DEFAULTS.hard_share,
@@ -34,8 +35,8 @@ def generate(
     digits: digits per operand.
     count: problems to try.
     out: parquet file to write, with a preview beside it; None writes no file.
-    engine: engine that generates.
-    filter: checks that an answer must pass, by name or as a `Filter`.
+    engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
+    filter: checks that an answer must pass, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
     temperature: sampling temperature, 0 for greedy; by default that of the filter.
     hard_share: share of problems with a long carry or a short operand.
@@ -48,7 +49,7 @@ def generate(
     """
     check_numbers(seed, hard_share, count=count)
     return generate_examples(
-        opened(model), None if out is None else Path(out), digits, count, engine=engine,
+        opened(model), None if out is None else Path(out), digits, count, engine=chosen_engine(engine),
         settings=filter_settings(filter, k, temperature), hard_share=hard_share, seed=seed, on_progress=on_progress,
         engine_settings=settings, workers=workers,
     )  # fmt: skip

@@ -119,7 +119,7 @@ def run(
     preset: size of a new model.
     pretrained: pretrained model to start from.
     seed: seed of all random draws.
-    engine: engine that generates.
+    engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
     filter: checks that an answer must pass: a name, a `Filter`, or a table of settings.
     config: TOML file of settings; keywords win.
     track: trackers besides TensorBoard.

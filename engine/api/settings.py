@@ -3,12 +3,24 @@
 This module imports no torch, so that bad settings are refused at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import FILTERS, MOST, Filter, RunConfig, merged, parse_settings, read_config, validated
+from sector.engine.config import (
+    CHECK_DOOR,
+    ENGINE_DOOR,
+    FILTERS,
+    MOST,
+    Filter,
+    RunConfig,
+    merged,
+    parse_settings,
+    read_config,
+    validated,
+)
 from sector.engine.errors import InputError
+from sector.engine.tasks import TASK_DOOR
 
 DEFAULTS = RunConfig()
 # Seeds are recorded as signed 64-bit numbers.
@@ -26,7 +38,8 @@ def chosen_settings(
 ) -> tuple[dict[str, Any], str]:
     """Return the settings of a run that a user gave, as nested dicts, and the name of their source for messages.
 
-    An option wins over --set, and --set over the file. Raise InputError for a file or a text that cannot be read.
+    An option wins over --set, and --set over the file. A task, an engine or a check that is named as FILE.py:NAME or
+    MODULE:NAME is loaded, and has its name in the settings. Raise InputError for a file or a text that cannot be read.
 
     config: TOML file.
     settings: texts of --set.
@@ -38,8 +51,11 @@ def chosen_settings(
     if pretrained:
         values["pretrained"] = _as_text(pretrained)
     values = merged(values, {key: value for key, value in options.items() if value is not None})
-    if "task" in values:
-        values["task"] = loaded_task(values["task"])
+    for key, door in (("task", TASK_DOOR), ("engine", ENGINE_DOOR)):
+        if key in values:
+            values[key] = door.named(values[key])
+    if isinstance(values.get("filter"), dict):
+        values["filter"] = _with_loaded_checks(values["filter"])
     if filter_name:
         table = values.get("filter", {})
         values["filter"] = (table if isinstance(table, dict) else {}) | named_filter(filter_name).model_dump(
@@ -48,17 +64,23 @@ def chosen_settings(
     return values, str(config) if config else "command line"
 
 
-def loaded_task(task: Any) -> Any:
-    """Load a task that the user names as FILE.py:NAME or MODULE:NAME, and return its name.
+def chosen_engine(engine: str) -> str:
+    """Return the name of an engine that a user names, or names as FILE.py:NAME or MODULE:NAME, which is loaded.
 
-    Return other values as they are. Raise InputError if there is no such task.
+    Raise InputError if there is no such engine.
     """
-    if not isinstance(task, str) or ":" not in task:
-        return task
-    # Imported here: torch comes with it.
-    from sector.engine.tasks.outside import load_task
+    name: str = ENGINE_DOOR.named(engine)
+    if not ENGINE_DOOR.has(name):
+        raise InputError(ENGINE_DOOR.unknown(name))
+    return name
 
-    return load_task(task).name
+
+def _with_loaded_checks(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of a filter in which checks that a user names as code are loaded, and have their names."""
+    checks = table.get("checks")
+    if not isinstance(checks, list | tuple):
+        return dict(table)
+    return {**table, "checks": tuple(map(CHECK_DOOR.named, checks))}
 
 
 def _as_text(path: Path) -> str:
@@ -88,14 +110,21 @@ def named_filter(name: str) -> Filter:
     return FILTERS[name]
 
 
-def filter_settings(name: str | Filter, k: int | None = None, temperature: float | None = None) -> Filter:
-    """Return the settings of the improved policy: those of a name, with other guesses and temperature if given.
+def filter_settings(
+    chosen: str | Filter | Mapping[str, Any], k: int | None = None, temperature: float | None = None
+) -> Filter:
+    """Return the settings of the improved policy, with other guesses and temperature if given.
 
-    Raise InputError for an unknown name, or a number out of range.
+    Raise InputError for an unknown name, a number out of range, or a check that cannot be loaded.
+
+    chosen: name of a filter, a filter, or a table of settings, whose checks may be references to code.
     """
-    base = name if isinstance(name, Filter) else named_filter(name)
+    if isinstance(chosen, Mapping):
+        table = _with_loaded_checks(chosen)
+    else:
+        table = (chosen if isinstance(chosen, Filter) else named_filter(chosen)).model_dump()
     numbers = {key: value for key, value in (("k", k), ("temperature", temperature)) if value is not None}
-    return validated(Filter, base.model_dump() | numbers, "filter")
+    return validated(Filter, table | numbers, "filter")
 
 
 def lengths_of(digits: str | int | Iterable[int]) -> list[int]:

@@ -1,6 +1,6 @@
-"""The checks that a filter names: two that every task has, and those of the task.
+"""The checks that a filter names: two that every task has, those of the task, and those of users.
 
-Complement and commutativity of sums are in `tasks/addition.py`.
+Complement and commutativity of sums are in `tasks/addition.py`. `engine/outside.py` imports the checks of users.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.engine.config import SHIFTED, Filter
+from sector.engine.config import CHECK_DOOR, SHIFTED, Filter
 from sector.engine.language.layout import Layout
 from sector.engine.tasks import task_of
 from sector.engine.tasks.check import Check, Solve
@@ -31,8 +31,13 @@ THROUGH = Check("through", "chain of thought to the end", _pose_to_the_end, Solv
 
 
 def checks_of(settings: Filter, task: Task) -> tuple[Check, ...]:
-    """Return the checks of a filter in order, without the checks that the task does not have."""
+    """Return the checks of a filter in order, without the checks that the task does not have.
+
+    InputError for a check of a user whose code is not loaded.
+    """
     by_name = {check.name: check for check in (DIRECT, THROUGH, *task.checks)}
+    theirs = (name for name in settings.checks if name not in by_name and name not in CHECK_DOOR.built_in())
+    by_name |= {name: CHECK_DOOR.find(name) for name in theirs}
     if "commutative" in by_name:
         by_name[SHIFTED] = replace(by_name["commutative"], shifted=True)
     return tuple(by_name[name] for name in settings.checks if name in by_name)
@@ -52,3 +57,22 @@ def posed_elsewhere(checks: tuple[Check, ...], problems: Any, answers: Tensor) -
     if last.name not in {check.name for check in others}:
         others.append(replace(last, shifted=True))
     return tuple(others)
+
+
+def load_check(reference: str) -> Check:
+    """Import the code that a user names, and register its check. InputError names the fault if there is no such check.
+
+    reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Check`.
+    """
+    check: Check = CHECK_DOOR.load(reference)
+    return check
+
+
+def thing_of(member: Any) -> Check | None:
+    """Return the check that a member of a module is; None if it is none."""
+    return member if isinstance(member, Check) else None
+
+
+def offers(member: Any) -> bool:
+    """Return whether a member of a module is a check."""
+    return isinstance(member, Check)

@@ -113,13 +113,14 @@ def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samplin
     poses.
     """
     answers, parsed, tokens = answer_fast(sampler, problems, layout, sampling)
-    posed = task_of(problems).checks[0].pose(problems, answers)
+    check = task_of(problems).checks[0]
+    posed = check.pose(problems, answers)
     assert posed is not None, "a task's first check poses a problem of every problem"
     posed_problems, expected = posed
     posed_answers, posed_parsed, posed_tokens = answer_fast(
         sampler, posed_problems, layout, replace(sampling, stage=sampling.stage + 1)
     )
-    agrees = parsed & posed_parsed & (posed_answers == expected).all(dim=1)
+    agrees = parsed & posed_parsed & check.compare(posed_answers, expected)
     return ~agrees, tokens + posed_tokens
 
 

@@ -227,7 +227,7 @@ def _improve(
         else:
             answered = _solve(sampler, check, posed, expected, settings, layout, _later(sampling, turn)[rows])
         answers, valid, check_tokens = answered
-        agrees = valid & (answers == expected).all(dim=1)
+        agrees = valid & check.compare(answers, expected)
         verdict[rows[~agrees & undecided[rows]]] = len(Verdict) + len(checked)
         checked.append(_scatter(check, answers, agrees, rows, undecided))
         tokens = tokens + check_tokens

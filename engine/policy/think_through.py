@@ -78,7 +78,7 @@ def think_through(
     agree = agree & _begins_with(first, chain.steps[0], layout)
     answers_by_check, tokens = {}, chain.tokens
     for check, check_answers, valid in zip(together, posed_answers, posed_valid, strict=True):
-        agree = agree & valid & (check_answers == _pose(check, problems, answers)[1]).all(dim=1)
+        agree = agree & valid & check.compare(check_answers, _pose(check, problems, answers)[1])
         answers_by_check[check.name] = check_answers
     later = replace(sampling, stage=sampling.stage + STAGES // 2)
     for check in checks:
@@ -87,7 +87,7 @@ def think_through(
             posed, expected = _pose(check, problems[rows], answers[rows])
             shifted = layout.shifted(shifts_of(check, sampling.rows[rows], layout))
             chain = to_the_end(sampler, posed, shifted, later[rows], expected)
-            agree = agree.index_put((rows,), chain.valid[0] & (chain.guesses[0] == expected).all(dim=1))
+            agree = agree.index_put((rows,), chain.valid[0] & check.compare(chain.guesses[0], expected))
             answers_by_check[check.name] = torch.zeros_like(answers).index_put((rows,), chain.guesses[0])
             tokens = tokens + chain.tokens
     rows = agree.nonzero().squeeze(1)

@@ -34,13 +34,13 @@ from sector.engine.language.layout import Layout
 from sector.engine.models.checkpoint import Model, weights_bytes
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
 from sector.engine.models.text import TextModel
+from sector.engine.outside import Origin, load_origins, origins
 from sector.engine.policy.generate import Assignment, generate, generate_blocks
 from sector.engine.policy.improve import Improved, answer_fast, simplify
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
-from sector.engine.tasks import find_task, outside
-from sector.engine.tasks.outside import Origin, load_origins
+from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 from sector.engine.threads import num_cores
 
@@ -81,14 +81,14 @@ class Worker:
         self._engine, self._vllm = engine, vllm
         self._sampler: Sampler | None = None
 
-    def load(self, weights: bytes, config: str, origins: Sequence[Origin] = ()) -> Proof:
+    def load(self, weights: bytes, config: str, code: Sequence[Origin] = ()) -> Proof:
         """Load weights and prove them.
 
         weights: the bytes of a model.safetensors.
         config: the model's config as JSON.
-        origins: code of tasks that the driver has loaded.
+        code: code of users that the driver has loaded.
         """
-        load_origins(origins)
+        load_origins(code)
         model = SectorForCausalLM(SectorConfig(**json.loads(config)))
         model.load_state_dict(safetensors.torch.load(weights))
         model.to(best_device()).eval()  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ class Workers:
         weights = weights_bytes(model)
         if not self._actors:
             self._start(len(weights))
-        self._weights = (self._ray.put(weights), model.config.to_json_string(), outside.origins())
+        self._weights = (self._ray.put(weights), model.config.to_json_string(), origins())
         self._expected, self.proofs = expected, {}
         for _ in self._run(deque(), None):
             pass

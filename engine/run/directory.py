@@ -121,7 +121,7 @@ class RunDir:
     def read_config(self) -> RunConfig:
         """Read the settings. Raise InputError if they are invalid, or other than the files were made with."""
         path = self.root / CONFIG
-        config = configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path))
+        config = configuration.run_config({"recipe": 1, **configuration.read_config(path)}, str(path), True)
         if self.begun:
             check_settings(self.root, config, path)
         return config

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sector.engine.config import CheckName, Filter, RunConfig
+from sector.engine.config import Filter, RunConfig
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.policy.generate import Assignment, generate
@@ -111,7 +111,7 @@ class Goals:
     def _quick_agreement(self, sampler: Sampler, digits: int) -> float:
         """Return the agreement at a trained length by the cheapest checks that show forgetting."""
         use_chain = self._config.filter.use_chain
-        checks: list[CheckName] = ["direct"]
+        checks: list[str] = ["direct"]
         if "complement" in self._config.filter.checks:
             checks.append("complement")
         if self._task.at_once is not None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sector.engine.config import MAY_CHANGE, RunConfig, flat
+from sector.engine.config import CHECK_DOOR, ENGINE_DOOR, MAY_CHANGE, RunConfig, flat
 from sector.engine.errors import InputError
 from sector.engine.files import read_text, write_text
-from sector.engine.tasks import built_in
+from sector.engine.tasks import TASK_DOOR
 
 SETTINGS = "settings.json"
 
@@ -24,9 +24,10 @@ SETTINGS = "settings.json"
 class MadeWith(BaseModel):
     """Settings that shape the files of a run, with a digest that reveals edits.
 
-    sha256: digest of the settings, and of `task_sha256` if there is one.
+    sha256: digest of the settings, and of `task_sha256` and `code_sha256` if there are any.
     settings: settings by dotted key.
     task_sha256: digest of the file of a task from outside of this package.
+    code_sha256: digests of the files of such an engine and such checks, by kind and name, as in `check residues`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -34,11 +35,18 @@ class MadeWith(BaseModel):
     sha256: str
     settings: dict[str, Any]
     task_sha256: str | None = None
+    code_sha256: dict[str, str] | None = None
 
     @property
     def true_sha256(self) -> str:
         """Digest of the record as it is."""
-        return digest(self.settings | ({"task_sha256": self.task_sha256} if self.task_sha256 else {}))
+        return digest(self.settings | self.digests)
+
+    @property
+    def digests(self) -> dict[str, Any]:
+        """Digests of code from outside of this package, as far as there is any."""
+        digests = {"task_sha256": self.task_sha256, "code_sha256": self.code_sha256}
+        return {key: value for key, value in digests.items() if value}
 
 
 def digest(settings: dict[str, Any]) -> str:
@@ -49,12 +57,12 @@ def digest(settings: dict[str, Any]) -> str:
 def keep_settings(root: Path, config: RunConfig) -> None:
     """Record the settings of a run."""
     settings = dict(_shaping(config))
-    record = MadeWith(sha256="", settings=settings, task_sha256=_task_sha256(config.task))
-    record = record.model_copy(update={"sha256": record.true_sha256})
-    write_text(
-        root / SETTINGS,
-        record.model_dump_json(indent=2, exclude=None if record.task_sha256 else {"task_sha256"}) + "\n",
+    record = MadeWith(
+        sha256="", settings=settings, task_sha256=_task_sha256(config.task), code_sha256=dict(_code_sha256(config))
     )
+    record = record.model_copy(update={"sha256": record.true_sha256})
+    text = record.model_dump_json(indent=2, include={"sha256", "settings", *record.digests})
+    write_text(root / SETTINGS, text + "\n")
 
 
 def check_settings(root: Path, config: RunConfig, source: Path) -> None:
@@ -62,7 +70,8 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
 
     source: file of the settings, for the message.
     Early releases wrote no record; their runs pass. Settings that the record lacks are of a later release, and their
-    defaults change nothing within a recipe.
+    defaults change nothing within a recipe. Code of an engine or a check that is not loaded is not compared; a run is
+    resumed with loaded code only.
     """
     path = root / SETTINGS
     if not path.exists():
@@ -78,17 +87,23 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
         raise InputError(
             f"{root} was made with other code of the task {config.task}; put that file back, or start another run"
         )
+    for code, sha256 in _code_sha256(config):
+        if sha256 != (record.code_sha256 or {}).get(code):
+            raise InputError(f"{root} was made with other code of the {code}; put that file back, or start another run")
 
 
 def _task_sha256(name: str) -> str | None:
     """Return the digest of the file of a task; None for a task of this package."""
-    if name in built_in():
-        return None
-    # Imported here: torch comes with it.
-    from sector.engine.tasks.outside import origin_of
-
-    origin = origin_of(name)
+    origin = TASK_DOOR.origin_of(name)
     return origin.sha256 if origin else None
+
+
+def _code_sha256(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of the engine and of each check from outside that is loaded, and the digest of its file."""
+    doors = [(ENGINE_DOOR, config.engine), *((CHECK_DOOR, name) for name in config.filter.checks)]
+    for door, name in doors:
+        if origin := door.origin_of(name):
+            yield f"{door.kind} {name}", origin.sha256
 
 
 def _read(path: Path) -> MadeWith:

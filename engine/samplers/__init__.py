@@ -1,18 +1,14 @@
 """Engines: prompts in, completions out; `native`, `hf` and `vllm` behind one protocol.
 
 May import: `models` and below. Open `protocol.py` first: it defines the one call that completes prompts. `native.py` is
-the engine for CPUs, `gpu.py` the one for GPUs, `text.py` the one for models of text; `vllm/` puts our model into vLLM.
+the engine for CPUs, `gpu.py` the one for GPUs, `text.py` the one for models of text; `vllm/` puts our model into vLLM,
+and `outside.py` makes engines of users.
 """
 
-from typing import get_args
-
-from sector.engine.config import EngineName, VllmConfig
-from sector.engine.errors import InputError
+from sector.engine.config import ENGINE_DOOR, VllmConfig
 from sector.engine.models.checkpoint import Model
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.protocol import Sampler
-
-ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 def check_engine(engine: str) -> None:
@@ -21,6 +17,8 @@ def check_engine(engine: str) -> None:
         from sector.engine.samplers.vllm.start import check_installed
 
         check_installed()
+    elif engine not in ENGINE_DOOR.built_in():
+        ENGINE_DOOR.find(engine)
 
 
 def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_threads: int | None = None) -> Sampler:
@@ -31,7 +29,7 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
     the name is unknown, if the engine is not installed, or if it cannot run this kind of model.
 
     vllm: settings of the engine vllm.
-    num_threads: threads of the native engine on a CPU; by default one per core.
+    num_threads: threads of the native engine on a CPU, and of engines of users that take them; by default one per core.
     """
     # The dependencies of an engine are imported only if it is used.
     if engine == "native":
@@ -54,4 +52,6 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
         from sector.engine.samplers.vllm.sampler import VllmSampler
 
         return VllmSampler(model, vllm or VllmConfig())
-    raise InputError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    from sector.engine.samplers.outside import made
+
+    return made(engine, ENGINE_DOOR.find(engine), model, num_threads)

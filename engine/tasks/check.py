@@ -14,6 +14,13 @@ from torch import Tensor
 # Problems and their voted answers `[B, W]` -> problems to solve, and the answers `[B, W]` that they must have.
 # None if there is no problem to pose. The same problems are posed if they are to be solved in another way.
 Pose = Callable[[Any, Tensor], tuple[Any, Tensor] | None]
+# Answers to the posed problems and the answers that they must have, `[R, W]` each -> which agree, `[R]` bool.
+Compare = Callable[[Tensor, Tensor], Tensor]
+
+
+def equal(answers: Tensor, expected: Tensor) -> Tensor:
+    """Return which answers `[R, W]` equal the expected ones in all digits, `[R]` bool."""
+    return (answers == expected).all(dim=1)
 
 
 class Solve(Enum):
@@ -37,6 +44,7 @@ class Check:
     solve: policy that solves them.
     needs_answers: whether the posed problems depend on the answers, and not only on the problems.
     shifted: whether they are laid out at other places, with a random shift a row.
+    compare: function that returns which answers agree with the expected ones; by default those that are equal.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Check:
     solve: Solve
     needs_answers: bool = False
     shifted: bool = False
+    compare: Compare = equal
 
     @property
     def reason(self) -> str:

@@ -212,13 +212,13 @@ def _check_relation(check: Check, problems: Batch, answers: Tensor, wrong: Tenso
         raise BrokenPromise(f"the check {check.name} poses no problem")
     (other, expected), (again, expected_of_wrong) = posed, posed_of_wrong
     truth, texts = true_answers(other), problems.texts()
-    if (failed := (truth != expected).any(dim=1)).any():
+    if (failed := ~check.compare(truth, expected)).any():
         row = _first(failed)
         raise BrokenPromise(
             f"the check {check.name} fails for the right answer {_decimal(answers[row])} to {texts[row]}: it poses "
             f"{other.texts()[row]} and expects {_decimal(expected[row])}, but that is {_decimal(truth[row])}"
         )
-    if (passed := (true_answers(again) == expected_of_wrong).all(dim=1)).any():
+    if (passed := check.compare(true_answers(again), expected_of_wrong)).any():
         row = _first(passed)
         raise BrokenPromise(f"the check {check.name} holds for the wrong answer {_decimal(wrong[row])} to {texts[row]}")
     if check.needs_answers != (again.texts() != other.texts()):

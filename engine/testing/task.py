@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sector.engine import tasks
 from sector.engine.language.operands import digit_strings
-from sector.engine.tasks import true_answers
+from sector.engine.tasks import TASK_DOOR, find_task, true_answers
 from sector.engine.tasks.declared import Declaration, as_task
 from sector.engine.tasks.outside import load_task
 from sector.engine.tasks.task import Task
@@ -51,15 +50,15 @@ def check_values(task: Task, value: Callable[[str], int | str]) -> None:
 def _known(task: str | type[Declaration] | Declaration | Task) -> Iterator[Task]:
     """Yield a task that is known by its name, as the loop finds it."""
     if isinstance(task, str):
-        yield load_task(task) if ":" in task else tasks.find_task(task)
+        yield load_task(task) if ":" in task else find_task(task)
         return
     made = task() if isinstance(task, type) else task
     made = as_task(made) if isinstance(made, Declaration) else made
-    if tasks.is_task(made.name):
+    if TASK_DOOR.has(made.name):
         yield made
         return
-    tasks.register(made)
+    TASK_DOOR.register(made)
     try:
         yield made
     finally:
-        tasks.unregister(made.name)
+        del TASK_DOOR.things[made.name]
