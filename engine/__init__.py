@@ -3,8 +3,8 @@
 language (problems as tokens), tasks (problems, their truth, and each task's checks), models (weights), samplers
 (engines), policy (thinking and checking), training (examples to weights), run (phases and files), report (results),
 api (all of it as functions for programs), testing (promises of parts from outside, and their test).
-Beside them: `selfplay.py`, the loop, and `config.py`, `errors.py`, `files.py`, `seeding.py`, `shares.py`,
-`spans.py` and `threads.py`, which all rooms may use.
+Beside them: `selfplay.py`, the loop, and `config.py`, `errors.py`, `files.py`, `outside.py` (code of users),
+`seeding.py`, `shares.py`, `spans.py` and `threads.py`, which all rooms may use.
 
 Where to find:
 a check, such as commutativity: the module of its task (`tasks/addition.py`); `policy/improve.py` runs the checks.

@@ -38,6 +38,7 @@ from sector.engine.tasks import find_task, true_answers
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.tasks.check import Solve
 from sector.engine.tasks.text_check import text_check
+from sector.testing import check_engine
 
 OWN_CHECK = Path(__file__).parents[1] / "examples" / "own_check.py"
 
@@ -371,3 +372,17 @@ def test_a_round_with_checks_of_a_user(code: Path, tmp_path: Path) -> None:
     assert invoke("report", run.root).exit_code == 0
     assert "luck" in (run.root / "report.html").read_text(encoding="utf-8")
     assert load_checkpoint(run.root)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [("add_a_check.md", "my_checks.py:residues"), ("add_an_engine.md", "my_engine.py:Plain")], ids=str
+)
+def test_the_example_of_a_page_works(page: str, name: str, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "how_to" / page).read_text(encoding="utf-8")
+    (tmp_path / name.partition(":")[0]).write_text(text.partition("```python\n")[2].partition("```")[0])
+    if page == "add_an_engine.md":
+        check_engine(load_engine(f"{tmp_path / name}"))
+    else:
+        chosen = {"vote": "off", "checks": [f"{tmp_path / name}"], "think_through": False}
+        labels = sector.generate("addition", 4, 20, filter=chosen)
+        assert labels.counts.accepted > 15 and "not_residues" in labels.counts.rejected
