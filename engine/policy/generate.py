@@ -110,10 +110,13 @@ def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samplin
     """Return which problems the model doubts (`[B]` bool), and the count of tokens.
 
     A problem is doubted if the fast answer to it contradicts the fast answer to the problem that the task's first check
-    poses.
+    poses. None is doubted if the fast policy is not taught to answer problems of this length.
     """
+    task = task_of(problems)
+    if not task.answers_at_once(problems):
+        return torch.zeros(len(problems), dtype=torch.bool), 0
     answers, parsed, tokens = answer_fast(sampler, problems, layout, sampling)
-    posed = task_of(problems).checks[0].pose(problems, answers)
+    posed = task.checks[0].pose(problems, answers)
     assert posed is not None, "a task's first check poses a problem of every problem"
     posed_problems, expected = posed
     posed_answers, posed_parsed, posed_tokens = answer_fast(
