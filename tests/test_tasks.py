@@ -270,7 +270,6 @@ def test_lessons_are_true_all_the_way_down(task: Task) -> None:
         assert lesson.rest.is_nothing or lesson.rest.texts() == truth.rest.texts()
 
 
-# A step's digit is no part of the answers to parity.
 # A wrong digit that no answer contains changes nothing.
 @pytest.mark.parametrize("task", [task for task in ALL if task.name not in IGNORING], ids=lambda task: task.name)
 def test_a_mistake_of_one_look_is_rejected(task: Task) -> None:
