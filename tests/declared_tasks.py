@@ -1,7 +1,10 @@
-"""Tasks in plain Python: addition again, division from the front, and the parity of a sum of digits."""
+"""Tasks in plain Python: addition again, division from the front, the parity of a sum of digits, and the examples."""
 
 import random
+import re
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sector.engine.tasks.declared import Declaration, check
@@ -97,6 +100,40 @@ def _parity(text: str) -> int:
     return sum(map(int, text.replace(";", ""))) % 2
 
 
-DECLARATIONS = (Sums, Quotients, Parity)
+def _sorted(text: str) -> int:
+    return int("".join(sorted(text)))
+
+
+def _divided(text: str) -> int:
+    a, d, r, is_inverse = re.split("[/+:]", text)
+    if int(is_inverse):
+        # Written backwards: the digits of the product, then its carry.
+        product = int(a[::-1]) * int(d) + int(r)
+        return int(str(product).zfill(len(a) + 1)[::-1]) if product else 0
+    return _quotient(f"{a}/{d}+{r}")
+
+
+def _reduced(text: str) -> int:
+    a, d, r = re.split("[mod+]+", text)
+    return int(r + a) % int(d)
+
+
+FILES = sorted((Path(__file__).parents[1] / "examples" / "tasks").glob("*.py"))
+
+
+def declared_in(path: Path) -> type[Declaration]:
+    """Return the task that a file declares."""
+    members = runpy.run_path(str(path), run_name=path.stem).values()
+    (declaration,) = (member for member in members if isinstance(member, type) and issubclass(member, Declaration))
+    return declaration
+
+
+DECLARATIONS = (Sums, Quotients, Parity, *map(declared_in, FILES))
 # Values of problems as text, in another way than by the steps of their tasks.
-VALUES: dict[str, Callable[[str], int]] = {"quotients": _quotient, "parity": _parity}
+VALUES: dict[str, Callable[[str], int]] = {
+    "quotients": _quotient,
+    "parity": _parity,
+    "sorting": _sorted,
+    "division": _divided,
+    "modulo": _reduced,
+}

@@ -126,6 +126,9 @@ def test_a_declaration_that_cannot_be_learned_is_refused(members: dict[str, Any]
         (lambda self, p: (10, {"a": 1, "b": 1, "c": 0}), "splits off 10; it must be one digit"),
         (lambda self, p: (1, p), "a is '12' in a problem of sums; for N = 1"),
         (lambda self, p: (1, {"a": 1, "b": -1, "c": 0}), "b is -1 in a problem of sums"),
+        (lambda self, p: (1, {"a": 1, "b": "٣", "c": 0}), "b is '٣' in a problem of sums"),
+        (lambda self, p: ("٣", {"a": 1, "b": 1, "c": 0}), "splits off '٣'; it must be one digit"),
+        (lambda self, p: ("", {"a": 1, "b": 1, "c": 0}), "splits off ''; it must be one digit"),
         (lambda self, p: (1, {"a": 1}), "a problem of sums has a, b, c, not a"),
     ],
 )

