@@ -39,7 +39,8 @@ def _edit(run: RunDir, key: str, value: Any) -> None:
 _OTHER: dict[str, Any] = {
     "pretrained": "model", "recipe": 1, "preset": "base", "task": "subtraction", "digit_order": "lsd",
     "schedule": "paper", "engine": "hf", "filter.vote": "majority", "filter.checks": ["direct"],
-    "round.teacher": "supervised", "vllm.dtype": "float32", "vllm.compiled": "on",
+    "round.teacher": "supervised", "supervised.trainer.precision": "bfloat16", "round.trainer.precision": "bfloat16",
+    "vllm.dtype": "float32", "vllm.compiled": "on",
     "vllm.max_digits": 40,
 }  # fmt: skip
 
