@@ -7,6 +7,7 @@
 #   tests      the kernel and engine tests, compiled, in several processes
 #   train      tiny teaches itself from 6 to 29 digits on the GPU
 #   base_train base learns 6 digits with true answers on the GPU
+#   train_bf16 training steps of tiny and base in float32 and bfloat16: speed, memory, and the loss beside the CPU's
 #   kernels    each kernel by itself, and the limits of the hardware
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
 #   hf         the same with `generate` of transformers
@@ -32,14 +33,15 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests train base_train kernels tiny hf base profile ncu
+[ $# -gt 0 ] || set -- check tests train base_train train_bf16 kernels tiny hf base profile ncu
 mkdir -p "$out" "$STATE"
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
 # Arguments that a rehearsal adds.
-small_cells=() collect=() rehearse=()
+small_cells=() small_steps=() collect=() rehearse=()
 if [ -n "${REHEARSE-}" ]; then
   small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
+  small_steps=(--rows 2 --digits 6 --steps 2 --compare 3)
 fi
 
 # The folders of this checkout as the package, whatever is installed, and without make.
@@ -66,13 +68,15 @@ run_part() {
   esac
 }
 sector=("$PYTHON" -m sector.cli.app)
-# cells NAME SECONDS MODEL ARGUMENTS...: measure cells, and append their lines.
-cells() {
+# lines NAME SECONDS MODULE ARGUMENTS...: run a module of benchmarks, and append the lines that it prints.
+lines() {
   local name=$1 limit=$2
   shift 2
-  run_part "$name" "$limit" bash -c '"$0" -m sector.benchmarks.gpu_cells "${@:2}" | tee -a "$1"; exit ${PIPESTATUS[0]}' \
-    "$PYTHON" "$out/cells.jsonl" "$@" "${small_cells[@]}"
+  run_part "$name" "$limit" bash -c '"$0" -m "sector.benchmarks.$2" "${@:3}" | tee -a "$1"; exit ${PIPESTATUS[0]}' \
+    "$PYTHON" "$out/cells.jsonl" "$@"
 }
+# cells NAME SECONDS MODEL ARGUMENTS...: measure cells, and append their lines.
+cells() { lines "$1" "$2" gpu_cells "${@:3}" "${small_cells[@]}"; }
 # train NAME SECONDS ARGUMENTS...: a run, whose best checkpoint is kept.
 train() {
   local name=$1 limit=$2 run=$STATE/run_$1
@@ -97,7 +101,7 @@ for part in "$@"; do
       [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
       run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
         --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance}.py \
-        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,gpu,improve,training_graphs}.py
+        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,gpu,improve,training_graphs,precision}.py
       ;;
     kernels)
       for model in "$tiny" "$STATE/base"; do
@@ -108,6 +112,7 @@ for part in "$@"; do
     hf) cells hf 90 "$tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
     train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;
+    train_bf16) lines train_bf16 240 train_cells "${small_steps[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     profile)
       for rows in 250 4000; do

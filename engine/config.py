@@ -36,6 +36,7 @@ MAX_FAST_GUESSES = 6
 PolicyName = Literal["fast", "slow", "improved"]
 FilterName = Literal["none", "paper", "strict", "thorough"]
 Preset = Literal["tiny", "base", "text-tiny", "text-base"]
+Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["leaps", "paper"]
 ENGINES = ("native", "hf", "vllm")
 # Checks of this package (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative
@@ -261,6 +262,9 @@ class TrainerConfig(Settings):
     """Shards per training step. Each holds problems of one length and is computed by one core or process."""
     shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Problems per shard. With `num_shards` it gives the batch size."""
+    precision: Precision = "float32"
+    """Number type of the forward and the backward pass. Weights, loss, averaged gradient and optimizers stay float32.
+    Choose bfloat16 on a GPU for large models, such as `base` and pretrained ones."""
 
 
 class RoundTrainerConfig(TrainerConfig):

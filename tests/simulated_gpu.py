@@ -175,7 +175,9 @@ class SimulatedGpu(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in ("to", "cpu", "cuda") and isinstance(args[0], Tensor):
             return self._move(name, args, kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # The memo of a deep copy is no operand.
+        operands = args[:1] if name == "__deepcopy__" else (args, kwargs)
+        tensors = [leaf for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)]
         if not any(map(self.holds, tensors)):
             return self._without_operands(name, func, args, kwargs)
         if name in ("numpy", "__array__"):

@@ -39,8 +39,9 @@ def _edit(run: RunDir, key: str, value: Any) -> None:
 _OTHER: dict[str, Any] = {
     "pretrained": "model", "recipe": 1, "preset": "base", "task": "subtraction", "digit_order": "lsd",
     "schedule": "paper", "engine": "hf", "filter.vote": "majority", "filter.checks": ["direct"],
-    "round.teacher": "supervised", "vllm.dtype": "float32", "vllm.compiled": "on",
-    "vllm.max_digits": 40, "supervised.trainer.optimizer": "adamw", "round.trainer.optimizer": "adamw",
+    "round.teacher": "supervised", "supervised.trainer.precision": "bfloat16", "round.trainer.precision": "bfloat16",
+    "supervised.trainer.optimizer": "adamw", "round.trainer.optimizer": "adamw",
+    "vllm.dtype": "float32", "vllm.compiled": "on", "vllm.max_digits": 40,
 }  # fmt: skip
 
 

@@ -3,14 +3,65 @@
 In the shape descriptions B is the batch, T the tokens of a row and V the vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from sector.engine.language import tokens
 
 # Label of tokens without loss, the default of torch.
 IGNORED = -100
+
+# Logits that a loss in bfloat16 converts to float32 at a time: 16 MiB.
+_CHUNK = 1 << 22
+
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross entropy of logits `[N, V]`, in float32 or better; targets `[N]` of -100 take no loss.
+
+    Of logits in bfloat16 at most `_CHUNK` are float32 at a time: a vocabulary of 150,000 would need gigabytes.
+    """
+    if logits.dtype != torch.bfloat16:
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
+    loss: Tensor = _ChunkedLoss.apply(logits, targets)
+    return loss
+
+
+class _ChunkedLoss(Function):
+    """Mean cross entropy of logits `[N, V]` chunk by chunk; what is kept for the backward pass is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        count = (targets != IGNORED).sum()
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = logits.new_zeros((), dtype=torch.float32)
+        rows = max(1, _CHUNK // logits.shape[1])
+        for start in range(0, len(logits), rows):
+            chunk = slice(start, start + rows)
+            shares = logits[chunk].log_softmax(dim=1, dtype=torch.float32)
+            total += F.nll_loss(shares, targets[chunk], ignore_index=IGNORED, reduction="sum")
+            if gradient is not None:
+                gradient[chunk] = _slope(shares, targets[chunk]).div_(count)
+        ctx.save_for_backward(gradient)
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(grad), None
+
+
+def _slope(log_shares: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient `[N, V]` of the summed cross entropy by the logits; overwrite the log-softmax `[N, V]`."""
+    takes_loss = (targets != IGNORED).unsqueeze(1)
+    slope = log_shares.exp_()
+    slope.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -takes_loss.to(slope.dtype))
+    return slope.mul_(takes_loss)
 
 
 def next_token_loss(

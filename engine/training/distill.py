@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.config import TrainerConfig
@@ -29,7 +28,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Mode
 from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import Model, task_and_layout, weights, weights_sha256
-from sector.engine.models.loss import IGNORED
+from sector.engine.models.loss import IGNORED, token_loss
 from sector.engine.models.sector import MAX_GAP, SectorForCausalLM
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.cuda_graphs import CudaCapture
@@ -42,6 +41,7 @@ from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.fused_model import branch_states
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
+from sector.engine.training.precision import flat_gradient, working_model
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -97,7 +97,7 @@ class Rows:
         logits = model.class_logits(hidden, self.ids[:, prefix_length:])
         branches = zip(logits.split(branch_lengths, dim=1), self.targets.split(branch_lengths, dim=1), strict=True)
         losses = [
-            F.cross_entropy(branch_logits.flatten(0, 1), branch_targets.flatten(), ignore_index=IGNORED)
+            token_loss(branch_logits.flatten(0, 1), branch_targets.flatten())
             for branch_logits, branch_targets in branches
             if branch_targets.shape[1]
         ]
@@ -219,7 +219,7 @@ def train_cycle(
     def lay_out_step(step: int) -> list[Shard]:
         return _lay_out_step(state.model, draw_examples, step, config, seed)
 
-    with _computing(state, config.fast_weight) as compute, one_thread():
+    with _computing(state, config) as compute, one_thread():
         shards = lay_out_step(state.step) if state.step < num_steps else []
         while state.step < num_steps:
             step = state.step
@@ -363,7 +363,7 @@ def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shar
         loss = shard.loss(model, fast_weight)
     with span("backward"):
         parts = torch.autograd.grad(loss, parameters)
-        return Gradient(loss.detach(), torch.cat([part.flatten() for part in parts]))
+        return Gradient(loss.detach(), flat_gradient(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,9 +379,10 @@ class _Compute:
 
 
 @contextmanager
-def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
+def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
     """Yield how to compute steps: with threads on a CPU, with CUDA graphs for our own model on a GPU."""
-    model, parameters = state.model, list(state.model.parameters())
+    working, fast_weight = working_model(state.model, config.precision), config.fast_weight
+    model, parameters = working.model, list(working.model.parameters())
 
     def gradient_of(shard: Shard) -> Gradient:
         return _gradient_of(model, parameters, shard, fast_weight)
@@ -389,6 +390,7 @@ def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
     def update() -> None:
         for optimizer in state.optimizers:
             optimizer.step()
+        working.refresh()
 
     if model.device.type == "cpu":
         # One thread per core, and each thread uses one core: small matrices gain nothing from two.
@@ -396,7 +398,7 @@ def _computing(state: TrainState, fast_weight: float) -> Iterator[_Compute]:
             yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
     elif isinstance(model, SectorForCausalLM):
         graphs = graphed_gradients(model, fast_weight)
-        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0))
+        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
         yield _Compute(lambda shards: [graphs.gradient_of(model, shard) for shard in shards], graphed_update.step)
     else:
         # A list, because `map` would compute nothing before the next step is laid out.

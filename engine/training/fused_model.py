@@ -7,6 +7,8 @@ computes only keys and values of a prompt. Gradients are the same except for rou
 In the shape descriptions B is the rows, T the tokens of a row, P the tokens of its prompt, Q its queries, S the keys
 that they attend to, N the tokens of all rows, H the heads, K the size of a head, D = H * K the hidden size and I the
 inner size.
+
+In bfloat16 all `[N, D]` and larger tensors are bfloat16, and sums over them, softmax and rotations float32 inside.
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from sector.engine.language import tokens
 from sector.engine.models.sector import Block, SectorForCausalLM
 from sector.engine.samplers.native_attention import future_mask
+from sector.engine.training.precision import accumulating
 
 # The longest row that attends in one piece, in tokens.
 _SHORT = 64
@@ -37,9 +40,9 @@ def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths
     A token attends to the prompt and to the earlier tokens of its own branch.
     """
     config = model.config
-    rotation = model.rope().to(model.dtype)[places.flatten()].unsqueeze(1).unbind(dim=2)
-    parts, last_parts = _parts(lengths, 0, rotation[0]), _parts(lengths, lengths[0], rotation[0])
-    x = model.embed(tokens.class_of(ids)).flatten(0, 1)
+    rotation = model.rope().to(accumulating(model.dtype))[places.flatten()].unsqueeze(1).unbind(dim=2)
+    x = _embedded(model, tokens.class_of(ids)).flatten(0, 1)
+    parts, last_parts = _parts(lengths, 0, x), _parts(lengths, lengths[0], x)
     for block in model.blocks:
         assert isinstance(block, Block)
         attention = block.attention
@@ -51,7 +54,42 @@ def branch_states(model: SectorForCausalLM, ids: Tensor, places: Tensor, lengths
         heads_first = attended.unflatten(0, (-1, len(ids)))
         x = torch.addmm(x, heads_first.permute(1, 2, 0, 3).reshape(x.shape), attention.out.weight.T)
         x = _Mlp.apply(x, block.mlp_norm.weight, block.up.weight, block.down.weight, config.rms_norm_eps)
-    return model.norm(x).unflatten(0, (len(ids), -1))
+    normed = _Norm.apply(x, model.norm.weight, config.rms_norm_eps) if _is_narrow(x) else model.norm(x)
+    return normed.unflatten(0, (len(ids), -1))
+
+
+def _embedded(model: SectorForCausalLM, classes: Tensor) -> Tensor:
+    """Return the embeddings `[B, T, D]` of classes `[B, T]`.
+
+    In bfloat16 they are a product with ones and zeros: its backward pass adds up in float32, that of an embedding in
+    bfloat16, row by row.
+    """
+    weight = model.embed.weight
+    if not _is_narrow(weight):
+        embedded: Tensor = model.embed(classes)
+        return embedded
+    ones = classes.unsqueeze(-1) == torch.arange(len(weight), device=classes.device)
+    return ones.to(weight.dtype) @ weight
+
+
+def _is_narrow(x: Tensor) -> bool:
+    """Return whether the type of x is too narrow to add up in, as bfloat16 is."""
+    return x.dtype != accumulating(x.dtype)
+
+
+class _Norm(Function):
+    """RMS norm `[N, D]` -> `[N, D]` that makes no float32 copy of its input; weight: `[D]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, scale = _normed(x, eps)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_norm_backward(grad.clone(), *ctx.saved_tensors), None
 
 
 class _Project(Function):
@@ -109,7 +147,7 @@ class _Attend(Function):
         grad_qkv = torch.zeros_like(qkv)
         grad_q, grad_k, grad_v = grad_qkv
         # The gradient of a softmax needs the mean of the gradients of its shares, which is this product.
-        means = (grad * out).sum(dim=2, keepdim=True)
+        means = (grad * out).sum(dim=2, keepdim=True, dtype=accumulating(grad.dtype))
         for part, share in zip(ctx.parts, shares, strict=True):
             part_grad = grad[:, part.queries]
             grad_scores = torch.bmm(part_grad, part.keys_of(v).transpose(1, 2)).sub_(means[:, part.queries])
@@ -215,15 +253,16 @@ def _score_scale(q: Tensor) -> float:
 
 def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the RMS norm of `[N, D]` without its weight, and the factors `[N, 1]` that it multiplied by."""
-    scale = (x * x).mean(dim=1, keepdim=True).add_(eps).rsqrt_()
-    return x * scale, scale
+    scale = (x * x).mean(dim=1, keepdim=True, dtype=accumulating(x.dtype)).add_(eps).rsqrt_()
+    # Without `out` the product of bfloat16 and float32 would be float32.
+    return torch.mul(x, scale, out=torch.empty_like(x)), scale
 
 
 def _norm_backward(grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of a norm's input `[N, D]` and weight `[D]`; overwrite `grad`, that of its output."""
     grad_weight = (grad * normed).sum(dim=0)
     grad.mul_(weight)
-    along = (grad * normed).mean(dim=1, keepdim=True)
+    along = (grad * normed).mean(dim=1, keepdim=True, dtype=accumulating(grad.dtype))
     return grad.addcmul_(normed, along, value=-1).mul_(scale), grad_weight
 
 

@@ -77,8 +77,11 @@ class GraphedUpdate:
     The first step is not captured: in it optimizers allocate their moments.
     """
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], capture: Capture) -> None:
-        self._optimizers, self._capture = optimizers, capture
+    def __init__(
+        self, optimizers: Sequence[torch.optim.Optimizer], capture: Capture, then: Callable[[], None] | None = None
+    ) -> None:
+        """Step optimizers, and call `then` after each step, inside of the graph."""
+        self._optimizers, self._capture, self._then = optimizers, capture, then
         self._replay: Callable[[], object] | None = None
         self._started = all(optimizer.state for optimizer in optimizers)
 
@@ -95,6 +98,8 @@ class GraphedUpdate:
     def _run(self) -> None:
         for optimizer in self._optimizers:
             optimizer.step()
+        if self._then:
+            self._then()
 
 
 # Graphs outlive a training cycle: the next one trains the same model.

@@ -6,12 +6,11 @@ In the shape descriptions B is the rows of a shard, T the tokens of a row and C 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
-from sector.engine.models.loss import IGNORED
+from sector.engine.models.loss import IGNORED, token_loss
 from sector.engine.models.text import TextModel
 
 
@@ -30,7 +29,7 @@ class Completed:
         """Return the mean loss over the supervised tokens, in nats."""
         count = self.targets.shape[1]
         logits = model(self.ids, logits_to_keep=count, use_cache=False).logits[:, -count:]
-        return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=IGNORED)
+        return token_loss(logits.flatten(0, 1), self.targets.flatten())
 
 
 @dataclass(frozen=True, slots=True)
