@@ -41,7 +41,7 @@ tiny=$STATE/tiny
 small_cells=() small_steps=() collect=() rehearse=()
 if [ -n "${REHEARSE-}" ]; then
   small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
-  small_steps=(--rows 2 --digits 6 --steps 2 --compare 3)
+  small_steps=(--presets tiny --rows 2 --digits 6 --steps 2 --compare 3)
 fi
 
 # The folders of this checkout as the package, whatever is installed, and without make.

@@ -253,8 +253,9 @@ class TrainerConfig(Settings):
     """Learning rate at the end of a cycle, as a share of its peak. A low value helps one more digit to work."""
     clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Largest norm of the gradient; larger ones are scaled down. Lower it if the loss jumps."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Optimizer of the weight matrices of the blocks. A pretrained model is trained by AdamW alone by default."""
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    """Optimizer of the weight matrices of the blocks. auto: AdamW for models of text, Muon for others. The presets
+    `text-tiny` and `text-base` take Muon by default."""
     gap_share: Share = 0.5
     """Share of training rows whose digit positions have a random gap, so that longer numbers work later. 0 turns it
     off."""
@@ -397,8 +398,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 # Defaults for a pretrained model, which is larger and has learned already: AdamW alone, at lower learning rates.
 PRETRAINED: dict[str, Any] = {
     "schedule": "paper",
-    "supervised": {"trainer": {"optimizer": "adamw", "learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
-    "round": {"trainer": {"optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01}},
+    "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
+    "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
 }
 # Defaults of the presets of text.
 TEXT: dict[str, Any] = {
@@ -408,9 +409,15 @@ TEXT: dict[str, Any] = {
     "supervised": {
         "cycle_steps": 4000,
         "more_steps": 1500,
-        "trainer": {"learning_rate": 1.5e-3, "muon_learning_rate": 6e-3, "num_shards": 4, "shard_rows": 16},
+        "trainer": {
+            "optimizer": "muon",
+            "learning_rate": 1.5e-3,
+            "muon_learning_rate": 6e-3,
+            "num_shards": 4,
+            "shard_rows": 16,
+        },
     },
-    "round": {"trainer": {"learning_rate": 1e-3, "muon_learning_rate": 4e-3}},
+    "round": {"trainer": {"optimizer": "muon", "learning_rate": 1e-3, "muon_learning_rate": 4e-3}},
 }
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from sector.benchmarks.gpu_check import NEEDED
 
 ROOT = Path(__file__).parents[1]
-PRESETS, PRECISIONS = ("tiny", "base"), ("float32", "bfloat16")
 
 # Python imports it at its start from a folder on the path: from then on it finds no module that is named there.
 BLOCK = """
@@ -102,7 +100,7 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + log
     assert re.search(r"^\d{3} tests collected", log, re.MULTILINE), log
     lines = (tmp_path / "out" / "cells.jsonl").read_text(encoding="utf-8").splitlines()
-    description, *cells = map(json.loads, lines[:-5])
+    description, *cells = map(json.loads, lines[:-3])
     assert description["commit"] == "rehearsed"
     assert [(cell["dtype"], cell["decode"]) for cell in cells] == [
         ("float32", "cpu"),
@@ -111,13 +109,13 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     ]
     assert all(cell["accepted"] == cell["rows"] == 8 for cell in cells), cells
     assert cells[1]["differing"] == 0
-    description, *steps = map(json.loads, lines[-5:])
+    description, *steps = map(json.loads, lines[-3:])
     assert description["commit"] == "rehearsed"
-    assert [(cell["preset"], cell["precision"]) for cell in steps] == list(product(PRESETS, PRECISIONS))
+    assert [(cell["preset"], cell["precision"]) for cell in steps] == [("tiny", "float32"), ("tiny", "bfloat16")]
     assert all(cell["within_tolerance"] and cell["compared_steps"] == 3 for cell in steps), steps
     assert all(cell["steps_per_s"] > 0 and cell["tokens_per_s"] > 0 and cell["peak_bytes"] > 0 for cell in steps), steps
     # Float32 on the CPU is what it is compared with.
-    assert [cell["largest_difference"] == 0 for cell in steps] == [True, False] * 2
+    assert [cell["largest_difference"] == 0 for cell in steps] == [True, False]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

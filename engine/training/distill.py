@@ -136,7 +136,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     inner, outer = _matrices(model)
     muon = None
-    if config.optimizer == "muon":
+    if config.optimizer == "muon" or (config.optimizer == "auto" and not isinstance(model, TextModel)):
         muon = Muon(inner, lr=_rate(config.muon_learning_rate, model.device), weight_decay=config.weight_decay)
     else:
         outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
