@@ -81,7 +81,7 @@ class Task(ABC):
         """
         if self.at_once is None:
             return min(num_guesses, problems.digits - 1)
-        return min(problems.digits - self.at_once + num_guesses - 1, problems.digits)
+        return min(max(problems.digits - self.at_once, 0) + num_guesses - 1, problems.digits)
 
     def join(self, pieces: Tensor, rest_answers: Tensor) -> Tensor:
         """Join the digits that simplifications split off to the answers of the remaining problems.
