@@ -3,6 +3,7 @@
 The defaults were found by measuring (log.md); the paper does not state its own.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,10 @@ MAY_CHANGE = frozenset(
         "vllm.draft_tokens",
     }
 )
+
+# Value of a key of a network's config. Strings could name code.
+NetworkValue = bool | int | float | str | list[bool | int | float]
+_NETWORK_NAMES = ("model_type", "hidden_act")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -434,9 +439,10 @@ class RunConfig(Settings):
     preset: Preset = "tiny"
     """Kind and size of a new model. `base` is slower and has more room to learn. `text-tiny` and `text-base` are
     ordinary transformers that read text, of 0.3 and 14 million parameters; they change some defaults."""
-    network: dict[str, Any] = {}
+    network: dict[str, NetworkValue] = {}
     """Keys of a config of transformers that replace those of the preset `text-tiny` or `text-base`, such as
-    `hidden_size`. With another `model_type`, such as `llama`, they replace all."""
+    `hidden_size`: numbers and switches, and the names `model_type` and `hidden_act`. With another `model_type`, such as
+    `llama`, they replace all."""
     text_layout: Literal["plain", "hints"] = "plain"
     """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition.
     The presets `text-tiny` and `text-base` take it by default."""
@@ -516,6 +522,14 @@ class RunConfig(Settings):
                 "without use_chain and temperature text has only two guesses, one per operand order; lower k"
             )
         return self
+
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, network: dict[str, NetworkValue]) -> dict[str, NetworkValue]:
+        for key, value in network.items():
+            if isinstance(value, str) and not (key in _NETWORK_NAMES and re.fullmatch("[a-z0-9_]+", value)):
+                raise ValueError(f"{key} takes no text here; network takes numbers, and {' and '.join(_NETWORK_NAMES)}")
+        return network
 
     @field_validator("task")
     @classmethod

@@ -7,10 +7,8 @@ import pytest
 import torch
 from declared_tasks import Parity
 from scripted import Scripted
-from scripted_task import Knowing
 from torch import Tensor
 
-from sector.engine import tasks
 from sector.engine.config import FILTERS, Filter
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import PlaceLayout
@@ -23,8 +21,9 @@ from sector.engine.samplers.gpu import GpuSampler
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import generator
-from sector.engine.tasks import find_task
+from sector.engine.tasks import TASK_DOOR, find_task
 from sector.engine.tasks.declared import as_task
+from sector.engine.testing.knowing import Knowing
 
 DIGITS, SEED, POOL = 6, 5, 2
 QUICK = Filter(vote="off", checks=(), k=1, think_through=False)
@@ -54,7 +53,7 @@ def test_where_nothing_is_doubted_the_first_problems_of_the_pool_are_candidates(
 def test_nothing_is_doubted_that_is_not_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such answers are not taught, so they say nothing, and their tokens would be lost."""
     task = as_task(Parity())
-    monkeypatch.setattr(tasks, "_registered", {task.name: task})
+    monkeypatch.setattr(TASK_DOOR, "things", {task.name: task})
     engine = Knowing(task)
     pooled = replace(assignment(), task=task, layout=engine.layout("msd"))
     _, block = generate_blocks(engine, 0, pooled)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
-from sector.engine.config import RunConfig
+from sector.engine.config import NetworkValue, RunConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.files import write_text
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
@@ -74,11 +75,32 @@ def test_no_setting_is_a_path() -> None:
             elif inner == tuple[str, ...]:
                 # Names of checks that there are.
                 assert name == "checks"
+            elif name == "network":
+                # Numbers, and names of architectures that transformers has (the test below).
+                assert inner == dict[str, NetworkValue]
             elif inner not in (int, float, bool):
                 assert "Literal" in str(inner), f"{name} takes {inner}"
         return found
 
     assert kinds(RunConfig) == set()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"attn_implementation": "org/kernel"},
+        {"model_type": "../llama"},
+        {"auto_map": "code--Model"},
+        {"_name_or_path": "org/model"},
+        {"hidden_act": "a.b"},
+        {"quantization_config": {"quant_method": "x"}},
+        {"architectures": ["Model"]},
+    ],
+    ids=lambda network: next(iter(network)),
+)
+def test_a_network_is_described_by_numbers(network: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="network"):
+        run_config({"preset": "text-tiny", "network": network})
 
 
 @pytest.mark.parametrize(
