@@ -30,6 +30,8 @@ from sector.engine.tasks import DEFAULT, TASK_DOOR, find_task, is_task, no_such_
 MAX_DIGITS = 256
 # Beginning of the names of presets that are models of text.
 _TEXT_PRESET = "text-"
+# Digits of operands whose places have letters of their own, that of the zero in front and of a problem ahead included.
+_MAX_HINTED = 50
 # Raised whenever the same settings lead to other weights. A config without a recipe has recipe 1.
 RECIPE = 2
 # Both operand orders at every shift of places (`tokens.SHIFTS`).
@@ -506,6 +508,8 @@ class RunConfig(Settings):
             if self.text_layout != "plain":
                 raise ValueError("text_layout is for models of text; leave it out, or choose the preset text-tiny")
             return self
+        if self.text_layout == "hints" and self.until > _MAX_HINTED:
+            raise ValueError(f"text_layout hints has a letter a digit, for {_MAX_HINTED} digits at most; lower until")
         if self.text_layout == "hints" and self.task != DEFAULT:
             raise ValueError(f"text_layout hints writes {DEFAULT} only; choose the layout plain for {self.task}")
         if self.task != DEFAULT and not find_task(self.task).has_text:
