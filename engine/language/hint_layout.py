@@ -21,37 +21,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine.language.alphabet import CHARACTERS, Alphabet
+from sector.engine.language.character_layout import CharacterLayout
 from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import DigitOrder
 
-_MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
 _NUMBER = r"(?:[a-zA-Z]\d)+"
-# Completions may have been cut off, so ends are optional.
-_SHAPES = {
-    Mode.ANSWER: re.compile(rf"{_NUMBER}\n?"),
-    Mode.THINK: re.compile(rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"),
-}
 
 
 @dataclass(frozen=True, slots=True)
-class HintLayout:
+class HintLayout(CharacterLayout):
     """Layout of problems and completions as ids of an alphabet with letters.
 
-    alphabet: ids of the characters, letters among them.
+    alphabet: ids of the characters, with letters.
     order: order of the digits of a number.
     variant: letter of the least significant digit: one for the batch, or one a row `[B]`.
     """
 
-    alphabet: Alphabet
     order: DigitOrder
     variant: int | Tensor = 0
 
-    @property
-    def pad_id(self) -> int:
-        """Id behind the end of a completion."""
-        return self.alphabet.pad
+    shapes = {
+        Mode.ANSWER: re.compile(rf"{_NUMBER}\n?"),
+        Mode.THINK: re.compile(rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"),
+    }
 
     @property
     def num_variants(self) -> int:
@@ -80,32 +73,21 @@ class HintLayout:
 
     def prefix_ids(self, problems: Problems) -> Tensor:
         """Return the `[B, L+4N+8]` ids of `a+b+carry`."""
-        lead = problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
-        return torch.cat([lead, self._sum(problems, 0)], dim=1)
-
-    def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
-        """Return the `[B, 1]` ids of `=` or `>`."""
-        return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
-
-    def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
-        """Return the `[B, L+4N+9]` ids of a whole prompt."""
-        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
+        return torch.cat([self.lead_ids(problems), self._sum(problems, 0)], dim=1)
 
     def answer_ids(self, answers: Tensor) -> Tensor:
         """Return the `[B, 2N+3]` ids that follow `=` for the answers `[B, N+1]`."""
-        return torch.cat([self._number(answers, 0), self._marks("\n", answers)], dim=1)
+        return torch.cat([self._number(answers, 0), self.text_ids("\n", answers)], dim=1)
 
     def simplification_ids(self, rest: Problems, digit: Tensor) -> Tensor:
         """Return the `[B, 4N+8]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
-        parts = [self._sum(rest, 1), self._marks("|", digit), self._number(digit.unsqueeze(1), 0)]
-        return torch.cat([*parts, self._marks("\n", digit)], dim=1)
+        parts = [self._sum(rest, 1), self.text_ids("|", digit), self._number(digit.unsqueeze(1), 0)]
+        return torch.cat([*parts, self.text_ids("\n", digit)], dim=1)
 
     def parse_answers(self, ids: Tensor, digits: int) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >=2N+3]` as answers `[B, N+1]`; also return which rows parse `[B]`. Other rows hold zeros."""
         ids = ids[:, : self.answer_length(digits)]
-        answers = self._read(ids, 0, digits + 1)
-        valid = (self.answer_ids(answers) == ids).all(dim=1)
-        return answers * valid.unsqueeze(1), valid
+        return self.checked_answers(self._read(ids, 0, digits + 1), ids)
 
     def parse_simplifications(self, ids: Tensor, digits: int) -> Simplifications:
         """Parse ids `[B, >=4N+8]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
@@ -115,33 +97,17 @@ class HintLayout:
         a, b = (self._read(ids, start, digits)[:, 1:] for start in (0, width + 1))
         carry, digit = (self._read(ids, start, 1).squeeze(1) for start in (2 * width + 2, 2 * width + 5))
         # A larger digit in its place is no carry, and is compared with what was written.
-        carry = carry.clamp(max=1)
-        valid = (self.simplification_ids(Problems(a, b, carry), digit) == ids).all(dim=1)
-        keep = valid.long()
-        rest = Problems(a * keep.unsqueeze(1), b * keep.unsqueeze(1), carry * keep)
-        return Simplifications(rest, digit * keep, valid)
-
-    def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Count the generated tokens in ids `[B, T]`, newlines included and pads excluded; see `Layout`."""
-        generated = ids != self.pad_id
-        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
-
-    def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
-        """Return which rows of `[B, T]` have the right token pattern, ignoring letters and the lengths of numbers."""
-        names = dict(zip(self.alphabet.ids, CHARACTERS, strict=True)) | {self.pad_id: ""}
-        names |= dict.fromkeys(self.alphabet.letters, "a")
-        texts = ["".join(names.get(index, "?") for index in row) for row in ids.tolist()]
-        return [_SHAPES[mode].fullmatch(text) is not None for text in texts]
+        return self.checked_simplifications(Problems(a, b, carry.clamp(max=1)), digit, ids)
 
     def _sum(self, problems: Problems, place: int) -> Tensor:
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
-        plus = self._marks("+", problems.carry)
+        plus = self.text_ids("+", problems.carry)
         a, b = (self._number(F.pad(operand, (1, 0)), place) for operand in (problems.a, problems.b))
         return torch.cat([a, plus, b, plus, self._number(problems.carry.unsqueeze(1), place)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        ids = digits.new_tensor(self.alphabet.ids)[digits]
+        ids = self.digit_ids(digits)
         if self.order is DigitOrder.LSD:
             ids = ids.flip(1)
         return torch.stack([self._letters(place, ids), ids], dim=2).flatten(1)
@@ -158,9 +124,5 @@ class HintLayout:
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""
         digits = ids[:, start + 1 : start + 2 * width : 2]
-        values = (digits.unsqueeze(-1) == ids.new_tensor(self.alphabet.ids[:10])).long().argmax(dim=-1)
+        values = self.values(digits)
         return values.flip(1) if self.order is DigitOrder.LSD else values
-
-    def _marks(self, text: str, like: Tensor) -> Tensor:
-        """Return the ids of a text in each row of `like [B, ...]`, on its device."""
-        return like.new_tensor([self.alphabet.id_of(character) for character in text]).expand(len(like), -1)

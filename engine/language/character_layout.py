@@ -1,0 +1,105 @@
+"""Layouts of text: one token a character, a mark for each mode, and completions that are compared with fresh ones.
+
+In the shape descriptions B is the batch, N the digits per operand, L the tokens that lead any text.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sector.engine.language.alphabet import CHARACTERS, Alphabet
+from sector.engine.language.layout import Mode, Simplifications
+from sector.engine.language.operands import Problems
+
+_MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
+
+
+@dataclass(frozen=True, slots=True)
+class CharacterLayout(ABC):
+    """Layout of problems and completions as ids of an alphabet.
+
+    shapes: patterns of completions by mode. Completions may have been cut off, so ends are optional.
+    """
+
+    alphabet: Alphabet
+
+    shapes: ClassVar[Mapping[Mode, re.Pattern[str]]]
+
+    @property
+    def pad_id(self) -> int:
+        """Id behind the end of a completion."""
+        return self.alphabet.pad
+
+    @abstractmethod
+    def answer_length(self, digits: int) -> int:
+        """Return the tokens of a fast answer, newline included."""
+
+    @abstractmethod
+    def simplification_length(self, digits: int) -> int:
+        """Return the tokens of a simplification, newline included."""
+
+    @abstractmethod
+    def prefix_ids(self, problems: Problems) -> Tensor:
+        """Return the ids that the fast and the slow prompt of a problem share."""
+
+    @abstractmethod
+    def answer_ids(self, answers: Tensor) -> Tensor:
+        """Return the ids that follow `=` for the answers `[B, N+1]`."""
+
+    @abstractmethod
+    def simplification_ids(self, rest: Problems, digit: Tensor) -> Tensor:
+        """Return the ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
+
+    def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
+        """Return the `[B, 1]` ids of `=` or `>`."""
+        return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
+
+    def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
+        """Return the ids of a whole prompt: the prefix and the mark."""
+        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
+
+    def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Count the generated tokens in ids `[B, T]`, newlines included and pads excluded; see `Layout`."""
+        generated = ids != self.pad_id
+        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
+
+    def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
+        """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""
+        names = dict(zip(self.alphabet.ids, CHARACTERS, strict=True)) | {self.pad_id: ""}
+        # Any letter is as good as another here.
+        names |= dict.fromkeys(self.alphabet.letters, "a")
+        texts = ["".join(names.get(index, "?") for index in row) for row in ids.tolist()]
+        return [self.shapes[mode].fullmatch(text) is not None for text in texts]
+
+    def checked_answers(self, answers: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return answers `[B, N+1]` as read from ids, and which rows parse `[B]`: those that are written so."""
+        valid = (self.answer_ids(answers) == ids).all(dim=1)
+        return answers * valid.unsqueeze(1), valid
+
+    def checked_simplifications(self, rest: Problems, digit: Tensor, ids: Tensor) -> Simplifications:
+        """Return remaining problems and digits `[B]` as read from ids; rows that are not written so hold zeros."""
+        valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
+        keep = valid.long()
+        rest = Problems(rest.a * keep.unsqueeze(1), rest.b * keep.unsqueeze(1), rest.carry * keep)
+        return Simplifications(rest, digit * keep, valid)
+
+    def lead_ids(self, problems: Problems) -> Tensor:
+        """Return the `[B, L]` ids that lead any text."""
+        return problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
+
+    def digit_ids(self, digits: Tensor) -> Tensor:
+        """Return the ids of digits, any shape."""
+        return digits.new_tensor(self.alphabet.ids)[digits]
+
+    def values(self, ids: Tensor) -> Tensor:
+        """Return the value of each id that is a digit, else 0; comparing with a fresh layout then rejects the row."""
+        return (ids.unsqueeze(-1) == ids.new_tensor(self.alphabet.ids[:10])).long().argmax(dim=-1)
+
+    def text_ids(self, text: str, like: Tensor) -> Tensor:
+        """Return the ids of a text in each row of `like [B, ...]`, on its device."""
+        return like.new_tensor([self.alphabet.id_of(character) for character in text]).expand(len(like), -1)
