@@ -50,8 +50,13 @@ def model() -> SectorForCausalLM:
 
 @pytest.fixture(scope="module")
 def engine(model: SectorForCausalLM) -> VllmSampler:
-    """The engine that tests share, with whatever weights the last one left."""
-    return VllmSampler(model, SETTINGS)
+    """The engine that tests share, with whatever weights the last one left.
+
+    vLLM ignores the entry points of packages here, as it does where `sector` runs from a checkout.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_PLUGINS", "")
+        return VllmSampler(model, SETTINGS)
 
 
 @pytest.fixture
@@ -417,6 +422,16 @@ def test_what_vllm_is_told(model: SectorForCausalLM) -> None:
     assert arguments["kv_cache_memory_bytes"] == 3 << 20
     assert arguments["dtype"] == "float32" and arguments["enforce_eager"] is False
     assert starting.engine_arguments(model, VllmConfig())["max_model_len"] == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize(("compiled", "sizes"), [("off", None), ("auto", [1, 2, 4, 8, 16, 32, 64, 128, 256, 300])])
+def test_graphs_of_steps_on_a_gpu(
+    model: SectorForCausalLM, monkeypatch: pytest.MonkeyPatch, compiled: str, sizes: list[int] | None
+) -> None:
+    """A step with as many rows as there may be is a graph too."""
+    monkeypatch.setattr(SectorForCausalLM, "device", property(lambda _: torch.device("cuda")))
+    arguments = starting.engine_arguments(model, VllmConfig.model_validate({"rows": 300, "compiled": compiled}))
+    assert arguments.get("compilation_config") == (sizes and {"cudagraph_capture_sizes": sizes})
 
 
 @pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication"])

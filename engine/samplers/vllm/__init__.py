@@ -6,7 +6,7 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 
 
 def register() -> None:
-    """Register our config, tokenizer and model, and the tokenizer of a server, with vLLM and transformers."""
+    """Register our config, tokenizer and model, and the tokenizer of a server, with vLLM and transformers, once."""
     from vllm import ModelRegistry
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
@@ -15,11 +15,15 @@ def register() -> None:
     import sector.engine.models.tokenizer  # noqa: F401
 
     # By name, so that the class is imported only when a model is built.
-    ModelRegistry.register_model("SectorForCausalLM", "sector.engine.samplers.vllm.model:SectorForVllm")
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, "sector.engine.samplers.vllm.model:SectorForVllm")
     if SERVED not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(SERVED, "sector.engine.samplers.vllm.server_tokenizer", "ServedTokenizer")
         RENDERER_REGISTRY.register(SERVED, "vllm.renderers.hf", "HfRenderer")
 
+
+# The name of our model in a checkpoint.
+ARCHITECTURE = "SectorForCausalLM"
 
 # The tokenizer mode of `vllm serve` for plain decimals.
 SERVED = "sector"

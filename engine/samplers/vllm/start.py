@@ -23,6 +23,7 @@ from sector.engine.language.tokens import row_length
 from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.text import TextModel
+from sector.engine.samplers.vllm import register
 from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
 
             # By its class: old releases for CPUs read its name as that of another executor.
             arguments["distributed_executor_backend"] = UniProcExecutor
+            # vLLM finds the entry point of an installed package only, and a checkout can run without one.
+            register()
             if not takes_drafts():
                 arguments["speculative_config"] = None
             _save(model, Path(folder) / "model")
@@ -176,7 +179,20 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        **_graphs(arguments, on_gpu),
     }
+
+
+def _graphs(arguments: dict[str, Any], on_gpu: bool) -> dict[str, Any]:
+    """Return the numbers of rows for which vLLM captures a step as a CUDA graph, if it captures any.
+
+    By default it captures 51, none above 512 rows, where a step then waits for its launches.
+    """
+    if not on_gpu or arguments["enforce_eager"]:
+        return {}
+    rows = arguments["max_num_seqs"]
+    powers = [1 << bits for bits in range(rows.bit_length())]
+    return {"compilation_config": {"cudagraph_capture_sizes": sorted({*powers, *range(256, rows, 128), rows})}}
 
 
 def max_tokens(model: Model, settings: VllmConfig) -> int:
