@@ -112,7 +112,7 @@ for part in "$@"; do
     hf) cells hf 90 "$tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
     train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;
-    train_bf16) lines train_bf16 240 train_cells "${small_steps[@]}" ;;
+    train_bf16) lines train_bf16 150 train_cells --compare 20 "${small_steps[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     profile)
       for rows in 250 4000; do
