@@ -79,8 +79,8 @@ MAY_CHANGE = frozenset(
 )
 
 # Value of a key of a network's config. Strings could name code.
-NetworkValue = bool | int | float | str | list[bool | int | float]
-_NETWORK_NAMES = ("model_type", "hidden_act")
+NetworkValue = bool | int | float | str | list[bool | int | float] | list[str]
+_NETWORK_NAMES = ("model_type", "hidden_act", "layer_types")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -443,8 +443,8 @@ class RunConfig(Settings):
     ordinary transformers that read text, of 0.3 and 14 million parameters; they change some defaults."""
     network: dict[str, NetworkValue] = {}
     """Keys of a config of transformers that replace those of the preset `text-tiny` or `text-base`, such as
-    `hidden_size`: numbers and switches, and the names `model_type` and `hidden_act`. With another `model_type`, such as
-    `llama`, they replace all."""
+    `hidden_size`: numbers and switches, and the names `model_type`, `hidden_act` and `layer_types`. With another
+    `model_type`, such as `llama`, they replace all."""
     text_layout: Literal["plain", "hints"] = "plain"
     """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition.
     The presets `text-tiny` and `text-base` take it by default."""
@@ -531,8 +531,9 @@ class RunConfig(Settings):
     @classmethod
     def _check_network(cls, network: dict[str, NetworkValue]) -> dict[str, NetworkValue]:
         for key, value in network.items():
-            if isinstance(value, str) and not (key in _NETWORK_NAMES and re.fullmatch("[a-z0-9_]+", value)):
-                raise ValueError(f"{key} takes no text here; network takes numbers, and {' and '.join(_NETWORK_NAMES)}")
+            names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+            if names and not (key in _NETWORK_NAMES and all(re.fullmatch("[a-z0-9_]+", name) for name in names)):
+                raise ValueError(f"{key} takes no text here; network takes numbers, and {', '.join(_NETWORK_NAMES)}")
         return network
 
     @field_validator("task")

@@ -158,8 +158,16 @@ def test_rows_that_have_ended_leave_the_batch(model: TextModel, monkeypatch: pyt
     [
         (lambda: MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=64)), "whose state is no"),
         (lambda: BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=64)), "whose state is no"),
+        (
+            lambda: (
+                small_text_model(
+                    "qwen2", layer_types=["full_attention", "chunked_attention"], attention_chunk_size=8
+                ).network
+            ),
+            "whose state",
+        ),
     ],
-    ids=["state", "positions"],
+    ids=["state", "positions", "chunks"],
 )
 def test_a_model_without_a_slot_a_token_is_refused(model: TextModel, network: Any, fault: str) -> None:
     other = copy(model)
@@ -168,11 +176,20 @@ def test_a_model_without_a_slot_a_token_is_refused(model: TextModel, network: An
         make_sampler("native", other)
 
 
-def test_a_window_that_hides_slots_is_refused(model: TextModel) -> None:
-    native = TextSampler(model, 1)
-    native._network.config.sliding_window, native._network.config.layer_types = 30, ["sliding_attention"] * 2
-    with pytest.raises(InputError, match=r"take \d+ slots, and a layer of \w+ sees the last 30; choose the engine hf"):
-        _sample(native, model, 9)
+@pytest.mark.parametrize("kinds", [["full", "sliding"], ["sliding", "sliding"]], ids="-".join)
+@pytest.mark.parametrize("window", [2, 30])
+def test_a_window_counts_tokens(kinds: list[str], window: int) -> None:
+    """Also where a draft left hidden slots between them."""
+    windowed = small_text_model(
+        "qwen2", use_sliding_window=True, sliding_window=window, layer_types=[f"{kind}_attention" for kind in kinds]
+    )
+    hf = HuggingFaceSampler(windowed)
+    for savings in SAVINGS:
+        native = TextSampler(windowed, 1, Savings(**savings))
+        plain = _sample(hf, windowed, 9)
+        assert _sample(native, windowed, 9) == plain
+        half_wrong = [[ids[:3] + ids[:-3] if row % 2 else ids for row, ids in enumerate(branch)] for branch in plain]
+        assert _sample(native, windowed, 9, drafts=half_wrong) == plain
 
 
 @needs_vllm

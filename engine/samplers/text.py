@@ -35,6 +35,8 @@ from sector.engine.threads import num_cores
 from sector.kernels.acceptance import accept
 
 DEFAULT_SAVINGS = Savings()
+# Kinds of attention layers in a config's `layer_types`. One sees the last tokens only.
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 # Rows of a job on a CPU. They do not depend on the number of threads, since sums of another shape round otherwise.
 _JOB_ROWS = 64
 # Rows of a job on a GPU at most: their cache and logits fit memory also for large vocabularies.
@@ -78,7 +80,6 @@ class TextSampler:
         """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
             return [prefix.new_empty(0, branch.length) for branch in branches]
-        _check_window(self._network, prefix.shape[1] + max(1 + branch.drafted + branch.length for branch in branches))
         if not self._savings.drafts:
             branches = [replace(branch, draft=None) for branch in branches]
 
@@ -108,14 +109,14 @@ class _Job:
     @torch.inference_mode()
     def complete(self, branches: Sequence[Branch]) -> list[Tensor]:
         """Return the completions `[B, length]`, one per branch."""
-        start, outputs = self._read_prefix(), []
-        for index, branch in enumerate(branches):
-            # The last branch may change the cache; others start from a copy of it.
-            decoding = start if index + 1 == len(branches) else start.copy()
-            if index and not self._savings.shared_prefix:
-                decoding = self._read_prefix()
-            outputs.append(self._complete(decoding, branch, index))
-        return outputs
+        if not self._savings.shared_prefix:
+            return [self._complete(self._read_prefix(), branch, index) for index, branch in enumerate(branches)]
+        start, last = self._read_prefix(), len(branches) - 1
+        # The last branch may change the cache; others start from a copy of it.
+        return [
+            self._complete(start if index == last else start.copy(), branch, index)
+            for index, branch in enumerate(branches)
+        ]
 
     def _read_prefix(self) -> "_Decoding":
         with span("prefix"):
@@ -158,10 +159,9 @@ class _Job:
         return logits.argmax(dim=-1)
 
     def _end(self, output: Tensor) -> None:
-        """Replace what stands behind the first end of each row by padding, as a draft may go on behind it."""
-        ended = torch.isin(output, self._ends).long().cumsum(dim=1)
-        behind = (ended - torch.isin(output, self._ends).long()) > 0
-        output.masked_fill_(behind, self._vocabulary.pad)
+        """Replace the ids behind the first end of each row by padding, as a draft may go on behind it."""
+        ends = torch.isin(output, self._ends).long()
+        output.masked_fill_(ends.cumsum(dim=1) > ends, self._vocabulary.pad)
 
     def _is_unfinished(self, output: Tensor, count: Tensor) -> Tensor:
         """Return `[B]` bool: rows that have not ended and are not full, after `count [B]` new tokens."""
@@ -179,6 +179,8 @@ class _Decoding:
         self._cache = DynamicCache()
         self._mask = prefix.new_empty(len(prefix), 0)
         self._position = prefix.new_zeros(len(prefix))
+        self._windows = _windows(network)
+        self._places = self._mask
         self.read(prefix, prefix != pad, logits_to_keep=1)
 
     def read(self, ids: Tensor, counts: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
@@ -191,15 +193,37 @@ class _Decoding:
         self._mask = torch.cat([self._mask, counted], dim=1)
         positions = self._position.unsqueeze(1) + counted.cumsum(dim=1) - 1
         self._position = self._position + counted.sum(dim=1)
+        self._places = torch.cat([self._places, positions], dim=1)
         logits: Tensor = self._network(
             input_ids=ids,
-            attention_mask=self._mask,
+            attention_mask=self._attention_mask(positions),
             position_ids=positions.clamp(min=0),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=logits_to_keep,
         ).logits
         return logits
+
+    def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the mask for tokens at these positions `[B, T]`: `[B, S]`, or `[B, 1, T, S]` by kind of layer.
+
+        transformers would count a window in slots, and hidden ones are no tokens.
+        """
+        slots = self._mask.shape[1]
+        if all(window is None or slots <= window for window in self._windows.values()):
+            return self._mask
+        distance = positions.unsqueeze(2) - self._places.unsqueeze(1)
+        seen = self._mask.bool().unsqueeze(1) & (distance >= 0)
+        masks = {
+            kind: self._added(seen if window is None else seen & (distance < window))
+            for kind, window in self._windows.items()
+        }
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _added(self, seen: Tensor) -> Tensor:
+        """Return `[B, 1, T, S]`: 0 where `seen [B, T, S]` is true, else the smallest number: padding sees nothing."""
+        zeros = torch.zeros(seen.shape, dtype=self._network.dtype, device=seen.device)
+        return zeros.masked_fill(~seen, torch.finfo(zeros.dtype).min).unsqueeze(1)
 
     def hide(self, rejected: Tensor) -> None:
         """Hide the last slots of each row, as many as `rejected [B]`, since their tokens were not chosen."""
@@ -210,7 +234,7 @@ class _Decoding:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows except those where `rows [B]` is true."""
         self._cache.batch_select_indices(rows.nonzero().squeeze(1))
-        self._mask, self._position = self._mask[rows], self._position[rows]
+        self._mask, self._position, self._places = self._mask[rows], self._position[rows], self._places[rows]
 
     def copy(self) -> "_Decoding":
         """Return the same rows, whose cache can go on by itself."""
@@ -224,20 +248,20 @@ def _check_cache(model: TextModel) -> None:
     network = model.network
     kinds = {type(layer) for layer in DynamicCache(config=network.config).layers}
     takes = signature(network.forward).parameters
-    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer} or not {"position_ids", "logits_to_keep"} <= set(takes):
+    if (
+        not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+        or not {"position_ids", "logits_to_keep"} <= set(takes)
+        or not _windows(network).keys() <= {_SLIDING, _FULL}
+    ):
         raise InputError(
             f"the engine native cannot run {type(network).__name__}, whose state is no cache with a slot a token; "
             "choose hf"
         )
 
 
-def _check_window(network: PreTrainedModel, slots: int) -> None:
-    """Raise InputError if a layer would not see all slots of a row."""
+def _windows(network: PreTrainedModel) -> dict[str, int | None]:
+    """Return the window of each kind of attention layer, in tokens; None sees all."""
     config = network.config.get_text_config()
-    sliding = any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"])
-    window = getattr(config, "sliding_window", None) if sliding else None
-    if window is not None and slots > window:
-        raise InputError(
-            f"problems of this length take {slots} slots, and a layer of {type(network).__name__} sees the last "
-            f"{window}; choose the engine hf"
-        )
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or [_SLIDING]
+    return {kind: window if kind == _SLIDING else None for kind in sorted(set(kinds))}
