@@ -1,5 +1,6 @@
 """`sector eval`: exact-match accuracy by length."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,14 +97,8 @@ def evaluate(
         "settings": parse_settings(settings or ()),
     }
     if gym is not None:
-        from sector.engine.api.gym import evaluate_gym
-
         _refuse(context, "digits", "suite", "out")
-        with output.progress(f"evaluating {gym}, {policy} policy") as bar:
-            answered = evaluate_gym(
-                gym, model, samples, policy, options=parse_settings(gym_settings or ()), on_progress=bar.at, **chosen
-            )
-        output.data(answered.as_json(), lambda: _gym_view(answered))
+        _evaluate_gym(output, gym, gym_settings or (), {"model": model, "samples": samples, "policy": policy, **chosen})
         return
     if gym_settings:
         raise InputError("--gym-set changes a generator; name it with --gym")
@@ -111,6 +106,15 @@ def evaluate(
         report = measure(model, digits, samples, policy, suite=suite, out=out, on_progress=bar.at, **chosen)
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))
+
+
+def _evaluate_gym(output: Output, gym: str, gym_settings: Sequence[str], chosen: dict[str, Any]) -> None:
+    """Measure accuracy on the problems of a generator, and print it."""
+    from sector.engine.api.gym import evaluate_gym
+
+    with output.progress(f"evaluating {gym}, {chosen['policy']} policy") as bar:
+        report = evaluate_gym(gym, options=parse_settings(gym_settings), on_progress=bar.at, **chosen)
+    output.data(report.as_json(), lambda: _gym_view(report))
 
 
 def _refuse(context: typer.Context, *names: str) -> None:

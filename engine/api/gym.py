@@ -114,13 +114,13 @@ def evaluate_gym(
     solver = Solver(sampler, layout, name, checks)
     report = GymReport(generator, task.name, name, samples)
     lengths: dict[int, GymLength] = {}
-    for done, entries in _batches(dataset, task, report):
-        solutions = solve(solver, task, [text for text, _ in entries])
-        truths = plain_decimals(true_answers(task.parse([text for text, _ in entries])))
-        for (text, entry), solution, truth in zip(entries, solutions, truths, strict=True):
-            digits = task.digits_of(text)
+    for done, digits, entries in _batches(dataset, task, report):
+        texts = [text for text, _ in entries]
+        truths = plain_decimals(true_answers(task.parse(texts)))
+        length = lengths.setdefault(digits, GymLength(digits))
+        for (_, entry), solution, truth in zip(entries, solve(solver, task, texts), truths, strict=True):
             scored = dataset.score_answer(solution.answer, entry) == 1
-            _count(lengths.setdefault(digits, GymLength(digits)), report, solution, truth, scored)
+            _count(length, report, solution, truth, scored)
         on_progress(done, samples, f"{report.unread} unread")
     report.lengths = [lengths[digits] for digits in sorted(lengths)]
     return report
@@ -136,8 +136,10 @@ def _count(length: GymLength, report: GymReport, solution: Solution, truth: str,
         report.differing.append(f"{solution.problem} = {solution.answer}")
 
 
-def _batches(dataset: Any, task: Task, report: GymReport) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
-    """Yield the entries so far, and the next problems that a task reads with their entries, of one length each time.
+def _batches(dataset: Any, task: Task, report: GymReport) -> Iterator[tuple[int, int, list[tuple[str, Any]]]]:
+    """Yield problems that a task reads, with their entries, of one length each time.
+
+    Before them come the count of entries read so far, and the digits of the problems.
 
     Entries that it does not read are counted in the report.
     """
@@ -153,9 +155,9 @@ def _batches(dataset: Any, task: Task, report: GymReport) -> Iterator[tuple[int,
             continue
         by_digits[digits].append((text, entry))
         if len(by_digits[digits]) == _BATCH:
-            yield index + 1, by_digits.pop(digits)
-    for rest in by_digits.values():
-        yield len(dataset), rest
+            yield index + 1, digits, by_digits.pop(digits)
+    for digits, rest in by_digits.items():
+        yield len(dataset), digits, rest
 
 
 def _expression(entry: Any) -> str:

@@ -123,7 +123,7 @@ def run(
     filter: checks that an answer must pass: a name, a `Filter`, or a table of settings.
     config: TOML file of settings; keywords win.
     track: trackers besides TensorBoard.
-    workers: processes that generate. While they run, what this process prints goes to stderr.
+    workers: processes that generate. While they run, the output of this process goes to stderr.
     settings: further settings as in the config file, as `round={"candidates": 200}`.
 
     Raises InputError for bad input. The iterator raises NoAgreement if the model no longer agrees with itself.

@@ -32,7 +32,7 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _ChunkedLoss(Function):
-    """Mean cross entropy of logits `[N, V]` chunk by chunk; what is kept for the backward pass is its gradient."""
+    """Mean cross entropy of logits `[N, V]` chunk by chunk, which keeps its gradient alone for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:

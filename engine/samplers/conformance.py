@@ -18,6 +18,7 @@ from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Beginning, Branch, Room, Sampler, Sampling
+from sector.engine.samplers.rows import rows_of
 
 _ROWS, _DIGITS = 7, 5
 _TEMPERATURE = 0.7
@@ -64,11 +65,7 @@ class _Call:
         return engine.sample(self.prefix, self.branches, self.sampling, beginning)
 
     def __getitem__(self, rows: Tensor) -> "_Call":
-        branches = [
-            Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
-            for branch in self.branches
-        ]
-        return _Call(self.prefix[rows], branches, self.sampling[rows])
+        return _Call(self.prefix[rows], rows_of(self.branches, rows), self.sampling[rows])
 
     def drafted(self, drafts: Sequence[Tensor]) -> "_Call":
         """Return the call with a draft for each branch."""
@@ -94,7 +91,7 @@ def _demand(is_kept: bool, rule: str) -> None:
 
 
 def _check_attributes(engine: Sampler) -> None:
-    """Check what an engine says of itself."""
+    """Check the attributes of an engine."""
     name = getattr(engine, "name", None)
     _demand(isinstance(name, str) and bool(name), f"name is {name!r}; it should be the name in configs")
     _demand(isinstance(engine.device, torch.device), f"device is {engine.device!r}; it should be a torch.device")

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from sector.engine.samplers.protocol import Branch
 
 
@@ -16,8 +18,8 @@ def cut(count: int, limit: int, multiple: int = 1) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def rows_of(branches: Sequence[Branch], rows: slice) -> list[Branch]:
-    """Return the branches of some rows of a batch."""
+def rows_of(branches: Sequence[Branch], rows: slice | Tensor) -> list[Branch]:
+    """Return the branches of some rows of a batch: a slice, numbers of rows, or `[B]` bool."""
     return [
         Branch(branch.mark[rows], branch.length, None if branch.draft is None else branch.draft[rows])
         for branch in branches
