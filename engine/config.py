@@ -485,13 +485,14 @@ class RunConfig(Settings):
         if not isinstance(values, dict):
             return values
         task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
-        # The defaults above are those of the default task, so its module need not be imported for them.
-        if task != DEFAULT and is_task(task):
-            values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
             values = merged(PRETRAINED, values)
         elif isinstance(preset := values.get("preset"), str) and preset.startswith(_TEXT_PRESET):
             values = merged(TEXT | HINTED if task == DEFAULT else TEXT, values)
+        # The defaults above are those of the default task, so its module need not be imported for them. Rates of a task
+        # are for our own model, so those of a model of text come first.
+        if task != DEFAULT and is_task(task):
+            values = merged(find_task(task).settings, values)
         schedule = values.get("schedule", "leaps")
         return merged(SCHEDULES[schedule], values) if isinstance(schedule, str) and schedule in SCHEDULES else values
 
