@@ -7,7 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
+from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.seeding import generator
 from sector.engine.tasks.task import Task
 from sector.engine.testing.promise import LENGTHS, hold, promise
@@ -31,6 +33,24 @@ def _written(task: Task) -> None:
             _check_read_back(layout, examples)
             _check_tokens(layout, examples, tokenizer)
             _check_damage(layout, examples)
+
+
+@promise("tokens of prompts and completions go to text and back")
+def _shown(task: Task) -> None:
+    if task.writing is None and not isinstance(task.layout("msd"), PlaceLayout):
+        return
+    for digits in LENGTHS:
+        for order in DigitOrder:
+            drawn = task.draw(digits, _ROWS // len(DigitOrder), generator(digits, "text", order), hard_share=0.5)
+            _check_shown(task.layout(order), label(drawn), SectorTokenizer(order, task.name))
+
+
+def _check_shown(layout: Layout, examples: Examples, tokenizer: SectorTokenizer) -> None:
+    """Raise BrokenPromise if a tokenizer does not read a text as the place-coupled ids that it was shown from."""
+    for mode, completion in _completions(layout, examples).items():
+        for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
+            shown = str(tokenizer.decode(ids))
+            hold(tokenizer(shown)["input_ids"] == ids, f"{shown!r} is not read as the tokens that it shows")
 
 
 def _alphabet(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
