@@ -42,6 +42,11 @@ class TokenText(Protocol):
         ...
 
 
+def has_token_text(task: Task) -> bool:
+    """Return whether problems of a task have texts for the tokenizer."""
+    return task.writing is not None or isinstance(task.layout("msd"), PlaceLayout)
+
+
 def token_text(task: str, order: DigitOrder) -> TokenText:
     """Return the texts of a task. InputError if there is no such task, or if its problems have another form."""
     known = find_task(task)

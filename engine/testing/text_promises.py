@@ -7,8 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.models.token_text import has_token_text
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.seeding import generator
 from sector.engine.tasks.task import Task
@@ -37,7 +38,7 @@ def _written(task: Task) -> None:
 
 @promise("tokens of prompts and completions go to text and back")
 def _shown(task: Task) -> None:
-    if task.writing is None and not isinstance(task.layout("msd"), PlaceLayout):
+    if not has_token_text(task):
         return
     for digits in LENGTHS:
         for order in DigitOrder:
