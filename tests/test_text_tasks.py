@@ -1,6 +1,7 @@
 """Models of text with other tasks than addition: a round of each, and engines that write the same tokens."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from sector.cli.app import app
-from sector.engine.config import run_config
+from sector.engine.config import VllmConfig, run_config
 from sector.engine.errors import InputError
+from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
+from sector.engine.language.number_text import NumberText
+from sector.engine.language.text_layout import TextLayout
 from sector.engine.models.checkpoint import load_checkpoint, task_and_layout, weights_sha256
+from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.text import TextModel
 from sector.engine.policy.chain import answer_branch, think_branch
 from sector.engine.run.directory import RunDir
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
+from sector.engine.samplers.vllm.start import max_tokens
 from sector.engine.tasks import TASK_DOOR, built_in, find_task
 from sector.engine.tasks.declared import as_task
 
@@ -144,6 +150,30 @@ def test_a_tokenizer_without_a_mark_is_refused_before_anything_is_written(tmp_pa
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
     assert "has no token for '*'; choose another model" in refused.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_model_learns_another_form_than_before() -> None:
+    model = new_text_model("text-tiny", 0, {"hidden_size": 32})
+    model.learns("addition", "hints", "lsd")
+    assert isinstance(task_and_layout(model)[1], HintLayout)
+    model.learns("subtraction")
+    assert (model.layout, model.digit_order) == ("plain", "msd")
+    assert isinstance(task_and_layout(model)[1], TextLayout)
+    model.learns("multiplication", digit_order="lsd")
+    assert isinstance(layout := task_and_layout(model)[1], NumberText) and layout.order == "lsd"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["plain", "hints"])
+def test_vllm_has_room_for_the_longest_problem(name: str, form: str) -> None:
+    model = new_text_model("text-tiny", 0, {"hidden_size": 32})
+    model.learns(name if form == "plain" else "addition", form)
+    task, layout = task_and_layout(model)
+    problems = task.draw(9, 2, torch.Generator().manual_seed(1))
+    prompt = layout.prompt_ids(problems, Mode.THINK).shape[1]
+    completion = max(layout.answer_length(problems.size), layout.simplification_length(problems.size))
+    assert max_tokens(model, VllmConfig(max_digits=9)) == prompt + completion
 
 
 def test_a_task_that_is_not_known_is_named(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

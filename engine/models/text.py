@@ -61,9 +61,10 @@ class TextModel(nn.Module):
     def learns(self, task: str, layout: str = "plain", digit_order: str = "msd") -> None:
         """Set the task and the form of its problems in the config, which a checkpoint keeps."""
         setattr(self.config, _TASK, task)
-        if layout != "plain":
+        # Only differences: a model may have learned another form before.
+        if layout != self.layout:
             setattr(self.config, _LAYOUT, layout)
-        if layout != "plain" or digit_order != "msd":
+        if layout != "plain" or digit_order != self.digit_order:
             setattr(self.config, _ORDER, digit_order)
 
     def alphabet_with(self, marks: tuple[str, ...]) -> Alphabet:
