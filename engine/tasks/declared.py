@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.declared_layout import DeclaredProblems, Form, Numbers, read_template
+from sector.engine.language.declared_form import DeclaredProblems, Form, Numbers, read_template
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings, digit_tensor
