@@ -143,9 +143,14 @@ def _view(page: "TaskPage", width: int) -> RenderableType:
         thinking(solution.thought, width),
         _tokens("asks for the answer", page.prompt),
         _tokens("the answer", page.answer),
-        _tokens("asks for a simplification", page.think),
-        _tokens("the simplification", page.simplification),
     ]
+    if page.simplification:
+        lines += [
+            _tokens("asks for a simplification", page.think),
+            _tokens("the simplification", page.simplification),
+        ]
+    if page.texts:
+        lines += [Text("as text", "dim"), *(Padding(Text(text), (0, 0, 0, 2)) for text in page.texts)]
     if page.settings:
         lines.append(Text(f"\nsettings  {_in_words(page.settings)}"))
     return Group(*lines)

@@ -408,11 +408,11 @@ PRETRAINED: dict[str, Any] = {
     "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
     "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
 }
+# Defaults of the presets of text for the default task, whose problems can have hints.
+HINTED: dict[str, Any] = {"text_layout": "hints", "digit_order": "lsd"}
 # Defaults of the presets of text.
 TEXT: dict[str, Any] = {
     "schedule": "paper",
-    "text_layout": "hints",
-    "digit_order": "lsd",
     "supervised": {
         "cycle_steps": 4000,
         "more_steps": 1500,
@@ -446,8 +446,8 @@ class RunConfig(Settings):
     `hidden_size`: numbers and switches, and the names `model_type`, `hidden_act` and `layer_types`. With another
     `model_type`, such as `llama`, they replace all."""
     text_layout: Literal["plain", "hints"] = "plain"
-    """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition.
-    The presets `text-tiny` and `text-base` take it by default."""
+    """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition
+    only. The presets `text-tiny` and `text-base` take it by default."""
     task: str = DEFAULT
     """Task that the model learns. A task may change the defaults of other settings."""
     digit_order: Literal["msd", "lsd"] = "msd"
@@ -485,13 +485,14 @@ class RunConfig(Settings):
         if not isinstance(values, dict):
             return values
         task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
-        # The defaults above are those of the default task, so its module need not be imported for them.
-        if task != DEFAULT and is_task(task):
-            values = merged(find_task(task).settings, values)
         if pretrained and isinstance(pretrained, str):
             values = merged(PRETRAINED, values)
         elif isinstance(preset := values.get("preset"), str) and preset.startswith(_TEXT_PRESET):
-            values = merged(TEXT, values)
+            values = merged(TEXT | HINTED if task == DEFAULT else TEXT, values)
+        # The defaults above are those of the default task, so its module need not be imported for them. Rates of a task
+        # are for our own model, so those of a model of text come first.
+        if task != DEFAULT and is_task(task):
+            values = merged(find_task(task).settings, values)
         schedule = values.get("schedule", "leaps")
         return merged(SCHEDULES[schedule], values) if isinstance(schedule, str) and schedule in SCHEDULES else values
 
@@ -512,14 +513,14 @@ class RunConfig(Settings):
             raise ValueError(f"text_layout hints has a letter a digit, for {_MAX_HINTED} digits at most; lower until")
         if self.text_layout == "hints" and self.task != DEFAULT:
             raise ValueError(f"text_layout hints writes {DEFAULT} only; choose the layout plain for {self.task}")
-        if self.task != DEFAULT and not find_task(self.task).has_text:
-            raise ValueError(
-                f"a model of text cannot learn the task {self.task}, which has no text form yet; leave out "
-                "pretrained, or choose the task addition"
-            )
         if self.text_layout == "hints":
             return self
-        if self.digit_order != "msd":
+        if self.task != DEFAULT and not find_task(self.task).has_text:
+            raise ValueError(
+                f"a model of text cannot learn the task {self.task}, which has no text form; leave out pretrained and "
+                f"the presets of text, or choose the task {DEFAULT}"
+            )
+        if self.digit_order != "msd" and self.digit_order not in find_task(self.task).text_orders:
             raise ValueError("plain text has the most significant digit first; leave out digit_order")
         if not self.filter.use_chain and self.filter.k > 2 and not self.filter.temperature:
             raise ValueError(

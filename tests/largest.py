@@ -50,7 +50,7 @@ class Largest(Addition):
     def layout(self, order: str) -> PlaceLayout:
         return PlaceLayout(DigitOrder(order), problems=Columns)
 
-    def text_layout(self, alphabet: Alphabet) -> TextLayout:
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
         raise NotImplementedError
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:

@@ -1,5 +1,6 @@
 """Models of text small enough for a test, random, with tokenizers made here."""
 
+import string
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers import (
 from sector.engine.language.alphabet import CHARACTERS
 from sector.engine.models.text import TextModel
 
+# All that tasks of the package ask of a tokenizer.
+MARKS = string.digits + "+-*/=>|,;:.()" + string.ascii_lowercase + " \n"
 # How byte-level tokenizers write it.
 NEWLINE = "\u010a"
 
@@ -67,9 +70,11 @@ def merging_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="0")
 
 
-def small_text_model(kind: str = "llama", seed: int = 1, start: bool = False, **overrides: Any) -> TextModel:
-    """A Llama with separate, or a Qwen2 with tied embeddings."""
-    tokenizer = character_tokenizer(start=start) if kind == "llama" else qwen_tokenizer()
+def small_text_model(
+    kind: str = "llama", seed: int = 1, start: bool = False, characters: str = CHARACTERS, **overrides: Any
+) -> TextModel:
+    """A Llama with separate, or a Qwen2 with tied embeddings. characters: those of the Llama's tokenizer."""
+    tokenizer = character_tokenizer(characters, start) if kind == "llama" else qwen_tokenizer()
     sizes = _SIZES | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | overrides
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,6 +17,7 @@ from sector.engine.config import (
     vllm_config,
 )
 from sector.engine.errors import InputError
+from sector.engine.tasks import find_task
 
 
 def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
@@ -138,11 +139,26 @@ def test_numbers_that_lead_nowhere_are_refused(setting: str, reason: str) -> Non
         run_config(parse_settings([setting]))
 
 
-@pytest.mark.parametrize("task", ["subtraction", "multiplication"])
-def test_a_pretrained_model_and_a_task_without_text_do_not_go_together(task: str) -> None:
-    with pytest.raises(InputError, match=f"cannot learn the task {task}, which has no text form yet") as caught:
-        run_config({"pretrained": "model", "task": task})
-    assert "digit_order" not in str(caught.value)
+@pytest.mark.parametrize("model", [{"pretrained": "model"}, {"preset": "text-tiny"}], ids=["pretrained", "preset"])
+@pytest.mark.parametrize(("task", "order"), [("subtraction", "msd"), ("multiplication", "lsd")])
+def test_models_of_text_learn_all_tasks_in_plain_text(model: dict[str, str], task: str, order: str) -> None:
+    config = run_config({**model, "task": task})
+    assert (config.text_layout, config.digit_order) == ("plain", order)
+    rates = [each.round.trainer.learning_rate for each in (config, run_config(model))]
+    assert len(set(rates)) == 1, "rates are those of the model, not of the task"
+    with pytest.raises(InputError, match=f"hints writes addition only; choose the layout plain for {task}"):
+        run_config({**model, "task": task, "text_layout": "hints"})
+
+
+def test_differences_as_text_have_one_order_of_digits() -> None:
+    with pytest.raises(InputError, match="plain text has the most significant digit first"):
+        run_config({"pretrained": "model", "task": "subtraction", "digit_order": "lsd"})
+
+
+def test_a_task_without_a_form_is_for_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(find_task("multiplication")), "writing", None)
+    with pytest.raises(InputError, match="cannot learn the task multiplication, which has no text form; leave out"):
+        run_config({"pretrained": "model", "task": "multiplication"})
 
 
 def settings_classes() -> list[type[Settings]]:

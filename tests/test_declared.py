@@ -10,7 +10,7 @@ from declared_tasks import Parity, Quotients, Sums
 
 from sector.engine.config import CHECKS
 from sector.engine.errors import InputError
-from sector.engine.language.declared_layout import read_template
+from sector.engine.language.declared_form import read_template
 from sector.engine.language.operands import Problems
 from sector.engine.seeding import generator
 from sector.engine.tasks import TASK_DOOR, find_task, oracle

@@ -1,14 +1,12 @@
 """Ordinary transformers from scratch: a run with letters before digits, resumed to the bit, read by commands."""
 
 import json
-from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
+from told import told_events
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
@@ -16,21 +14,17 @@ from sector.cli.app import app
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
 from sector.engine.language.hint_layout import HintLayout
-from sector.engine.language.layout import Layout, Mode
+from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems
-from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout, weights_sha256
+from sector.engine.models.checkpoint import load_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.ordinary import TEXT_PRESETS, new_text_model
 from sector.engine.models.text import TextModel
 from sector.engine.policy.chain import answer_branch
 from sector.engine.report.facts import changed_settings
 from sector.engine.run.directory import RunDir
-from sector.engine.run.events import Event, TrainingStep
-from sector.engine.run.phases import Phases
+from sector.engine.run.events import TrainingStep
 from sector.engine.samplers import make_sampler
-from sector.engine.samplers.protocol import Sampler, Sampling
-from sector.engine.selfplay import run_phases
-from sector.engine.tasks.task import Task
-from sector.engine.testing.knowing import Knowing
+from sector.engine.samplers.protocol import Sampling
 from sector.engine.training.distill import start_training
 
 # Hardly trained.
@@ -51,24 +45,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-class _Told(Phases):
-    """Phases of a run whose engine knows the truth, since a model so new agrees with itself on nothing."""
-
-    @cached_property
-    def _layout(self) -> Layout:
-        layout = task_and_layout(load_checkpoint(self._run.pretrained))[1]
-        self._knowing = Knowing(cast(Task, SimpleNamespace(layout=lambda order: layout)))
-        return self._knowing.layout("lsd")
-
-    def _engine(self, model: Model) -> Sampler:
-        assert self._layout
-        return self._knowing
-
-
-def _events(run: RunDir) -> Iterator[Event]:
-    return run_phases(_Told(run, run.read_config()))
-
-
 def _start(root: Path) -> RunDir:
     run = RunDir(root)
     run.root.mkdir(parents=True)
@@ -79,7 +55,7 @@ def _start(root: Path) -> RunDir:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = _start(tmp_path_factory.mktemp("runs") / "first")
-    for _ in _events(run):
+    for _ in told_events(run):
         pass
     return run
 
@@ -102,12 +78,12 @@ def test_a_run_learns_text_with_letters(finished: RunDir) -> None:
 
 def test_a_run_that_stops_in_the_middle_ends_with_the_same_weights(finished: RunDir, tmp_path: Path) -> None:
     run = _start(tmp_path / "run")
-    events = _events(run)
+    events = told_events(run)
     for event in events:
         if isinstance(event, TrainingStep) and event.step == 30:
             break
     events.close()  # type: ignore[attr-defined]
-    for _ in _events(run):
+    for _ in told_events(run):
         pass
     for digits in (2, 3):
         checkpoints = [each.round(digits).load_checkpoint() for each in (run, finished)]
@@ -173,7 +149,10 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
         ({"text_layout": "hints"}, "text_layout is for models of text"),
         ({"network": {"hidden_size": 8}}, "network changes the presets text-tiny and text-base"),
         ({"pretrained": "x", "network": {"hidden_size": 8}}, "network changes the presets"),
-        ({"preset": "text-tiny", "task": "subtraction"}, "subtraction"),
+        (
+            {"preset": "text-tiny", "task": "subtraction", "text_layout": "hints"},
+            "choose the layout plain for subtraction",
+        ),
         ({"preset": "text-tiny", "until": 51}, "for 50 digits at most; lower until"),
         ({"preset": "text-tiny", "text_layout": "plain"}, "plain text has the most significant digit first"),
     ],

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import openai
 import pytest
+from declared_tasks import Quotients
 from programs import ran
 
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import resolve_checkpoint
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.samplers.vllm.server_tokenizer import ServedTokenizer
+from sector.engine.tasks import TASK_DOOR
+from sector.engine.tasks.declared import as_task
 
 if sys.platform != "linux":
     pytest.skip("vLLM is for Linux", allow_module_level=True)
@@ -23,11 +26,11 @@ if sys.platform != "linux":
 SUMS = {"123+456": "579", "999+1": "1000", "0+0": "0", "100+23": "123", "000+000": "0", "9+9+1": "19"}
 
 
-def _streamed(text: str) -> str:
+def _streamed(text: str, task: str = "addition") -> str:
     """A text's completion as a server sends it: token by token, from a window of the last few."""
     from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
-    tokenizer = ServedTokenizer()
+    tokenizer = ServedTokenizer(task=task)
     prompt = tokenizer.encode(text[: max(text.find("="), text.find(">")) + 1])
     ids = tokenizer.encode(text)
     # The end is what generation stops at; it is not shown.
@@ -53,6 +56,20 @@ def _streamed(text: str) -> str:
 )
 def test_streams_plain_decimals(text: str, shown: str) -> None:
     assert _streamed(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "shown"),
+    [
+        pytest.param("subtraction", "452-129-1=322", "322", id="difference"),
+        pytest.param("subtraction", "452-129>45-12-1|3", "45-12-1|3", id="difference_step"),
+        pytest.param("quotients", "0042/7+0=00060", "00060", id="quotient"),
+        pytest.param("quotients", "8432/7>432/7+1|1", "432,7,1,1", id="quotient_step"),
+    ],
+)
+def test_streams_other_tasks(task: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TASK_DOOR, "things", {"quotients": as_task(Quotients())})
+    assert _streamed(text, task) == shown
 
 
 def test_elsewhere_zeros_stay() -> None:

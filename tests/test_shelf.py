@@ -43,6 +43,23 @@ def test_shipped_weights_answer(name: str, digits: int) -> None:
     assert report.scores[0].correct >= 19 and report.written is None
 
 
+@pytest.mark.parametrize(
+    ("name", "prompt", "text"),
+    [
+        ("addition", "123+456=", "123+456=0579"),
+        ("addition", "99+12>", "99+12>9+1+1|1"),
+        ("multiplication", "12*34>", "12*034+00>00,48,00,048,00:048|03*12"),
+        ("multiplication", "12*03+04>", "12*03+04>00,36,00,036,01:040|0*12"),
+        ("multiplication", "12*0+40=", "12*0+40=40"),
+    ],
+    ids=["sum", "column", "product", "last_digit", "what_is_left"],
+)
+def test_shipped_weights_write_text(name: str, prompt: str, text: str) -> None:
+    loaded = sector.load(name)
+    ids = loaded.model.generate(**loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device))
+    assert loaded.tokenizer.decode(ids[0], skip_special_tokens=True) == text
+
+
 def test_weights_are_put_on_the_shelf_by_their_task(finished_run: Path, tmp_path: Path) -> None:
     folder = put(finished_run, samples=2, shelf=tmp_path)
     assert folder == tmp_path / "addition"

@@ -39,6 +39,9 @@ def test_a_new_task_is_checked_shown_and_learned_as_it_is(tmp_path: Path) -> Non
     assert checked.exit_code == 0 and checked.stdout.count("kept  ") == len(PROMISES)
     page = json.loads(invoke("task", "show", "my_parity.py:MyParity", "407+1", "--json").stdout)
     assert page["solution"]["answer"] == "815"
+    assert page["texts"] == ["407+1=0815", "407+1>40+1|5"]
+    short = json.loads(invoke("task", "show", "my_parity.py:MyParity", "4+1", "--json").stdout)
+    assert short["texts"] == ["4+1=09"] and not short["simplification"], "one digit is answered at once"
     assert [step["rest"] for step in page["solution"]["thought"]["steps"]] == ["40+1", "4+0"]
     config = tmp_path / "small.toml"
     settings = small(until=3, audit_samples=4, round={"candidates": 8, "min_agreement": 0.0})

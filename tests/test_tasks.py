@@ -1,5 +1,6 @@
 """The promises of every task to the loop; a new task is tested as soon as its module exists."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from sector.engine.tasks import TASK_DOOR, built_in, find_task, oracle, task_nam
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.declared import as_task, check
+from sector.engine.tasks.multiplication import Products, ProductWriting, Size
 from sector.engine.tasks.task import Task, one_task
 from sector.engine.testing.knowing import Knowing
 from sector.engine.testing.task import PROMISES, BrokenPromise, Promise, check_task, check_values, drawn
@@ -130,6 +132,28 @@ def test_a_truth_that_is_open_during_rounds_is_found() -> None:
     task = type("Leaky", (type(ADDITION),), {"truth": unguarded})()
     with pytest.raises(BrokenPromise, match="answer_mistakes of the truth can be read during rounds"):
         next(promise for promise in PROMISES if promise.name == "sealed").test(task)
+
+
+def _forgets_work(self: ProductWriting, numbers: Sequence[torch.Tensor], size: Size) -> tuple[Products, torch.Tensor]:
+    *work, total, padded, a = numbers
+    zeros = torch.cat(work, dim=1) * 0
+    return Products(a, padded[:, 1:], total[:, :-1], zeros), total[:, -1]
+
+
+def _one_digit_less(self: ProductWriting, size: Size) -> list[int]:
+    return [size.width] * 8
+
+
+@pytest.mark.parametrize("name", ["written", "shown"])
+@pytest.mark.parametrize(
+    ("member", "fault"),
+    [("read_step", _forgets_work), ("step_widths", _one_digit_less)],
+    ids=["forgotten_number", "wrong_widths"],
+)
+def test_a_form_that_is_not_read_back_is_found(name: str, member: str, fault: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ProductWriting, member, fault)
+    with pytest.raises(InputError):
+        next(promise for promise in PROMISES if promise.name == name).test(find_task("multiplication"))
 
 
 def test_no_truth_can_leave_a_way_around_the_door() -> None:

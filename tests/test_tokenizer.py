@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from declared_tasks import Parity, Quotients
 from transformers import AddedToken, AutoTokenizer
 
 import sector  # noqa: F401 (registers)
@@ -14,6 +15,8 @@ from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
 from sector.engine.models.sector import SectorConfig
 from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.tasks import TASK_DOOR
+from sector.engine.tasks.declared import as_task
 from sector.engine.training import supervised
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
@@ -206,11 +209,78 @@ def test_the_last_message_of_a_chat_is_the_prompt(tmp_path: Path) -> None:
         assert ids == tokenizer("12+34=")["input_ids"]
 
 
-def test_texts_for_another_task_are_refused(tmp_path: Path) -> None:
+OTHER_TEXTS = [
+    pytest.param("subtraction", "123-45=", "123-045=", id="difference"),
+    pytest.param("subtraction", "452-129-1=322", "452-129-1=0322", id="borrow"),
+    pytest.param("subtraction", "452-129>45-12-1|3", "452-129>45-12-1|3", id="difference_step"),
+    pytest.param("multiplication", "12 * 34 =", "12*034+00=", id="product"),
+    pytest.param("multiplication", "12*34+56=", "12*034+56=", id="product_of_a_chain"),
+    pytest.param("multiplication", "~12*0+56=56", "~12*0+56=56", id="product_of_no_digits"),
+    pytest.param(
+        "multiplication",
+        "12*34>0,48,00,48,00:48|3*12",
+        "12*034+00>00,48,00,048,00:048|03*12",
+        id="product_step",
+    ),
+    pytest.param("quotients", "8432/7=12044", "8432/7+0=12044", id="quotient"),
+    pytest.param("quotients", "084/7+3>84/7+3|0", "084/7+3>84/7+3|0", id="quotient_step"),
+    pytest.param("parity", "~~1234;1=", "~~1234;1=", id="parity"),
+]
+
+
+@pytest.fixture
+def _declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = {declaration.name: as_task(declaration()) for declaration in (Quotients, Parity)}
+    monkeypatch.setattr(TASK_DOOR, "things", declared)
+
+
+@ORDERS
+@pytest.mark.usefixtures("_declared")
+@pytest.mark.parametrize(("task", "typed", "shown"), OTHER_TEXTS)
+def test_texts_of_other_tasks_round_trip(order: DigitOrder, task: str, typed: str, shown: str) -> None:
+    tokenizer = SectorTokenizer(order, task)
+    ids = tokenizer(typed)["input_ids"]
+    assert tokenizer.decode(ids) == shown
+    assert tokenizer(shown)["input_ids"] == ids
+    start = next(index for index, name in enumerate(tokenizer.convert_ids_to_tokens(ids)) if name[0] in "=>")
+    assert tokenizer.decode(ids[start + 1 :]) == shown.replace(">", "=").partition("=")[2], "completions alone decode"
+
+
+OTHER_BAD = [
+    pytest.param("subtraction", "12+34=", id="sum"),
+    pytest.param("multiplication", "12+34=", id="product_of_sums"),
+    pytest.param("multiplication", "12*34=00408", id="long_product"),
+    pytest.param("multiplication", "12*0+34>1,2", id="nothing_to_simplify"),
+    pytest.param("multiplication", "1*2>1,2", id="no_step"),
+    pytest.param("multiplication", "1" * 250 + "*" + "1" * 250 + "=", id="500_digits"),
+    pytest.param("quotients", "8432/77=", id="wide_divisor"),
+    pytest.param("quotients", "8432/7>8432/7+0|1", id="rest_not_shorter"),
+    pytest.param("quotients", "8/7>/7+1|1", id="one_digit_simplification"),
+    pytest.param("no_such_task", "1+2=", id="no_such_task"),
+]
+
+
+@pytest.mark.usefixtures("_declared")
+@pytest.mark.parametrize(("task", "text"), OTHER_BAD)
+def test_bad_texts_of_other_tasks_say_the_mend_in_one_line(task: str, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        SectorTokenizer(task=task)(text)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 250
+    assert any(mend in message for mend in ("write", "ask", "number of 1 digits", "name its file"))
+
+
+@pytest.mark.usefixtures("_declared")
+@pytest.mark.parametrize("task", ["subtraction", "multiplication", "quotients"])
+def test_anything_a_model_of_another_task_may_emit_decodes(task: str) -> None:
+    assert isinstance(SectorTokenizer(task=task).decode(list(range(tokens.VOCAB_SIZE))), str)
+
+
+def test_the_task_of_a_checkpoint_is_that_of_its_texts(tmp_path: Path) -> None:
     SectorTokenizer(task="subtraction").save_pretrained(tmp_path)
     SectorConfig(task="subtraction").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="subtraction cannot be written as text"):
-        AutoTokenizer.from_pretrained(tmp_path)("12+34=")
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.decode(loaded("12-3=")["input_ids"]) == "12-03="
 
 
 def test_unknown_order_is_refused() -> None:

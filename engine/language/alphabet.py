@@ -5,7 +5,7 @@ digits with marks, or lacks a token for a mark.
 """
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class Alphabet:
     ends: ids that end a completion, the newline first.
     size: size of the vocabulary.
     letters: ids of LETTERS in their order, if they were asked for.
+    marks: other marks of a task with the ids of each, if they were asked for.
     """
 
     ids: tuple[int, ...]
@@ -39,10 +40,16 @@ class Alphabet:
     ends: tuple[int, ...]
     size: int
     letters: tuple[int, ...] = ()
+    marks: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def id_of(self, character: str) -> int:
         """Return the id of one of CHARACTERS."""
         return self.ids[CHARACTERS.index(character)]
+
+    def ids_of(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a mark of the task, or of a text of CHARACTERS."""
+        known = dict(self.marks).get(text)
+        return tuple(map(self.id_of, text)) if known is None else known
 
 
 def read_alphabet(tokenizer: "PreTrainedTokenizerBase", name: str, size: int, ends: Sequence[int] = ()) -> Alphabet:
@@ -91,6 +98,38 @@ def with_letters(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name:
     if len({*letters, *alphabet.ids, tokenizer.unk_token_id}) < len(letters) + len(alphabet.ids):
         raise InputError(f"the tokenizer of {name} has no token for each letter; choose text_layout plain")
     return replace(alphabet, letters=tuple(letters))
+
+
+def with_marks(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: str, marks: Iterable[str]) -> Alphabet:
+    """Return an alphabet with the ids of the marks of a task, which stand between digits.
+
+    A mark of several characters may have any number of tokens, such as one for `mod`.
+
+    Raises InputError, naming the mark, if the tokenizer does not keep it and the digits beside it apart.
+    """
+    ids_by_mark = {mark: _mark_ids(alphabet, tokenizer, name, mark) for mark in marks}
+    known = {alphabet.ids_of(character): character for character in CHARACTERS}
+    for mark, ids in ids_by_mark.items():
+        if (other := known.setdefault(ids, mark)) != mark:
+            raise InputError(f"the tokenizer of {name} reads {mark!r} as {other!r}; choose another model")
+    return replace(alphabet, marks=tuple(ids_by_mark.items()))
+
+
+def _mark_ids(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: str, mark: str) -> tuple[int, ...]:
+    """Return the ids of a mark between any two digits. InputError as `with_marks`."""
+    readings = set()
+    for digit in "0123456789":
+        ids, one = _ids(tokenizer, f"{digit}{mark}{digit}", special=False), alphabet.id_of(digit)
+        if one not in ids or ids[-1] != one or ids.index(one) == len(ids) - 1:
+            raise InputError(
+                f"the tokenizer of {name} reads {mark!r} and a digit beside it as one token; choose another model"
+            )
+        readings.add(tuple(ids[ids.index(one) + 1 : -1]))
+    reading = readings.pop()
+    is_one_text = not readings and 0 < len(reading) <= len(mark)
+    if not is_one_text or {*alphabet.ids[:10], *alphabet.ends, tokenizer.unk_token_id} & {*reading}:
+        raise InputError(f"the tokenizer of {name} has no token for {mark!r}; choose another model")
+    return reading
 
 
 def _texts() -> Iterator[str]:

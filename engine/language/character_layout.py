@@ -5,9 +5,9 @@ In the shape descriptions B is the batch, N the digits per operand, L the tokens
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,47 +21,59 @@ _MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
 
 @dataclass(frozen=True, slots=True)
 class CharacterLayout(ABC):
-    """Layout of problems and completions as ids of an alphabet.
-
-    shapes: patterns of completions by mode. Completions may have been cut off, so ends are optional.
-    """
+    """Layout of problems and completions as ids of an alphabet. Text has no places to shift: it has one variant."""
 
     alphabet: Alphabet
-
-    shapes: ClassVar[Mapping[Mode, re.Pattern[str]]]
 
     @property
     def pad_id(self) -> int:
         """Id behind the end of a completion."""
         return self.alphabet.pad
 
+    @property
+    def num_variants(self) -> int:
+        """Number of variants; variant 0 is the plain one."""
+        return 1
+
+    def shifted(self, variant: int | Tensor) -> Self:
+        """Return the layout of another variant, here itself."""
+        return self
+
+    def beginning_length(self, size: Any) -> int:
+        """Return 0: pads may move all tokens of a prefix, or letters begin anew."""
+        return 0
+
     @abstractmethod
-    def answer_length(self, digits: int) -> int:
+    def shape(self, mode: Mode) -> str:
+        """Return the pattern of completions of a mode. They may have been cut off, so ends are optional."""
+
+    @abstractmethod
+    def answer_length(self, size: Any) -> int:
         """Return the tokens of a fast answer, newline included."""
 
     @abstractmethod
-    def simplification_length(self, digits: int) -> int:
+    def simplification_length(self, size: Any) -> int:
         """Return the tokens of a simplification, newline included."""
 
     @abstractmethod
-    def prefix_ids(self, problems: Problems) -> Tensor:
+    def prefix_ids(self, problems: Any) -> Tensor:
         """Return the ids that the fast and the slow prompt of a problem share."""
 
     @abstractmethod
     def answer_ids(self, answers: Tensor) -> Tensor:
-        """Return the ids that follow `=` for the answers `[B, N+1]`."""
+        """Return the ids that follow `=` for the answers `[B, W]`."""
 
     @abstractmethod
-    def simplification_ids(self, rest: Problems, digit: Tensor) -> Tensor:
+    def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
         """Return the ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
 
     def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
         """Return the `[B, 1]` ids of `=` or `>`."""
         return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
 
-    def prompt_ids(self, problems: Problems, mode: Mode) -> Tensor:
+    def prompt_ids(self, problems: Any, mode: Mode) -> Tensor:
         """Return the ids of a whole prompt: the prefix and the mark."""
-        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.a.device)], dim=1)
+        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.device)], dim=1)
 
     def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """Count the generated tokens in ids `[B, T]`, newlines included and pads excluded; see `Layout`."""
@@ -70,14 +82,18 @@ class CharacterLayout(ABC):
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""
+        shape = re.compile(self.shape(mode))
+        return [shape.fullmatch(self.shown(row)) is not None for row in ids.tolist()]
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """Return ids as patterns see them: CHARACTERS as they are, `a` for each letter, a name for any other id."""
         names = dict(zip(self.alphabet.ids, CHARACTERS, strict=True)) | {self.pad_id: ""}
         # Any letter is as good as another here.
         names |= dict.fromkeys(self.alphabet.letters, "a")
-        texts = ["".join(names.get(index, "?") for index in row) for row in ids.tolist()]
-        return [self.shapes[mode].fullmatch(text) is not None for text in texts]
+        return "".join(names.get(index, f"<{index}>") for index in ids)
 
     def checked_answers(self, answers: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return answers `[B, N+1]` as read from ids, and which rows parse `[B]`: those that are written so."""
+        """Return answers `[B, W]` as read from ids, and which rows parse `[B]`: those that are written so."""
         valid = (self.answer_ids(answers) == ids).all(dim=1)
         return answers * valid.unsqueeze(1), valid
 
@@ -85,12 +101,13 @@ class CharacterLayout(ABC):
         """Return remaining problems and digits `[B]` as read from ids; rows that are not written so hold zeros."""
         valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
         keep = valid.long()
-        rest = Problems(rest.a * keep.unsqueeze(1), rest.b * keep.unsqueeze(1), rest.carry * keep)
+        rest = type(rest)(rest.a * keep.unsqueeze(1), rest.b * keep.unsqueeze(1), rest.carry * keep)
         return Simplifications(rest, digit * keep, valid)
 
-    def lead_ids(self, problems: Problems) -> Tensor:
+    def lead_ids(self, problems: Any) -> Tensor:
         """Return the `[B, L]` ids that lead any text."""
-        return problems.a.new_tensor(self.alphabet.lead).expand(len(problems), -1)
+        lead = torch.tensor(self.alphabet.lead, dtype=torch.int64, device=problems.device)
+        return lead.expand(len(problems), -1)
 
     def digit_ids(self, digits: Tensor) -> Tensor:
         """Return the ids of digits, any shape."""
@@ -102,4 +119,4 @@ class CharacterLayout(ABC):
 
     def text_ids(self, text: str, like: Tensor) -> Tensor:
         """Return the ids of a text in each row of `like [B, ...]`, on its device."""
-        return like.new_tensor([self.alphabet.id_of(character) for character in text]).expand(len(like), -1)
+        return like.new_tensor(self.alphabet.ids_of(text)).expand(len(like), -1)

@@ -13,7 +13,6 @@ In the shape descriptions B is the batch, N the digits per operand, W the digits
 text.
 """
 
-import re
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -41,11 +40,6 @@ class HintLayout(CharacterLayout):
     order: DigitOrder
     variant: int | Tensor = 0
 
-    shapes = {
-        Mode.ANSWER: re.compile(rf"{_NUMBER}\n?"),
-        Mode.THINK: re.compile(rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"),
-    }
-
     @property
     def num_variants(self) -> int:
         """Number of variants; variant 0 is the plain one."""
@@ -55,13 +49,15 @@ class HintLayout(CharacterLayout):
         """Return the layout of another variant: one for the batch, or one a row `[B]`."""
         return replace(self, variant=variant)
 
+    def shape(self, mode: Mode) -> str:
+        """Return the pattern of completions of a mode."""
+        if mode == Mode.ANSWER:
+            return rf"{_NUMBER}\n?"
+        return rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"
+
     def __getitem__(self, rows: Tensor) -> Self:
         """Return the layout of some rows."""
         return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
-
-    def beginning_length(self, digits: int) -> int:
-        """Return 0: the letters of a chain's problems begin anew with each simplification."""
-        return 0
 
     def answer_length(self, digits: int) -> int:
         """Return the tokens of a fast answer, newline included."""

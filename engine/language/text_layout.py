@@ -4,15 +4,14 @@
     123+456+1>   12+45+1|0 and a newline         the simplification: the rest, with `+1` if it has a carry-in
 
 Numbers are padded with zeros to the digits of the problem. A prompt without a carry-in is two tokens shorter; it begins
-with two pads, which engines leave out. A shorter completion ends in pads. Text has no places to shift, so the plain
-variant is the only one.
+with two pads, which engines leave out. A shorter completion ends in pads. Differences have `-` in the place of `+`, and
+`-1` for a borrow-in.
 
 In the shape descriptions B is the batch, N the digits per operand, L the tokens that lead any text.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,22 +23,19 @@ from sector.engine.language.operands import Problems
 
 @dataclass(frozen=True, slots=True)
 class TextLayout(CharacterLayout):
-    """Layout of problems and completions as plain text."""
+    """Layout of problems and completions as plain text.
 
-    shapes = {Mode.ANSWER: re.compile(r"\d+\n?"), Mode.THINK: re.compile(r"\d+\+\d+(\+1)?\|\d?\n?")}
+    problems: class of the remaining problems: sums, or another batch of two operands and a carry.
+    """
 
-    @property
-    def num_variants(self) -> int:
-        """Number of variants; variant 0 is the plain one."""
-        return 1
+    problems: type[Problems] = Problems
 
-    def shifted(self, variant: int | Tensor) -> Self:
-        """Return the layout itself: text has no places to shift."""
-        return self
-
-    def beginning_length(self, digits: int) -> int:
-        """Return 0: pads may move all tokens of a prefix."""
-        return 0
+    def shape(self, mode: Mode) -> str:
+        """Return the pattern of completions of a mode."""
+        if mode == Mode.ANSWER:
+            return r"\d+\n?"
+        sign = re.escape(self.shown(self.alphabet.ids_of(self.problems.sign)))
+        return rf"\d+{sign}\d+({sign}1)?\|\d?\n?"
 
     def answer_length(self, digits: int) -> int:
         """Return the tokens of a fast answer, newline included."""
@@ -52,7 +48,7 @@ class TextLayout(CharacterLayout):
     def prefix_ids(self, problems: Problems) -> Tensor:
         """Return the `[B, L+2N+3]` ids of `a+b+1`, or of two pads and `a+b`."""
         ids = torch.cat([self.lead_ids(problems), self._sum(problems)], dim=1)
-        marked = torch.cat([ids, self.text_ids("+1", ids)], dim=1)
+        marked = torch.cat([ids, self._carry(ids)], dim=1)
         # The pads stand in front, so that all prompts end at the same token.
         plain = torch.cat([self._pads(ids, 2), ids], dim=1)
         return torch.where(problems.carry.unsqueeze(1) == 1, marked, plain)
@@ -66,7 +62,7 @@ class TextLayout(CharacterLayout):
         """Return the `[B, 2N+4]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
         ids = self._sum(rest)
         end = torch.cat([self.text_ids("|", ids), self.digit_ids(digit.unsqueeze(1)), self.text_ids("\n", ids)], dim=1)
-        marked = torch.cat([ids, self.text_ids("+1", ids), end], dim=1)
+        marked = torch.cat([ids, self._carry(ids), end], dim=1)
         plain = torch.cat([ids, end, self._pads(ids, 2)], dim=1)
         return torch.where(rest.carry.unsqueeze(1) == 1, marked, plain)
 
@@ -85,16 +81,19 @@ class TextLayout(CharacterLayout):
         ids = ids[:, : self.simplification_length(digits)]
         values = self.values(ids)
         end = 2 * rest_digits + 1
-        carry = (ids[:, end] == self.alphabet.id_of("+")).long()
+        carry = (ids[:, end : end + 1] == self.text_ids(self.problems.sign, ids)).long().squeeze(1)
         digit = torch.where(carry == 1, values[:, end + 3], values[:, end + 1])
         a, b = values[:, :rest_digits], values[:, rest_digits + 1 : end]
-        return self.checked_simplifications(Problems(a, b, carry), digit, ids)
+        return self.checked_simplifications(self.problems(a, b, carry), digit, ids)
 
     def _sum(self, problems: Problems) -> Tensor:
         """Return the `[B, 2N+1]` ids of `a+b`."""
-        return torch.cat(
-            [self.digit_ids(problems.a), self.text_ids("+", problems.a), self.digit_ids(problems.b)], dim=1
-        )
+        sign = self.text_ids(self.problems.sign, problems.a)
+        return torch.cat([self.digit_ids(problems.a), sign, self.digit_ids(problems.b)], dim=1)
+
+    def _carry(self, like: Tensor) -> Tensor:
+        """Return the `[B, 2]` ids of `+1`, a carry-in, for the rows of `like [B, ...]`."""
+        return torch.cat([self.text_ids(self.problems.sign, like), self.text_ids("1", like)], dim=1)
 
     def _pads(self, like: Tensor, count: int) -> Tensor:
         """Return `[B, count]` pads for the rows of `like [B, ...]`, on its device."""

@@ -256,6 +256,6 @@ def task_and_layout(model: Model) -> tuple[Task, Layout]:
         task = find_task(model.task)
         if model.layout == "hints":
             return task, HintLayout(model.with_letters, DigitOrder(model.digit_order))
-        return task, task.text_layout(model.alphabet)
+        return task, task.text_layout(model.alphabet_with(task.text_marks), model.digit_order)
     task = find_task(model.config.task)
     return task, task.layout(model.config.digit_order)

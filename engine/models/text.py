@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sector.engine.language.alphabet import Alphabet, read_alphabet, with_letters
+from sector.engine.language.alphabet import CHARACTERS, Alphabet, read_alphabet, with_letters, with_marks
 from sector.engine.tasks import DEFAULT
 
 # Keys in config.json of the task, the form of problems and the order of digits.
@@ -33,6 +33,7 @@ class TextModel(nn.Module):
         size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
         self._name = name
+        self._alphabets: dict[tuple[str, ...], Alphabet] = {}
         # Settings for chats, such as penalties, would change greedy decoding.
         network.generation_config = GenerationConfig()
         self.eval()
@@ -60,9 +61,19 @@ class TextModel(nn.Module):
     def learns(self, task: str, layout: str = "plain", digit_order: str = "msd") -> None:
         """Set the task and the form of its problems in the config, which a checkpoint keeps."""
         setattr(self.config, _TASK, task)
-        if layout != "plain":
+        # Only differences: a model may have learned another form before.
+        if layout != self.layout:
             setattr(self.config, _LAYOUT, layout)
+        if layout != "plain" or digit_order != self.digit_order:
             setattr(self.config, _ORDER, digit_order)
+
+    def alphabet_with(self, marks: tuple[str, ...]) -> Alphabet:
+        """Return the alphabet with the marks of a task. Raise InputError if the tokenizer does not keep them apart."""
+        others = tuple(mark for mark in marks if len(mark) > 1 or mark not in CHARACTERS)
+        if others not in self._alphabets:
+            # A step of training asks for each shard.
+            self._alphabets[others] = with_marks(self.alphabet, self.tokenizer, self._name, others)
+        return self._alphabets[others]
 
     @cached_property
     def with_letters(self) -> Alphabet:

@@ -8,37 +8,33 @@ answers and rests that are too short are padded with leading zeros. One or two `
 variants of marks, as shifted checks use them. Text shows numbers most significant digit first, in both digit orders of
 models.
 
+Texts of other tasks follow from their form (`language/writing.py`), and problems may be written as users type them:
+
+    8432/7=        the same as 8432/7+0=                 12044
+    12*34>         the same as 12*034+00>                00,48,00,048,00:048|03*12
+
 Decoding keeps each digit, leading zeros included, so text -> ids -> text -> ids is stable. Marks that only the model
 needs (start, end of a number, no carry-in, end of a sequence, padding) are not shown.
 
 In a chat the last message is the prompt; earlier messages are not read.
 """
 
-import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizer
 
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
-from sector.engine.language.layout import Mode
-from sector.engine.language.operands import Problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.loss import IGNORED
+from sector.engine.models.token_text import TokenText, quoted, token_text
 from sector.engine.tasks import DEFAULT
-
-_TEXT = re.compile(r"(?P<problem>[^=>]*)(?P<mode>[=>])(?P<completion>.*)", re.DOTALL)
-_PROBLEM = re.compile(r"(?P<shift>~*)\s*(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?", re.ASCII)
-_REST = re.compile(r"(?P<a>\d+)\s*\+\s*(?P<b>\d+)\s*(\+\s*(?P<carry>[01]))?\s*\|\s*(?P<digit>\d)", re.ASCII)
 
 _PAD_NAME = "<pad>"
 _LOCAL_NAMES = (*"0123456789", ")", "c0", "c1", "E", "x14", "x15")
 _MARK_NAMES = {tokens.START: "<", tokens.ANSWER: "=", tokens.THINK: ">", tokens.PLUS: "+", tokens.JOIN: "&"}
-# Text of each kind of token that is not a digit; a start mark shows its shift.
-_SHOWN = {"c1": "+1", "=": "=", ">": ">", "+": "+", "&": "+", "<1": "~", "<2": "~~"}
 
 
 def _mark_name(index: int) -> str:
@@ -66,7 +62,7 @@ class SectorTokenizer(PreTrainedTokenizer):
     """Tokenizer of our models. The vocabulary follows from `tokens.py`, so there is no vocabulary file.
 
     digit_order: order in which the model reads digits, `msd` or `lsd`.
-    task: name of the task that the model has learned. Texts of other tasks than addition raise InputError.
+    task: name of the task that the model has learned, whose texts are read and written.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -122,35 +118,24 @@ class SectorTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Return token names as plain text. Raise InputError on an unknown name."""
-        shown: list[str] = []
-        number: list[str] = []
-        previous = ""
-        for name in filter(None, tokens):
+        names = [name for name in tokens if name]
+        for name in names:
             self._convert_token_to_id(name)
-            kind = name.partition("@")[0]
-            if kind.isdigit():
-                # In a simplification the carry-in is followed by the digit split off.
-                if previous in ("c0", "c1"):
-                    shown.append("|")
-                number.append(kind)
-            else:
-                shown.extend(self._ordered(number))
-                number = []
-                shown.append(_SHOWN.get(kind.rstrip("12") if kind[0] in "=>+&" else kind, ""))
-            previous = kind
-        shown.extend(self._ordered(number))
-        return "".join(shown)
+        return self._texts.decode(names)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the token names of a text. Raise InputError if it is no problem, or if the task is not addition."""
-        if self.task != DEFAULT:
-            raise InputError(f"problems of {self.task} cannot be written as text yet; ask the model by `sector solve`")
-        return [_NAMES[index] for index in _encode(text, self.digit_order).tolist()]
+        """Return the token names of a text. Raise InputError if it is no prompt of the task."""
+        return [_NAMES[index] for index in self._texts.encode(text).tolist()]
+
+    @cached_property
+    def _texts(self) -> TokenText:
+        """Texts of the task. Raise InputError if the task is not known here, or has none."""
+        return token_text(self.task, self.digit_order)
 
     def _convert_token_to_id(self, token: str) -> int:
         """Return the id of a token name. Raise InputError on an unknown name."""
         if token not in _IDS:
-            raise InputError(f"{_quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
+            raise InputError(f"{quoted(token)} is no token; write 7@3 for a seven at place 3, and = or )@3 for marks")
         return _IDS[token]
 
     def _convert_id_to_token(self, index: int) -> str:
@@ -181,74 +166,12 @@ class SectorTokenizer(PreTrainedTokenizer):
         _check_known(new_tokens)
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
-    def _ordered(self, number: list[str]) -> list[str]:
-        """Convert digits between most significant first and the model's order; its own inverse."""
-        return number[::-1] if self.digit_order is DigitOrder.LSD else number
-
-
-def _encode(text: str, order: DigitOrder) -> Tensor:
-    """Return the `[T]` ids of a prompt, with or without completion and end. Raise InputError if the text is neither."""
-    parts = _TEXT.fullmatch(text)
-    if parts is None:
-        raise InputError(f"{_quoted(text)} is no prompt; end it with = for an answer or > for a simplification")
-    match = _PROBLEM.fullmatch(parts["problem"].strip())
-    if match is None:
-        raise InputError(
-            f"{_quoted(parts['problem'])} is not a problem; write two non-negative integers as 123+456 or 123+456+1"
-        )
-    variant, digits = len(match["shift"]), max(len(match["a"]), len(match["b"]))
-    if variant >= tokens.NUM_SHIFTS:
-        raise InputError(f"{_quoted(text)} starts with {variant} shift marks; write at most {tokens.NUM_SHIFTS - 1} ~")
-    if digits > tokens.MAX_DIGITS:
-        raise InputError(f"an operand has {digits} digits; write at most {tokens.MAX_DIGITS}")
-    layout = PlaceLayout(order, variant)
-    mode = Mode.ANSWER if parts["mode"] == "=" else Mode.THINK
-    ids = layout.prompt_ids(_problem(match, digits), mode)[0]
-    completion = parts["completion"].strip()
-    if not completion:
-        return ids
-    completion_ids = _answer_ids if mode == Mode.ANSWER else _simplification_ids
-    return torch.cat([ids, completion_ids(completion, digits, layout)])
-
-
-def _answer_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
-    """Return the `[T]` ids of a written answer. Raise InputError if it is none, or too long."""
-    if not (text.isascii() and text.isdigit() and len(text) <= digits + 1):
-        raise InputError(f"{_quoted(text)} is no answer to a {digits}-digit problem; write at most {digits + 1} digits")
-    return layout.answer_ids(_digits(text, digits + 1))[0]
-
-
-def _simplification_ids(text: str, digits: int, layout: PlaceLayout) -> Tensor:
-    """Return the `[T]` ids of a written simplification. Raise InputError if it is none, or if its rest is too long."""
-    match = _REST.fullmatch(text)
-    if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
-        mend = f"write it as 12+45+1|0, with a rest of at most {digits - 1} digits" if digits > 1 else "ask for its sum"
-        raise InputError(f"{_quoted(text)} does not simplify a {digits}-digit problem; {mend}")
-    rest = _problem(match, digits - 1)
-    return layout.simplification_ids(rest, torch.tensor([int(match["digit"])]))[0]
-
-
-def _problem(match: re.Match[str], digits: int) -> Problems:
-    """Return one problem of exactly `digits` digits, typed leading zeros included (unlike `Problems.parse`)."""
-    carry = torch.tensor([int(match["carry"] or 0)])
-    return Problems(_digits(match["a"], digits), _digits(match["b"], digits), carry)
-
-
-def _digits(number: str, length: int) -> Tensor:
-    """Return a number as `[1, length]` digits, padded with leading zeros."""
-    return torch.tensor([[int(digit) for digit in number.zfill(length)]])
-
 
 def _check_known(added: str | AddedToken | Sequence[str | AddedToken] | None) -> None:
     """Raise InputError on a token outside of the vocabulary, which takes no more."""
     for token in map(str, [added] if isinstance(added, str | AddedToken) else added or ()):
         if token and token not in _IDS:
             raise InputError(
-                f"{_quoted(token)} cannot be added: the vocabulary is every token class at every place; "
+                f"{quoted(token)} cannot be added: the vocabulary is every token class at every place; "
                 "leave the tokenizer as it is"
             )
-
-
-def _quoted(text: str) -> str:
-    """Return a text in quotes for a message, cut to 60 characters."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

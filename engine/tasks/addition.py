@@ -110,6 +110,7 @@ class Addition(Task):
     name = "addition"
     example = "123456+654321"
     truth = Sums()
+    text_orders = ("msd",)
     checks = (
         Check("complement", "nines' complement", _complement, Solve.AT_ONCE),
         Check("commutative", "swapped operands", _swapped, Solve.BY_VOTE),
@@ -119,8 +120,8 @@ class Addition(Task):
         """Return the place-coupled layout of sums."""
         return PlaceLayout(DigitOrder(order))
 
-    def text_layout(self, alphabet: Alphabet) -> TextLayout:
-        """Return the text layout of sums."""
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
+        """Return the text layout of sums, which has one order."""
         return TextLayout(alphabet)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.declared_layout import DeclaredLayout, DeclaredProblems, Form, Numbers, read_template
+from sector.engine.language.declared_form import DeclaredProblems, Form, Numbers, read_template
 from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_layout import DigitOrder
 from sector.engine.tasks import find_task
@@ -201,13 +202,18 @@ class DeclaredTask(Task):
     form: ClassVar[Form]
     order: ClassVar[Join]
 
+    @property
+    def writing(self) -> Form:
+        """Form of its problems and steps as numbers with marks between them."""
+        return self.form
+
     def __reduce__(self) -> tuple[Callable[[str], Task], tuple[str]]:
         """Let other processes, which have loaded the task too, find it by name."""
         return find_task, (self.name,)
 
-    def layout(self, order: str) -> DeclaredLayout:
+    def layout(self, order: str) -> NumberLayout:
         """Return the place-coupled layout of the task's template."""
-        return DeclaredLayout(DigitOrder(order), form=self.form)
+        return NumberLayout(DigitOrder(order), writing=self.form)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> DeclaredProblems:
         """Draw problems one at a time; a share `hard_share` of them by `draw_hard`."""

@@ -6,6 +6,7 @@ on W + 1 columns and one digit of b, for any length of b.
 
     prompt          < a ) + 0b ) + c ) >
     simplification  tens ) & units ) & carries ) & a*d ) & carries ) & c + a*d ) & 0b' ) & a E
+    as text         12*034+00>00,48,00,048,00:048|03*12
 
 The work is that of long multiplication on paper: the tens and units of each digit of a times d, the sum of both with
 the tens one column to the left, and the sum of that and c. The carries out of the columns of a sum are written before
@@ -21,6 +22,7 @@ In the shape descriptions B is the batch.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -28,11 +30,12 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language import tokens
 from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings, digit_tensor
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout, digit_classes
+from sector.engine.language.place_layout import DigitOrder
 from sector.engine.language.rows import Record
+from sector.engine.language.writing import Writing, Written
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
 from sector.engine.tasks.oracle import Truth
@@ -120,66 +123,58 @@ class Products(Record):
         return texts
 
 
+class ProductWriting:
+    """Form of products and their steps; a `writing.Writing`. Sizes are `Size`.
+
+    The multiplier has a zero in front, and its most significant digit first in either order: the digit that a step
+    takes off is then the last, and the other digits keep their places.
+    """
+
+    problem = (Written(""), Written("*", in_order=False), Written("+"))
+    step = (
+        Written(""),
+        *(Written(mark) for mark in (",", ",", ",", ",", ":")),
+        Written("|", in_order=False),
+        Written("*"),
+    )
+
+    def problem_numbers(self, problems: Products) -> tuple[Tensor, ...]:
+        """Return the digits of a, 0b and c."""
+        return problems.a, _with_leading_zero(problems.b), problems.c
+
+    def step_numbers(self, rest: Products, digit: Tensor) -> tuple[Tensor, ...]:
+        """Return the digits of five numbers of work, of c + a*d, of 0b' and of a."""
+        total = torch.cat([rest.c, digit.unsqueeze(1)], dim=1)
+        return *_split_work(rest.work), total, _with_leading_zero(rest.b), rest.a
+
+    def step_widths(self, size: Size) -> list[int]:
+        """Return the digits of each number of a step."""
+        return [*_work_widths(size.width), size.width + 1, size.digits, size.width]
+
+    def answer_width(self, size: Size) -> int:
+        """Return W+M."""
+        return sum(size)
+
+    def read_problem(self, numbers: Sequence[Tensor]) -> Products:
+        """Return the problems with these numbers. InputError if their widths do not fit, or 0b has no zero in front."""
+        a, padded, c = numbers
+        if a.shape != c.shape or padded[:, :1].any():
+            raise InputError("a product of a chain is a*0b+c, where c has the digits of a; write 12*034+56")
+        return replace(_first_step(a, padded[:, 1:]), c=c)
+
+    def read_step(self, numbers: Sequence[Tensor], size: Size) -> tuple[Products, Tensor]:
+        """Return remaining problems and digits `[B]` from the numbers of steps."""
+        *work, total, padded, a = numbers
+        return Products(a, padded[:, 1:], total[:, :-1], torch.cat(work, dim=1)), total[:, -1]
+
+
 @dataclass(frozen=True, slots=True)
-class ProductLayout(PlaceLayout):
+class ProductLayout(NumberLayout):
     """Layout of products as place-coupled ids; see the module's docstring. Sizes are `Size`."""
-
-    simplification_shape: ClassVar[re.Pattern[str]] = re.compile(r"d+(\)&d+){7}E?_*")
-
-    def answer_length(self, size: Any, /) -> int:
-        """Return the tokens of a fast answer, end included."""
-        return sum(size) + 1
-
-    def simplification_length(self, size: Any, /) -> int:
-        """Return the tokens of five numbers of work, the sum, the padded multiplier, the multiplicand and all marks."""
-        return 7 * size.width + size.digits + 17
 
     def beginning_length(self, size: Any, /) -> int:
         """Return the length of `< a ) +`, which no simplification changes."""
         return size.width + 3
-
-    def prefix_ids(self, problems: Products) -> Tensor:
-        """Return the `[B, 2W+M+7]` ids of `< a ) + 0b ) + c )`."""
-        plus = self._marks(tokens.PLUS, len(problems), problems.device)
-        start = self._marks(tokens.START, len(problems), problems.device)
-        a, c = (self._number_ids(number, tokens.END) for number in (problems.a, problems.c))
-        return torch.cat([start, a, plus, self._multiplier_ids(problems.b), plus, c], dim=1)
-
-    def simplification_ids(self, rest: Products, digit: Tensor) -> Tensor:
-        """Return the `[B, 7W+M+17]` ids of `work ) & c + a*d ) & 0b' ) & a E`, with five numbers of work."""
-        join = self._marks(tokens.JOIN, len(rest), digit.device)
-        total = torch.cat([rest.c, digit.unsqueeze(1)], dim=1)
-        segments = []
-        for number in (*_split_work(rest.work), total):
-            segments += [self._number_ids(number, tokens.END), join]
-        segments += [self._multiplier_ids(rest.b), join, self._number_ids(rest.a, tokens.EOS)]
-        return torch.cat(segments, dim=1)
-
-    def _multiplier_ids(self, b: Tensor) -> Tensor:
-        """Return the `[B, M+2]` ids of `0b )`, most significant digit first in either order.
-
-        The digit that a simplification takes off is then the last, and the other digits keep their places.
-        """
-        return self._number_ids(self._ordered(_with_leading_zero(b)), tokens.END)
-
-    def parse_answers(self, ids: Tensor, size: Any, /) -> tuple[Tensor, Tensor]:
-        """Parse ids as answers `[B, W+M]`; see `Layout`."""
-        return self._parse_number(ids, sum(size))
-
-    def parse_simplifications(self, ids: Tensor, size: Any, /) -> Simplifications:
-        """Parse ids as simplifications; see `Layout`."""
-        width, digits = size
-        ids = ids[:, : self.simplification_length(size)]
-        numbers, start = [], 0
-        for length in (*_work_widths(width), width + 1, digits, width):
-            numbers.append(self._ordered(digit_classes(ids[:, start : start + length])))
-            start += length + 2
-        *work_numbers, total, padded, a = numbers
-        b, c, digit = self._ordered(padded)[:, 1:], total[:, :-1], total[:, -1]
-        work = torch.cat(work_numbers, dim=1)
-        valid = (self.simplification_ids(Products(a, b, c, work), digit) == ids).all(dim=1)
-        keep = valid.long().unsqueeze(1)
-        return Simplifications(Products(a * keep, b * keep, c * keep, work * keep), digit * valid, valid)
 
 
 class Multiples(Truth):
@@ -263,9 +258,14 @@ class Multiplication(Task):
         },
     }
 
+    @property
+    def writing(self) -> Writing:
+        """Form of products and their steps."""
+        return ProductWriting()
+
     def layout(self, order: str) -> ProductLayout:
         """Return the place-coupled layout of products."""
-        return ProductLayout(DigitOrder(order))
+        return ProductLayout(DigitOrder(order), writing=self.writing)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Products:
         """Draw N times N digits with c = 0; in a share `hard_share` of the rows one factor starts with zeros."""

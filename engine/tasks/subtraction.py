@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
+from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
 from sector.engine.tasks.addition import ColumnTruth, column_draft
 from sector.engine.tasks.check import Check, Solve
@@ -59,12 +61,22 @@ class Subtraction(Task):
     example = "654321-123456"
     checks = (Check("commutative", "inverse subtraction", _inverse, Solve.BY_VOTE, needs_answers=True),)
     truth = Remainders()
+    text_orders = ("msd",)
     # Leaps have been measured for addition only.
     settings: ClassVar[dict[str, Any]] = {"schedule": "paper"}
 
     def layout(self, order: str) -> PlaceLayout:
         """Return the place-coupled layout of sums, for differences."""
         return PlaceLayout(DigitOrder(order), problems=Differences)
+
+    @property
+    def text_marks(self) -> tuple[str, ...]:
+        """Return the sign of differences."""
+        return (Differences.sign,)
+
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
+        """Return the text layout of sums, for differences."""
+        return TextLayout(alphabet, Differences)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Differences:
         """Draw operands as for sums, and put the larger one first.

@@ -17,6 +17,9 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout
+from sector.engine.language.number_text import NumberText
+from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.writing import Writing, marks_of
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.oracle import Truth
 
@@ -31,6 +34,7 @@ class Task(ABC):
     at_once: digits of the longest problems that are answered at once; None is any length. All policies simplify longer
         problems until they are that short, and each step of the chain is distilled.
     settings: defaults that differ from those of `config.RunConfig`, as nested dicts.
+    text_orders: orders of digits in its texts, `msd` and `lsd`.
     """
 
     name: ClassVar[str]
@@ -39,19 +43,36 @@ class Task(ABC):
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
     settings: ClassVar[dict[str, Any]] = {}
+    text_orders: ClassVar[tuple[str, ...]] = tuple(DigitOrder)
 
     @abstractmethod
     def layout(self, order: str) -> Layout:
         """Return the place-coupled layout, plain variant; order: `msd` or `lsd`."""
 
     @property
-    def has_text(self) -> bool:
-        """Can its problems be written as text, as a pretrained model reads them?"""
-        return type(self).text_layout is not Task.text_layout
+    def writing(self) -> Writing | None:
+        """Form of its problems and steps as numbers with marks between them; None if they have another form."""
+        return None
 
-    def text_layout(self, alphabet: Alphabet) -> Layout:
-        """Return the layout for text models. InputError if the task has none."""
-        raise InputError(f"{self.name} cannot be written as text yet; a pretrained model learns addition")
+    @property
+    def has_text(self) -> bool:
+        """Whether its problems can be written as text, as models of text read them."""
+        return self.writing is not None or type(self).text_layout is not Task.text_layout
+
+    @property
+    def text_marks(self) -> tuple[str, ...]:
+        """Marks of its texts; `alphabet.CHARACTERS` need not be among them."""
+        return () if self.writing is None else marks_of(self.writing)
+
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> Layout:
+        """Return the layout for models of text. InputError if the task has none.
+
+        alphabet: alphabet with `text_marks`.
+        order: `msd` or `lsd`, one of `text_orders`.
+        """
+        if self.writing is None:
+            raise InputError(f"{self.name} cannot be written as text: it has no `writing`; leave out models of text")
+        return NumberText(alphabet, self.writing, DigitOrder(order))
 
     @abstractmethod
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:

@@ -8,10 +8,10 @@ from sector.engine.tasks import TASK_DOOR, find_task, true_answers
 from sector.engine.tasks.declared import Declaration, as_task
 from sector.engine.tasks.outside import load_task
 from sector.engine.tasks.task import Task
-from sector.engine.testing import promises
+from sector.engine.testing import promises, text_promises
 from sector.engine.testing.promise import LENGTHS, PROMISES, BrokenPromise, Promise, drawn, hold
 
-__all__ = ["PROMISES", "BrokenPromise", "Promise", "check_task", "check_values", "drawn", "promises"]
+__all__ = ["PROMISES", "BrokenPromise", "Promise", "check_task", "check_values", "drawn", "promises", "text_promises"]
 
 
 def check_task(

@@ -3,11 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from sector.engine.config import FILTERS, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Mode
+from sector.engine.models.token_text import has_token_text
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.policy.solve import Solution, solve
 from sector.engine.policy.solver import Solver
@@ -24,8 +23,9 @@ class TaskPage:
     solution: the problem, solved by an engine that knows the truth, with steps, guesses and checks.
     prompt: tokens that ask for the answer.
     answer: tokens of the answer.
-    think: tokens that ask for a simplification.
-    simplification: tokens of the first simplification.
+    think: tokens that ask for a simplification; [] if the problem has none.
+    simplification: tokens of the first simplification; [] if there is none.
+    texts: the problem with its answer, and with its first simplification, as text; [] if the task has no text.
     settings: settings of a run that differ for this task.
     """
 
@@ -35,6 +35,7 @@ class TaskPage:
     answer: list[str]
     think: list[str]
     simplification: list[str]
+    texts: list[str]
     settings: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
@@ -57,18 +58,23 @@ def task_page(task: Task, text: str | None = None) -> TaskPage:
     if solution.unread:
         raise InputError(str(solution.error))
     examples, layout = label(problems), task.layout(config.digit_order)
+    parts = [layout.prompt_ids(problems, Mode.ANSWER), layout.answer_ids(examples.answers)]
+    if not examples.rest.is_nothing:
+        parts += [
+            layout.prompt_ids(problems, Mode.THINK),
+            layout.simplification_ids(examples.rest, examples.digit),
+        ]
+    tokenizer = SectorTokenizer(config.digit_order, task.name)
+    names: list[list[str]] = [tokenizer.convert_ids_to_tokens(ids[0].tolist()) for ids in parts]
+    pairs = [(names[at], names[at + 1]) for at in range(0, len(names), 2)]
+    (prompt, answer), (think, simplification) = pairs[0], pairs[1] if pairs[1:] else ([], [])
     return TaskPage(
         task=task.name,
         solution=solution,
-        prompt=_names(layout.prompt_ids(problems, Mode.ANSWER)),
-        answer=_names(layout.answer_ids(examples.answers)),
-        think=_names(layout.prompt_ids(problems, Mode.THINK)),
-        simplification=_names(layout.simplification_ids(examples.rest, examples.digit)),
+        prompt=prompt,
+        answer=answer,
+        think=think,
+        simplification=simplification,
+        texts=[tokenizer.convert_tokens_to_string(ask + tell) for ask, tell in pairs] if has_token_text(task) else [],
         settings=task.settings,
     )
-
-
-def _names(ids: torch.Tensor) -> list[str]:
-    """Return the names of the tokens of the first row of ids `[B, T]`."""
-    names: list[str] = SectorTokenizer().convert_ids_to_tokens(ids[0].tolist())
-    return names

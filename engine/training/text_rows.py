@@ -12,6 +12,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
 from sector.engine.models.loss import IGNORED, token_loss
 from sector.engine.models.text import TextModel
+from sector.engine.tasks import task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +37,22 @@ class Completed:
 class TextRows:
     """A shard for a text model.
 
-    fast: prompts completed by answers.
+    fast: prompts completed by answers; None if no direct answer is taught.
     slow: prompts completed by simplifications; None if the examples have none.
     """
 
-    fast: Completed
+    fast: Completed | None
     slow: Completed | None
 
     @property
     def num_tokens(self) -> int:
         """Tokens that a forward pass reads, pads included."""
-        return self.fast.ids.numel() + (self.slow.ids.numel() if self.slow else 0)
+        return sum(part.ids.numel() for part in (self.fast, self.slow) if part)
 
     def loss(self, model: TextModel, fast_weight: float) -> Tensor:
-        """Return the mean loss of the shard; see `distill.Shard`."""
-        loss = self.fast.loss(model)
-        return loss if self.slow is None else fast_weight * loss + (1 - fast_weight) * self.slow.loss(model)
+        """Return the mean loss of the shard; see `distill.Shard`. A branch that has no rows takes no part."""
+        losses = [part.loss(model) for part in (self.fast, self.slow) if part]
+        return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 def lay_out(examples: Examples, layout: Layout, draws: torch.Generator) -> TextRows:
@@ -64,10 +65,12 @@ def lay_out(examples: Examples, layout: Layout, draws: torch.Generator) -> TextR
         mark = layout.mark_ids(mode, len(examples))
         return _completed(torch.cat([prefix, mark], dim=1), completion, layout.pad_id)
 
-    fast = completed(Mode.ANSWER, layout.answer_ids(examples.answers))
-    if not examples.rest.digits:
-        return TextRows(fast, None)
-    return TextRows(fast, completed(Mode.THINK, layout.simplification_ids(examples.rest, examples.digit)))
+    fast = slow = None
+    if task_of(examples.problems).answers_at_once(examples.problems):
+        fast = completed(Mode.ANSWER, layout.answer_ids(examples.answers))
+    if not examples.rest.is_nothing:
+        slow = completed(Mode.THINK, layout.simplification_ids(examples.rest, examples.digit))
+    return TextRows(fast, slow)
 
 
 def _completed(prompt: Tensor, completion: Tensor, pad: int) -> Completed:

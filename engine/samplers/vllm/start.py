@@ -197,13 +197,10 @@ def _graphs(arguments: dict[str, Any], on_gpu: bool) -> dict[str, Any]:
 
 def max_tokens(model: Model, settings: VllmConfig) -> int:
     """Return the maximum length of a prompt with its completion."""
-    # No prompt may exceed the positions of the model.
-    if isinstance(model, TextModel):
-        # Prompts of text have lead tokens.
-        return min(row_length(settings.max_digits) + len(model.alphabet.lead), _positions(model))
     task, layout = task_and_layout(model)
     problem = task.draw(settings.max_digits, 1, torch.Generator(), hard_share=0.0)
     completion = max(layout.answer_length(problem.size), layout.simplification_length(problem.size))
+    # No prompt may exceed the positions of the model.
     return min(layout.prefix_ids(problem).shape[1] + 1 + completion, _positions(model))
 
 

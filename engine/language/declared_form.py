@@ -1,31 +1,24 @@
-"""Problems and layout of tasks that are declared by a template, such as `{a:N}/{d:1}+{r:1?}`.
+"""Problems of tasks that are declared by a template, such as `{a:N}/{d:1}+{r:1?}`, and their form.
 
 A template names the numbers of a problem, their widths and the marks between them. Numbers with `?` at its end may be
-left out of a typed problem; they are 0 then. In tokens, each number ends in `)`;
-in a prompt the mark `+` stands between numbers, in a simplification the mark `&`. Other marks are for texts only:
-
-    prompt          < a ) + d ) + r ) =      or ending in >
-    fast answer     all digits, E            after =
-    simplification  a' ) & d' ) & r' ) & digit E
+left out of a typed problem; they are 0 then. A step writes the numbers of the remaining problem, `|` and a digit.
 
 In the shape descriptions B is the batch, N the digits of a problem, W the digits of an answer and C the digits of all
 numbers of a problem. Digits are stored most significant first.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language import tokens
-from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import digit_strings, digit_tensor
-from sector.engine.language.place_layout import PlaceLayout, digit_classes, match_letters
+from sector.engine.language.writing import Written
 
 # Numbers of one problem by name: each with all its digits.
 Numbers = dict[str, str]
@@ -56,7 +49,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The form of a task's problems and answers.
+    """The form of a task's problems, answers and steps; a `writing.Writing`.
 
     task: name of the task.
     example: a problem as typed, for messages.
@@ -70,6 +63,44 @@ class Form:
     fields: tuple[Field, ...]
     end: tuple[str, ...]
     growth: int
+
+    @property
+    def problem(self) -> tuple[Written, ...]:
+        """Numbers of a problem, in writing order."""
+        return tuple(Written(field.mark) for field in self.fields)
+
+    @property
+    def step(self) -> tuple[Written, ...]:
+        """Numbers of a step: those of the remaining problem, and the digit split off."""
+        return (*self.problem, Written("|"))
+
+    def problem_numbers(self, problems: "DeclaredProblems") -> Sequence[Tensor]:
+        """Return the digits `[B, width]` of each number of the problems."""
+        return problems.numbers()
+
+    def step_numbers(self, rest: "DeclaredProblems", digit: Tensor) -> Sequence[Tensor]:
+        """Return the digits `[B, width]` of each number of steps: remaining problems, and digits `[B]`."""
+        return (*rest.numbers(), digit.unsqueeze(1))
+
+    def step_widths(self, digits: int) -> list[int]:
+        """Return the digits of each number of a step from problems of N = `digits`."""
+        return [*self.widths(digits - 1), 1]
+
+    def read_problem(self, numbers: Sequence[Tensor]) -> "DeclaredProblems":
+        """Return the problems with these numbers. InputError if their widths do not fit."""
+        digits = max(number.shape[1] for field, number in zip(self.fields, numbers, strict=True) if not field.width)
+        for field, number in zip(self.fields, numbers, strict=True):
+            if number.shape[1] != field.digits(digits):
+                raise InputError(
+                    f"{field.name} has {number.shape[1]} digits in a problem of {self.task}; write "
+                    f"{field.digits(digits)}"
+                )
+        return DeclaredProblems(self, digits, torch.cat(list(numbers), dim=1))
+
+    def read_step(self, numbers: Sequence[Tensor], digits: int) -> tuple["DeclaredProblems", Tensor]:
+        """Return remaining problems and digits `[B]` from the numbers of steps of problems of N = `digits`."""
+        *rest, digit = numbers
+        return DeclaredProblems(self, digits - 1, torch.cat(rest, dim=1)), digit[:, 0]
 
     def widths(self, digits: int) -> list[int]:
         """Return the digits of each number of a problem of N = `digits`."""
@@ -227,71 +258,3 @@ class DeclaredProblems:
         batches = list(parts)
         assert len({(batch.form, batch.digits) for batch in batches}) == 1, "problems of one form and length"
         return replace(batches[0], columns=torch.cat([batch.columns for batch in batches]))
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredLayout(PlaceLayout):
-    """Layout of declared problems as place-coupled ids; see the module's docstring.
-
-    form: form of the problems.
-    """
-
-    form: Form | None = None
-
-    def answer_length(self, digits: int, /) -> int:
-        """Return the tokens of a fast answer, end included."""
-        return self._form.answer_width(digits) + 1
-
-    def simplification_length(self, digits: int, /) -> int:
-        """Return the tokens of a simplification: all numbers, two marks behind each, a digit and its end."""
-        widths = self._form.widths(digits - 1)
-        return sum(widths) + 2 * len(widths) + 2
-
-    def beginning_length(self, digits: int, /) -> int:
-        """Return 0, since a simplification may change any number."""
-        return 0
-
-    def prefix_ids(self, problems: Any) -> Tensor:
-        """Return the `[B, C+2F]` ids of F numbers, with a mark before and `)` behind each."""
-        start, plus = (self._marks(kind, len(problems), problems.device) for kind in (tokens.START, tokens.PLUS))
-        segments: list[Tensor] = []
-        for number in problems.numbers():
-            segments += [plus if segments else start, self._number_ids(number, tokens.END)]
-        return torch.cat(segments, dim=1)
-
-    def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
-        """Return the ids of the numbers of the remaining problems, `) &` behind each, the digits `[B]` and E."""
-        join = self._marks(tokens.JOIN, len(rest), digit.device)
-        segments: list[Tensor] = []
-        for number in rest.numbers():
-            segments += [self._number_ids(number, tokens.END), join]
-        return torch.cat([*segments, self._number_ids(digit.unsqueeze(1), tokens.EOS)], dim=1)
-
-    def parse_answers(self, ids: Tensor, digits: int, /) -> tuple[Tensor, Tensor]:
-        """Parse ids as answers `[B, W]`; see `Layout`."""
-        return self._parse_number(ids, self._form.answer_width(digits))
-
-    def parse_simplifications(self, ids: Tensor, digits: int, /) -> Simplifications:
-        """Parse ids as simplifications; see `Layout`."""
-        ids = ids[:, : self.simplification_length(digits)]
-        numbers, start = [], 0
-        for width in self._form.widths(digits - 1):
-            numbers.append(self._ordered(digit_classes(ids[:, start : start + width])))
-            start += width + 2
-        digit = digit_classes(ids[:, start])
-        rest = DeclaredProblems(self._form, digits - 1, torch.cat(numbers, dim=1))
-        valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
-        rest = replace(rest, columns=rest.columns * valid.unsqueeze(1))
-        return Simplifications(rest, digit * valid, valid)
-
-    def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
-        """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""
-        if mode == Mode.ANSWER:
-            return PlaceLayout.is_well_formed(self, ids, mode)
-        shape = re.compile(rf"d+(\)&d+){{{len(self._form.fields)}}}E?_*")
-        return match_letters(ids, shape)
-
-    @property
-    def _form(self) -> Form:
-        assert self.form is not None, "a layout of declared problems has a form"
-        return self.form

@@ -1,0 +1,70 @@
+"""The form in which a task writes problems and steps: numbers with marks between them.
+
+Token layouts (`number_layout.py`), text layouts (`number_text.py`) and the tokenizer follow from it. A problem ends
+before `=` or `>`, a step at the end of a line; in text the marks stand as they are:
+
+    8432/7+0>432/7+1|1      a problem and its step: the remaining problem, and behind `|` the digit split off
+
+In the shape descriptions B is the batch and W the digits of an answer. Digits are stored most significant first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A number as a task writes it.
+
+    mark: text before the number; '' before the first one.
+    in_order: whether its digits follow the order of the layout; otherwise the most significant one is first.
+    """
+
+    mark: str
+    in_order: bool = True
+
+
+class Writing(Protocol):
+    """Form of the problems and steps of a task.
+
+    problem: numbers of a problem, in writing order.
+    step: numbers of a step, in writing order.
+    """
+
+    @property
+    def problem(self) -> tuple[Written, ...]: ...
+
+    @property
+    def step(self) -> tuple[Written, ...]: ...
+
+    def problem_numbers(self, problems: Any) -> Sequence[Tensor]:
+        """Return the digits `[B, width]` of each number of the problems."""
+        ...
+
+    def step_numbers(self, rest: Any, digit: Tensor) -> Sequence[Tensor]:
+        """Return the digits `[B, width]` of each number of steps: remaining problems, and digits `[B]`."""
+        ...
+
+    def step_widths(self, size: Any) -> list[int]:
+        """Return the digits of each number of a step from problems of a size."""
+        ...
+
+    def answer_width(self, size: Any) -> int:
+        """Return W for problems of a size."""
+        ...
+
+    def read_problem(self, numbers: Sequence[Tensor]) -> Any:
+        """Return the problems with these numbers; inverse of `problem_numbers`. InputError if widths do not fit."""
+        ...
+
+    def read_step(self, numbers: Sequence[Tensor], size: Any) -> tuple[Any, Tensor]:
+        """Return remaining problems and digits `[B]`; inverse of `step_numbers`."""
+        ...
+
+
+def marks_of(writing: Writing) -> tuple[str, ...]:
+    """Return the marks of a task, each once, in the order of their first use."""
+    return tuple(dict.fromkeys(written.mark for written in (*writing.problem, *writing.step) if written.mark))

@@ -1,0 +1,111 @@
+"""The promises of a task about text, for models of text and for tokenizers."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import Layout, Mode
+from sector.engine.language.place_layout import DigitOrder
+from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.models.token_text import has_token_text
+from sector.engine.models.tokenizer import SectorTokenizer
+from sector.engine.seeding import generator
+from sector.engine.tasks.task import Task
+from sector.engine.testing.promise import LENGTHS, hold, promise
+from sector.engine.training.supervised import label
+
+# Problems of each length: 1,000 in all.
+_ROWS = 500
+
+
+@promise("problems, answers and steps go to text and back")
+def _written(task: Task) -> None:
+    # Tasks of tensors may have no text.
+    if not task.has_text:
+        return
+    tokenizer = character_tokenizer()
+    alphabet = _alphabet(task, tokenizer)
+    for digits in LENGTHS:
+        examples = label(task.draw(digits, _ROWS, generator(digits, "text"), hard_share=0.5))
+        for order in task.text_orders:
+            layout = task.text_layout(alphabet, order)
+            _check_read_back(layout, examples)
+            _check_tokens(layout, examples, tokenizer)
+            _check_damage(layout, examples)
+
+
+@promise("tokens of prompts and completions go to text and back")
+def _shown(task: Task) -> None:
+    if not has_token_text(task):
+        return
+    for digits in LENGTHS:
+        for order in DigitOrder:
+            drawn = task.draw(digits, _ROWS // len(DigitOrder), generator(digits, "text", order), hard_share=0.5)
+            _check_shown(task.layout(order), label(drawn), SectorTokenizer(order, task.name))
+
+
+def _check_shown(layout: Layout, examples: Examples, tokenizer: SectorTokenizer) -> None:
+    """Raise BrokenPromise if a tokenizer does not read a text as the place-coupled ids that it was shown from."""
+    for mode, completion in _completions(layout, examples).items():
+        for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
+            shown = str(tokenizer.decode(ids))
+            hold(tokenizer(shown)["input_ids"] == ids, f"{shown!r} is not read as the tokens that it shows")
+
+
+def _alphabet(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
+    """Return the alphabet of a tokenizer with the marks of a task."""
+    plain = read_alphabet(tokenizer, "the test", len(tokenizer))
+    return with_marks(plain, tokenizer, "the test", task.text_marks)
+
+
+def _completions(layout: Layout, examples: Examples) -> dict[Mode, Tensor]:
+    """Return the ids of the completions of each mode."""
+    return {
+        Mode.ANSWER: layout.answer_ids(examples.answers),
+        Mode.THINK: layout.simplification_ids(examples.rest, examples.digit),
+    }
+
+
+def _check_read_back(layout: Layout, examples: Examples) -> None:
+    """Raise BrokenPromise if a text layout does not read its own completions."""
+    text, size = examples.problems.texts()[0], examples.problems.size
+    completions = _completions(layout, examples)
+    lengths = {Mode.ANSWER: layout.answer_length(size), Mode.THINK: layout.simplification_length(size)}
+    for mode, ids in completions.items():
+        hold(
+            ids.shape[1] == lengths[mode], f"{mode.name} text of {text} has {ids.shape[1]} tokens, not {lengths[mode]}"
+        )
+        hold(all(layout.is_well_formed(ids, mode)), f"the {mode.name} text of {text} is not well-formed")
+    answers, valid = layout.parse_answers(completions[Mode.ANSWER], size)
+    hold(bool(valid.all()) and torch.equal(answers, examples.answers), f"the answer to {text} is not read from text")
+    steps = layout.parse_simplifications(completions[Mode.THINK], size)
+    hold(
+        bool(steps.valid.all())
+        and steps.rest.texts() == examples.rest.texts()
+        and torch.equal(steps.digit, examples.digit),
+        f"the step from {text} is not read from text",
+    )
+
+
+def _check_tokens(layout: Layout, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise BrokenPromise if a tokenizer does not read the shown text as the ids that it was shown from."""
+    for mode, completion in _completions(layout, examples).items():
+        for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
+            written = [index for index in ids if index != layout.pad_id]
+            # It shows a space between tokens.
+            shown = str(tokenizer.decode(written)).replace(" ", "")
+            hold(tokenizer(shown)["input_ids"] == written, f"{shown!r} is not read as it is written")
+
+
+def _check_damage(layout: Layout, examples: Examples) -> None:
+    """Raise BrokenPromise if texts that lack one of their characters are read."""
+    size, rows = examples.problems.size, torch.arange(len(examples))
+    for mode, ids in _completions(layout, examples).items():
+        ids = ids.clone()
+        ids[rows, rows % (ids != layout.pad_id).sum(dim=1)] = layout.pad_id
+        valid = (
+            layout.parse_answers(ids, size)[1] if mode is Mode.ANSWER else layout.parse_simplifications(ids, size).valid
+        )
+        hold(not bool(valid.any()), f"a {mode.name} text without one of its characters is read")
