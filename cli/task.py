@@ -15,7 +15,6 @@ from sector.cli._output import Output, table, unwrapped
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
-    from sector.engine.tasks.task import Task
     from sector.engine.testing.task_page import TaskPage
 
 Reference = Annotated[
@@ -87,7 +86,8 @@ def check(reference: Reference, as_json: options.Json = False) -> None:
       sector task check parity.py:Parity
       sector task check multiplication
     """
-    from sector.engine.testing.task import Promise, check_task
+    from sector.engine.testing.promise import Promise
+    from sector.engine.testing.task import check_task
 
     output = Output(as_json)
 
@@ -109,26 +109,19 @@ def show(
 ) -> None:
     """Show one problem as the loop sees it: its steps, its checks and its tokens.
 
-    The steps are those of the truth, so they show what a model is to learn.
+    The steps are those of the truth, which a model is to learn.
 
     Examples:
 
       sector task show parity.py:Parity
       sector task show multiplication 1234*5678
     """
+    from sector.engine.tasks.outside import named_task
     from sector.engine.testing.task_page import task_page
 
-    page = task_page(_known(reference), problem)
+    page = task_page(named_task(reference), problem)
     output = Output(as_json)
     output.data(page.as_json(), lambda: _view(page, output.console.width))
-
-
-def _known(reference: str) -> "Task":
-    """Return a task by reference or name. Raise InputError if there is none."""
-    from sector.engine.tasks import find_task
-    from sector.engine.tasks.outside import load_task
-
-    return load_task(reference) if ":" in reference else find_task(reference)
 
 
 def _view(page: "TaskPage", width: int) -> RenderableType:

@@ -20,7 +20,8 @@ from sector.engine.tasks.declared import as_task, check
 from sector.engine.tasks.multiplication import Products, ProductWriting, Size
 from sector.engine.tasks.task import Task, one_task
 from sector.engine.testing.knowing import Knowing
-from sector.engine.testing.task import PROMISES, BrokenPromise, Promise, check_task, check_values, drawn
+from sector.engine.testing.promise import BrokenPromise, Promise, drawn
+from sector.engine.testing.task import PROMISES, check_task, check_values
 from sector.engine.training.supervised import label
 
 # The tasks of the package, and tasks in plain Python.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sector.engine.tasks import TASK_DOOR
+from sector.engine.tasks import TASK_DOOR, find_task
 from sector.engine.tasks.declared import Declaration, as_task
 from sector.engine.tasks.task import Task
 
@@ -13,6 +13,11 @@ def load_task(reference: str) -> Task:
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Declaration` or a `Task`.
     """
     return TASK_DOOR.load(reference)
+
+
+def named_task(reference: str) -> Task:
+    """Return the task of a name, or of a reference as in `load_task`. InputError names the fault if there is none."""
+    return find_task(TASK_DOOR.named(reference))
 
 
 def thing_of(member: Any) -> Task | None:

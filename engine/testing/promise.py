@@ -40,17 +40,9 @@ def hold(condition: bool, message: str) -> None:
         raise BrokenPromise(message)
 
 
-PROMISES: list[Promise] = []
-
-
-def promise(text: str) -> Callable[[Callable[[Task], None]], Callable[[Task], None]]:
-    """Return a decorator that adds a function to the promises."""
-
-    def add(test: Callable[[Task], None]) -> Callable[[Task], None]:
-        PROMISES.append(Promise(text, test))
-        return test
-
-    return add
+def promise(text: str) -> Callable[[Callable[[Task], None]], Promise]:
+    """Return a decorator that makes a promise of its test."""
+    return lambda test: Promise(text, test)
 
 
 def drawn(task: Task, digits: int) -> Batch:

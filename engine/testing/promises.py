@@ -11,7 +11,7 @@ from torch import Tensor
 from sector.engine.config import FILTERS, Filter, RunConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
-from sector.engine.language.layout import Batch, Layout, Mode
+from sector.engine.language.layout import Batch, Layout
 from sector.engine.language.operands import digit_strings
 from sector.engine.models.checkpoint import Model
 from sector.engine.policy.improve import Improved, Verdict, improve
@@ -26,6 +26,7 @@ from sector.engine.tasks.declared import DeclaredTask
 from sector.engine.tasks.task import Task
 from sector.engine.testing.knowing import Knowing
 from sector.engine.testing.promise import LENGTHS, ROWS, BrokenPromise, drawn, hold, promise
+from sector.engine.testing.reading import completions, has_step, hold_read_back
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
 from sector.engine.training.distill import lay_out
 from sector.engine.training.supervised import kept_examples, label
@@ -143,13 +144,9 @@ def _tokens(task: Task) -> None:
 
 def _check_written(layout: Layout, problems: Batch, examples: Any) -> None:
     """Raise BrokenPromise if a layout does not read its own ids back, or if the ids are not those that models write."""
-    text, size = problems.texts()[0], problems.size
-    completions = {
-        Mode.ANSWER: (layout.answer_ids(examples.answers), layout.answer_length(size)),
-        Mode.THINK: (layout.simplification_ids(examples.rest, examples.digit), layout.simplification_length(size)),
-    }
-    for mode, (completion, length) in completions.items():
-        hold(completion.shape[1] == length, f"{mode.name} ids of {text} are {completion.shape[1]}, not {length}")
+    text = problems.texts()[0]
+    hold_read_back(layout, examples)
+    for mode, completion in completions(layout, examples).items():
         prompt = layout.prompt_ids(problems, mode)
         hold(torch.equal(prompt[:, :-1], layout.prefix_ids(problems)), f"the prompts of {text} share no prefix")
         ids = torch.cat([prompt, completion], dim=1)
@@ -159,16 +156,6 @@ def _check_written(layout: Layout, problems: Batch, examples: Any) -> None:
         )
         classes = tokens.class_of(ids[:, prompt.shape[1] - 1 :])
         hold(bool(tokens.legal_table()[classes[:, :-1], classes[:, 1:]].all()), f"the ids of {text} are not all legal")
-        hold(all(layout.is_well_formed(completion, mode)), f"the ids of {text} are not well-formed")
-    answers, valid = layout.parse_answers(completions[Mode.ANSWER][0], size)
-    hold(bool(valid.all()) and torch.equal(answers, examples.answers), f"the answer to {text} is not read back")
-    outputs = layout.parse_simplifications(completions[Mode.THINK][0], size)
-    hold(
-        bool(outputs.valid.all())
-        and outputs.rest.texts() == examples.rest.texts()
-        and torch.equal(outputs.digit, examples.digit),
-        f"the step from {text} is not read back",
-    )
 
 
 @promise("damaged tokens are not read")
@@ -244,9 +231,7 @@ def _restated(task: Task) -> None:
         for restated in task.restated(label(drawn(task, digits))):
             truth, text = label(restated.problems), restated.problems.texts()[0]
             hold(
-                torch.equal(restated.answers, truth.answers)
-                and torch.equal(restated.digit, truth.digit)
-                and restated.rest.texts() == truth.rest.texts(),
+                torch.equal(restated.answers, truth.answers) and has_step(restated.rest, restated.digit, truth),
                 f"restated gives {text} another answer or step",
             )
 
@@ -287,7 +272,7 @@ def _accepted(task: Task) -> None:
 
 
 def _improve(model: Knowing, problems: Batch, settings: Filter) -> Improved:
-    """Return what the improved policy makes of problems, greedily and with three guesses."""
+    """Solve problems with the improved policy, greedily and with three guesses."""
     sampling = Sampling(0.0, 0, torch.arange(len(problems)), stage=0)
     return improve(model, problems, settings.model_copy(update={"k": 3}), model.layout("msd"), sampling)
 
@@ -376,3 +361,21 @@ def _round(task: Task) -> None:
     )
     hold(audited.frontier is not None and audited.accuracy[4] == 1.0, "right answers are audited as wrong")
     hold(learned == task.name, f"the checkpoint has learned {learned}, not {task.name}")
+
+
+PROMISES = (
+    _draws,
+    _texts,
+    _steps,
+    _coverage,
+    _sealed,
+    _tokens,
+    _damage,
+    _checks,
+    _restated,
+    _drafts,
+    _accepted,
+    _rejected,
+    _examples,
+    _round,
+)

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sector.engine.language.operands import digit_strings
-from sector.engine.tasks import TASK_DOOR, find_task, true_answers
+from sector.engine.tasks import TASK_DOOR, true_answers
 from sector.engine.tasks.declared import Declaration, as_task
-from sector.engine.tasks.outside import load_task
+from sector.engine.tasks.outside import named_task
 from sector.engine.tasks.task import Task
 from sector.engine.testing import promises, text_promises
-from sector.engine.testing.promise import LENGTHS, PROMISES, BrokenPromise, Promise, drawn, hold
+from sector.engine.testing.promise import LENGTHS, Promise, drawn, hold
 
-__all__ = ["PROMISES", "BrokenPromise", "Promise", "check_task", "check_values", "drawn", "promises", "text_promises"]
+# In the order in which they are tested.
+PROMISES = (*promises.PROMISES, *text_promises.PROMISES)
 
 
 def check_task(
@@ -50,7 +51,7 @@ def check_values(task: Task, value: Callable[[str], int | str]) -> None:
 def _known(task: str | type[Declaration] | Declaration | Task) -> Iterator[Task]:
     """Yield a task that is known by its name, as the loop finds it."""
     if isinstance(task, str):
-        yield load_task(task) if ":" in task else find_task(task)
+        yield named_task(task)
         return
     made = task() if isinstance(task, type) else task
     made = as_task(made) if isinstance(made, Declaration) else made

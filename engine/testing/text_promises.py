@@ -1,7 +1,6 @@
 """The promises of a task about text, for models of text and for tokenizers."""
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
@@ -14,6 +13,7 @@ from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.seeding import generator
 from sector.engine.tasks.task import Task
 from sector.engine.testing.promise import LENGTHS, hold, promise
+from sector.engine.testing.reading import completions, hold_read_back
 from sector.engine.training.supervised import label
 
 # Problems of each length: 1,000 in all.
@@ -31,7 +31,7 @@ def _written(task: Task) -> None:
         examples = label(task.draw(digits, _ROWS, generator(digits, "text"), hard_share=0.5))
         for order in task.text_orders:
             layout = task.text_layout(alphabet, order)
-            _check_read_back(layout, examples)
+            hold_read_back(layout, examples)
             _check_tokens(layout, examples, tokenizer)
             _check_damage(layout, examples)
 
@@ -48,7 +48,7 @@ def _shown(task: Task) -> None:
 
 def _check_shown(layout: Layout, examples: Examples, tokenizer: SectorTokenizer) -> None:
     """Raise BrokenPromise if a tokenizer does not read a text as the place-coupled ids that it was shown from."""
-    for mode, completion in _completions(layout, examples).items():
+    for mode, completion in completions(layout, examples).items():
         for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
             shown = str(tokenizer.decode(ids))
             hold(tokenizer(shown)["input_ids"] == ids, f"{shown!r} is not read as the tokens that it shows")
@@ -60,38 +60,9 @@ def _alphabet(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
     return with_marks(plain, tokenizer, "the test", task.text_marks)
 
 
-def _completions(layout: Layout, examples: Examples) -> dict[Mode, Tensor]:
-    """Return the ids of the completions of each mode."""
-    return {
-        Mode.ANSWER: layout.answer_ids(examples.answers),
-        Mode.THINK: layout.simplification_ids(examples.rest, examples.digit),
-    }
-
-
-def _check_read_back(layout: Layout, examples: Examples) -> None:
-    """Raise BrokenPromise if a text layout does not read its own completions."""
-    text, size = examples.problems.texts()[0], examples.problems.size
-    completions = _completions(layout, examples)
-    lengths = {Mode.ANSWER: layout.answer_length(size), Mode.THINK: layout.simplification_length(size)}
-    for mode, ids in completions.items():
-        hold(
-            ids.shape[1] == lengths[mode], f"{mode.name} text of {text} has {ids.shape[1]} tokens, not {lengths[mode]}"
-        )
-        hold(all(layout.is_well_formed(ids, mode)), f"the {mode.name} text of {text} is not well-formed")
-    answers, valid = layout.parse_answers(completions[Mode.ANSWER], size)
-    hold(bool(valid.all()) and torch.equal(answers, examples.answers), f"the answer to {text} is not read from text")
-    steps = layout.parse_simplifications(completions[Mode.THINK], size)
-    hold(
-        bool(steps.valid.all())
-        and steps.rest.texts() == examples.rest.texts()
-        and torch.equal(steps.digit, examples.digit),
-        f"the step from {text} is not read from text",
-    )
-
-
 def _check_tokens(layout: Layout, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise BrokenPromise if a tokenizer does not read the shown text as the ids that it was shown from."""
-    for mode, completion in _completions(layout, examples).items():
+    for mode, completion in completions(layout, examples).items():
         for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
             written = [index for index in ids if index != layout.pad_id]
             # It shows a space between tokens.
@@ -102,10 +73,13 @@ def _check_tokens(layout: Layout, examples: Examples, tokenizer: PreTrainedToken
 def _check_damage(layout: Layout, examples: Examples) -> None:
     """Raise BrokenPromise if texts that lack one of their characters are read."""
     size, rows = examples.problems.size, torch.arange(len(examples))
-    for mode, ids in _completions(layout, examples).items():
+    for mode, ids in completions(layout, examples).items():
         ids = ids.clone()
         ids[rows, rows % (ids != layout.pad_id).sum(dim=1)] = layout.pad_id
         valid = (
             layout.parse_answers(ids, size)[1] if mode is Mode.ANSWER else layout.parse_simplifications(ids, size).valid
         )
         hold(not bool(valid.any()), f"a {mode.name} text without one of its characters is read")
+
+
+PROMISES = (_written, _shown)
