@@ -46,17 +46,17 @@ class TextModel(nn.Module):
     @property
     def task(self) -> str:
         """Name of the task that the model learns; addition if it has learned none of ours."""
-        return str(self.config.to_dict().get(_TASK, DEFAULT))
+        return str(getattr(self.config, _TASK, DEFAULT))
 
     @property
     def layout(self) -> str:
         """Name of the form in which it reads problems: `plain` or `hints`."""
-        return str(self.config.to_dict().get(_LAYOUT, "plain"))
+        return str(getattr(self.config, _LAYOUT, "plain"))
 
     @property
     def digit_order(self) -> str:
         """Order in which it reads digits: `msd` or `lsd`."""
-        return str(self.config.to_dict().get(_ORDER, "msd"))
+        return str(getattr(self.config, _ORDER, "msd"))
 
     def learns(self, task: str, layout: str = "plain", digit_order: str = "msd") -> None:
         """Set the task and the form of its problems in the config, which a checkpoint keeps."""
