@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from declared_tasks import Parity, Quotients, Sums
+from empty_doors import empty_doors
 
 from sector.engine.config import CHECKS
 from sector.engine.errors import InputError
@@ -21,7 +22,7 @@ from sector.engine.training.supervised import label
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
+    empty_doors(monkeypatch)
     for declaration in (Sums, Quotients, Parity):
         TASK_DOOR.register(as_task(declaration()))
 

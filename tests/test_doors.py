@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from empty_doors import empty_doors, forget
 from small_run import give_weights, start
 from typer.testing import CliRunner, Result
 
@@ -67,17 +68,9 @@ luck = sector.text_check("luck", "no seven at the end", unlucky)
 """
 
 
-def forget() -> None:
-    for door in (ENGINE_DOOR, CHECK_DOOR):
-        door.things.clear()
-        door.origins.clear()
-
-
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for door in (ENGINE_DOOR, CHECK_DOOR):
-        monkeypatch.setattr(door, "things", {})
-        monkeypatch.setattr(door, "origins", {})
+    empty_doors(monkeypatch)
     yield
     sys.modules.pop("my_code", None)
     outside._installed.cache_clear()

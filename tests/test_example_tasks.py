@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from declared_tasks import FILES, declared_in
+from empty_doors import empty_doors
 from typer.testing import CliRunner
 
 from sector.cli.app import app
-from sector.engine.tasks import TASK_DOOR
 
 README = Path(__file__).parents[1] / "examples" / "README.md"
 TASK_FILES = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -16,8 +16,7 @@ LITTLE = ("supervised.cycle_steps=3", "supervised.max_cycles=1", "supervised.exa
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
-    monkeypatch.setattr(TASK_DOOR, "origins", {})
+    empty_doors(monkeypatch)
 
 
 def test_there_are_four() -> None:

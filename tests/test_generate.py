@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from declared_tasks import Parity
+from empty_doors import empty_doors
 from scripted import Scripted
 from torch import Tensor
 
@@ -53,7 +54,8 @@ def test_where_nothing_is_doubted_the_first_problems_of_the_pool_are_candidates(
 def test_nothing_is_doubted_that_is_not_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such answers are not taught, so they say nothing, and their tokens would be lost."""
     task = as_task(Parity())
-    monkeypatch.setattr(TASK_DOOR, "things", {task.name: task})
+    empty_doors(monkeypatch)
+    TASK_DOOR.register(task)
     engine = Knowing(task)
     pooled = replace(assignment(), task=task, layout=engine.layout("msd"))
     _, block = generate_blocks(engine, 0, pooled)

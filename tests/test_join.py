@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from empty_doors import empty_doors
 from largest import Largest, LargestAtOnce
 
 from sector.engine.config import FILTERS
@@ -25,7 +26,7 @@ STRICT = FILTERS["strict"].model_copy(update={"k": 3})
 
 @pytest.fixture(params=[Largest, LargestAtOnce], ids=["at any length", "at once"])
 def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Largest:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
+    empty_doors(monkeypatch)
     task: Largest = request.param()
     TASK_DOOR.register(task)
     return task

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from empty_doors import empty_doors, forget
 from typer.testing import CliRunner, Result
 
 import sector
@@ -28,7 +29,7 @@ from sector.engine.policy.workers import Worker, prove
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
 from sector.engine.samplers.native import NativeSampler
-from sector.engine.tasks import TASK_DOOR, find_task, task_names, true_answers
+from sector.engine.tasks import find_task, task_names, true_answers
 from sector.engine.tasks.outside import load_task
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
 from sector.engine.training.supervised import label
@@ -60,15 +61,9 @@ class Parity(sector.Task):
 """
 
 
-def forget() -> None:
-    TASK_DOOR.things.clear()
-    TASK_DOOR.origins.clear()
-
-
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
-    monkeypatch.setattr(TASK_DOOR, "origins", {})
+    empty_doors(monkeypatch)
     yield
     sys.modules.pop("my_tasks", None)
     outside._installed.cache_clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from empty_doors import empty_doors
 from typer.testing import CliRunner, Result
 
 from sector.benchmarks import profiling
@@ -24,7 +25,6 @@ from sector.engine.models.sector import new_model
 from sector.engine.samplers import native
 from sector.engine.seeding import generator
 from sector.engine.spans import span
-from sector.engine.tasks import TASK_DOOR
 from sector.engine.training.dataset import Provenance, labelled_table, write_examples
 from sector.engine.training.supervised import label
 
@@ -265,8 +265,7 @@ def test_for_a_kernel_at_fault_the_lines_repeat_the_command(model: Path, monkeyp
 def test_the_lines_for_a_task_of_the_user_name_its_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
-    monkeypatch.setattr(TASK_DOOR, "origins", {})
+    empty_doors(monkeypatch)
     figures = {"kernel": "void f<4>(int)", "steps": 1, "seconds_a_step": 1.0}
     monkeypatch.setattr("sector.benchmarks.profiling.profile_distill", lambda *_, **__: dict(figures))
     reference = new_task("mine", tmp_path / "mine.py")

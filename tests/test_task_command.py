@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from empty_doors import empty_doors
 from typer.testing import CliRunner, Result
 
 import sector.testing
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
-from sector.engine.tasks import TASK_DOOR, built_in
+from sector.engine.tasks import built_in
 from sector.engine.testing.task import PROMISES
 
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
-    monkeypatch.setattr(TASK_DOOR, "origins", {})
+    empty_doors(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from declared_tasks import DECLARATIONS, VALUES, Parity, Quotients, Sums
+from empty_doors import empty_doors
 
 from sector.engine.config import FILTERS, run_config
 from sector.engine.errors import InputError
@@ -32,7 +33,10 @@ DECLARED = [declaration.name for declaration in DECLARATIONS]
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {task.name: task for task in ALL if task.name in DECLARED})
+    empty_doors(monkeypatch)
+    for task in ALL:
+        if task.name in DECLARED:
+            TASK_DOOR.register(task)
 
 
 def greedy(problems: Batch) -> Sampling:
@@ -115,14 +119,14 @@ BROKEN = [
 
 @pytest.mark.parametrize(("declaration", "fault"), BROKEN, ids=lambda part: "")
 def test_a_broken_promise_is_named_with_an_example(declaration: Any, fault: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
+    empty_doors(monkeypatch)
     with pytest.raises(BrokenPromise, match=fault):
         check_task(declaration)
     assert task_names() == tuple(sorted(built_in())), "a task that is checked is not known afterwards"
 
 
 def test_values_by_other_means_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TASK_DOOR, "things", {})
+    empty_doors(monkeypatch)
     with pytest.raises(BrokenPromise, match=r"the answer to 92\+48\+0 is 140 by its steps, and 007 by value"):
         check_task(Sums, lambda text: 7)
 
