@@ -1,7 +1,6 @@
 """Training in bfloat16: what is bfloat16 and what float32, the loss curve beside that of float32, and resuming."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from small_text import small_text_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trained import trained
 from two_ranks import curve, curves_of_two
 
 from sector.engine.config import Precision, TrainerConfig
@@ -27,9 +27,7 @@ from sector.engine.training.batches import mixed_batches
 from sector.engine.training.distill import (
     _gradient_of,
     _lay_out,
-    restore,
     start_training,
-    state_tensors,
     train_cycle,
 )
 from sector.engine.training.precision import working_model
@@ -53,18 +51,7 @@ def _trained(
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Train a copy; return losses and state. `stop`: a step at which the training is saved, and resumed elsewhere."""
     batches = mixed_batches([_examples(4, 50)], [_examples(2, 50)], 2, 8, 0.5, seed=5)
-    state = start_training(deepcopy(model), config)
-    curve = []
-    for step, loss in train_cycle(state, batches, config, steps, seed=7):
-        curve.append(loss)
-        if step == stop:
-            break
-    if stop:
-        tensors = {name: tensor.clone() for name, tensor in state_tensors(state).items()}
-        state = start_training(deepcopy(model), config)
-        restore(state, tensors, stop)
-        curve += [loss for _, loss in train_cycle(state, batches, config, steps, seed=7)]
-    return curve, state_tensors(state)
+    return trained(model, config, batches, steps, stop)
 
 
 def _with(precision: Precision, learning_rate: float = BFLOAT16.learning_rate) -> TrainerConfig:

@@ -1,11 +1,11 @@
 """Training steps as CUDA graphs: the values of plain steps. Without a GPU a capture is the work itself, run again."""
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import pytest
 import torch
 from torch import Tensor
+from trained import trained
 
 from sector.engine.config import TrainerConfig
 from sector.engine.language.examples import Examples
@@ -18,10 +18,6 @@ from sector.engine.training.distill import (
     Rows,
     _gradient_of,
     lay_out,
-    restore,
-    start_training,
-    state_tensors,
-    train_cycle,
 )
 from sector.engine.training.graphs import GraphedGradients, GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
@@ -101,18 +97,7 @@ def test_updates_start_uncaptured_and_follow_the_rate() -> None:
 def _trained(model: SectorForCausalLM, steps: int, stop: int | None = None) -> tuple[list[float], dict[str, Tensor]]:
     """Train a copy; return losses and state. `stop`: a step at which the training is saved, and resumed elsewhere."""
     batches = mixed_batches([_examples(4, 50), _examples(3, 50)], [_examples(2, 50)], 4, 8, 0.5, seed=5)
-    state = start_training(deepcopy(model), CONFIG)
-    losses = []
-    for step, loss in train_cycle(state, batches, CONFIG, steps, seed=7):
-        losses.append(loss)
-        if step == stop:
-            break
-    if stop:
-        tensors = {name: tensor.clone() for name, tensor in state_tensors(state).items()}
-        state = start_training(deepcopy(model), CONFIG)
-        restore(state, tensors, stop)
-        losses += [loss for _, loss in train_cycle(state, batches, CONFIG, steps, seed=7)]
-    return losses, state_tensors(state)
+    return trained(model, CONFIG, batches, steps, stop)
 
 
 @pytest.mark.gpu
