@@ -12,6 +12,8 @@
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
 #   hf         the same with `generate` of transformers
 #   base       as tiny, with the preset base
+#   vllm       vLLM beside the native engine and `hf`, where it is installed
+#   text       a model of text in STATE/text: the native engine and `hf`
 #   profile    time of generating by operation
 #   ncu        Nsight Compute on the kernels of a step
 #
@@ -20,8 +22,8 @@
 # STATE/base, which `train` and `base_train` make. Without STATE/tiny they take tests/data/taught, which has learned 29
 # digits; a base (28 MB in bfloat16) does not come with the source: `base_train` takes a minute on a GPU.
 # GPU time is rented in short slices, so each part has a time limit, and writes what it has as it goes. OUT gets few files:
-# log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs). The exit code is the number of parts
-# that failed.
+# log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs), vllm.json, text.json. The exit code is
+# the number of parts that failed.
 #
 # Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), SECTOR_COMMIT (the commit, where git
 # cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU, tests only collected).
@@ -33,15 +35,15 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests train base_train train_bf16 kernels tiny hf base profile ncu
+[ $# -gt 0 ] || set -- check tests train base_train train_bf16 kernels tiny hf base vllm text profile ncu
 mkdir -p "$out" "$STATE"
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
 # Arguments that a rehearsal adds.
-small_cells=() small_steps=() collect=() rehearse=()
+small_cells=() small_steps=() collect=() rehearse=() small_bench=(--count 250)
 if [ -n "${REHEARSE-}" ]; then
   small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
-  small_steps=(--presets tiny --rows 2 --digits 6 --steps 2 --compare 3)
+  small_bench=(--count 4 --digits 6) small_steps=(--presets tiny --rows 2 --digits 6 --steps 2 --compare 3)
 fi
 
 # The folders of this checkout as the package, whatever is installed, and without make.
@@ -77,6 +79,11 @@ lines() {
 }
 # cells NAME SECONDS MODEL ARGUMENTS...: measure cells, and append their lines.
 cells() { lines "$1" "$2" gpu_cells "${@:3}" "${small_cells[@]}"; }
+# bench NAME SECONDS MODEL ENGINES DIGITS: measure engines by `sector bench`, whose record is NAME.json.
+bench() {
+  run_part "$1" "$2" "${sector[@]}" bench --model "$3" --engine "$4" --digits "$5" "${small_bench[@]}" --repeats 1 \
+    --out "$out/$1.json"
+}
 # train NAME SECONDS ARGUMENTS...: a run, whose best checkpoint is kept.
 train() {
   local name=$1 limit=$2 run=$STATE/run_$1
@@ -114,6 +121,15 @@ for part in "$@"; do
     base_train) train base 240 --preset base --until 6 ;;
     train_bf16) lines train_bf16 150 train_cells --compare 20 "${small_steps[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
+    vllm)
+      # Starting takes half a minute: imports, compilation and capture.
+      if "$PYTHON" -c 'import vllm' 2>/dev/null; then
+        bench vllm 180 "$tiny" native,vllm,hf 20
+      else
+        echo "skipped vllm, which is not installed"
+      fi
+      ;;
+    text) if [ -e "$STATE/text" ]; then bench text 120 "$STATE/text" native,hf 12; fi ;;
     profile)
       for rows in 250 4000; do
         run_part "profile_generate_$rows" 90 "${sector[@]}" profile generate --model "$tiny" --digits 20 \
