@@ -114,6 +114,10 @@ def test_a_seed_makes_the_same_model_and_keys_change_it() -> None:
     assert 200_000 < sum(tensor.numel() for tensor in first.parameters()) < 400_000
     wide = new_text_model("text-tiny", 0, {"hidden_size": 32})
     assert wide.config.hidden_size == 32 and wide.config.num_hidden_layers == 4
+    short = new_text_model("text-tiny", 0, {"num_hidden_layers": 2}).config
+    assert short.layer_types == ["sliding_attention", "full_attention"] and short.no_rope_layers == [1, 0]
+    plain = new_text_model("text-tiny", 0, {"layer_types": ["full_attention"] * 4, "no_rope_layers": [1] * 4}).config
+    assert plain.layer_types == ["full_attention"] * 4 and plain.no_rope_layers == [1] * 4
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = new_text_model("text-tiny", 0, {"model_type": "llama", **sizes})
     assert llama.config.model_type == "llama" and not hasattr(llama.config, "no_rope_layers")
@@ -121,6 +125,8 @@ def test_a_seed_makes_the_same_model_and_keys_change_it() -> None:
         new_text_model("text-tiny", 0, {"model_type": "none"})
     with pytest.raises(InputError, match="network: transformers does not make a causal model"):
         new_text_model("text-tiny", 0, {"hidden_act": "none"})
+    with pytest.raises(InputError, match="network: transformers does not make a causal model"):
+        new_text_model("text-tiny", 0, {"num_hidden_layers": 2.5})
 
 
 def test_the_base_preset_has_the_size_that_the_help_says() -> None:
