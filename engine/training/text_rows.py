@@ -3,7 +3,9 @@
 In the shape descriptions B is the rows of a shard, T the tokens of a row and C the tokens that may be supervised.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -24,6 +26,14 @@ class Completed:
 
     ids: Tensor
     targets: Tensor
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.ids[rows], self.targets[rows])
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that take loss."""
+        return int((self.targets != IGNORED).sum())
 
     def loss(self, model: TextModel) -> Tensor:
         """Return the mean loss over the supervised tokens, in nats."""
@@ -52,6 +62,24 @@ class TextRows:
         """Return the mean loss of the shard; see `distill.Shard`."""
         loss = self.fast.loss(model)
         return loss if self.slow is None else fast_weight * loss + (1 - fast_weight) * self.slow.loss(model)
+
+    def pieces(self, num_rows: int, fast_weight: float) -> Iterator[tuple[Self, float, float]]:
+        """Yield pieces of at most `num_rows` problems, each with its share of the loss and its weight of fast answers.
+
+        The mean losses of the pieces times their shares add up to the mean loss of the shard.
+        """
+        fast_tokens = self.fast.num_supervised
+        slow_tokens = self.slow.num_supervised if self.slow else 0
+        for start in range(0, len(self.fast.ids), num_rows):
+            rows = slice(start, start + num_rows)
+            fast, slow = self.fast[rows], self.slow[rows] if self.slow else None
+            share = fast.num_supervised / fast_tokens
+            if slow is None:
+                yield type(self)(fast, None), share, fast_weight
+                continue
+            fast_share, slow_share = fast_weight * share, (1 - fast_weight) * slow.num_supervised / slow_tokens
+            share = fast_share + slow_share
+            yield type(self)(fast, slow), share, fast_share / share
 
 
 def lay_out(examples: Examples, layout: Layout, draws: torch.Generator) -> TextRows:
