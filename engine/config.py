@@ -280,9 +280,9 @@ class TrainerConfig(Settings):
     """Problems of a shard in one forward pass of a model of text; gradients are added up (gradient accumulation). 0
     passes a whole shard. Choose a small number if memory runs out: the gradients of shards are then not held, either.
     """
-    gradient_checkpointing: bool = False
-    """Whether a model of text keeps only the inputs of its layers for the backward pass, and computes the rest again.
-    It needs less memory and a third more time; gradients stay the same."""
+    recompute: bool = False
+    """Whether a model of text keeps only the inputs of its layers for the backward pass, and computes the rest again
+    (gradient checkpointing). It needs less memory and about a third more time; the weights stay the same."""
     lora_rank: Annotated[int, Field(ge=0, le=4096)] = 0
     """Rank of an adapter (LoRA) that is trained in the place of the weights of a pretrained model; 0 trains the
     weights. It needs the extra `lora`, is equal in both phases, and raises the default learning rates ten times."""
@@ -544,8 +544,8 @@ class RunConfig(Settings):
         trainers = (self.supervised.trainer, self.round.trainer)
         if not self.is_text and any(trainer.micro_batch for trainer in trainers):
             raise ValueError("trainer.micro_batch is for models of text; lower trainer.shard_rows")
-        if not self.is_text and any(trainer.gradient_checkpointing for trainer in trainers):
-            raise ValueError("trainer.gradient_checkpointing is for models of text; leave it out")
+        if not self.is_text and any(trainer.recompute for trainer in trainers):
+            raise ValueError("trainer.recompute is for models of text; leave it out")
         if not self.pretrained and any(trainer.lora_rank for trainer in trainers):
             raise ValueError("trainer.lora_rank adapts a pretrained model; give --pretrained, or leave it out")
         if len({(trainer.lora_rank, trainer.lora_targets) for trainer in trainers}) > 1:

@@ -42,7 +42,7 @@ KINDS = pytest.mark.parametrize("kind", ["llama", "qwen"])
 IDS = torch.arange(12).unsqueeze(0)
 LORA = {"lora_rank": 4, "learning_rate": 2e-2}
 # Everything that saves memory, and an average.
-ALL = {"average": 0.8, "micro_batch": 5, "gradient_checkpointing": True, "precision": "bfloat16"}
+ALL = {"average": 0.8, "micro_batch": 5, "recompute": True, "precision": "bfloat16"}
 
 
 def _adapted(kind: str = "llama", targets: tuple[str, ...] = (), base: Path = Path("base")) -> AdaptedModel:

@@ -16,7 +16,7 @@ from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import Gradient
 from sector.engine.training.distill import _gradient_of, start_training, train_cycle
 from sector.engine.training.precision import working_model
-from sector.engine.training.recompute import recomputing
+from sector.engine.training.recompute import layers_of, recomputing
 from sector.engine.training.text_rows import lay_out
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "qwen"])
@@ -64,7 +64,7 @@ def test_a_training_ends_with_the_weights_of_one_without(kind: str) -> None:
     batches = mixed_batches([labelled(4)], [labelled(2)], 2, 8, 0.5, seed=5)
     digests = set()
     for checkpointing in (False, True):
-        config = TrainerConfig(num_shards=2, warmup_steps=2, gradient_checkpointing=checkpointing)
+        config = TrainerConfig(num_shards=2, warmup_steps=2, recompute=checkpointing)
         model = small_text_model(kind)
         before = weights_sha256(model)
         for _ in train_cycle(start_training(model, config), batches, config, 4, seed=7):
@@ -75,7 +75,7 @@ def test_a_training_ends_with_the_weights_of_one_without(kind: str) -> None:
 
 
 def test_it_is_for_models_of_text() -> None:
-    with pytest.raises(InputError, match=r"gradient_checkpointing is for models of text; leave it out"):
-        run_config({"supervised": {"trainer": {"gradient_checkpointing": True}}})
-    with pytest.raises(InputError, match=r"no layers for gradient_checkpointing; leave it out"):
-        recomputing(torch.nn.Linear(2, 2)).__enter__()
+    with pytest.raises(InputError, match=r"recompute is for models of text; leave it out"):
+        run_config({"supervised": {"trainer": {"recompute": True}}})
+    with pytest.raises(InputError, match=r"marks no layers that can be computed again; leave it out"):
+        layers_of(torch.nn.Linear(2, 2))

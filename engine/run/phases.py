@@ -60,6 +60,7 @@ from sector.engine.training.dataset import (
     write_table,
 )
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
+from sector.engine.training.recompute import layers_of
 
 SNAPSHOT_STEPS = 200
 
@@ -286,6 +287,8 @@ class Phases:
             model = open_pretrained(Path(config.pretrained))
         else:
             model = new_text_model(config.preset, config.seed, config.network)
+        if config.supervised.trainer.recompute or config.round.trainer.recompute:
+            layers_of(model)
         if config.has_adapter:
             targets_of(model.network, config.supervised.trainer.lora_targets)
         model.learns(config.task, config.text_layout, config.digit_order)

@@ -419,7 +419,7 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
             optimizer.step()
         working.refresh()
 
-    with recomputing(model) if config.gradient_checkpointing else nullcontext():
+    with recomputing(model) if config.recompute else nullcontext():
         if model.device.type == "cpu":
             # One thread per core, and each thread uses one core: small matrices gain nothing from two.
             with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -15,15 +15,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sector.engine.errors import InputError
 
 
-@contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
-    """Compute the layers of a model again in backward passes within a context.
-
-    Raises InputError if the architecture marks no layers for it.
-    """
+def layers_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the layers that can be computed again. Raise InputError if the architecture marks none."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError("this model has no layers for gradient_checkpointing; leave it out")
+        raise InputError(
+            "trainer.recompute: this architecture marks no layers that can be computed again; leave it out"
+        )
+    return layers
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Compute the layers of a model again in backward passes within a context. Raise InputError as `layers_of`."""
+    layers = layers_of(model)
     for layer in layers:
         # Nothing is drawn at random in a forward pass, so states of random streams need not be kept.
         again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
