@@ -20,7 +20,7 @@ from sector.engine.training import distill
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import Gradient
-from sector.engine.training.distill import _gradient_of, start_training, train_cycle
+from sector.engine.training.distill import _gradient_of, _parts_of, start_training, train_cycle
 from sector.engine.training.text_rows import TextRows, lay_out
 
 
@@ -42,7 +42,7 @@ def test_pieces_have_the_gradient_of_the_shard(rows: int, digits: int) -> None:
     whole = _gradient_of(model, parameters, shard, 0.7)
     pieces = list(shard.pieces(rows, 0.7))
     assert len(pieces) == -(-12 // rows) and sum(share for _, share, _ in pieces) == pytest.approx(1)
-    found = added_up(iter(pieces), partial(_gradient_of, model, parameters))
+    found = added_up(iter(pieces), parameters, partial(_parts_of, model, parameters))
     torch.testing.assert_close(found.loss, whole.loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(found.flat, whole.flat, rtol=1e-4, atol=1e-6 * float(whole.flat.abs().max()))
 

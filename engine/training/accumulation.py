@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sector.engine.spans import span
 from sector.engine.training.data_parallel import Gradient, Ranks
+from sector.engine.training.precision import accumulating
 
 Compute = Callable[[Sequence[Any]], Iterable[Gradient]]
 
@@ -70,18 +71,25 @@ class MeanGradient:
             self._exchange.close(digest)
 
 
-def added_up(pieces: Iterator[tuple[Any, float, float]], gradient_of: Callable[[Any, float], Gradient]) -> Gradient:
+def added_up(
+    pieces: Iterator[tuple[Any, float, float]],
+    parameters: Sequence[Tensor],
+    parts_of: Callable[[Any, float], tuple[Tensor, Sequence[Tensor]]],
+) -> Gradient:
     """Return the loss and gradient of a shard from those of its pieces.
 
     pieces: pieces of the shard, each with its share of the shard's loss and the weight of its fast answers.
-    gradient_of: function from a piece and that weight to its mean loss and gradient.
+    parts_of: function from a piece and that weight to its mean loss, and the gradient of each parameter.
     """
-    total: Gradient | None = None
+    size, first = sum(parameter.numel() for parameter in parameters), parameters[0]
+    loss, flat = first.new_zeros((), dtype=torch.float32), first.new_zeros(size, dtype=accumulating(first.dtype))
+    views = [
+        part.view_as(parameter)
+        for part, parameter in zip(flat.split([each.numel() for each in parameters]), parameters, strict=True)
+    ]
     for piece, share, fast_weight in pieces:
-        gradient = gradient_of(piece, fast_weight)
-        if total is None:
-            total = Gradient(gradient.loss * share, gradient.flat.mul_(share))
-        else:
-            total = Gradient(total.loss + gradient.loss * share, total.flat.add_(gradient.flat, alpha=share))
-    assert total is not None, "a shard has at least one row"
-    return total
+        own, parts = parts_of(piece, fast_weight)
+        loss += own * share
+        for view, part in zip(views, parts, strict=True):
+            view.add_(part, alpha=share)
+    return Gradient(loss, flat)

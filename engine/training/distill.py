@@ -383,12 +383,23 @@ def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
 
 
 def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:
-    """Return the mean loss and gradient of a shard. `.grad` is left alone, so that shards can run in parallel."""
+    """Return the mean loss and gradient of a shard."""
+    loss, parts = _parts_of(model, parameters, shard, fast_weight)
+    with span("backward"):
+        return Gradient(loss, flat_gradient(parts))
+
+
+def _parts_of(
+    model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the mean loss of a shard, and the gradient of each parameter.
+
+    `.grad` is left alone, so that shards can run in parallel.
+    """
     with span("forward"):
         loss = shard.loss(model, fast_weight)
     with span("backward"):
-        parts = torch.autograd.grad(loss, parameters)
-        return Gradient(loss.detach(), flat_gradient(parts))
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +423,8 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
     def gradient_of(shard: Any) -> Gradient:
         if not config.micro_batch:
             return _gradient_of(model, parameters, shard, fast_weight)
-        return added_up(shard.pieces(config.micro_batch, fast_weight), partial(_gradient_of, model, parameters))
+        pieces = shard.pieces(config.micro_batch, fast_weight)
+        return added_up(pieces, parameters, partial(_parts_of, model, parameters))
 
     def update() -> None:
         for optimizer in state.optimizers:
