@@ -273,6 +273,30 @@ class TrainerConfig(Settings):
     precision: Precision = "float32"
     """Number type of the forward and the backward pass. Weights, loss, averaged gradient and optimizers stay float32.
     Choose bfloat16 on a GPU for large models, such as `base` and pretrained ones."""
+    average: Decay = 0.0
+    """Decay of an exponential moving average of the weights, for example 0.999; 0 turns it off. The average takes the
+    place of the weights at the end of each cycle, so it is measured, generates examples and is saved."""
+    micro_batch: Annotated[int, Field(ge=0, le=65_536)] = 0
+    """Problems of a shard in one forward pass of a model of text; gradients are added up (gradient accumulation). 0
+    passes a whole shard. Choose a small number if memory runs out: the gradients of shards are then not held, either.
+    """
+    recompute: bool = False
+    """Whether a model of text keeps only the inputs of its layers for the backward pass, and computes the rest again
+    (gradient checkpointing). It needs less memory and about a third more time; the weights stay the same."""
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Rank of an adapter (LoRA) that is trained in the place of the weights of a pretrained model; 0 trains the
+    weights. It needs the extra `lora`, is equal in both phases, and raises the default learning rates ten times."""
+    lora_targets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Names of the matrices that the adapter adapts, such as `q_proj` and `v_proj`. None stands for all matrices of the
+    blocks."""
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _check_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"\w+", name):
+                raise ValueError(f"{name!r} is no name of a matrix; write it as q_proj")
+        return names
 
 
 class RoundTrainerConfig(TrainerConfig):
@@ -410,6 +434,11 @@ PRETRAINED: dict[str, Any] = {
 }
 # Defaults of the presets of text for the default task, whose problems can have hints.
 HINTED: dict[str, Any] = {"text_layout": "hints", "digit_order": "lsd"}
+# Defaults for an adapter of a pretrained model, over those above: low ranks take higher learning rates.
+LORA: dict[str, Any] = {
+    "supervised": {"trainer": {"learning_rate": 2e-3}},
+    "round": {"trainer": {"learning_rate": 1e-3}},
+}
 # Defaults of the presets of text.
 TEXT: dict[str, Any] = {
     "schedule": "paper",
@@ -426,6 +455,11 @@ TEXT: dict[str, Any] = {
     },
     "round": {"trainer": {"optimizer": "muon", "learning_rate": 1e-3, "muon_learning_rate": 4e-3}},
 }
+
+
+def _adapts(values: dict[str, Any]) -> bool:
+    """Return whether nested settings ask for an adapter."""
+    return any(key.endswith(".trainer.lora_rank") and value for key, value in flat(values))
 
 
 class RunConfig(Settings):
@@ -486,7 +520,7 @@ class RunConfig(Settings):
             return values
         task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
         if pretrained and isinstance(pretrained, str):
-            values = merged(PRETRAINED, values)
+            values = merged(merged(PRETRAINED, LORA) if _adapts(values) else PRETRAINED, values)
         elif isinstance(preset := values.get("preset"), str) and preset.startswith(_TEXT_PRESET):
             values = merged(TEXT | HINTED if task == DEFAULT else TEXT, values)
         # The defaults above are those of the default task, so its module need not be imported for them. Rates of a task
@@ -500,6 +534,26 @@ class RunConfig(Settings):
     def is_text(self) -> bool:
         """Whether the model reads text: a pretrained one, or a preset of text."""
         return bool(self.pretrained) or self.preset.startswith(_TEXT_PRESET)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained in the place of the weights."""
+        return self.supervised.trainer.lora_rank > 0
+
+    @model_validator(mode="after")
+    def _check_trainers(self) -> Self:
+        trainers = (self.supervised.trainer, self.round.trainer)
+        if not self.is_text and any(trainer.micro_batch for trainer in trainers):
+            raise ValueError("trainer.micro_batch is for models of text; lower trainer.shard_rows")
+        if not self.is_text and any(trainer.recompute for trainer in trainers):
+            raise ValueError("trainer.recompute is for models of text; leave it out")
+        if not self.pretrained and any(trainer.lora_rank for trainer in trainers):
+            raise ValueError("trainer.lora_rank adapts a pretrained model; give --pretrained, or leave it out")
+        if len({(trainer.lora_rank, trainer.lora_targets) for trainer in trainers}) > 1:
+            raise ValueError(
+                "a run has one adapter; give supervised.trainer and round.trainer the same lora_rank and lora_targets"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:

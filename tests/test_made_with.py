@@ -47,8 +47,8 @@ _OTHER: dict[str, Any] = {
 
 def _settings() -> Iterator[Any]:
     for key, value in flat(RunConfig().model_dump(mode="json")):
-        # Refused by itself where the model is none of text.
-        if key == "text_layout":
+        # Refused by themselves where the model is none of text.
+        if key == "text_layout" or key.rpartition(".")[2] in ("micro_batch", "recompute", "lora_rank", "lora_targets"):
             continue
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value
         other = value / 2 + 0.011 if isinstance(value, float) else other

@@ -73,8 +73,8 @@ def test_no_setting_is_a_path() -> None:
                 # The one that names a path, and names of a task and an engine that there are.
                 assert name in ("pretrained", "task", "engine")
             elif inner == tuple[str, ...]:
-                # Names of checks that there are.
-                assert name == "checks"
+                # Names of checks that there are, and of matrices of a model.
+                assert name in ("checks", "lora_targets")
             elif name == "network":
                 # Numbers, and names of architectures that transformers has (the test below).
                 assert inner == dict[str, NetworkValue]

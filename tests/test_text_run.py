@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 from small_text import save_text_model, small_text_model
+from small_text_run import RATE, SMALL, kill, start, weights_of
 from two_ranks import command_of_two
 from typer.testing import CliRunner, Result
 
@@ -22,30 +23,6 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.phases import Phases
 from sector.engine.selfplay import self_play
 
-# So little trained that it does not think; the round learns those samples of fast answers that parse.
-SMALL: dict[str, Any] = {
-    "until": 3,
-    "audit_samples": 4,
-    "supervised": {"max_digits": 2, "cycle_steps": 60, "max_cycles": 1, "examples": 20},
-    "round": {
-        "candidates": 100,
-        "cycle_steps": 4,
-        "max_cycles": 2,
-        "probe": 8,
-        "probe_trained": 0,
-        "min_agreement": 0.0,
-    },
-    "filter": {
-        "vote": "off",
-        "checks": [],
-        "k": 1,
-        "think": False,
-        "through": "off",
-        "temperature": 1.0,
-    },
-}
-RATE = {"supervised": {"trainer": {"learning_rate": 3e-3}}}
-
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -56,24 +33,12 @@ def _sector(*args: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="sector", catch_exceptions=False)
 
 
-def _start(root: Path, pretrained: Path) -> RunDir:
-    supervised = SMALL["supervised"] | RATE["supervised"]
-    run = RunDir(root)
-    run.root.mkdir(parents=True)
-    run.write_config(run_config({**SMALL, "supervised": supervised, "pretrained": str(pretrained)}))
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    run = _start(tmp_path_factory.mktemp("runs") / "first", pretrained)
+    run = start(tmp_path_factory.mktemp("runs") / "first", pretrained)
     for _ in self_play(run, run.read_config()):
         pass
     return run
-
-
-def _weights(run: RunDir, digits: int) -> str:
-    return weights_sha256(load_checkpoint(run.round(digits).checkpoint))
 
 
 def test_defaults_of_a_pretrained_start(pretrained: Path) -> None:
@@ -100,8 +65,8 @@ def test_settings_that_text_does_not_take(given: dict[str, Any], reason: str) ->
 
 
 def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
-    assert _weights(finished, 0) == weights_sha256(load_checkpoint(pretrained))
-    assert len({_weights(finished, digits) for digits in (0, 2, 3)}) == 3
+    assert weights_of(finished, 0) == weights_sha256(load_checkpoint(pretrained))
+    assert len({weights_of(finished, digits) for digits in (0, 2, 3)}) == 3
     supervised, first = finished.metrics()
     assert not supervised.is_round and first.is_round and first.digits == 3
     assert first.accepted > 0 and first.tokens_trained > 0 and first.label_error is not None
@@ -110,7 +75,7 @@ def test_a_whole_run(finished: RunDir, pretrained: Path) -> None:
     row = pq.read_table(finished.round(3).examples).slice(0, 1).to_pylist()[0]
     assert model.tokenizer.decode(row["prompt_ids"]) == f"{row['problem']}="
     assert model.tokenizer.decode(row["answer_ids"]) == f"{row['answer'].zfill(3)}\n"
-    assert row["engine"] == "native" and row["weights_sha256"] == _weights(finished, 2)
+    assert row["engine"] == "native" and row["weights_sha256"] == weights_of(finished, 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
@@ -136,32 +101,26 @@ def test_a_whole_run_on_vllm(finished: RunDir, pretrained: Path, tmp_path: Path)
     done = json.loads(result.stdout.splitlines()[-1])
     assert done["event"] == "done" and done["frontier"] == 3
     # What the weights are before samples are drawn does not depend on the engine.
-    assert _weights(run, 2) == _weights(finished, 2)
+    assert weights_of(run, 2) == weights_of(finished, 2)
     row = pq.read_table(run.round(3).examples).slice(0, 1).to_pylist()[0]
-    assert row["engine"] == "vllm" and row["weights_sha256"] == _weights(run, 2)
-
-
-def _killed(run: RunDir, at: str, step: int) -> None:
-    for event in self_play(run, run.read_config()):
-        if event.kind == at and getattr(event, "step", step) == step:
-            return
+    assert row["engine"] == "vllm" and row["weights_sha256"] == weights_of(run, 2)
 
 
 @pytest.mark.parametrize(
     ("at", "step"), [("train", 30), ("goal", 0), ("generate", 0)], ids=["train", "goal", "generate"]
 )
-def test_a_killed_run_ends_with_the_same_weights(
+def test_a_killed_run_ends_with_the_sameweights_of(
     finished: RunDir, pretrained: Path, tmp_path: Path, at: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sector.engine.run.phases.SNAPSHOT_STEPS", 20)
     mine = Path(shutil.copytree(pretrained, tmp_path / "model"))
-    run = _start(tmp_path / "run", mine)
-    _killed(run, at, step)
+    run = start(tmp_path / "run", mine)
+    kill(run, at, step)
     # What it started from is its own by now.
     shutil.rmtree(mine)
     for _ in self_play(run, run.read_config()):
         pass
-    assert [_weights(run, digits) for digits in (0, 2, 3)] == [_weights(finished, digits) for digits in (0, 2, 3)]
+    assert [weights_of(run, digits) for digits in (0, 2, 3)] == [weights_of(finished, digits) for digits in (0, 2, 3)]
 
 
 def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
@@ -216,8 +175,8 @@ def test_two_processes_train_a_model_of_text_to_the_weights_of_one(
     pretrained: Path, finished: RunDir, tmp_path: Path
 ) -> None:
     """Tolerance: none."""
-    run = _start(tmp_path / "two", pretrained)
+    run = start(tmp_path / "two", pretrained)
     with command_of_two("run", "--out", run.root):
         pass
     for digits in (2, 3):
-        assert _weights(run, digits) == _weights(finished, digits)
+        assert weights_of(run, digits) == weights_of(finished, digits)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
@@ -19,6 +19,7 @@ from sector.engine.files import in_utf8
 from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
 from sector.engine.language.place_layout import DigitOrder
+from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
@@ -81,6 +82,21 @@ def weights(model: Model) -> dict[str, Tensor]:
     return model.weights() if isinstance(model, TextModel) else model.state_dict()
 
 
+def trained_weights(model: Model) -> dict[str, Tensor]:
+    """Return each weight that training changes once, by its name: those of the adapter, if there is one."""
+    return model.adapter_weights() if isinstance(model, AdaptedModel) else weights(model)
+
+
+def trained_parameters(model: Model) -> list[nn.Parameter]:
+    """Return the parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def plain(model: Model) -> Model:
+    """Return a model as engines run it: the adapter, if there is one, is part of its matrices."""
+    return model.merged() if isinstance(model, AdaptedModel) else model
+
+
 def weights_sha256(model: Model) -> str:
     """Return the hex digest of the weights, equal to the sha256 of a checkpoint's model.safetensors."""
     return hashlib.sha256(weights_bytes(model)).hexdigest()
@@ -89,9 +105,11 @@ def weights_sha256(model: Model) -> str:
 def save_checkpoint(model: Model, path: Path) -> None:
     """Write a checkpoint directory; an older one of the same name is replaced.
 
+    A model with an adapter is written as a plain one, with its adapter in the folder `adapter`.
     Raise InputError if it cannot be written, and Diverged if a weight is not finite.
     """
     check_finite(model)
+    trained, model = model, plain(model)
     aside = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -104,6 +122,8 @@ def save_checkpoint(model: Model, path: Path) -> None:
         if isinstance(model, SectorForCausalLM):
             model.generation_config.save_pretrained(aside)
         _tokenizer(model).save_pretrained(aside)
+        if isinstance(trained, AdaptedModel):
+            trained.save_adapter(aside / ADAPTER)
         replace_directory(aside, path)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -112,7 +132,7 @@ def save_checkpoint(model: Model, path: Path) -> None:
 
 def check_finite(model: Model) -> None:
     """Raise Diverged if a weight is not finite; such weights are never saved."""
-    for name, tensor in weights(model).items():
+    for name, tensor in trained_weights(model).items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds a value that is no number")
 
@@ -137,14 +157,18 @@ def load_sector(path: Path) -> SectorForCausalLM:
     return model
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise InputError if the config cannot be read or the weights are truncated; the weights are not loaded."""
+def check_checkpoint(path: Path, has_adapter: bool = False) -> None:
+    """Raise InputError if the config cannot be read or the weights are truncated; the weights are not loaded.
+
+    has_adapter: whether there must be an adapter, too.
+    """
     try:
         if _is_sector(path):
             _read_config(path)
         # Opening compares the length of the file with its header.
-        with open_tensors(path / WEIGHTS):
-            pass
+        for name in (WEIGHTS, ADAPTER_WEIGHTS) if has_adapter else (WEIGHTS,):
+            with open_tensors(path / name):
+                pass
     except Exception as error:
         raise _unreadable(path, error) from error
 

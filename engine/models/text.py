@@ -20,6 +20,7 @@ class TextModel(nn.Module):
     network: a causal model of transformers.
     tokenizer: the network's tokenizer.
     alphabet: ids of the characters of problems.
+    name: name in messages.
     """
 
     def __init__(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -32,7 +33,7 @@ class TextModel(nn.Module):
         self.tokenizer = tokenizer
         size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
-        self._name = name
+        self.name = name
         self._alphabets: dict[tuple[str, ...], Alphabet] = {}
         # Settings for chats, such as penalties, would change greedy decoding.
         network.generation_config = GenerationConfig()
@@ -72,13 +73,13 @@ class TextModel(nn.Module):
         others = tuple(mark for mark in marks if len(mark) > 1 or mark not in CHARACTERS)
         if others not in self._alphabets:
             # A step of training asks for each shard.
-            self._alphabets[others] = with_marks(self.alphabet, self.tokenizer, self._name, others)
+            self._alphabets[others] = with_marks(self.alphabet, self.tokenizer, self.name, others)
         return self._alphabets[others]
 
     @cached_property
     def with_letters(self) -> Alphabet:
         """Alphabet with letters. Raise InputError if the tokenizer does not keep them apart."""
-        return with_letters(self.alphabet, self.tokenizer, self._name)
+        return with_letters(self.alphabet, self.tokenizer, self.name)
 
     @property
     def device(self) -> torch.device:

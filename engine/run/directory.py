@@ -9,6 +9,7 @@
     rounds/07/training.json       cycles, tokens, seconds and agreement of the training
     rounds/supervised/start.json  snapshot that the supervised phase started from, if a grid shared one (`ablate.py`)
     checkpoints/07/               weights after the round (06/: after the supervised phase)
+    checkpoints/07/adapter/       adapter of a run with `lora_rank`, in the form of peft (`adapter.py`)
     checkpoints/latest, best      links to the last checkpoint, and to the last one that agrees with itself
     training.safetensors          snapshot of the training under way
     failed/07-1/                  files of a round that was rolled back (`rollback.py`)

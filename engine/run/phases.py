@@ -18,7 +18,8 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import InputError, NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
-from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
+from sector.engine.models.adapter import check_peft, targets_of
+from sector.engine.models.checkpoint import Model, load_checkpoint, plain, save_checkpoint, task_and_layout
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment
@@ -40,7 +41,7 @@ from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
 from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
-from sector.engine.run.plan import TrainingPlan, initial_model, plan_of
+from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained_model
 from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import GenerationRecord, TrainingRecord
 from sector.engine.run.stopping import Stopping
@@ -59,6 +60,7 @@ from sector.engine.training.dataset import (
     write_table,
 )
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
+from sector.engine.training.recompute import layers_of
 
 SNAPSHOT_STEPS = 200
 
@@ -80,10 +82,12 @@ class Phases:
         stopping: asks to save the current training step, if the run is to stop.
         ranks: processes that share the training; None for this one.
 
-        Raises InputError if there are more ranks than shards, if the engine is not installed, or if there are workers
-        and a model of text.
+        Raises InputError if there are more ranks than shards, if the engine or peft is not installed, or if there are
+        workers and a model of text.
         """
         check_engine(config.engine)
+        if config.has_adapter:
+            check_peft()
         if workers and config.is_text:
             raise InputError("--workers takes sector's own models only; leave it out for a model of text")
         check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
@@ -168,7 +172,7 @@ class Phases:
         while True:
             seed = rollback.seed_of_attempt(phase, self._config.seed)
             plan = plan_of(self._run, self._config, phase, seed)
-            model = self._before(phase).load_checkpoint()
+            model = trained_model(self._run, self._config, self._before(phase).checkpoint)
             reached = yield from self._train(model, plan)
             earlier = [self._supervised, *self._run.rounds()]
             before = rollback.agreement_lost(earlier, phase, reached.trained, self._config.round.max_fall)
@@ -283,6 +287,10 @@ class Phases:
             model = open_pretrained(Path(config.pretrained))
         else:
             model = new_text_model(config.preset, config.seed, config.network)
+        if config.supervised.trainer.recompute or config.round.trainer.recompute:
+            layers_of(model)
+        if config.has_adapter:
+            targets_of(model.network, config.supervised.trainer.lora_targets)
         model.learns(config.task, config.text_layout, config.digit_order)
         task_and_layout(model)
         save_checkpoint(model, self._run.pretrained)
@@ -299,6 +307,7 @@ class Phases:
 
     def _engine(self, model: Model) -> Sampler:
         """Return the only engine of the run, with these weights."""
+        model = plain(model)
         if self._sampler is None:
             self._sampler = make_sampler(self._config.engine, model, self._config.vllm)
         else:

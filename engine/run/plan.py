@@ -5,12 +5,15 @@ Every rank can therefore build them itself, and the leader sends only the phase 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sector.engine.config import RunConfig, TrainerConfig
 from sector.engine.errors import NoAgreement
 from sector.engine.language.examples import Examples
+from sector.engine.models.adapter import AdaptedModel
 from sector.engine.models.checkpoint import Model, load_checkpoint
 from sector.engine.models.sector import best_device, new_model
+from sector.engine.models.text import TextModel
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phase import Phase
 from sector.engine.seeding import stream_seed
@@ -50,10 +53,28 @@ def plan_of(run: RunDir, config: RunConfig, phase: Phase, seed: int) -> Training
 
 def initial_model(run: RunDir, config: RunConfig) -> Model:
     """Return the model that the supervised phase starts from."""
+    if config.has_adapter:
+        return _with_adapter(run, config)
     if config.is_text:
         return load_checkpoint(run.pretrained)
     model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
     return model.to(best_device())  # type: ignore[arg-type]
+
+
+def trained_model(run: RunDir, config: RunConfig, checkpoint: Path) -> Model:
+    """Return the model of a checkpoint of a run, to be trained further."""
+    if not config.has_adapter:
+        return load_checkpoint(checkpoint)
+    model = _with_adapter(run, config)
+    model.load_adapter(checkpoint)
+    return model
+
+
+def _with_adapter(run: RunDir, config: RunConfig) -> AdaptedModel:
+    """Return the pretrained model of a run with a new adapter."""
+    trainer, model = config.supervised.trainer, load_checkpoint(run.pretrained)
+    assert isinstance(model, TextModel), "a pretrained model is one of text"
+    return AdaptedModel(model, trainer.lora_rank, trainer.lora_targets, config.seed, run.pretrained)
 
 
 def replay_sets(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:

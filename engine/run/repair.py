@@ -51,7 +51,8 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
 
     The evidence is the examples of a round, or its checkpoint.
     """
-    first = run.read_config().supervised.max_digits
+    config = run.read_config()
+    first = config.supervised.max_digits
     for phase in _phases(run, first):
         examples, trained = phase.examples, phase.checkpoint
         if os.path.lexists(examples) and not _is_readable(examples, read_examples):
@@ -70,7 +71,8 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     if not _is_whole(run.supervised(first), StartRecord, is_due=False):
         yield start, start
     for path in run.root.glob("checkpoints/[0-9]*"):
-        if not _is_readable(path, check_checkpoint):
+        has_adapter = config.has_adapter and path != run.pretrained
+        if not _is_readable(path, partial(check_checkpoint, has_adapter=has_adapter)):
             yield path, path
     if os.path.lexists(run.snapshot) and not _is_readable(run.snapshot, read_snapshot):
         yield run.snapshot, run.snapshot

@@ -22,8 +22,8 @@ from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import (
     Model,
     TrainedModel,
-    load_checkpoint,
     open_trained,
+    resolve_checkpoint,
     save_checkpoint,
     task_and_layout,
     weights_sha256,
@@ -32,6 +32,7 @@ from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
+from sector.engine.run.plan import trained_model
 from sector.engine.run.records import GenerationRecord
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -233,7 +234,8 @@ class Training:
 
 def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
     """Read weights, examples and settings. Raise InputError naming the first bad file."""
-    weights, settings = load_checkpoint(model), _run_config(model).round
+    config = _run_config(model)
+    weights, settings = trained_model(RunDir(model), config, resolve_checkpoint(model)), config.round
     task = task_and_layout(weights)[0].name
     sets = _read_all(data, task)
     digits = max(examples.digits for examples in sets)

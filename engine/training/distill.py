@@ -14,8 +14,9 @@ import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +28,13 @@ from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Mode
 from sector.engine.language.rows import move
-from sector.engine.models.checkpoint import Model, task_and_layout, weights, weights_sha256
+from sector.engine.models.checkpoint import (
+    Model,
+    task_and_layout,
+    trained_parameters,
+    trained_weights,
+    weights_sha256,
+)
 from sector.engine.models.loss import IGNORED, token_loss
 from sector.engine.models.sector import MAX_GAP, SectorForCausalLM
 from sector.engine.models.text import TextModel
@@ -36,12 +43,14 @@ from sector.engine.seeding import generator
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
 from sector.engine.threads import num_cores, one_thread
-from sector.engine.training import text_rows
+from sector.engine.training import average, text_rows
+from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.fused_model import branch_states
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
 from sector.engine.training.precision import flat_gradient, working_model
+from sector.engine.training.recompute import recomputing
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -112,6 +121,7 @@ class TrainState:
     muon: optimizer of the matrices of the blocks (about a third fewer steps than AdamW, log.md); None if AdamW trains
         all weights.
     adamw: optimizer of embeddings, head and norms; of all weights without `muon`.
+    average: moving average of the parameters that are trained; None if there is none.
     step: steps done in this cycle.
     tokens: tokens trained on so far, earlier cycles included.
     """
@@ -119,6 +129,7 @@ class TrainState:
     model: Model
     muon: Muon | None
     adamw: torch.optim.AdamW
+    average: list[Tensor] | None = None
     step: int = 0
     tokens: int = 0
 
@@ -133,13 +144,14 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
 
     tokens: tokens trained on in earlier cycles.
     """
-    norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    parameters = trained_parameters(model)
+    norms = [parameter for parameter in parameters if parameter.ndim == 1]
     inner, outer = _matrices(model)
     muon = None
     if config.optimizer == "muon" or (config.optimizer == "auto" and not isinstance(model, TextModel)):
         muon = Muon(inner, lr=_rate(config.muon_learning_rate, model.device), weight_decay=config.weight_decay)
     else:
-        outer = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        outer = [parameter for parameter in parameters if parameter.ndim > 1]
     adamw = torch.optim.AdamW(
         [{"params": outer, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
         lr=_rate(config.learning_rate, model.device),
@@ -147,7 +159,8 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
         fused=True,
         capturable=model.device.type == "cuda",
     )
-    return TrainState(model, muon, adamw, tokens=tokens)
+    averaged = average.new_average(parameters) if config.average else None
+    return TrainState(model, muon, adamw, averaged, tokens=tokens)
 
 
 def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
@@ -157,7 +170,7 @@ def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
         return inner, [model.embed.weight, model.head.weight]
     ends = (model.network.get_input_embeddings(), model.network.get_output_embeddings())
     outer = {id(end.weight) for end in ends if end is not None}
-    parameters = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    parameters = [parameter for parameter in trained_parameters(model) if parameter.ndim > 1]
     return (
         [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in outer],
         [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in outer],
@@ -170,23 +183,29 @@ def _rate(rate: float, device: torch.device) -> float | Tensor:
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return weights and optimizer moments by name: the state of a training, except for its step."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in weights(state.model).items()}
+    """Return weights, their average and optimizer moments by name: the state of a training, except for its step."""
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in trained_weights(state.model).items()}
     names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     for optimizer in state.optimizers:
         for parameter, moments in optimizer.state.items():
             for moment, value in moments.items():
                 tensors[f"{moment}.{names[parameter]}"] = value
+    if state.average:
+        for parameter, averaged in zip(trained_parameters(state.model), state.average, strict=True):
+            tensors[f"average.{names[parameter]}"] = averaged
     return tensors
 
 
 def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
     """Restore the weights and moments of `state_tensors`, saved after `step` steps. At step 0 there are no moments."""
     with torch.no_grad():
-        for name, tensor in weights(state.model).items():
+        for name, tensor in trained_weights(state.model).items():
             tensor.copy_(tensors[f"model.{name}"])
     state.step = step
-    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    if state.average:
+        for parameter, averaged in zip(trained_parameters(state.model), state.average, strict=True):
+            averaged.copy_(tensors[f"average.{names[parameter]}"])
     for optimizer in state.optimizers if step else ():
         moments = _MUON_STATE if optimizer is state.muon else _ADAMW_STATE
         for group in optimizer.param_groups:
@@ -212,42 +231,48 @@ def train_cycle(
 
     Raises Diverged if the loss or the gradient is not finite, before the weights change.
     """
-    gradient = _one_gradient(list(state.model.parameters()))
-    exchange = ranks.exchange(gradient, config.num_shards) if ranks else None
+    parameters = trained_parameters(state.model)
+    gradient = _one_gradient(parameters)
+    mean = MeanGradient(gradient, config.num_shards, _wave(state.model, config), ranks)
     state.model.train()
 
     def lay_out_step(step: int) -> list[Shard]:
-        return _lay_out_step(state.model, draw_examples, step, config, seed)
+        return _lay_out_step(state.model, draw_examples, step, config, seed) if step < num_steps else []
 
     with _computing(state, config) as compute, one_thread():
-        shards = lay_out_step(state.step) if state.step < num_steps else []
+        shards, following = lay_out_step(state.step), list[Shard]()
+
+        def lay_out_next() -> None:
+            # The next step is laid out while cores, or the GPU, work on this one.
+            following[:] = lay_out_step(state.step + 1)
+
         while state.step < num_steps:
             step = state.step
             with span("distill step"):
                 _set_rates(state, config, schedule(step, num_steps, config))
                 num_tokens = sum(shard.num_tokens for shard in shards)
-                shard_gradients = compute.gradients(exchange.share(shards) if exchange else shards)
-                # The next step is laid out while cores, or the GPU, work on this one.
-                if step + 1 < num_steps:
-                    shards = lay_out_step(step + 1)
-                gradients = list(shard_gradients)
+                loss = mean.take(shards, compute.gradients, lay_out_next)
                 with span("exchange"):
-                    if exchange:
-                        gradients = exchange.gather(gradients)
-                    losses = torch.stack([shard_gradient.loss for shard_gradient in gradients])
-                    loss = sum(losses.tolist()) / len(gradients)
-                    flat_gradients = torch.stack([shard_gradient.flat for shard_gradient in gradients])
-                    torch.mean(flat_gradients, dim=0, out=gradient)
                     norm = _clip(gradient, config.clip_norm)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
                 with span("optimizer"):
                     compute.update()
-                state.step, state.tokens = step + 1, state.tokens + num_tokens
+                    if state.average:
+                        average.follow(state.average, parameters, config.average, step + 1)
+                state.step, state.tokens, shards = step + 1, state.tokens + num_tokens, list(following)
             yield state.step, loss
+    if state.average:
+        average.take_over(state.average, parameters)
     state.model.eval()
-    if exchange:
-        exchange.close(weights_sha256(state.model))
+    mean.close(weights_sha256(state.model) if ranks else "")
+
+
+def _wave(model: Model, config: TrainerConfig) -> int | None:
+    """Return the shards whose gradients are held at the same time; None for all."""
+    if not config.micro_batch:
+        return None
+    return num_cores() if model.device.type == "cpu" else 1
 
 
 def _one_gradient(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
@@ -358,12 +383,23 @@ def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
 
 
 def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:
-    """Return the mean loss and gradient of a shard. `.grad` is left alone, so that shards can run in parallel."""
+    """Return the mean loss and gradient of a shard."""
+    loss, parts = _parts_of(model, parameters, shard, fast_weight)
+    with span("backward"):
+        return Gradient(loss, flat_gradient(parts))
+
+
+def _parts_of(
+    model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the mean loss of a shard, and the gradient of each parameter.
+
+    `.grad` is left alone, so that shards can run in parallel.
+    """
     with span("forward"):
         loss = shard.loss(model, fast_weight)
     with span("backward"):
-        parts = torch.autograd.grad(loss, parameters)
-        return Gradient(loss.detach(), flat_gradient(parts))
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,24 +418,28 @@ class _Compute:
 def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
     """Yield how to compute steps: with threads on a CPU, with CUDA graphs for our own model on a GPU."""
     working, fast_weight = working_model(state.model, config.precision), config.fast_weight
-    model, parameters = working.model, list(working.model.parameters())
+    model, parameters = working.model, trained_parameters(working.model)
 
-    def gradient_of(shard: Shard) -> Gradient:
-        return _gradient_of(model, parameters, shard, fast_weight)
+    def gradient_of(shard: Any) -> Gradient:
+        if not config.micro_batch:
+            return _gradient_of(model, parameters, shard, fast_weight)
+        pieces = shard.pieces(config.micro_batch, fast_weight)
+        return added_up(pieces, parameters, partial(_parts_of, model, parameters))
 
     def update() -> None:
         for optimizer in state.optimizers:
             optimizer.step()
         working.refresh()
 
-    if model.device.type == "cpu":
-        # One thread per core, and each thread uses one core: small matrices gain nothing from two.
-        with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
-    elif isinstance(model, SectorForCausalLM):
-        graphs = graphed_gradients(model, fast_weight)
-        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
-        yield _Compute(lambda shards: [graphs.gradient_of(model, shard) for shard in shards], graphed_update.step)
-    else:
-        # A list, because `map` would compute nothing before the next step is laid out.
-        yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)
+    with recomputing(model) if config.recompute else nullcontext():
+        if model.device.type == "cpu":
+            # One thread per core, and each thread uses one core: small matrices gain nothing from two.
+            with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
+        elif isinstance(model, SectorForCausalLM):
+            graphs = graphed_gradients(model, fast_weight)
+            graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
+            yield _Compute(lambda shards: [graphs.gradient_of(model, shard) for shard in shards], graphed_update.step)
+        else:
+            # A list, because `map` would compute nothing before the next step is laid out.
+            yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sector.engine.config import Precision
-from sector.engine.models.checkpoint import Model
+from sector.engine.models.checkpoint import Model, trained_parameters
 from sector.engine.models.text import TextModel
 
 
@@ -40,8 +40,8 @@ def working_model(model: Model, precision: Precision) -> Working:
     copy = _COPIES.get(model)
     if copy is None or copy.device != model.device:
         copy = _COPIES[model] = _copied(model, getattr(torch, precision))
-    targets: list[Tensor] = list(copy.parameters())
-    sources: list[Tensor] = list(model.parameters())
+    targets: list[Tensor] = list(trained_parameters(copy))
+    sources: list[Tensor] = list(trained_parameters(model))
 
     @torch.no_grad()
     def refresh() -> None:

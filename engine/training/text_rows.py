@@ -3,7 +3,9 @@
 In the shape descriptions B is the rows of a shard, T the tokens of a row and C the tokens that may be supervised.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,6 +27,14 @@ class Completed:
 
     ids: Tensor
     targets: Tensor
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.ids[rows], self.targets[rows])
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that take loss."""
+        return int((self.targets != IGNORED).sum())
 
     def loss(self, model: TextModel) -> Tensor:
         """Return the mean loss over the supervised tokens, in nats."""
@@ -53,6 +63,20 @@ class TextRows:
         """Return the mean loss of the shard; see `distill.Shard`. A branch that has no rows takes no part."""
         losses = [part.loss(model) for part in (self.fast, self.slow) if part]
         return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
+
+    def pieces(self, num_rows: int, fast_weight: float) -> Iterator[tuple[Self, float, float]]:
+        """Yield pieces of at most `num_rows` problems, each with its share of the loss and its weight of fast answers.
+
+        The mean losses of the pieces times their shares add up to the mean loss of the shard.
+        """
+        weights = (fast_weight, 1 - fast_weight) if self.fast and self.slow else (1.0, 1.0)
+        parts = [(part, weight) for part, weight in zip((self.fast, self.slow), weights, strict=True) if part]
+        for start in range(0, len(parts[0][0].ids), num_rows):
+            rows = slice(start, start + num_rows)
+            shares = [weight * part[rows].num_supervised / part.num_supervised for part, weight in parts]
+            share = sum(shares)
+            piece = type(self)(self.fast[rows] if self.fast else None, self.slow[rows] if self.slow else None)
+            yield piece, share, shares[0] / share
 
 
 def lay_out(examples: Examples, layout: Layout, draws: torch.Generator) -> TextRows:

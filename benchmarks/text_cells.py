@@ -1,0 +1,157 @@
+"""Measure training steps of a model of text of a given shape, with random weights: one JSON line per set of settings.
+
+    python -m sector.benchmarks.text_cells [--shape smollm2-135m] [--cells float32,bfloat16,...] [--digits 9] ...
+
+The batch is that of the supervised phase of a pretrained model. A cell runs on the GPU, or on the CPU if there is none.
+It is written as soon as it is measured, and a cell that fails, for lack of memory for example, is a line that says why.
+The peak on a CPU includes memory that the allocator keeps from earlier cells: measure one cell a process there.
+"""
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sector.benchmarks.machine import describe
+from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.engine.config import TrainerConfig, run_config
+from sector.engine.language.examples import Examples
+from sector.engine.language.operands import draw_problems
+from sector.engine.models.adapter import AdaptedModel
+from sector.engine.models.checkpoint import trained_parameters
+from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.models.sector import best_device
+from sector.engine.models.text import TextModel
+from sector.engine.seeding import generator
+from sector.engine.training.distill import start_training, train_cycle, tune_allocator
+from sector.engine.training.supervised import label
+
+# Keys of configs of transformers. The first is that of HuggingFaceTB/SmolLM2-135M; the other is for rehearsals.
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100_000.0,
+        "tie_word_embeddings": True,
+    },
+    "rehearsal": {
+        "model_type": "llama",
+        "vocab_size": 2048,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+}
+# Settings of training by the name of a cell.
+CELLS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "micro_batch": {"precision": "bfloat16", "micro_batch": 4},
+    "recompute": {"precision": "bfloat16", "micro_batch": 4, "recompute": True},
+    "average": {"precision": "bfloat16", "average": 0.999},
+    "lora": {"precision": "bfloat16", "lora_rank": 16},
+    "lora_recompute": {"precision": "bfloat16", "micro_batch": 4, "recompute": True, "lora_rank": 16},
+}
+# Steps before the timed ones, in which optimizers allocate their moments.
+_WARM_UP = 2
+
+
+def lines(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a description of the machine, and then each cell."""
+    yield describe()
+    for name in arguments.cells:
+        cell = {"part": "train_text", "shape": arguments.shape, "cell": name, "settings": CELLS[name]}
+        try:
+            yield cell | _measured(arguments, _config(arguments, CELLS[name]))
+        # Memory that runs out is a result, too.
+        except Exception as error:
+            yield cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        gc.collect()
+
+
+def _config(arguments: argparse.Namespace, settings: dict[str, Any]) -> TrainerConfig:
+    """Return the settings of the supervised phase of a pretrained model, with those of a cell."""
+    base = run_config({"pretrained": arguments.shape}).supervised.trainer.model_dump()
+    return TrainerConfig.model_validate(base | {"shard_rows": arguments.rows} | settings)
+
+
+def _measured(arguments: argparse.Namespace, config: TrainerConfig) -> dict[str, Any]:
+    """Return tokens per second and the peak of the memory of training steps."""
+    reset_peak(best_device())
+    model = _new(arguments.shape, config)
+    state, shards = start_training(model, config), _shards(arguments, config)
+    training = train_cycle(state, lambda _: shards, config, _WARM_UP + arguments.steps, 0)
+    for _ in islice(training, _WARM_UP):
+        pass
+    tokens, start = state.tokens, time.perf_counter()
+    for _ in training:
+        pass
+    # The loss of each step is read by the host, so the device is done.
+    seconds = time.perf_counter() - start
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in trained_parameters(model)),
+        "digits": arguments.digits,
+        "rows": config.num_shards * config.shard_rows,
+        "steps": arguments.steps,
+        "tokens_per_s": (state.tokens - tokens) / seconds,
+        "peak_bytes": peak_bytes(model.device),
+    }
+
+
+def _new(shape: str, config: TrainerConfig) -> TextModel:
+    """Return a model of a shape with random weights, on the device of the measurement."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape], eos_token_id=2))
+    model = TextModel(made, character_tokenizer(), shape)
+    model.to(best_device())
+    return AdaptedModel(model, config.lora_rank, (), 0, Path(shape)) if config.lora_rank else model
+
+
+def _shards(arguments: argparse.Namespace, config: TrainerConfig) -> list[Examples]:
+    """Return the examples of a step."""
+    draws = generator(0, "text-cells", arguments.digits)
+    examples = label(draw_problems(arguments.digits, config.shard_rows * config.num_shards, draws))
+    return [examples[start : start + config.shard_rows] for start in range(0, len(examples), config.shard_rows)]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--cells", type=_names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--digits", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=32, help="problems per shard; a step has two shards")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the lines."""
+    tune_allocator()
+    for line in lines(_arguments()):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
