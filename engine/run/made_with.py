@@ -58,7 +58,7 @@ def keep_settings(root: Path, config: RunConfig) -> None:
     """Record the settings of a run."""
     settings = dict(_shaping(config))
     record = MadeWith(
-        sha256="", settings=settings, task_sha256=_task_sha256(config.task), code_sha256=dict(_code_sha256(config))
+        sha256="", settings=settings, task_sha256=task_sha256(config.task), code_sha256=dict(_code_sha256(config))
     )
     record = record.model_copy(update={"sha256": record.true_sha256})
     text = record.model_dump_json(indent=2, include={"sha256", "settings", *record.digests})
@@ -83,7 +83,7 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
                 f"{source} says {key} = {value!r}, but this run was made with {key} = {record.settings[key]!r}; "
                 "put it back, or start another run"
             )
-    if record.task_sha256 != _task_sha256(config.task):
+    if record.task_sha256 != task_sha256(config.task):
         raise InputError(
             f"{root} was made with other code of the task {config.task}; put that file back, or start another run"
         )
@@ -92,7 +92,7 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
             raise InputError(f"{root} was made with other code of the {code}; put that file back, or start another run")
 
 
-def _task_sha256(name: str) -> str | None:
+def task_sha256(name: str) -> str | None:
     """Return the digest of the file of a task; None for a task of this package."""
     origin = TASK_DOOR.origin_of(name)
     return origin.sha256 if origin else None

@@ -103,7 +103,7 @@ class GenerationRecord(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
+        check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
         return self
 
 
@@ -253,7 +253,7 @@ class RoundMetrics(Record):
     def _check(self) -> Self:
         if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
             raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
+        check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
         if self.is_round != bool(self.tried):
             raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
@@ -378,7 +378,7 @@ def dump_file(record: Record) -> str:
     return json.dumps(record.as_json(), indent=2) + "\n"
 
 
-def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:
+def check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:
     """Raise ValueError if the counts of candidates do not add up."""
     if accepted > tried:
         raise ValueError(f"accepted is {accepted}, more than tried ({tried})")

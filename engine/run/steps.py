@@ -32,6 +32,8 @@ from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
+from sector.engine.run.part_folder import read_tables
+from sector.engine.run.parts import ThisCall
 from sector.engine.run.records import GenerationRecord
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -78,16 +80,29 @@ def check_digits(digits: int) -> None:
 class Labels:
     """Examples that the filter accepted, and how many problems were tried.
 
-    table: the examples; the columns are those of `dataset.SCHEMA`.
+    rows: the examples; None if they are in a folder only, and not in memory.
     digits: digits of the problems.
-    counts: candidates by fate, tokens, seconds, engine and weights.
-    file: file of the examples; None if none was written.
+    counts: candidates by fate, tokens, seconds, engine and weights. For a folder they are those of the whole data set,
+        except for the seconds, which are those of this call.
+    file: file or folder of the examples; None if none was written.
+    num_parts: count of the files of a folder; 0 for a file.
+    this_call: work of this call on a folder; None for a file.
     """
 
-    table: pa.Table
+    rows: pa.Table | None
     digits: int
     counts: GenerationRecord
     file: Path | None
+    num_parts: int = 0
+    this_call: ThisCall | None = None
+
+    @property
+    def table(self) -> pa.Table:
+        """The examples; the columns are those of `dataset.SCHEMA`. A folder is read into memory as a whole."""
+        if self.rows is not None:
+            return self.rows
+        assert self.file is not None, "examples that are not in memory are in a folder"
+        return pa.concat_tables(read_tables(self.file))
 
     def to_dataset(self) -> Any:
         """Return the examples as a Dataset of the library `datasets`. Raise InputError if it is not installed."""
@@ -99,14 +114,15 @@ class Labels:
 
     def as_json(self) -> dict[str, Any]:
         """Return counts, tokens and speeds as the object that `sector generate --json` prints."""
-        counts = self.counts
-        return {
+        counts, made = self.counts, self.this_call or self.counts
+        record = {
             "digits": self.digits,
             **counts.as_json(),
-            "tokens_per_s": counts.tokens / counts.seconds,
-            "accepted_per_s": counts.accepted / counts.seconds,
+            "tokens_per_s": made.tokens / counts.seconds,
+            "accepted_per_s": made.accepted / counts.seconds,
             "file": None if self.file is None else str(self.file),
         }
+        return record | ({"parts": self.num_parts, "this_call": self.this_call.as_json()} if self.this_call else {})
 
 
 def generate_examples(

@@ -1,0 +1,331 @@
+"""A data set in a folder: the same bytes however it was interrupted, and nothing but its own files in it."""
+
+import json
+import signal
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from forked import forked
+from scripted import Scripted
+from typer.testing import CliRunner
+
+import sector
+from sector.cli.app import app
+from sector.engine.errors import InputError
+from sector.engine.run import generate_folder as module
+from sector.engine.run.locks import HOLDER, LOCK, locked
+from sector.engine.run.part_folder import MANIFEST, data_files, read_manifest
+from sector.engine.run.parts import SetSettings, read_part
+from sector.engine.run.steps import Labels
+
+MODEL = sector.load("addition")
+# Five parts, the last one short, at a temperature: rows must keep their own random streams.
+ASKED: dict[str, Any] = {"digits": 5, "count": 1100, "seed": 3, "k": 2, "temperature": 0.6, "part_rows": 250}
+WORDS = ("--model", "addition", "--digits", 5, "--count", 1100, "--seed", 3, "--k", 2, "--temperature", 0.6)
+STARTS = [0, 250, 500, 750, 1000]
+PARTS = [f"part-{number:05d}.parquet" for number in range(5)]
+
+
+def make(folder: Path, **changes: Any) -> Labels:
+    return sector.generate(MODEL, out=f"{folder}/", **{**ASKED, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files, except those of the lock."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (LOCK, HOLDER)}
+
+
+def command(folder: Path, *more: object) -> list[object]:
+    return ["generate", *WORDS, "--part-rows", 250, "--out", f"{folder}/", "--json", *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a call that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("parts") / "new" / "whole"
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(whole: Path) -> dict[str, bytes]:
+    files = contents(whole)
+    assert sorted(files) == sorted([*PARTS, MANIFEST])
+    return files
+
+
+@pytest.fixture
+def folder(tmp_path: Path, expected: dict[str, bytes]) -> Path:
+    """A copy of the whole folder."""
+    made = tmp_path / "folder"
+    made.mkdir()
+    for name, content in expected.items():
+        (made / name).write_bytes(content)
+    return made
+
+
+# The whole, and its parts
+
+
+def test_parts_are_the_rows_and_the_counts_of_one_file(whole: Path, tmp_path: Path) -> None:
+    one = sector.generate(MODEL, out=tmp_path / "one.parquet", **{**ASKED, "part_rows": None})
+    assert 0 < one.counts.accepted < one.counts.tried
+    again = make(whole)
+    assert again.table.equals(one.table) and pq.read_table(whole / PARTS[0]).num_rows <= 250
+    counts = ("tried", "accepted", "thought_through", "rejected", "agreement", "tokens", "engine", "weights_sha256")
+    assert {key: again.as_json()[key] for key in counts} == {key: one.as_json()[key] for key in counts}
+    assert "this_call" not in one.as_json() and again.num_parts == 5
+    assert again.as_json()["this_call"] == {"parts": 0, "tried": 0, "accepted": 0, "tokens": 0, "mended": []}
+
+
+def test_the_manifest_names_weights_settings_and_parts(whole: Path) -> None:
+    manifest = json.loads((whole / MANIFEST).read_text())
+    assert manifest["complete"] and manifest["settings"]["seed"] == 3 and manifest["settings"]["filter"]["k"] == 2
+    assert manifest["settings"]["weights_sha256"] == MODEL.weights_sha256
+    assert [(part["file"], part["first"]) for part in manifest["parts"]] == list(zip(PARTS, STARTS, strict=True))
+    assert sum(part["tried"] for part in manifest["parts"]) == 1100
+    assert [part["rows"] for part in manifest["parts"]] == [pq.read_table(whole / name).num_rows for name in PARTS]
+
+
+def test_two_workers_write_the_same_bytes(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    labels = make(tmp_path / "parts", workers=2)
+    assert contents(tmp_path / "parts") == expected
+    assert labels.this_call is not None and labels.this_call.parts == 5
+
+
+def test_parts_in_any_order_give_the_same_bytes(
+    tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts = module.make_parts
+    monkeypatch.setattr(
+        module,
+        "make_parts",
+        lambda crew, model, sampler, starts, *rest: make_parts(crew, model, sampler, starts[::-1], *rest),
+    )
+    make(tmp_path / "parts")
+    assert contents(tmp_path / "parts") == expected
+
+
+@pytest.mark.parametrize("options", [{"compression": "none"}, {"part_rows": 500}], ids=["compression", "part rows"])
+def test_the_form_of_the_files_does_not_change_the_rows(tmp_path: Path, whole: Path, options: dict[str, Any]) -> None:
+    labels = make(tmp_path / "parts", **options)
+    assert labels.table.equals(make(whole).table)
+    assert contents(tmp_path / "parts") != contents(whole)
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 5], ids=lambda number: f"{number} parts")
+def test_a_killed_command_goes_on_at_the_missing_parts(tmp_path: Path, expected: dict[str, bytes], number: int) -> None:
+    folder = tmp_path / "parts"
+    with forked(*command(folder)) as process:
+        while not (folder / MANIFEST).exists() or len(list(folder.glob("part-*.parquet"))) < number:
+            assert process.returncode is None, process.stderr.read()
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    left = len(list(folder.glob("part-*.parquet")))
+    result = CliRunner().invoke(app, [str(word) for word in command(folder)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["parts"], report["this_call"]["parts"]) == (5, 5 - left) and not report["this_call"]["mended"]
+    assert contents(folder) == expected
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink], ids=["cut", "flipped", "empty", "removed"])
+@pytest.mark.parametrize("name", [PARTS[1], PARTS[-1], MANIFEST], ids=str)
+def test_damage_is_mended_by_the_same_command(folder: Path, expected: dict[str, bytes], name: str, damage: Any) -> None:
+    damage(folder / name)
+    result = CliRunner().invoke(app, [str(word) for word in command(folder)], catch_exceptions=False)
+    assert result.exit_code == 0 and contents(folder) == expected
+    named = [] if damage is Path.unlink else [name]
+    assert result.stderr.splitlines() == [f"{name} was damaged; made again" for name in named]
+    call = json.loads(result.stdout)["this_call"]
+    # Parts show by themselves that they are whole, so without a manifest none is made again.
+    assert call["mended"] == named and call["parts"] == (name != MANIFEST)
+
+
+def test_no_damaged_byte_of_a_part_passes_without_a_manifest(folder: Path, expected: dict[str, bytes]) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    content = expected[PARTS[0]]
+    for place in range(0, len(content), 97):
+        changed = bytearray(content)
+        changed[place] ^= 1 + place % 255
+        (folder / PARTS[0]).write_bytes(changed)
+        record = read_part(folder, manifest.settings, 0)
+        assert record is None or (folder / PARTS[0]).read_bytes() == content, place
+        assert record is None or record == manifest.parts[0]
+
+
+@pytest.mark.parametrize("name", [PARTS[2], MANIFEST], ids=str)
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, expected: dict[str, bytes], name: str
+) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    aside = folder / f".{name}.partial"
+    # The kernel's own ENOSPC, where the file is to be written aside.
+    aside.symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space left on device; finished parts are kept, and the same command"):
+        make(folder)
+    aside.unlink(missing_ok=True)
+    labels = make(folder)
+    assert contents(folder) == expected
+    assert labels.this_call is not None and labels.this_call.parts == (3 if name in PARTS else 5)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 4}, "seed = 3, not 4"),
+        ({"digits": 6}, "digits = 5, not 6"),
+        ({"count": 1101}, "count = 1100, not 1101"),
+        ({"k": 3}, "filter = "),
+        ({"hard_share": 0.1}, "hard_share"),
+        ({"part_rows": 500}, "part_rows = 250, not 500"),
+        ({"compression": "gzip"}, "compression = 'zstd', not 'gzip'"),
+        ({"engine": "hf"}, "engine = 'native', not 'hf'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("lacks_manifest", [False, True], ids=["manifest", "parts alone"])
+def test_other_settings_are_refused_and_nothing_is_lost(
+    folder: Path, expected: dict[str, bytes], changes: dict[str, Any], named: str, lacks_manifest: bool
+) -> None:
+    if lacks_manifest:
+        (folder / MANIFEST).unlink()
+    with pytest.raises(InputError, match=named) as refusal:
+        make(folder, **changes)
+    assert "choose another --out" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert contents(folder) == {name: expected[name] for name in expected if not lacks_manifest or name != MANIFEST}
+
+
+def test_other_weights_are_refused(folder: Path, supervised_run: Path) -> None:
+    with pytest.raises(InputError, match="weights_sha256"):
+        sector.generate(supervised_run, out=folder, **ASKED)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "part-00000.parquet"], ids=str)
+def test_a_folder_of_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=f"is a directory that holds other files \\({name}\\)"):
+        make(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_second_command_on_one_folder_is_refused(folder: Path, expected: dict[str, bytes]) -> None:
+    with locked(folder, "test"), forked(*command(folder)) as process:
+        refusal = process.stderr.read()
+    assert process.returncode == 2 and refusal.count("\n") == 1
+    assert f"{folder} is in use by another `sector generate` (process " in refusal
+    assert contents(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "named"),
+    [
+        ("new/", {"part_rows": 300}, "multiple of 250"),
+        ("new/", {"part_rows": -250}, "multiple of 250"),
+        ("new/", {"compression": "zip"}, "one of none, snappy, gzip, zstd"),
+        ("one.parquet", {"part_rows": 250}, "for a folder"),
+        ("one.parquet", {"part_rows": None, "compression": "zstd"}, "for a folder"),
+    ],
+    ids=["no whole blocks", "negative", "unknown compression", "part rows of a file", "compression of a file"],
+)
+def test_a_bad_form_is_refused_before_anything_is_written(
+    tmp_path: Path, out: str, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        sector.generate(MODEL, out=f"{tmp_path}/{out}", **{**ASKED, **options})
+    assert not list(tmp_path.iterdir())
+
+
+# Readers
+
+
+def test_other_libraries_read_the_folder(whole: Path, tmp_path: Path) -> None:
+    problems = make(whole).table["problem"].to_pylist()
+    assert pd.concat(map(pd.read_parquet, sorted(whole.glob("*.parquet")))).problem.tolist() == problems
+    ignored = [".", MANIFEST]
+    assert pd.read_parquet(whole, ignore_prefixes=ignored).problem.tolist() == problems
+    assert pl.read_parquet(whole / "*.parquet")["problem"].to_list() == problems
+    read = duckdb.sql(f"select problem from read_parquet('{whole}/') order by index").fetchall()
+    assert [problem for (problem,) in read] == problems
+    assert load_dataset(str(whole), split="train", cache_dir=str(tmp_path))["problem"][:] == problems
+
+
+def test_an_incomplete_or_damaged_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
+    assert [path.name for path in data_files(folder)] == PARTS
+    cut(folder / PARTS[3])
+    with pytest.raises(InputError, match=f"{PARTS[3]} is damaged or missing; .* makes it again"):
+        data_files(folder)
+    (folder / ".part-00003.parquet.partial").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space"):
+        make(folder)
+    with pytest.raises(InputError, match="is not complete"):
+        data_files(folder)
+    with pytest.raises(InputError, match="without parquet files"):
+        data_files(tmp_path)
+
+
+def test_names_of_parts_sort_in_their_order() -> None:
+    settings = SetSettings.model_construct(count=250 * 200_000, part_rows=250)
+    names = [settings.file_of(start) for start in (0, 250, 250 * 99_999, 250 * 199_999)]
+    assert names == sorted(names) and names[0] == "part-000000.parquet"
+
+
+# Memory
+
+
+@pytest.fixture
+def fast_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine without a model."""
+    monkeypatch.setattr(module, "make_sampler", lambda *_: Scripted())
+
+
+def _peak(folder: Path, count: int) -> int:
+    """Most bytes that objects of Python took while a folder was made."""
+    tracemalloc.start()
+    try:
+        make(folder, digits=3, count=count, filter="none", k=1)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("fast_engine")
+def test_memory_does_not_grow_with_the_count(tmp_path: Path) -> None:
+    _peak(tmp_path / "warm", 500)
+    few, many = _peak(tmp_path / "few", 500), _peak(tmp_path / "many", 10_000)
+    # What grows is the list of parts: a few hundred bytes each, where a part has 250 rows of a kilobyte and more.
+    assert many - few < 38 * 2_500
+    assert pa.default_memory_pool().bytes_allocated() < 2**20
