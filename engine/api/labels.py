@@ -10,7 +10,8 @@ from sector.engine.api.settings import DEFAULTS, check_numbers, chosen_engine, f
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.run.generate_folder import generate_folder
-from sector.engine.run.steps import Labels, OnProgress, generate_examples, no_progress
+from sector.engine.run.labels import Labels
+from sector.engine.run.steps import OnProgress, generate_examples, no_progress
 
 
 def generate(

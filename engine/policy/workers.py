@@ -167,13 +167,13 @@ class Workers:
             self._start(len(weights))
         self._weights = (self._ray.put(weights), model.config.to_json_string(), origins())
         self._expected, self.proofs = expected, {}
-        for _ in self._run(deque(), None):
+        for _ in self._run(deque()):
             pass
 
     def generate(self, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
         """Yield the same as `generate.generate`, with the weights last loaded. Raise WorkersDied if too many die."""
         starts, done = deque(assignment.starts(_blocks_of_a_call(assignment))), {}
-        for start, block in self._run(deque(starts), assignment):
+        for start, block in self._run(deque(starts), lambda worker, start: worker.solve.remote(start, assignment)):
             done[start] = block
             while starts and starts[0] in done:
                 start = starts.popleft()
@@ -190,15 +190,15 @@ class Workers:
         starts: first candidates of the parts.
         make_part: function of a module that is installed everywhere. The workers call it.
         """
-        return self._run(deque(starts), assignment, make_part)
+        return self._run(deque(starts), lambda worker, start: worker.make.remote(start, assignment, make_part))
 
     def _run(
-        self, blocks: deque[int], assignment: Assignment | None, make_part: "MakePart[Any] | None" = None
+        self, starts: deque[int], send: Callable[[Any, int], Any] = lambda worker, start: None
     ) -> Iterator[tuple[int, Any]]:
-        """Send blocks to free workers, and yield each as it comes back; a worker without the weights loads them first.
+        """Send work to free workers, and yield each result as it comes; a worker without the weights loads them first.
 
-        blocks: first candidates of the blocks.
-        make_part: function that makes a part of a block and those after it; None solves the block.
+        starts: first candidates of the pieces of work.
+        send: function that sends a worker a piece of work, and returns Ray's reference of the result.
         """
         busy: dict[Any, tuple[int, int | None]] = {}
 
@@ -206,12 +206,9 @@ class Workers:
             worker = self._actors[index]
             if index not in self.proofs:
                 busy[worker.load.remote(*self._weights)] = (index, None)
-            elif blocks:
-                start = blocks.popleft()
-                if make_part is None:
-                    busy[worker.solve.remote(start, assignment)] = (index, start)
-                else:
-                    busy[worker.make.remote(start, assignment, make_part)] = (index, start)
+            elif starts:
+                start = starts.popleft()
+                busy[send(worker, start)] = (index, start)
 
         for index in range(self._count):
             send_work(index)
@@ -228,7 +225,7 @@ class Workers:
                 if deaths > MAX_DEATHS:
                     raise WorkersDied(f"{deaths} workers died in one batch; the last: {first_line(error)}") from error
                 if start is not None:
-                    blocks.appendleft(start)
+                    starts.appendleft(start)
                 self._replace(index)
             else:
                 if start is None:

@@ -11,11 +11,13 @@ from sector.engine.files import check_writable
 from sector.engine.models.checkpoint import TrainedModel, open_trained, task_and_layout
 from sector.engine.policy.generate import BLOCK, Assignment
 from sector.engine.policy.workers import make_parts, start_workers
+from sector.engine.run.labels import Labels, ThisCall
 from sector.engine.run.locks import locked
-from sector.engine.run.made_with import task_sha256
+from sector.engine.run.made_with import code_sha256, task_sha256
 from sector.engine.run.part_folder import PartFolder
-from sector.engine.run.parts import Fates, PartMaker, PartRecord, SetSettings, ThisCall
-from sector.engine.run.steps import Labels, OnProgress, check_digits, vllm_settings
+from sector.engine.run.parts import DatasetSettings, PartMaker, PartRecord
+from sector.engine.run.records import Fates
+from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.samplers import make_sampler
 
 PART_ROWS = 2000
@@ -48,18 +50,21 @@ def generate_folder(
     Other arguments: as in `steps.generate_examples`.
     """
     check_digits(digits)
-    part_rows, compression = _check_form(part_rows or PART_ROWS, compression or COMPRESSION)
+    part_rows, compression = _check_form(PART_ROWS if part_rows is None else part_rows, compression or COMPRESSION)
     check_writable(out, folder=True)
     trained = open_trained(model)
-    sampler = make_sampler(engine, trained.model, vllm_settings(trained.source, engine_settings))
+    vllm = vllm_settings(trained.source, engine_settings)
+    sampler = make_sampler(engine, trained.model, vllm)
     task, layout = task_and_layout(trained.model)
-    described = SetSettings(
+    described = DatasetSettings(
         task=task.name,
         task_sha256=task_sha256(task.name),
+        code_sha256=code_sha256(engine, settings.checks),
         digits=digits,
         count=count,
         seed=seed,
         engine=engine,
+        dtype=vllm.dtype if engine == "vllm" else None,
         weights_sha256=sampler.weights_sha256,
         hard_share=hard_share,
         filter=settings.model_dump(mode="json"),
@@ -74,7 +79,7 @@ def generate_folder(
         if missing:
             folder.begin()
             maker = PartMaker(out.absolute(), described)
-            with start_workers(workers, engine) as crew:
+            with start_workers(workers, engine, vllm) as crew:
                 parts = make_parts(crew, trained.model, sampler, missing, assignment, maker)
                 _collect(folder, parts, on_progress)
         seconds = time.perf_counter() - start
@@ -103,7 +108,7 @@ def _labels(folder: PartFolder, missing: list[int], seconds: float) -> Labels:
     return Labels(
         None,
         folder.settings.digits,
-        whole.generation(seconds, folder.settings),
+        whole.generation(seconds, folder.settings.engine, folder.settings.weights_sha256),
         folder.root,
         len(folder.parts),
         call,

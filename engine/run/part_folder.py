@@ -8,22 +8,17 @@ host, so the folder has the same bytes after any interruption, and for any numbe
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from sector.engine.errors import InputError, first_line
-from sector.engine.run.parts import PartRecord, SetSettings, holds_part, read_part, refuse_others, write_file
+from sector.engine.errors import InputError
+from sector.engine.files import aside_of
+from sector.engine.run.made_with import digest
+from sector.engine.run.parts import DatasetSettings, PartRecord, read_part, write_file
 from sector.engine.run.records import Damaged, Record, Sha256, dump_file, read_record
 
 MANIFEST = "manifest.json"
-_PART = re.compile(r"part-\d{5,}\.parquet")
-_GO_ON = "the same command makes it again from the parts"
+_GO_ON = "the `sector generate` that wrote it makes it again"
 
 
 class Manifest(Record):
@@ -35,13 +30,13 @@ class Manifest(Record):
     """Digest of the other keys, which reveals damage."""
     complete: bool
     """Whether all parts are there. An incomplete manifest lists none."""
-    settings: SetSettings
+    settings: DatasetSettings
     """Settings that the parts were made with."""
     parts: list[PartRecord]
     """The parts, in order."""
 
     @classmethod
-    def of(cls, settings: SetSettings, parts: list[PartRecord]) -> "Manifest":
+    def of(cls, settings: DatasetSettings, parts: list[PartRecord]) -> "Manifest":
         """Return the manifest of a whole data set, or of an incomplete one without parts."""
         manifest = cls(sha256="", complete=bool(parts), settings=settings, parts=parts)
         return manifest.model_copy(update={"sha256": manifest.true_sha256})
@@ -49,8 +44,7 @@ class Manifest(Record):
     @property
     def true_sha256(self) -> str:
         """Digest of the other keys as they are."""
-        described = self.model_dump(mode="json", exclude={"sha256"})
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return digest(self.model_dump(mode="json", exclude={"sha256"}))
 
 
 class PartFolder:
@@ -62,7 +56,7 @@ class PartFolder:
     mended: names of files that were damaged, and are made again.
     """
 
-    def __init__(self, root: Path, settings: SetSettings) -> None:
+    def __init__(self, root: Path, settings: DatasetSettings) -> None:
         self.root, self.settings = root, settings
         self.parts: dict[int, PartRecord] = {}
         self.mended: list[str] = []
@@ -71,11 +65,10 @@ class PartFolder:
         """Find the parts that are whole. Raise InputError if the folder holds something else than this data set."""
         listed = self._listed()
         for start in self.settings.starts:
-            record = listed.get(start)
-            path = self.root / self.settings.file_of(start)
+            path, record = self.root / self.settings.file_of(start), listed.get(start)
             if record is None or _sha256(path) != record.sha256:
-                record = read_part(self.root, self.settings, start)
-            if record is not None:
+                record = self._read(path)
+            if record is not None and record.first == start:
                 self.parts[start] = record
             elif path.exists():
                 self.mended.append(path.name)
@@ -89,8 +82,10 @@ class PartFolder:
         self._write([])
 
     def finish(self) -> None:
-        """Write the manifest of the whole data set."""
+        """Write the manifest of the whole data set, and remove what killed processes left aside."""
         self._write([self.parts[start] for start in self.settings.starts])
+        for left in self.root.glob(aside_of(self.root / "part-*.parquet", ".*").name):
+            left.unlink(missing_ok=True)
 
     def _write(self, parts: list[PartRecord]) -> None:
         """Write the manifest, unless the file says the same already."""
@@ -103,26 +98,32 @@ class PartFolder:
 
         Raise InputError if the folder is of another data set, or of none.
         """
-        path = self.root / MANIFEST
         try:
             manifest = read_manifest(self.root)
         except Damaged:
             self.mended.append(MANIFEST)
-            return {}
+            manifest = None
         if manifest is None:
-            self._refuse_foreign()
+            self._check_files()
             return {}
-        refuse_others(path, manifest.settings, self.settings)
+        self.settings.check_same(self.root / MANIFEST, manifest.settings)
         return {record.first: record for record in manifest.parts}
 
-    def _refuse_foreign(self) -> None:
-        """Raise InputError if a folder without a manifest holds files that are no parts."""
-        for path in sorted(self.root.iterdir()):
-            if not path.name.startswith(".") and not (_PART.fullmatch(path.name) and holds_part(path)):
-                raise InputError(
-                    f"cannot write {self.root}: it is a directory that holds other files ({path.name}); name a new or "
-                    "empty folder, or a file"
-                )
+    def _check_files(self) -> None:
+        """Raise InputError if a folder without a whole manifest holds files, but no part of this data set."""
+        files = [path for path in sorted(self.root.iterdir()) if not path.name.startswith(".")]
+        parts = [path for path in files if self._read(path)]
+        if files and not parts:
+            raise InputError(
+                f"cannot write {self.root}: it is a directory that holds other files ({files[0].name}); name a new or "
+                "empty folder, or a file"
+            )
+
+    def _read(self, path: Path) -> PartRecord | None:
+        """Return the record of a part; None if it is missing or damaged. Raise InputError for another data set's."""
+        if found := read_part(path):
+            self.settings.check_same(path, found[0])
+        return found[1] if found else None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -134,35 +135,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def data_files(path: Path) -> list[Path]:
-    """Return the parquet files of a data set in order: a file as it is, or those of a folder.
+def part_files(folder: Path) -> list[Path]:
+    """Return the parquet files of a data set in order.
 
-    Raise InputError if the folder holds none, if it is not complete, or if a file is not as its manifest lists it.
+    Raise InputError if the folder is none, if it is not complete, or if a file is not as the manifest lists it.
     """
-    if not path.is_dir():
-        return [path]
-    if manifest := read_manifest(path):
-        if not manifest.complete:
-            raise InputError(f"{path} is not complete; the `sector generate` that began it goes on with it")
-        for record in manifest.parts:
-            if _sha256(path / record.file) != record.sha256:
-                raise InputError(
-                    f"{path / record.file} is damaged or missing; the `sector generate` that wrote it makes it again"
-                )
-        return [path / record.file for record in manifest.parts]
-    if not (files := sorted(path.glob("*.parquet"))):
-        raise InputError(f"{path} is a folder without parquet files; name a file, or a folder of `sector generate`")
-    return files
-
-
-def read_tables(folder: Path) -> Iterator[pa.Table]:
-    """Yield the rows of each part of a folder, in order. Raise InputError as `data_files`."""
-    for path in data_files(folder):
-        try:
-            with path.open("rb") as opened:
-                yield pq.read_table(opened).replace_schema_metadata(None)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} is not a readable parquet file ({first_line(error)})") from error
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} has no {MANIFEST}; name a parquet file, or a folder of `sector generate`")
+    if not manifest.complete:
+        raise InputError(f"{folder} is not complete; the `sector generate` that began it goes on with it")
+    for record in manifest.parts:
+        if _sha256(folder / record.file) != record.sha256:
+            raise InputError(f"{folder / record.file} is damaged or missing; {_GO_ON}")
+    return [folder / record.file for record in manifest.parts]
 
 
 def _sha256(path: Path) -> str:

@@ -1,43 +1,46 @@
 """Part of a data set: one parquet file of the examples of a fixed range of candidates, which describes itself.
 
-The metadata of the file holds the settings, the counts and a digest of both and of the rows. So a part shows by itself
+The metadata of the file holds the settings, the counts and a digest of the whole file. So a part shows by itself
 whether it is whole, and the manifest of the folder can be made again from the parts.
 """
 
 import hashlib
 import io
-import json
-from collections.abc import Iterable
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue
 
+from sector.engine.config import flat
 from sector.engine.errors import InputError
 from sector.engine.files import write_atomically
-from sector.engine.language.rows import cat
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.improve import Improved
-from sector.engine.run.records import Count, Digits, GenerationRecord, Reason, Record, Sha256, Share, check_fates
+from sector.engine.run.records import Count, Damaged, Digits, Fates, Record, Sha256, Share, parse_record
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.training.dataset import Provenance, improved_table
 
-# Key of the metadata of a part.
-_KEY = b"sector.part"
+# Keys of the metadata of a part.
+_LABEL, _SHA256 = b"sector.part", b"sector.sha256"
+# Stands in the place of the digest while it is computed.
+_BLANK = b"?" * 64
 
 
-class SetSettings(Record):
-    """Settings that the rows of a data set depend on; a folder has one set of them."""
+class DatasetSettings(Record):
+    """Settings that the files of a data set depend on; a folder has one set of them."""
 
     name: ClassVar[str] = "settings"
 
     task: str
     """Name of the task."""
-    task_sha256: Sha256 | None = None
+    task_sha256: Sha256 | None
     """Digest of the file of a task from outside of this package; None for another task."""
+    code_sha256: dict[str, Sha256]
+    """Digests of the files of such an engine and such checks, by kind and name."""
     digits: Digits
     """Digits per operand."""
     count: Annotated[Count, Field(ge=1)]
@@ -46,11 +49,13 @@ class SetSettings(Record):
     """Seed of the problems and of sampling."""
     engine: str
     """Name of the engine."""
+    dtype: str | None
+    """Number type of the engine vllm; None for another engine."""
     weights_sha256: Sha256
     """Digest of the weights that generate."""
     hard_share: Share
     """Share of problems harder than uniform digits."""
-    filter: dict[str, Any]
+    filter: dict[str, JsonValue]
     """Settings of the filter, by name."""
     part_rows: Annotated[Count, Field(ge=1)]
     """Candidates of a part; the last part may have fewer."""
@@ -67,53 +72,19 @@ class SetSettings(Record):
         width = max(5, len(str(len(self.starts) - 1)))
         return f"part-{start // self.part_rows:0{width}d}.parquet"
 
-
-class Fates(Record):
-    """Counts of tried candidates."""
-
-    tried: Count
-    """Candidates that the improved policy tried."""
-    accepted: Count
-    """Candidates that passed the filter."""
-    thought_through: Count
-    """Accepted candidates that were solved to the end."""
-    rejected: dict[Reason, Count]
-    """Candidates that failed, by the check that failed first."""
-    tokens: Count
-    """Tokens generated."""
-
-    @classmethod
-    def sum(cls, parts: Iterable["Fates"]) -> "Fates":
-        """Return the counts of several parts together."""
-        tried = accepted = thought_through = tokens = 0
-        rejected: dict[str, int] = {}
-        for part in parts:
-            tried, accepted, tokens = tried + part.tried, accepted + part.accepted, tokens + part.tokens
-            thought_through += part.thought_through
-            for reason, count in part.rejected.items():
-                rejected[reason] = rejected.get(reason, 0) + count
-        return cls(tried=tried, accepted=accepted, thought_through=thought_through, rejected=rejected, tokens=tokens)
-
-    def generation(self, seconds: float, settings: SetSettings) -> GenerationRecord:
-        """Return the record of a generation with these counts."""
-        return GenerationRecord(
-            **self.model_dump(include=set(Fates.model_fields)),
-            agreement=(self.accepted - self.thought_through) / self.tried,
-            seconds=seconds,
-            engine=settings.engine,
-            weights_sha256=settings.weights_sha256,
-        )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
-        return self
+    def check_same(self, path: Path, found: "DatasetSettings") -> None:
+        """Raise InputError naming the first setting in which a file was made otherwise."""
+        old, new = dict(flat(found.as_json())), dict(flat(self.as_json()))
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                raise InputError(
+                    f"{path} was made with {key} = {old.get(key)!r}, not {new.get(key)!r}; give the settings of that "
+                    "data set to go on with it, or choose another --out"
+                )
 
 
 class PartRecord(Fates):
     """A part in the manifest."""
-
-    name: ClassVar[str] = "part"
 
     file: str
     """Name of the file in the folder."""
@@ -125,34 +96,15 @@ class PartRecord(Fates):
     """Digest of the file."""
 
 
-class ThisCall(Record):
-    """Work of one call on a data set."""
-
-    name: ClassVar[str] = "this_call"
-
-    parts: Count
-    """Parts that were made."""
-    tried: Count
-    """Candidates of these parts."""
-    accepted: Count
-    """Accepted candidates of these parts."""
-    tokens: Count
-    """Tokens generated for these parts."""
-    mended: list[str]
-    """Names of files that were damaged, and were made again."""
-
-
 class _Label(Record):
     """Metadata of a part."""
 
-    settings: SetSettings
+    settings: DatasetSettings
     """Settings of the data set."""
     first: Count
     """Index of the first candidate."""
     fates: Fates
     """Counts of its candidates."""
-    sha256: Sha256
-    """Digest of the rows and of the other keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,109 +116,75 @@ class PartMaker:
     """
 
     folder: Path
-    settings: SetSettings
+    settings: DatasetSettings
 
     def __call__(self, sampler: Sampler, assignment: Assignment, start: int) -> PartRecord:
         """Generate the part that begins with a candidate, write its file, and return its record."""
         settings = self.settings
         provenance = Provenance(settings.digits, settings.seed, settings.engine, settings.weights_sha256)
-        blocks, tables = [], []
+        fates, tables = [], []
         for rows, block in generate(sampler, assignment.until(start + settings.part_rows), start):
-            blocks.append(block)
+            fates.append(Fates.of(block))
             tables.append(improved_table(block, rows, assignment.layout, provenance))
-        return write_part(self.folder, settings, start, _fates(cat(blocks)), pa.concat_tables(tables))
-
-
-def write_part(folder: Path, settings: SetSettings, start: int, fates: Fates, table: pa.Table) -> PartRecord:
-    """Write a part atomically, and return its record. Raise InputError if the system refuses."""
-    content = _encoded(table, settings, start, fates)
-    file = settings.file_of(start)
-    write_file(folder / file, content)
-    return PartRecord(
-        **fates.model_dump(), file=file, first=start, rows=table.num_rows, sha256=hashlib.sha256(content).hexdigest()
-    )
+        label = _Label(settings=settings, first=start, fates=Fates.sum(fates))
+        content = _encoded(pa.concat_tables(tables), label)
+        path = self.folder / settings.file_of(start)
+        write_file(path, content)
+        return _record(path, label, sum(table.num_rows for table in tables), content)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of a data set atomically. Raise InputError if the system refuses, as when the disk is full."""
     try:
-        write_atomically(path, lambda aside: aside.write_bytes(content))
+        # A worker that a killed driver left behind may still write the same part, so the name aside is of this process.
+        write_atomically(path, lambda aside: aside.write_bytes(content), mark=f".{socket.gethostname()}-{os.getpid()}")
     except InputError as error:
         raise InputError(f"{error}; finished parts are kept, and the same command goes on") from error
 
 
-def read_part(folder: Path, settings: SetSettings, start: int) -> PartRecord | None:
-    """Return the record of a part that is on disk and whole; None if it is missing or damaged.
+def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
+    """Return the settings of the data set and the record of a part; None if it is missing, damaged, or no part.
 
-    A part whose rows are whole but whose file has other bytes than `write_part` gives it is written again.
-
-    Raise InputError if the part is of another data set.
+    Raise InputError if a later release wrote it.
     """
-    path = folder / settings.file_of(start)
-    label, table = _read(path)
-    if label is None or table is None:
-        return None
-    refuse_others(path, label.settings, settings)
-    if label.first != start or label.sha256 != _seal(table, label.settings, start, label.fates):
-        return None
-    content = _encoded(table, settings, start, label.fates)
-    if path.read_bytes() == content:
-        sha256 = hashlib.sha256(content).hexdigest()
-        return PartRecord(**label.fates.model_dump(), file=path.name, first=start, rows=table.num_rows, sha256=sha256)
-    return write_part(folder, settings, start, label.fates, table)
-
-
-def refuse_others(path: Path, found: SetSettings, wanted: SetSettings) -> None:
-    """Raise InputError naming the first setting in which a file was made otherwise."""
-    old, new = found.as_json(), wanted.as_json()
-    for key in new:
-        if old[key] != new[key]:
-            raise InputError(
-                f"{path} was made with {key} = {old[key]!r}, not {new[key]!r}; give the settings of that data set to "
-                "go on with it, or choose another --out"
-            )
-
-
-def holds_part(path: Path) -> bool:
-    """Return whether a file is a part of a data set, by its metadata."""
-    return _read(path)[0] is not None
-
-
-def _read(path: Path) -> tuple[_Label | None, pa.Table | None]:
-    """Read metadata and rows of a part; None for both if it is missing, or if it is not a whole parquet file."""
     try:
-        with path.open("rb") as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
-            metadata = (file.schema_arrow.metadata or {}).get(_KEY, b"")
-            return _Label.model_validate_json(metadata), file.read()
-    except (pa.ArrowException, OSError, ValidationError, UnicodeDecodeError):
-        return None, None
+        content = path.read_bytes()
+        file = pq.read_metadata(io.BytesIO(content))
+        metadata = file.metadata or {}
+        if not _is_whole(content, metadata.get(_SHA256)):
+            return None
+        label = parse_record(metadata.get(_LABEL, b""), _Label, str(path), "remove it")
+    except (pa.ArrowException, OSError, UnicodeDecodeError, Damaged):
+        return None
+    return label.settings, _record(path, label, file.num_rows, content)
 
 
-def _encoded(table: pa.Table, settings: SetSettings, start: int, fates: Fates) -> bytes:
+def _record(path: Path, label: _Label, rows: int, content: bytes) -> PartRecord:
+    """Return the record of a part with this content."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return PartRecord(**label.fates.as_json(), file=path.name, first=label.first, rows=rows, sha256=sha256)
+
+
+def _encoded(table: pa.Table, label: _Label) -> bytes:
     """Return the bytes of the file of a part; they depend on its arguments and the release of pyarrow alone."""
-    label = _Label(settings=settings, first=start, fates=fates, sha256=_seal(table, settings, start, fates))
-    content = io.BytesIO()
-    pq.write_table(
-        table.combine_chunks().replace_schema_metadata({_KEY: label.model_dump_json().encode()}),
-        content,
-        compression=settings.compression,
-        write_page_checksum=True,
-    )
-    return content.getvalue()
+    file = io.BytesIO()
+    with pq.ParquetWriter(file, table.schema, compression=label.settings.compression) as writer:
+        # One chunk, since blocks that are solved together come as one.
+        writer.write_table(table.combine_chunks())
+        writer.add_key_value_metadata({_LABEL: label.model_dump_json(), _SHA256: _BLANK})
+    # The metadata is behind the rows.
+    head, _, tail = file.getvalue().rpartition(_BLANK)
+    return head + _digest(head, tail) + tail
 
 
-def _seal(table: pa.Table, settings: SetSettings, start: int, fates: Fates) -> str:
-    """Return the digest of the rows and the record of a part."""
-    described = [settings.as_json(), start, fates.as_json(), table.to_pylist()]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+def _is_whole(content: bytes, digest: bytes | None) -> bool:
+    """Return whether a part has the digest that its metadata names."""
+    if not digest:
+        return False
+    head, _, tail = content.rpartition(digest)
+    return _digest(head, tail) == digest
 
 
-def _fates(improved: Improved) -> Fates:
-    """Return the counts of tried candidates."""
-    return Fates(
-        tried=len(improved.problems),
-        accepted=int(improved.accepted.sum()),
-        thought_through=improved.num_thought_through,
-        rejected=improved.rejected(),
-        tokens=improved.tokens,
-    )
+def _digest(head: bytes, tail: bytes) -> bytes:
+    """Return the digest of a part from the bytes before and after the digest."""
+    return hashlib.sha256(head + _BLANK + tail).hexdigest().encode()
