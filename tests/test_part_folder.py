@@ -14,6 +14,7 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -203,6 +204,23 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
     assert labels.this_call is not None and labels.this_call.parts == (3 if name in PARTS else 5)
 
 
+def test_files_that_killed_processes_left_aside_are_removed_at_the_end(
+    folder: Path, expected: dict[str, bytes]
+) -> None:
+    for name in PARTS[:2]:
+        aside_of(folder / name, ".elsewhere-1").write_bytes(b"half")
+    assert make(folder).this_call is not None and contents(folder) == expected
+
+
+def test_a_card_beside_the_parts_of_a_data_set_stays(folder: Path, expected: dict[str, bytes]) -> None:
+    (folder / "README.md").write_text("a card")
+    (folder / PARTS[1]).unlink()
+    make(folder)
+    flip(folder / MANIFEST)
+    make(folder)
+    assert contents(folder) == {**expected, "README.md": b"a card"}
+
+
 # Refusals
 
 
@@ -237,13 +255,13 @@ def test_other_weights_are_refused(folder: Path, supervised_run: Path) -> None:
         sector.generate(supervised_run, out=folder, **ASKED)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "part-00000.parquet"], ids=str)
+@pytest.mark.parametrize("name", ["notes.txt", "part-00000.parquet", MANIFEST], ids=str)
 def test_a_folder_of_other_files_is_refused(tmp_path: Path, name: str) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / name)
-    before = contents(tmp_path)
+    before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
     with pytest.raises(InputError, match=f"is a directory that holds other files \\({name}\\)"):
         make(tmp_path)
-    assert contents(tmp_path) == before
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
 
 
 def test_a_second_command_on_one_folder_is_refused(folder: Path, expected: dict[str, bytes]) -> None:
@@ -279,6 +297,7 @@ def test_a_bad_form_is_refused_before_anything_is_written(
 def test_other_libraries_read_the_folder(whole: Path, tmp_path: Path) -> None:
     problems = make(whole).table["problem"].to_pylist()
     assert pd.concat(map(pd.read_parquet, sorted(whole.glob("*.parquet")))).problem.tolist() == problems
+    assert ds.dataset(whole, exclude_invalid_files=True).to_table()["problem"].to_pylist() == problems
     ignored = [".", MANIFEST]
     assert pd.read_parquet(whole, ignore_prefixes=ignored).problem.tolist() == problems
     assert pl.read_parquet(whole / "*.parquet")["problem"].to_list() == problems

@@ -21,7 +21,8 @@ HOLDER = ".holder.json"
 def locked(root: Path, work: str) -> Iterator[None]:
     """Lock a directory for this process; create it if it is missing.
 
-    A directory that stays empty is removed again, with the parents that were created for it.
+    If no file is added, no lock stays behind; a directory that stays empty is removed again, with the parents that were
+    created for it.
 
     Raises InputError if another process holds the lock, naming it, or if the directory cannot be written.
 
@@ -31,6 +32,7 @@ def locked(root: Path, work: str) -> Iterator[None]:
     created = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
+        before = _names(root)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
@@ -44,12 +46,17 @@ def locked(root: Path, work: str) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        if [path.name for path in root.iterdir()] == [LOCK]:
+        if _names(root) - {LOCK} == before:
             (root / LOCK).unlink()
         lock.release()
         with suppress(OSError):
             for path in created:
                 path.rmdir()
+
+
+def _names(root: Path) -> set[str]:
+    """Return the names of all files in a directory, except for that of the process that holds its lock."""
+    return {path.name for path in root.iterdir()} - {HOLDER}
 
 
 def _who(holder: Path) -> str:
