@@ -306,6 +306,21 @@ def test_other_libraries_read_the_folder(whole: Path, tmp_path: Path) -> None:
     assert load_dataset(str(whole), split="train", cache_dir=str(tmp_path))["problem"][:] == problems
 
 
+def test_a_report_shows_counts_settings_and_rows(folder: Path, expected: dict[str, bytes]) -> None:
+    result = CliRunner().invoke(app, ["report", str(folder), "--json"], catch_exceptions=False)
+    values, labels = json.loads(result.stdout), make(folder)
+    assert values["page"] == f"{folder}.html" and values["runs"] == values["pictures"] == []
+    assert values["dataset"]["rejected"] == labels.counts.rejected and values["dataset"]["settings"]["seed"] == 3
+    page, first = Path(values["page"]).read_text(), labels.table.slice(0, 1).to_pylist()[0]
+    assert all(f"<code>{first[key]}</code>" in page for key in ("problem", "answer", "simplification"))
+    assert "1,100" in page and f"{labels.table.num_rows:,}" in page and "<code>filter.k</code>" in page
+    assert contents(folder) == expected
+    cut(folder / PARTS[0])
+    refused = CliRunner().invoke(app, ["report", str(folder)])
+    assert refused.exit_code == 2 and f"{PARTS[0]} is damaged" in refused.stderr
+    assert CliRunner().invoke(app, ["report", str(folder), str(folder)]).exit_code == 2
+
+
 def test_an_incomplete_or_damaged_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in part_files(folder)] == PARTS
     cut(folder / PARTS[3])
