@@ -130,11 +130,15 @@ Workers = Annotated[
 ]
 Data = Annotated[
     list[Path],
-    typer.Option(metavar="FILE", help="Parquet file of examples to train on. Repeatable.", show_default=False),
+    typer.Option(
+        metavar="FILE|DIR", help="Parquet file or folder of examples to train on. Repeatable.", show_default=False
+    ),
 ]
 Replay = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="Parquet file of earlier examples to replay. Repeatable.", show_default=False),
+    typer.Option(
+        metavar="FILE|DIR", help="Parquet file or folder of earlier examples to replay. Repeatable.", show_default=False
+    ),
 ]
 
 RunPreset = Annotated[

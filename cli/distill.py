@@ -22,11 +22,15 @@ def distill(
             "N", "Number of training steps.", 1, MOST, show_default="the largest number in a round of the run"
         ),
     ] = None,
+    window: Annotated[
+        int | None,
+        options.number("N", "Most rows of a folder in memory at a time.", 1, MOST, show_default="131072"),
+    ] = None,
     seed: options.Seed = 0,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train a model on files of examples that the filter accepted, as in one round.
+    """Train a model on examples that the filter accepted, as in one round.
 
     The model learns to answer directly (fast) and to simplify (slow). The
     longest problems in the data count as new, all others as replay. If --model
@@ -34,10 +38,15 @@ def distill(
     torchrun, several processes or GPUs share the training, with the same
     weights to the bit.
 
+    A folder of `sector generate` trains as one file with the same rows would.
+    If it has more rows than --window, its parts pass by one after another,
+    again and again, shuffled within windows of at most so many rows.
+
     Examples:
 
       sector distill --model runs/first --data 12.parquet --out checkpoints/12
       sector distill --model c12 --data 13.parquet --replay 12.parquet --out c13
+      sector distill --model c12 --data thirteen/ --out c13
       torchrun --nproc-per-node 2 --no-python sector distill ...
     """
     from sector.engine.run.steps import distill_files
@@ -45,7 +54,9 @@ def distill(
 
     output = Output(as_json)
     with output.progress("distilling") as bar:
-        report = distill_files(model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at)
+        report = distill_files(
+            model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
+        )
     if leads():
         output.data(report, lambda: _view(report))
 

@@ -1,6 +1,5 @@
-"""`sector generate`: a file of examples that the filter accepted."""
+"""`sector generate`: examples that the filter accepted, as a file or as a folder of parts."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, unwrapped
-from sector.engine.config import MOST, parse_settings
+from sector.engine.config import MOST, Compression, parse_settings
 from sector.engine.shares import percent
 
 
@@ -17,7 +16,13 @@ def generate(
     model: options.Model,
     digits: options.Digits,
     count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST, show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Parquet file to write.", show_default=False)],
+    # Not a Path, which would drop the slash at the end.
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.parquet|DIR/", help="Parquet file to write, or folder of parts.", show_default=False
+        ),
+    ],
     engine: options.EngineOption = "native",
     filter_name: options.FilterOption = options.DEFAULT_FILTER,
     k: options.K = options.DEFAULTS.filter.k,
@@ -27,17 +32,30 @@ def generate(
     seed: options.Seed = 0,
     task: options.ModelTask = None,
     workers: options.Workers = None,
+    part_rows: Annotated[
+        int | None,
+        options.number("N", "Candidates of each part of a folder: a multiple of 250.", 1, MOST, show_default="2000"),
+    ] = None,
+    compression: Annotated[
+        Compression | None,
+        typer.Option(
+            metavar="NAME", help="Compression of the parts of a folder: none, snappy, gzip, zstd.", show_default="zstd"
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Try random problems with the improved policy, and write the answers on which the model agrees with itself.
 
     FILE.preview.jsonl, beside the Parquet file, holds a few examples to read.
+    A name with a slash at its end is a folder of Parquet files with
+    manifest.json. After an interruption the same command goes on with it.
 
     Examples:
 
       sector generate --model runs/first --digits 12 --count 1000 --out 12.parquet
       sector generate --model c9 --digits 9 --count 900 --out 9.parquet --json
       sector generate --model c9 --digits 9 --count 90 --out 9.parquet --workers 2
+      sector generate --model c9 --digits 9 --count 1000000 --out nine/
     """
     from sector.engine.api.labels import generate as label
 
@@ -46,8 +64,10 @@ def generate(
         labels = label(
             model, digits, count, out, engine=engine, filter=filter_name, k=k, temperature=temperature,
             hard_share=hard_share, seed=seed, on_progress=bar.at, workers=workers,
-            settings=parse_settings(settings or ()),
+            settings=parse_settings(settings or ()), part_rows=part_rows, compression=compression,
         )  # fmt: skip
+    for name in labels.this_call.mended if labels.this_call else ():
+        output.say(f"{name} was damaged; made again")
     report = labels.as_json()
     output.data(report, lambda: _view(report))
 
@@ -67,4 +87,7 @@ def _view(report: dict[str, Any]) -> Group:
         table.add_row(name, f"{count:,}", percent(count / tried))
     table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
     table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
-    return Group(table, unwrapped(f"written to {report['file']}"))
+    written = f"written to {report['file']}"
+    if call := report.get("this_call"):
+        written += f": {report['parts']:,} parts, {call['parts']:,} of them by this call"
+    return Group(table, unwrapped(written))

@@ -1,7 +1,7 @@
-"""`sector report`: runs as one HTML page."""
+"""`sector report`: runs, or a data set, as one HTML page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,14 @@ from sector.cli._streams import printable
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories. The directory of a grid stands for all its runs."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories, or a folder of `sector generate`. The directory of a grid stands for all its runs.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html")
+        Path | None,
+        typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html or DIR.html"),
     ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,
@@ -28,13 +32,14 @@ def report(
     accuracy, mistakes, and examples of solved problems. Several runs are
     compared; runs that differ in the seed alone form one group, with
     intervals. The page is a single file without scripts, and loads nothing
-    from the network.
+    from the network. The page of a data set shows counts, settings and rows.
 
     Examples:
 
       sector report runs/first
       sector report runs/first runs/seed1 runs/seed2 --out three.html
       sector report runs/votes --out votes.html
+      sector report twelve/
     """
     from sector.engine.report import write_report
 
@@ -42,7 +47,16 @@ def report(
     with output.progress("writing the report"):
         written = write_report(runs, out)
     records = [run.as_json() for run in written.runs]
-    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": records}
+    values: dict[str, Any] = {
+        "page": str(written.page),
+        "pictures": [str(path) for path in written.pictures],
+        "runs": records,
+    }
     lines = [f"{record['run']}: {record['verdict']}" for record in records]
-    lines.append(f"the page is {written.page}, its charts are in {written.beside}")
+    if written.dataset:
+        fates = written.dataset.fates
+        values["dataset"] = written.dataset.as_json()
+        lines = [f"{fates.accepted:,} of {fates.tried:,} candidates accepted", f"the page is {written.page}"]
+    else:
+        lines.append(f"the page is {written.page}, its charts are in {written.beside}")
     output.data(values, lambda: "\n".join(map(printable, lines)))

@@ -41,6 +41,7 @@ FilterName = Literal["none", "paper", "strict", "thorough"]
 Preset = Literal["tiny", "base", "text-tiny", "text-base"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["leaps", "paper"]
+Compression = Literal["none", "snappy", "gzip", "zstd"]
 ENGINES = ("native", "hf", "vllm")
 # Checks of this package (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative
 # check at other places. A filter has at most MAX_CHECKS checks.

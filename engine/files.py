@@ -20,9 +20,12 @@ _MARKS = (
 _SPECIAL = (Path.is_char_device, Path.is_block_device, Path.is_fifo, Path.is_socket)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a path beside `path`, then rename it to `path`. Raise InputError if the system refuses."""
-    aside = _aside(path)
+def write_atomically(path: Path, write: Callable[[Path], object], mark: str = "") -> None:
+    """Call `write` with a path beside `path`, then rename it to `path`. Raise InputError if the system refuses.
+
+    mark: part of the name of the path beside, if several processes may write the same file at a time.
+    """
+    aside = aside_of(path, mark)
     try:
         _make_room(path, aside)
         write(aside)
@@ -71,7 +74,7 @@ def check_writable(path: Path, folder: bool = False) -> None:
         _refuse_special(path)
         # Only an attempt shows whether it works: the name may be too long, the disk full or read-only.
         home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-        aside = _aside(home / path.name)
+        aside = aside_of(home / path.name)
         if not aside.is_char_device():
             aside.unlink(missing_ok=True)
             aside.touch()
@@ -80,9 +83,9 @@ def check_writable(path: Path, folder: bool = False) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path, mark: str = "") -> Path:
     """Return the path of the temporary file beside `path`, which is renamed to `path` once it is complete."""
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}{mark}.partial")
 
 
 def _make_room(path: Path, aside: Path) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sector.engine.policy.solve import Solution
     from sector.engine.report.evaluate import Report
     from sector.engine.run import events
-    from sector.engine.run.steps import Labels
+    from sector.engine.run.labels import Labels
     from sector.engine.samplers.outside import load_engine
     from sector.engine.tasks.check import Check, Solve
     from sector.engine.tasks.declared import Declaration as Task
@@ -81,7 +81,7 @@ _MODULES = {
     "Export": "api.hub",
     "GymReport": "api.gym",
     "InputError": "errors",
-    "Labels": "run.steps",
+    "Labels": "run.labels",
     "NoAgreement": "errors",
     "Problems": "language.operands",
     "Report": "report.evaluate",

@@ -30,7 +30,7 @@ _KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_av
 # pytest each group goes to one, and first, so that what is left fills the gaps.
 _TOGETHER = {
     "vllm": ["test_vllm", "test_text_samplers", "test_text_run", "test_vllm_workers", "test_served"],
-    "runs": ["test_ranks", "test_selfplay", "test_failures", "test_records", "test_workers"],
+    "runs": ["test_ranks", "test_selfplay", "test_failures", "test_records", "test_workers", "test_part_folder"],
 }
 _GROUPS = {file: group for group, files in _TOGETHER.items() for file in files}
 _ORDER = {file: place for place, file in enumerate(_GROUPS)}

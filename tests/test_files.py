@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sector.engine.errors import InputError
-from sector.engine.files import check_writable, decoded, read_text
+from sector.engine.files import check_writable, decoded, read_text, write_atomically
 
 TEXT = "1+2\r\n3+4\n"
 
@@ -50,3 +50,17 @@ def test_looking_whether_a_place_can_be_written_makes_nothing(tmp_path: Path) ->
     with pytest.raises(InputError, match="cannot write"):
         check_writable(tmp_path / "file" / "inside")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_processes_may_write_one_file_at_a_time(tmp_path: Path) -> None:
+    """With a mark of its own, neither takes the file that the other has begun."""
+    path = tmp_path / "f"
+
+    def write(aside: Path) -> None:
+        aside.write_text("hal")
+        write_atomically(path, lambda other: other.write_text("whole"), mark=".b")
+        assert path.read_text() == "whole"
+        aside.write_text("half and half")
+
+    write_atomically(path, write, mark=".a")
+    assert path.read_text() == "half and half" and list(tmp_path.iterdir()) == [path]

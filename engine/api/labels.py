@@ -8,7 +8,10 @@ from typing import Any
 from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import DEFAULTS, check_numbers, chosen_engine, filter_settings
 from sector.engine.config import Filter
-from sector.engine.run.steps import Labels, OnProgress, generate_examples, no_progress
+from sector.engine.errors import InputError
+from sector.engine.run.generate_folder import generate_folder
+from sector.engine.run.labels import Labels
+from sector.engine.run.steps import OnProgress, generate_examples, no_progress
 
 
 def generate(
@@ -25,6 +28,8 @@ def generate(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
     workers: int | None = None,
+    part_rows: int | None = None,
+    compression: str | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Labels:
     """Try random problems with the improved policy; return the answers on which the model agrees with itself.
@@ -34,7 +39,9 @@ def generate(
     model: as in `load`.
     digits: digits per operand.
     count: problems to try.
-    out: parquet file to write, with a preview beside it; None writes no file.
+    out: parquet file to write, with a preview beside it; None writes no file. A name with a slash at its end, or an
+        existing folder, is a folder of parts: a call with the same arguments goes on with it, and memory does not grow
+        with `count`.
     engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
     filter: checks that an answer must pass, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
@@ -43,13 +50,26 @@ def generate(
     seed: seed of the problems.
     settings: settings of the engine vllm, nested as in a config file.
     workers: processes that generate; None for this one.
+    part_rows: candidates of each part of a folder, a multiple of 250; 2,000 by default.
+    compression: compression of the parts of a folder: `none`, `snappy`, `gzip` or `zstd`, the default.
     on_progress: called with the problems tried, their total, and a note.
 
     Raise InputError if an argument is out of range or the model cannot be read.
     """
     check_numbers(seed, hard_share, count=count)
-    return generate_examples(
-        opened(model), None if out is None else Path(out), digits, count, engine=chosen_engine(engine),
-        settings=filter_settings(filter, k, temperature), hard_share=hard_share, seed=seed, on_progress=on_progress,
-        engine_settings=settings, workers=workers,
-    )  # fmt: skip
+    arguments: dict[str, Any] = {
+        "engine": chosen_engine(engine), "settings": filter_settings(filter, k, temperature), "hard_share": hard_share,
+        "seed": seed, "on_progress": on_progress, "engine_settings": settings, "workers": workers,
+    }  # fmt: skip
+    if out is not None and _is_folder(out):
+        return generate_folder(
+            opened(model), Path(out), digits, count, part_rows=part_rows, compression=compression, **arguments
+        )
+    if part_rows is not None or compression is not None:
+        raise InputError("part_rows and compression are for a folder; end the name in --out with a slash")
+    return generate_examples(opened(model), None if out is None else Path(out), digits, count, **arguments)
+
+
+def _is_folder(out: str | os.PathLike[str]) -> bool:
+    """Return whether a name is that of a folder: it ends with a slash, or the folder exists."""
+    return os.fspath(out).endswith(("/", os.sep)) or Path(out).is_dir()

@@ -32,6 +32,11 @@ class Examples(Record):
         """N, the digits of a problem."""
         return int(self.problems.digits)
 
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.problems.task)
+
     def answers_only(self) -> "Examples":
         """Return the same problems and answers without simplifications."""
         return Examples(self.problems, self.answers, self.problems.without_digits(), self.answers[:, -1])

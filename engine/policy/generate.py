@@ -56,11 +56,18 @@ class Assignment:
         """Return the index of the first candidate of each group of `blocks` blocks."""
         return range(0, self.count, BLOCK * blocks)
 
+    def until(self, end: int) -> "Assignment":
+        """Return the same work up to a candidate; the candidates before it stay the same."""
+        return replace(self, count=min(end, self.count))
 
-def generate(sampler: Sampler, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
-    """Yield (candidate indices `[B]`, improved batch) until all candidates have been tried."""
+
+def generate(sampler: Sampler, assignment: Assignment, first: int = 0) -> Iterator[tuple[Tensor, Improved]]:
+    """Yield (candidate indices `[B]`, improved batch) until all candidates have been tried.
+
+    first: first candidate of the block to begin with.
+    """
     blocks = assignment.blocks or _blocks_with_room(sampler, assignment)
-    for start in assignment.starts(blocks):
+    for start in range(first, assignment.count, BLOCK * blocks):
         yield generate_blocks(sampler, start, assignment, blocks)
 
 

@@ -17,12 +17,12 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import safetensors.torch
 import torch
@@ -58,6 +58,8 @@ _LEAST_STORE_BYTES = 1 << 28
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
 _ANSWER_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,11 @@ class Worker:
         """Solve the blocks from a candidate on; see `generate.generate_blocks`."""
         assert self._sampler is not None, "weights are loaded before the first block"
         return generate_blocks(self._sampler, start, assignment, _blocks_of_a_call(assignment))[1]
+
+    def make(self, start: int, assignment: Assignment, make_part: "MakePart[T]") -> T:
+        """Make the part that begins with a candidate, and return the result, which is small."""
+        assert self._sampler is not None, "weights are loaded before the first part"
+        return make_part(self._sampler, assignment, start)
 
 
 def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
@@ -160,23 +167,38 @@ class Workers:
             self._start(len(weights))
         self._weights = (self._ray.put(weights), model.config.to_json_string(), origins())
         self._expected, self.proofs = expected, {}
-        for _ in self._run(deque(), None):
+        for _ in self._run(deque()):
             pass
 
     def generate(self, assignment: Assignment) -> Iterator[tuple[Tensor, Improved]]:
         """Yield the same as `generate.generate`, with the weights last loaded. Raise WorkersDied if too many die."""
         starts, done = deque(assignment.starts(_blocks_of_a_call(assignment))), {}
-        for start, block in self._run(deque(starts), assignment):
+        for start, block in self._run(deque(starts), lambda worker, start: worker.solve.remote(start, assignment)):
             done[start] = block
             while starts and starts[0] in done:
                 start = starts.popleft()
                 block = done.pop(start)
                 yield torch.arange(start, start + len(block.problems)), block
 
-    def _run(self, blocks: deque[int], assignment: Assignment | None) -> Iterator[tuple[int, Improved]]:
-        """Send blocks to free workers, and yield each as it comes back; a worker without the weights loads them first.
+    def make_parts(
+        self, starts: Iterable[int], assignment: Assignment, make_part: "MakePart[T]"
+    ) -> Iterator[tuple[int, T]]:
+        """Yield (first candidate, result) of each part, in the order in which the workers finish.
 
-        blocks: first candidates of the blocks.
+        Raise WorkersDied if too many workers die.
+
+        starts: first candidates of the parts.
+        make_part: function of a module that is installed everywhere. The workers call it.
+        """
+        return self._run(deque(starts), lambda worker, start: worker.make.remote(start, assignment, make_part))
+
+    def _run(
+        self, starts: deque[int], send: Callable[[Any, int], Any] = lambda worker, start: None
+    ) -> Iterator[tuple[int, Any]]:
+        """Send work to free workers, and yield each result as it comes; a worker without the weights loads them first.
+
+        starts: first candidates of the pieces of work.
+        send: function that sends a worker a piece of work, and returns Ray's reference of the result.
         """
         busy: dict[Any, tuple[int, int | None]] = {}
 
@@ -184,9 +206,9 @@ class Workers:
             worker = self._actors[index]
             if index not in self.proofs:
                 busy[worker.load.remote(*self._weights)] = (index, None)
-            elif blocks:
-                start = blocks.popleft()
-                busy[worker.solve.remote(start, assignment)] = (index, start)
+            elif starts:
+                start = starts.popleft()
+                busy[send(worker, start)] = (index, start)
 
         for index in range(self._count):
             send_work(index)
@@ -203,7 +225,7 @@ class Workers:
                 if deaths > MAX_DEATHS:
                     raise WorkersDied(f"{deaths} workers died in one batch; the last: {first_line(error)}") from error
                 if start is not None:
-                    blocks.appendleft(start)
+                    starts.appendleft(start)
                 self._replace(index)
             else:
                 if start is None:
@@ -279,6 +301,8 @@ def _blocks_of_a_call(assignment: Assignment) -> int:
     return assignment.blocks or 1
 
 
+# Arguments: engine, assignment, first candidate of the part.
+MakePart = Callable[[Sampler, Assignment, int], T]
 # `generate.generate` with its engine bound.
 Generate = Callable[[Assignment], Iterator[tuple[Tensor, Improved]]]
 
@@ -324,10 +348,30 @@ def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Gen
     """
     if workers is None:
         return partial(generate, sampler)
+    _load(workers, model, sampler)
+    return workers.generate
+
+
+def make_parts(
+    workers: Workers | None,
+    model: Model,
+    sampler: Sampler,
+    starts: Iterable[int],
+    assignment: Assignment,
+    make_part: MakePart[T],
+) -> Iterator[tuple[int, T]]:
+    """Yield (first candidate, result) of each part: as `Workers.make_parts`, or made in this process, in order."""
+    if workers is None:
+        return ((start, make_part(sampler, assignment, start)) for start in starts)
+    _load(workers, model, sampler)
+    return workers.make_parts(starts, assignment, make_part)
+
+
+def _load(workers: Workers, model: Model, sampler: Sampler) -> None:
+    """Send the workers a model. Raise InputError for a model of text."""
     if isinstance(model, TextModel):
         raise InputError("--workers takes sector's own models only; leave it out for a model of text")
     workers.load(model, sampler)
-    return workers.generate
 
 
 def _import_ray() -> Any:

@@ -12,6 +12,7 @@ from sector import __version__
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
+from sector.engine.report.dataset_facts import DatasetFacts, is_dataset, read_dataset
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
 from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.shares import hundredths, percent
@@ -28,22 +29,27 @@ class Report:
     beside: the folder of its pictures.
     pictures: PNG files in that folder.
     runs: facts of the runs.
+    dataset: facts of the data set, if the report is on one.
     """
 
     page: Path
     beside: Path
     pictures: list[Path]
     runs: list[RunFacts]
+    dataset: DatasetFacts | None = None
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Report:
-    """Write a page about runs, and its pictures beside it.
+    """Write a page about runs, and its pictures beside it; or a page about one data set, without pictures.
 
     Raise InputError for a path that is no run, a damaged file in one, or a page that cannot be written.
 
-    paths: run directories; a grid's directory stands for all its runs.
-    out: the page, by default `report.html` in the only path; the folder of the pictures has its name.
+    paths: run directories; a grid's directory stands for all its runs. Or the folder of a data set.
+    out: the page, by default `report.html` in the only path, or beside a data set; the folder of the pictures has its
+        name.
     """
+    if any(map(is_dataset, paths)):
+        return _write_dataset_report(paths, out)
     page = out or _default_page(paths)
     roots = run_roots(paths)
     check_writable(page)
@@ -63,6 +69,20 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     return Report(page, beside, pictures, runs)
 
 
+def _write_dataset_report(paths: Sequence[Path], out: Path | None) -> Report:
+    """Write a page about a data set. Raise InputError if there are several paths, or if it is incomplete or damaged."""
+    if len(paths) > 1:
+        raise InputError("a data set has a page of its own; name its folder alone")
+    # Beside the folder, since libraries would take the page for one of its parts.
+    root = paths[0].absolute()
+    page = out or root.with_name(f"{root.name}.html")
+    check_writable(page)
+    data = read_dataset(paths[0])
+    template = _environment().get_template("dataset.html.jinja")
+    write_text(page, template.render(title=root.name, data=data, version=__version__))
+    return Report(page, page.parent, [], [], data)
+
+
 def _default_page(paths: Sequence[Path]) -> Path:
     if len(paths) > 1:
         raise InputError("several runs make one page; name it with --out")
@@ -72,6 +92,22 @@ def _default_page(paths: Sequence[Path]) -> Path:
 def _render(
     runs: list[RunFacts], cells: dict[str, list[RunFacts]], comparison: list[Chart], charts: list[list[Chart]]
 ) -> str:
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
+            runs=list(zip(runs, charts, strict=True)),
+            cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
+            comparison=comparison,
+            correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
+            version=__version__,
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Return the environment of the templates."""
     environment = Environment(
         loader=PackageLoader("sector.engine.report", package_path="."),
         autoescape=True,
@@ -81,14 +117,8 @@ def _render(
     )
     environment.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
     environment.filters |= {"interval": _interval, "share_interval": _share_interval}
-    return environment.get_template("page.html.jinja").render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
-        runs=list(zip(runs, charts, strict=True)),
-        cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
-        comparison=comparison,
-        correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
-        version=__version__,
-    )
+    environment.filters["thousands"] = "{:,}".format
+    return environment
 
 
 def _percent(share: float | None, places: int = 1) -> str:

@@ -21,24 +21,21 @@ Each file is written once, as a whole, in this order. A phase is done when its f
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sector.engine import config as configuration
 from sector.engine.config import RunConfig
-from sector.engine.errors import InputError, made_again
+from sector.engine.errors import made_again
 from sector.engine.files import point_link, write_atomically, write_text
+from sector.engine.run.locks import locked
 from sector.engine.run.made_with import SETTINGS, check_settings, keep_settings
 from sector.engine.run.phase import Phase
 from sector.engine.run.records import (
@@ -62,8 +59,6 @@ if TYPE_CHECKING:
     from sector.engine.training.distill import TrainState
 
 CONFIG = "config.toml"
-LOCK = ".lock"
-HOLDER = ".holder.json"
 
 
 class RunDir:
@@ -90,29 +85,8 @@ class RunDir:
 
         Raises InputError if another process holds the lock, naming it, or if the directory cannot be written.
         """
-        lock, holder = FileLock(self.root / LOCK), self.root / HOLDER
-        created = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"{self.root} is in use by another run{_who(holder)}; wait for it or choose another --out"
-            ) from error
-        except OSError as error:
-            raise InputError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        try:
-            since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+        with locked(self.root, "run"):
             yield
-        finally:
-            holder.unlink(missing_ok=True)
-            if [path.name for path in self.root.iterdir()] == [LOCK]:
-                (self.root / LOCK).unlink()
-            lock.release()
-            with suppress(OSError):
-                for path in created:
-                    path.rmdir()
 
     @property
     def begun(self) -> bool:
@@ -271,12 +245,3 @@ def read_snapshot(path: Path) -> SnapshotRecord:
             return SnapshotRecord.model_validate_strings(file.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:
         raise Damaged(f"{path} is not a snapshot of a training ({' '.join(str(error).split())}); remove it") from error
-
-
-def _who(holder: Path) -> str:
-    """Describe the process that holds a run; empty if it is not known."""
-    try:
-        process = json.loads(holder.read_text(encoding="utf-8"))
-        return f" (process {process['pid']} on {process['host']} since {process['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

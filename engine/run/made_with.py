@@ -7,7 +7,7 @@ A run whose settings differ from its record is refused.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ def keep_settings(root: Path, config: RunConfig) -> None:
     """Record the settings of a run."""
     settings = dict(_shaping(config))
     record = MadeWith(
-        sha256="", settings=settings, task_sha256=_task_sha256(config.task), code_sha256=dict(_code_sha256(config))
+        sha256="",
+        settings=settings,
+        task_sha256=task_sha256(config.task),
+        code_sha256=code_sha256(config.engine, config.filter.checks),
     )
     record = record.model_copy(update={"sha256": record.true_sha256})
     text = record.model_dump_json(indent=2, include={"sha256", "settings", *record.digests})
@@ -83,27 +86,26 @@ def check_settings(root: Path, config: RunConfig, source: Path) -> None:
                 f"{source} says {key} = {value!r}, but this run was made with {key} = {record.settings[key]!r}; "
                 "put it back, or start another run"
             )
-    if record.task_sha256 != _task_sha256(config.task):
+    if record.task_sha256 != task_sha256(config.task):
         raise InputError(
             f"{root} was made with other code of the task {config.task}; put that file back, or start another run"
         )
-    for code, sha256 in _code_sha256(config):
+    for code, sha256 in code_sha256(config.engine, config.filter.checks).items():
         if sha256 != (record.code_sha256 or {}).get(code):
             raise InputError(f"{root} was made with other code of the {code}; put that file back, or start another run")
 
 
-def _task_sha256(name: str) -> str | None:
+def task_sha256(name: str) -> str | None:
     """Return the digest of the file of a task; None for a task of this package."""
     origin = TASK_DOOR.origin_of(name)
     return origin.sha256 if origin else None
 
 
-def _code_sha256(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield kind and name of the engine and of each check from outside that is loaded, and the digest of its file."""
-    doors = [(ENGINE_DOOR, config.engine), *((CHECK_DOOR, name) for name in config.filter.checks)]
-    for door, name in doors:
-        if origin := door.origin_of(name):
-            yield f"{door.kind} {name}", origin.sha256
+def code_sha256(engine: str, checks: Sequence[str]) -> dict[str, str]:
+    """Return the digests of the files of an engine and checks from outside, if they are loaded, by kind and name."""
+    doors = [(ENGINE_DOOR, engine), *((CHECK_DOOR, name) for name in checks)]
+    origins = {f"{door.kind} {name}": door.origin_of(name) for door, name in doors}
+    return {name: origin.sha256 for name, origin in origins.items() if origin}
 
 
 def _read(path: Path) -> MadeWith:

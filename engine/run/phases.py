@@ -43,7 +43,7 @@ from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
 from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained_model
 from sector.engine.run.plots import has_plots, plot_run
-from sector.engine.run.records import GenerationRecord, TrainingRecord
+from sector.engine.run.records import Fates, TrainingRecord
 from sector.engine.run.stopping import Stopping
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -156,7 +156,7 @@ class Phases:
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
-        phase.write(GenerationRecord.of(improved, seconds, config.engine, sampler.weights_sha256))
+        phase.write(Fates.of(improved).generation(seconds, config.engine, sampler.weights_sha256))
         provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
         self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
 

@@ -5,7 +5,8 @@ not write have defaults. Unknown keys are of a later release, and are refused.
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -62,12 +63,10 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
 
-class GenerationRecord(Record):
-    """Counts and cost of the generation of a round (`rounds/07/generation.json`)."""
+class Fates(Record):
+    """Counts of candidates that the improved policy tried."""
 
-    name: ClassVar[str] = "generation"
-
-    tried: Annotated[Count, Field(ge=1)]
+    tried: Count
     """Candidates that the improved policy tried."""
     accepted: Count
     """Candidates that passed the filter."""
@@ -75,27 +74,36 @@ class GenerationRecord(Record):
     """Accepted candidates that were solved to the end."""
     rejected: dict[Reason, Count]
     """Candidates that failed, by the check that failed first."""
-    agreement: Share
-    """Share of candidates that passed all checks at once."""
     tokens: Count
     """Tokens generated."""
-    seconds: Seconds
-    """Seconds of generation."""
-    engine: str
-    """Name of the engine."""
-    weights_sha256: Sha256
-    """Digest of the weights that generated; empty if the engine has no digest."""
 
     @classmethod
-    def of(cls, improved: "Improved", seconds: float, engine: str, weights_sha256: str) -> Self:
-        """Return the record of the candidates that an engine has tried."""
-        return cls(
+    def of(cls, improved: "Improved") -> "Fates":
+        """Return the counts of an improved batch."""
+        return Fates(
             tried=len(improved.problems),
             accepted=int(improved.accepted.sum()),
             thought_through=improved.num_thought_through,
             rejected=improved.rejected(),
-            agreement=improved.agreement,
             tokens=improved.tokens,
+        )
+
+    @classmethod
+    def sum(cls, parts: Iterable["Fates"]) -> "Fates":
+        """Return the counts of several batches together."""
+        numbers, rejected = Counter[str](), Counter[str]()
+        for part in parts:
+            numbers.update(tried=part.tried, accepted=part.accepted)
+            numbers.update(thought_through=part.thought_through, tokens=part.tokens)
+            rejected.update(part.rejected)
+        names = ("tried", "accepted", "thought_through", "tokens")
+        return Fates(rejected=dict(rejected), **{name: numbers[name] for name in names})
+
+    def generation(self, seconds: float, engine: str, weights_sha256: str) -> "GenerationRecord":
+        """Return the record of the generation that tried these candidates."""
+        return GenerationRecord(
+            **self.model_dump(include=set(Fates.model_fields)),
+            agreement=(self.accepted - self.thought_through) / self.tried,
             seconds=seconds,
             engine=engine,
             weights_sha256=weights_sha256,
@@ -105,6 +113,23 @@ class GenerationRecord(Record):
     def _check(self) -> Self:
         _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
         return self
+
+
+class GenerationRecord(Fates):
+    """Counts and cost of the generation of a round (`rounds/07/generation.json`)."""
+
+    name: ClassVar[str] = "generation"
+
+    tried: Annotated[Count, Field(ge=1)]
+    """Candidates that the improved policy tried."""
+    agreement: Share
+    """Share of candidates that passed all checks at once."""
+    seconds: Seconds
+    """Seconds of generation."""
+    engine: str
+    """Name of the engine."""
+    weights_sha256: Sha256
+    """Digest of the weights that generated; empty if the engine has no digest."""
 
 
 class TrainingRecord(Record):

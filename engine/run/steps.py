@@ -16,7 +16,6 @@ from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout
-from sector.engine.language.rows import cat
 from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import (
@@ -32,8 +31,10 @@ from sector.engine.models.sector import best_device
 from sector.engine.policy.generate import Assignment
 from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
+from sector.engine.run.labels import Labels
+from sector.engine.run.part_folder import part_files
 from sector.engine.run.plan import trained_model
-from sector.engine.run.records import GenerationRecord
+from sector.engine.run.records import Fates
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
@@ -42,6 +43,7 @@ from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
 from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
 from sector.engine.training.distill import DrawExamples, start_training, train_cycle, tune_allocator
+from sector.engine.training.stream import Stream, read_parts
 from sector.engine.training.torchrun import leads
 
 # Arguments: the amount done, the total, a note.
@@ -75,41 +77,6 @@ def check_digits(digits: int) -> None:
         raise InputError(f"there are no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Examples that the filter accepted, and how many problems were tried.
-
-    table: the examples; the columns are those of `dataset.SCHEMA`.
-    digits: digits of the problems.
-    counts: candidates by fate, tokens, seconds, engine and weights.
-    file: file of the examples; None if none was written.
-    """
-
-    table: pa.Table
-    digits: int
-    counts: GenerationRecord
-    file: Path | None
-
-    def to_dataset(self) -> Any:
-        """Return the examples as a Dataset of the library `datasets`. Raise InputError if it is not installed."""
-        try:
-            from datasets import Dataset
-        except ImportError as error:
-            raise InputError("a Dataset needs the package datasets: pip install datasets") from error
-        return Dataset(self.table)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return counts, tokens and speeds as the object that `sector generate --json` prints."""
-        counts = self.counts
-        return {
-            "digits": self.digits,
-            **counts.as_json(),
-            "tokens_per_s": counts.tokens / counts.seconds,
-            "accepted_per_s": counts.accepted / counts.seconds,
-            "file": None if self.file is None else str(self.file),
-        }
-
-
 def generate_examples(
     model: Path | TrainedModel,
     out: Path | None,
@@ -138,25 +105,23 @@ def generate_examples(
     if out is not None:
         check_writable(out)
     trained = open_trained(model)
-    weights = trained.model
-    sampler = make_sampler(engine, weights, vllm_settings(trained.source, engine_settings))
+    weights, vllm = trained.model, vllm_settings(trained.source, engine_settings)
+    sampler = make_sampler(engine, weights, vllm)
     task, layout = task_and_layout(weights)
     provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
-    parts, tables = [], []
-    tried = accepted = 0
-    with start_workers(workers, engine) as crew:
+    fates, tables = Fates.sum([]), []
+    with start_workers(workers, engine, vllm) as crew:
         solve = with_weights(crew, weights, sampler)
         start = time.perf_counter()
         for rows, block in solve(Assignment(task, layout, digits, count, settings, seed, hard_share)):
-            parts.append(block)
             tables.append(improved_table(block, rows, layout, provenance))
-            tried, accepted = tried + len(rows), accepted + tables[-1].num_rows
-            on_progress(tried, count, f"{accepted} accepted")
+            fates = Fates.sum([fates, Fates.of(block)])
+            on_progress(fates.tried, count, f"{fates.accepted} accepted")
         seconds = time.perf_counter() - start
     table = pa.concat_tables(tables)
     if out is not None:
         write_examples(out, table)
-    return Labels(table, digits, GenerationRecord.of(cat(parts), seconds, engine, sampler.weights_sha256), out)
+    return Labels(table, digits, fates.generation(seconds, engine, sampler.weights_sha256), out)
 
 
 def distill_files(
@@ -168,20 +133,22 @@ def distill_files(
     steps: int | None,
     seed: int,
     on_progress: OnProgress,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Train one round on files, write the checkpoint, and return counts, tokens and seconds.
 
     Under torchrun the ranks share the training, and the first one writes.
 
     model: checkpoint, or a run directory, whose settings apply and whose rounds are replayed too.
-    data: files of examples. The longest length in them is new, and shorter ones are replayed.
-    replay: files of further examples to replay.
+    data: files of examples, or folders of parts. The longest length in them is new, and shorter ones are replayed.
+    replay: files and folders of further examples to replay.
     out: new directory of the checkpoint.
     steps: training steps; None for the most that a round of the loop may train.
+    window: most rows of a folder in memory, as in `stream.read_parts`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists; choose another --out")
-    training = open_training(model, data, replay, seed)
+    training = open_training(model, data, replay, seed, window)
     check_writable(out / WEIGHTS)
     check_writable(out, folder=True)
     steps = steps or training.max_steps
@@ -232,15 +199,19 @@ class Training:
     num_replayed: int
 
 
-def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int) -> Training:
+def open_training(
+    model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int, window: int | None = None
+) -> Training:
     """Read weights, examples and settings. Raise InputError naming the first bad file."""
     config = _run_config(model)
     weights, settings = trained_model(RunDir(model), config, resolve_checkpoint(model)), config.round
     task = task_and_layout(weights)[0].name
-    sets = _read_all(data, task)
+    sets = _read_all(data, task, window)
     digits = max(examples.digits for examples in sets)
-    new = [Examples.cat(examples for examples in sets if examples.digits == digits)]
-    old = [examples for examples in sets if examples.digits < digits] + _read_all([*replay, *_rounds(model)], task)
+    new = _joined([examples for examples in sets if examples.digits == digits])
+    old = [examples for examples in sets if examples.digits < digits] + _read_all(
+        [*replay, *_rounds(model)], task, window
+    )
     trainer = settings.trainer
     tune_allocator()
     return Training(
@@ -257,22 +228,33 @@ def open_training(model: Path, data: Sequence[Path], replay: Sequence[Path], see
         stream_seed(seed, "train", digits),
         settings.cycle_steps * settings.max_cycles,
         digits,
-        len(new[0]),
+        sum(map(len, new)),
         sum(map(len, old)),
     )
 
 
-def _read_all(paths: Sequence[Path], task: str) -> list[Examples]:
-    """Read files of examples as one set per file and length. Raise InputError if one is empty or of another task."""
-    sets: list[Examples] = []
+def _read_all(paths: Sequence[Path], task: str, window: int | None) -> list[Examples | Stream]:
+    """Read files and folders of examples as one set each and length.
+
+    Raise InputError if one is empty or of another task.
+    """
+    sets: list[Examples | Stream] = []
     for path in paths:
-        by_length = read_examples(path)
-        if not by_length:
+        of_path = read_parts(part_files(path), window) if path.is_dir() else read_examples(path).values()
+        if not of_path:
             raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
-        if (learned := next(iter(by_length.values())).problems.task) != task:
+        if (learned := next(iter(of_path)).task) != task:
             raise InputError(f"{path} holds examples of {learned}, but the model has learned {task}; choose one task")
-        sets += by_length.values()
+        sets += of_path
     return sets
+
+
+def _joined(sets: Sequence[Examples | Stream]) -> list[Examples | Stream]:
+    """Return sets of one length, those in memory as one."""
+    held = [examples for examples in sets if isinstance(examples, Examples)]
+    joined: list[Examples | Stream] = [Examples.cat(held)] if held else []
+    joined.extend(stream for stream in sets if isinstance(stream, Stream))
+    return joined
 
 
 def _rounds(model: Path) -> list[Path]:

@@ -33,6 +33,11 @@ def read_columns(
     return _task(path, table, schema), columns
 
 
+def read_table(path: Path) -> pa.Table:
+    """Read all columns as they are, without metadata. Raise InputError if the file cannot be read."""
+    return _read(path).replace_schema_metadata(None)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read all rows as they are. Raise InputError if the file cannot be read."""
     return _read(path).to_pylist()

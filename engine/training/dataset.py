@@ -210,11 +210,16 @@ def read_examples(path: Path) -> dict[Any, Examples]:
 
     Raise InputError if the file is not readable or a row does not fit its own length.
     """
-    task, columns = read_columns(path, SCHEMA, _LEARNED)
-    sets = {size: examples for size, examples, _ in _sets(path, task, [*columns, [None] * len(columns[0])])}
+    sets = read_sets(path)
     # Sizes are in order, so the last one of a length is the largest; its key is the length.
     largest = {size[0]: size for size in sets}
     return {size[0] if largest[size[0]] == size else size[1]: examples for size, examples in sets.items()}
+
+
+def read_sets(path: Path) -> dict[tuple[int, Any], Examples]:
+    """Read the examples of a file by length and size, in order. Raise InputError as `read_examples`."""
+    task, columns = read_columns(path, SCHEMA, _LEARNED)
+    return {size: examples for size, examples, _ in _sets(path, task, [*columns, [None] * len(columns[0])])}
 
 
 def read_missed(path: Path) -> list[tuple[Examples, Tensor]]:

@@ -1,0 +1,126 @@
+"""`sector generate --out DIR/`: a data set as a folder of parts, which goes on where it was interrupted."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from sector.engine.config import Compression, Filter
+from sector.engine.errors import InputError
+from sector.engine.files import check_writable
+from sector.engine.models.checkpoint import TrainedModel, open_trained, task_and_layout
+from sector.engine.policy.generate import BLOCK, Assignment
+from sector.engine.policy.workers import make_parts, start_workers
+from sector.engine.run.labels import Labels, ThisCall
+from sector.engine.run.locks import locked
+from sector.engine.run.made_with import code_sha256, task_sha256
+from sector.engine.run.part_folder import PartFolder
+from sector.engine.run.parts import DatasetSettings, PartMaker, PartRecord
+from sector.engine.run.records import Fates
+from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
+from sector.engine.samplers import make_sampler
+
+PART_ROWS = 2000
+COMPRESSION: Compression = "zstd"
+
+
+def generate_folder(
+    model: Path | TrainedModel,
+    out: Path,
+    digits: int,
+    count: int,
+    *,
+    engine: str,
+    settings: Filter,
+    hard_share: float,
+    seed: int,
+    on_progress: OnProgress,
+    engine_settings: dict[str, Any] | None = None,
+    workers: int | None = None,
+    part_rows: int | None = None,
+    compression: str | None = None,
+) -> Labels:
+    """Make the missing parts of a data set, and return the counts of the whole and of this call.
+
+    Memory does not grow with `count`: a part is in memory only while it is made.
+
+    out: folder, which need not exist.
+    part_rows: candidates of a part, whole blocks; None for PART_ROWS.
+    compression: compression of the parquet files; None for COMPRESSION.
+    Other arguments: as in `steps.generate_examples`.
+    """
+    check_digits(digits)
+    part_rows, compression = _check_form(PART_ROWS if part_rows is None else part_rows, compression or COMPRESSION)
+    check_writable(out, folder=True)
+    trained = open_trained(model)
+    vllm = vllm_settings(trained.source, engine_settings)
+    sampler = make_sampler(engine, trained.model, vllm)
+    task, layout = task_and_layout(trained.model)
+    described = DatasetSettings(
+        task=task.name,
+        task_sha256=task_sha256(task.name),
+        code_sha256=code_sha256(engine, settings.checks),
+        digits=digits,
+        count=count,
+        seed=seed,
+        engine=engine,
+        dtype=vllm.dtype if engine == "vllm" else None,
+        weights_sha256=sampler.weights_sha256,
+        hard_share=hard_share,
+        filter=settings.model_dump(mode="json"),
+        part_rows=part_rows,
+        compression=compression,
+    )
+    assignment = Assignment(task, layout, digits, count, settings, seed, hard_share)
+    with locked(out, "`sector generate`"):
+        folder = PartFolder(out, described)
+        folder.open()
+        missing, start = folder.missing(), time.perf_counter()
+        if missing:
+            folder.begin()
+            maker = PartMaker(out.absolute(), described)
+            with start_workers(workers, engine, vllm) as crew:
+                parts = make_parts(crew, trained.model, sampler, missing, assignment, maker)
+                _collect(folder, parts, on_progress)
+        seconds = time.perf_counter() - start
+        folder.finish()
+    return _labels(folder, missing, seconds)
+
+
+def _collect(folder: PartFolder, parts: Iterable[tuple[int, PartRecord]], on_progress: OnProgress) -> None:
+    """Add parts to the folder as they are made. Raise InputError if a worker writes where the driver does not look."""
+    whole = Fates.sum(folder.parts.values())
+    for start, record in parts:
+        if not (folder.root / record.file).exists():
+            raise InputError(f"a worker wrote {record.file} elsewhere; name a folder in --out that all workers share")
+        folder.parts[start] = record
+        whole = Fates.sum([whole, record])
+        on_progress(whole.tried, folder.settings.count, f"{whole.accepted} accepted")
+
+
+def _labels(folder: PartFolder, missing: list[int], seconds: float) -> Labels:
+    """Return the result of a call that made the missing parts."""
+    whole = Fates.sum(folder.parts.values())
+    made = Fates.sum(folder.parts[start] for start in missing)
+    call = ThisCall(
+        parts=len(missing), tried=made.tried, accepted=made.accepted, tokens=made.tokens, mended=folder.mended
+    )
+    return Labels(
+        None,
+        folder.settings.digits,
+        whole.generation(seconds, folder.settings.engine, folder.settings.weights_sha256),
+        folder.root,
+        len(folder.parts),
+        call,
+    )
+
+
+def _check_form(part_rows: int, compression: str) -> tuple[int, str]:
+    """Return the form of the parts. Raise InputError unless a part is whole blocks and the compression is known."""
+    if part_rows < 1 or part_rows % BLOCK:
+        raise InputError(
+            f"part_rows is {part_rows}, but problems are drawn in blocks of {BLOCK}; choose a multiple of {BLOCK}"
+        )
+    if compression not in (names := get_args(Compression)):
+        raise InputError(f"unknown compression {compression!r}; choose one of {', '.join(names)}")
+    return part_rows, compression

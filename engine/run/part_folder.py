@@ -1,0 +1,160 @@
+"""Data set as a folder: parquet files of the parts, and a manifest that lists them.
+
+    part-00000.parquet ...  examples of a fixed range of candidates each (`parts.py`)
+    manifest.json           settings, and range, counts, rows and sha256 of every part
+
+The manifest is written before the first part, as incomplete, and again when no part is missing. It names no time and no
+host, so the folder has the same bytes after any interruption, and for any number of workers.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar
+
+from sector.engine.errors import InputError
+from sector.engine.files import aside_of
+from sector.engine.run.made_with import digest
+from sector.engine.run.parts import DatasetSettings, PartRecord, read_part, write_file
+from sector.engine.run.records import Damaged, Record, Sha256, dump_file, read_record
+
+MANIFEST = "manifest.json"
+_GO_ON = "the `sector generate` that wrote it makes it again"
+
+
+class Manifest(Record):
+    """List of the parts of a data set (`manifest.json`)."""
+
+    name: ClassVar[str] = "manifest"
+
+    sha256: Sha256
+    """Digest of the other keys, which reveals damage."""
+    complete: bool
+    """Whether all parts are there. An incomplete manifest lists none."""
+    settings: DatasetSettings
+    """Settings that the parts were made with."""
+    parts: list[PartRecord]
+    """The parts, in order."""
+
+    @classmethod
+    def of(cls, settings: DatasetSettings, parts: list[PartRecord]) -> "Manifest":
+        """Return the manifest of a whole data set, or of an incomplete one without parts."""
+        manifest = cls(sha256="", complete=bool(parts), settings=settings, parts=parts)
+        return manifest.model_copy(update={"sha256": manifest.true_sha256})
+
+    @property
+    def true_sha256(self) -> str:
+        """Digest of the other keys as they are."""
+        return digest(self.model_dump(mode="json", exclude={"sha256"}))
+
+
+class PartFolder:
+    """Folder of a data set that is to be made or finished; lock it before (`locks.locked`).
+
+    root: path of the folder.
+    settings: settings of the data set.
+    parts: records of the parts that are there and whole, by first candidate.
+    mended: names of files that were damaged, and are made again.
+    """
+
+    def __init__(self, root: Path, settings: DatasetSettings) -> None:
+        self.root, self.settings = root, settings
+        self.parts: dict[int, PartRecord] = {}
+        self.mended: list[str] = []
+
+    def open(self) -> None:
+        """Find the parts that are whole. Raise InputError if the folder holds something else than this data set."""
+        listed = self._listed()
+        for start in self.settings.starts:
+            path, record = self.root / self.settings.file_of(start), listed.get(start)
+            if record is None or _sha256(path) != record.sha256:
+                record = self._read(path)
+            if record is not None and record.first == start:
+                self.parts[start] = record
+            elif path.exists():
+                self.mended.append(path.name)
+
+    def missing(self) -> list[int]:
+        """List the first candidates of the parts that are missing or damaged."""
+        return [start for start in self.settings.starts if start not in self.parts]
+
+    def begin(self) -> None:
+        """Write an incomplete manifest, so that the folder shows what it is from the first part on."""
+        self._write([])
+
+    def finish(self) -> None:
+        """Write the manifest of the whole data set, and remove what killed processes left aside."""
+        self._write([self.parts[start] for start in self.settings.starts])
+        for left in self.root.glob(aside_of(self.root / "part-*.parquet", ".*").name):
+            left.unlink(missing_ok=True)
+
+    def _write(self, parts: list[PartRecord]) -> None:
+        """Write the manifest, unless the file says the same already."""
+        path, content = self.root / MANIFEST, dump_file(Manifest.of(self.settings, parts)).encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_file(path, content)
+
+    def _listed(self) -> dict[int, PartRecord]:
+        """Return the parts that the manifest lists, by first candidate.
+
+        Raise InputError if the folder is of another data set, or of none.
+        """
+        try:
+            manifest = read_manifest(self.root)
+        except Damaged:
+            self.mended.append(MANIFEST)
+            manifest = None
+        if manifest is None:
+            self._check_files()
+            return {}
+        self.settings.check_same(self.root / MANIFEST, manifest.settings)
+        return {record.first: record for record in manifest.parts}
+
+    def _check_files(self) -> None:
+        """Raise InputError if a folder without a whole manifest holds files, but no part of this data set."""
+        files = [path for path in sorted(self.root.iterdir()) if not path.name.startswith(".")]
+        parts = [path for path in files if self._read(path)]
+        if files and not parts:
+            raise InputError(
+                f"cannot write {self.root}: it is a directory that holds other files ({files[0].name}); name a new or "
+                "empty folder, or a file"
+            )
+
+    def _read(self, path: Path) -> PartRecord | None:
+        """Return the record of a part; None if it is missing or damaged. Raise InputError for another data set's."""
+        if found := read_part(path):
+            self.settings.check_same(path, found[0])
+        return found[1] if found else None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a folder; None without one. Raise Damaged if it was changed or is not whole."""
+    path = folder / MANIFEST
+    manifest = read_record(path, Manifest, _GO_ON)
+    if manifest is not None and manifest.sha256 != manifest.true_sha256:
+        raise Damaged(f"{path} was changed; {_GO_ON}")
+    return manifest
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Return the parquet files of a data set in order.
+
+    Raise InputError if the folder is none, if it is not complete, or if a file is not as the manifest lists it.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} has no {MANIFEST}; name a parquet file, or a folder of `sector generate`")
+    if not manifest.complete:
+        raise InputError(f"{folder} is not complete; the `sector generate` that began it goes on with it")
+    for record in manifest.parts:
+        if _sha256(folder / record.file) != record.sha256:
+            raise InputError(f"{folder / record.file} is damaged or missing; {_GO_ON}")
+    return [folder / record.file for record in manifest.parts]
+
+
+def _sha256(path: Path) -> str:
+    """Return the digest of a file; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
