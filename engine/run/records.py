@@ -6,12 +6,13 @@ not write have defaults. Unknown keys are of a later release, and are refused.
 
 import json
 from collections.abc import Iterator
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from sector.engine.config import MAX_DIGITS
+from sector.engine.config import MAX_DIGITS, MAX_K
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def _check_mistake(name: str) -> str:
 
 Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Of at most MAX_K guesses.
+Entropy = Annotated[float, Field(ge=0.0, le=log2(MAX_K))]
 # Within the range of int64.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)]
@@ -73,10 +76,14 @@ class GenerationRecord(Record):
     """Candidates that passed the filter."""
     thought_through: Count = 0
     """Accepted candidates that were solved to the end."""
+    leaked: Count = 0
+    """Accepted candidates that vote and checks had rejected."""
     rejected: dict[Reason, Count]
     """Candidates that failed, by the check that failed first."""
     agreement: Share
     """Share of candidates that passed all checks at once."""
+    vote_entropy: Entropy | None = None
+    """Mean entropy of a candidate's guesses, in bits; None in runs of early releases."""
     tokens: Count
     """Tokens generated."""
     seconds: Seconds
@@ -93,8 +100,10 @@ class GenerationRecord(Record):
             tried=len(improved.problems),
             accepted=int(improved.accepted.sum()),
             thought_through=improved.num_thought_through,
+            leaked=improved.num_leaked,
             rejected=improved.rejected(),
             agreement=improved.agreement,
+            vote_entropy=improved.vote_entropy,
             tokens=improved.tokens,
             seconds=seconds,
             engine=engine,
@@ -103,7 +112,7 @@ class GenerationRecord(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
+        _check_fates(self)
         return self
 
 
@@ -178,6 +187,8 @@ class RoundMetrics(Record):
     """Candidates accepted; 0 in the supervised phase."""
     thought_through: Count = 0
     """Accepted candidates that were solved to the end."""
+    leaked: Count = 0
+    """Accepted candidates that vote and checks had rejected."""
     rejected: dict[Reason, Count]
     """Candidates rejected, by the check that failed first."""
     label_error: Share | None
@@ -188,6 +199,8 @@ class RoundMetrics(Record):
     """Accepted examples by the mistake in their answer."""
     agreement: Share | None
     """Share of candidates that passed all checks at once; None in the supervised phase."""
+    vote_entropy: Entropy | None = None
+    """Mean entropy of a candidate's guesses, in bits; None in the supervised phase, and in runs of early releases."""
     next_agreement: Share
     """Agreement one digit further, after the training."""
     trained_agreement: Share | None = None
@@ -253,7 +266,7 @@ class RoundMetrics(Record):
     def _check(self) -> Self:
         if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
             raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
+        _check_fates(self)
         if self.is_round != bool(self.tried):
             raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
@@ -378,16 +391,16 @@ def dump_file(record: Record) -> str:
     return json.dumps(record.as_json(), indent=2) + "\n"
 
 
-def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:
+def _check_fates(record: "GenerationRecord | RoundMetrics") -> None:
     """Raise ValueError if the counts of candidates do not add up."""
+    tried, accepted, num_rejected = record.tried, record.accepted, sum(record.rejected.values())
     if accepted > tried:
         raise ValueError(f"accepted is {accepted}, more than tried ({tried})")
-    if thought_through > accepted:
-        raise ValueError(f"thought_through is {thought_through}, more than accepted ({accepted})")
-    if accepted + sum(rejected.values()) != tried:
-        raise ValueError(
-            f"accepted ({accepted}) and rejected ({sum(rejected.values())}) do not add up to tried ({tried})"
-        )
+    for name in ("thought_through", "leaked"):
+        if (count := getattr(record, name)) > accepted:
+            raise ValueError(f"{name} is {count}, more than accepted ({accepted})")
+    if accepted + num_rejected != tried:
+        raise ValueError(f"accepted ({accepted}) and rejected ({num_rejected}) do not add up to tried ({tried})")
 
 
 def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | None:
