@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sector.engine.files import write_atomically
 from sector.engine.report.facts import RunFacts, gate_answer, round_seconds
-from sector.engine.report.outcomes import Mean, label_errors_of, mean_of
+from sector.engine.report.outcomes import Mean, mean_of, means_by_round
 from sector.engine.run.plots import (
     COLORS,
     DPI,
@@ -273,7 +273,7 @@ def _compare_labels(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     scale_errors(axes)
     lengths: set[int] = set()
     for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
-        errors = label_errors_of([run.outcome for run in runs])
+        errors = means_by_round([run.outcome for run in runs], "label_errors")
         _band(axes, list(errors), list(errors.values()), color, name)
         lengths |= set(errors)
     scale_lengths(axes, min(lengths, default=1), max(lengths, default=2))
