@@ -27,8 +27,9 @@ def report(
     and round, label error and acceptance, time, how well agreement predicts
     accuracy, mistakes, and examples of solved problems. Several runs are
     compared; runs that differ in the seed alone form one group, with
-    intervals. The page is a single file without scripts, and loads nothing
-    from the network.
+    intervals. Then rise and fall of each group are shown, rounds survived by
+    the leak of the gate, and which figure foretells a collapse. The page is
+    a single file without scripts, and loads nothing from the network.
 
     Examples:
 
@@ -42,7 +43,9 @@ def report(
     with output.progress("writing the report"):
         written = write_report(runs, out)
     records = [run.as_json() for run in written.runs]
-    values = {"page": str(written.page), "pictures": [str(path) for path in written.pictures], "runs": records}
+    alarms = [alarm.as_json() for alarm in written.alarms]
+    pictures = [str(path) for path in written.pictures]
+    values = {"page": str(written.page), "pictures": pictures, "runs": records, "alarms": alarms}
     lines = [f"{record['run']}: {record['verdict']}" for record in records]
     lines.append(f"the page is {written.page}, its charts are in {written.beside}")
     output.data(values, lambda: "\n".join(map(printable, lines)))

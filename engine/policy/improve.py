@@ -129,6 +129,12 @@ class Improved:
         return int((self.accepted & (self.verdict > Verdict.THOUGHT_THROUGH)).sum())
 
     @property
+    def disagreement(self) -> float | None:
+        """Share of the candidates with a decided vote that a check contradicts; None without such a candidate."""
+        decided = int((self.ballot.decided & self.ballot.parsed).sum())
+        return 1 - int((self.verdict == Verdict.ACCEPTED).sum()) / decided if decided else None
+
+    @property
     def vote_entropy(self) -> float:
         """Mean entropy of the guesses of a candidate, in bits."""
         return entropies(self.ballot.guesses, self.ballot.valid).mean().item()

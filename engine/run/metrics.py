@@ -45,6 +45,7 @@ def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, sta
         **errors,
         agreement=generation.agreement if generation else None,
         vote_entropy=generation.vote_entropy if generation else None,
+        disagreement=generation.disagreement if generation else None,
         next_agreement=training.agreement,
         trained_agreement=training.trained_agreement,
         leap=training.leap,

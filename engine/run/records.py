@@ -84,6 +84,8 @@ class GenerationRecord(Record):
     """Share of candidates that passed all checks at once."""
     vote_entropy: Entropy | None = None
     """Mean entropy of a candidate's guesses, in bits; None in runs of early releases."""
+    disagreement: Share | None = None
+    """Share of the candidates with a decided vote that a check contradicts; None without such a candidate."""
     tokens: Count
     """Tokens generated."""
     seconds: Seconds
@@ -104,6 +106,7 @@ class GenerationRecord(Record):
             rejected=improved.rejected(),
             agreement=improved.agreement,
             vote_entropy=improved.vote_entropy,
+            disagreement=improved.disagreement,
             tokens=improved.tokens,
             seconds=seconds,
             engine=engine,
@@ -201,6 +204,8 @@ class RoundMetrics(Record):
     """Share of candidates that passed all checks at once; None in the supervised phase."""
     vote_entropy: Entropy | None = None
     """Mean entropy of a candidate's guesses, in bits; None in the supervised phase, and in runs of early releases."""
+    disagreement: Share | None = None
+    """Share of the candidates with a decided vote that a check contradicts; None where the entropy is."""
     next_agreement: Share
     """Agreement one digit further, after the training."""
     trained_agreement: Share | None = None
