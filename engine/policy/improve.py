@@ -246,16 +246,10 @@ def _improve(
     for turn, check in enumerate(checks, start=1):
         undecided = verdict == Verdict.ACCEPTED
         rows = (undecided | (not drop_decided)).nonzero().squeeze(1)
-        taking = problems[rows]
-        if (pose := check.pose(taking, ballot.answers[rows])) is None:
+        taken = take_check(sampler, check, problems, ballot, rows, settings, layout, _later(sampling, turn))
+        if taken is None:
             continue
-        posed, expected = pose
-        if posed is taking and check.solve is Solve.AT_ONCE:
-            answered: _Answered = ballot.direct[rows], ballot.direct_valid[rows], 0
-        else:
-            answered = _solve(sampler, check, posed, expected, settings, layout, _later(sampling, turn)[rows])
-        answers, valid, check_tokens = answered
-        agrees = valid & check.compare(answers, expected)
+        answers, agrees, check_tokens = taken
         verdict[rows[~agrees & undecided[rows]]] = len(Verdict) + len(checked)
         checked.append(_scatter(check, answers, agrees, rows, undecided))
         tokens = tokens + check_tokens
@@ -264,6 +258,35 @@ def _improve(
         others = posed_elsewhere(checks, problems, ballot.answers)
         improved = _rescue(sampler, problems, improved, others, layout, _later(sampling, 1 + MAX_CHECKS))
     return replace(improved, ballot=replace(improved.ballot, tokens=int(ballot.tokens)))
+
+
+def take_check(
+    sampler: Sampler,
+    check: Check,
+    problems: Batch,
+    ballot: Ballot,
+    rows: Tensor,
+    settings: Filter,
+    layout: Layout,
+    sampling: Sampling,
+) -> tuple[Tensor, Tensor, int | Tensor] | None:
+    """Let some rows of a ballot take a check; None if it poses no problem.
+
+    Return the answers `[R, W]` to the problems that it poses, which agree as expected `[R]`, and the count of tokens.
+
+    rows: `[R]` indices of the rows.
+    sampling: random streams of all rows.
+    """
+    taking = problems[rows]
+    if (pose := check.pose(taking, ballot.answers[rows])) is None:
+        return None
+    posed, expected = pose
+    if posed is taking and check.solve is Solve.AT_ONCE:
+        answered: _Answered = ballot.direct[rows], ballot.direct_valid[rows], 0
+    else:
+        answered = _solve(sampler, check, posed, expected, settings, layout, sampling[rows])
+    answers, valid, tokens = answered
+    return answers, valid & check.compare(answers, expected), tokens
 
 
 def _vote_verdict(ballot: Ballot) -> Tensor:
