@@ -14,14 +14,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from sector.benchmarks.budget import Budget, LeftOut
 from sector.benchmarks.grid import Cell, Grid
+from sector.benchmarks.grid_runs import is_over, lengths_of, outcomes, run_root
 from sector.engine.config import RunConfig
 from sector.engine.errors import Diverged, NoAgreement
 from sector.engine.files import write_atomically, write_text
 from sector.engine.report.evaluate import evaluate_model
-from sector.engine.report.outcomes import Outcome, label_errors_of, means_of, outcome_of
+from sector.engine.report.outcomes import ByRound, Outcome, means_by_round, means_of, outcome_of
 from sector.engine.report.trackers import log_to_trackers
 from sector.engine.run.directory import RunDir, read_snapshot
 from sector.engine.run.events import Event, GoalMeasured
@@ -52,29 +54,40 @@ class Step:
     index: number of the run in the grid, from 0.
     cell: cell of the run.
     seed: seed of the run.
-    event: event of the run; None when it is over and evaluated.
+    event: event of the run, or why it is left out; None when it is over and evaluated.
     outcome: outcome of a run that is over; None if it diverged before its first metrics.
     """
 
     index: int
     cell: Cell
     seed: int
-    event: Event | Stopped | None
+    event: Event | Stopped | LeftOut | None
     outcome: Outcome | None = None
 
 
-def run_grid(grid: Grid, out: Path, on_evaluation: OnProgress, stopping: Stopping | None = None) -> Iterator[Step]:
+def run_grid(
+    grid: Grid,
+    out: Path,
+    on_evaluation: OnProgress,
+    stopping: Stopping | None = None,
+    budget: Budget | None = None,
+) -> Iterator[Step]:
     """Run all unfinished runs of a grid, and write the results so far after each of them.
 
     The grid goes on after a run that diverges or no longer agrees with itself: that is a result. Raise InputError as
     `open_run` does.
 
     stopping: as in `self_play`.
+    budget: time for the grid; runs that do not fit in it are left out. A run that was started is not cut short.
     """
     for index, (cell, seed) in enumerate(grid.runs()):
         root = run_root(out, cell, seed)
+        # Asked before the run is opened, which would leave a directory behind.
+        if budget and not is_over(RunDir(root), grid) and (left_out := budget.leaves_out(grid, out, cell, seed)):
+            yield Step(index, cell, seed, left_out)
+            continue
         with open_run(root, cell.of_seed(seed), f"cell {cell.name}") as (run, config):
-            if _is_over(run, grid):
+            if is_over(run, grid):
                 continue
             _borrow(out, run, config)
             try:
@@ -101,45 +114,21 @@ def results(grid: Grid, out: Path) -> dict[str, Any]:
                 "settings": cell.settings,
                 "runs": [outcome.as_json() for outcome in finished],
                 "means": {name: mean.as_json() for name, mean in means_of(finished).items()},
-                "label_errors": {str(digits): mean.as_json() for digits, mean in label_errors_of(finished).items()},
+                **{name: _by_round(finished, name) for name in get_args(ByRound)},
             }
         )
     return {"title": grid.title, "seeds": grid.seeds, "samples": grid.samples, "longest": grid.longest, "cells": rows}
 
 
-def outcomes(out: Path, cell: Cell, seeds: list[int]) -> list[Outcome]:
-    """Return the outcomes of the runs of a cell that are over."""
-    of_seeds = (outcome_of(RunDir(run_root(out, cell, seed))) for seed in seeds)
-    return [outcome for outcome in of_seeds if outcome is not None and outcome.stopped_because]
-
-
-def run_root(out: Path, cell: Cell, seed: int) -> Path:
-    """Return the run directory of a cell's run."""
-    return out / "cells" / cell.name / f"seed{seed}"
-
-
-def _is_over(run: RunDir, grid: Grid) -> bool:
-    """Return whether a run has stopped and has the evaluation of this grid; a user may have replaced it by another."""
-    try:
-        outcome, evaluation = outcome_of(run), run.read_evaluation()
-    except Damaged:
-        # `open_run` has repaired the records, so the evaluation is damaged; it is made again.
-        return False
-    if outcome is None or not outcome.stopped_because or evaluation is None:
-        return False
-    lengths = [score.digits for score in evaluation.lengths]
-    return evaluation.samples == grid.samples and lengths == _lengths(grid)
-
-
-def _lengths(grid: Grid) -> list[int]:
-    return list(range(1, grid.longest + 1))
+def _by_round(finished: list[Outcome], name: ByRound) -> dict[str, Any]:
+    return {str(digits): mean.as_json() for digits, mean in means_by_round(finished, name).items()}
 
 
 def _evaluate(run: RunDir, config: RunConfig, grid: Grid, on_progress: OnProgress) -> None:
     """Evaluate a run at every length up to the grid's longest, so that all cells compare."""
     evaluate_model(
         run.root / "checkpoints" / "latest",
-        _lengths(grid),
+        lengths_of(grid),
         grid.samples,
         policy="fast",
         suite=False,

@@ -1,13 +1,13 @@
 """`sector ablate`: a grid of runs over settings and seeds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sector.cli import _options as options
@@ -20,6 +20,7 @@ from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
     from sector.benchmarks.ablate import Step
+    from sector.benchmarks.budget import Budget, LeftOut
     from sector.benchmarks.grid import Grid
     from sector.engine.run.stopping import Stopping
 
@@ -38,6 +39,10 @@ def ablate(
         Path, typer.Option(metavar="DIR", help="Directory of the runs, to be created or resumed.", show_default=False)
     ],
     plan: Annotated[bool, options.flag("--plan", "Check the grid and show finished runs; start no run.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Leave out runs that do not fit in this time, such as 2h or 90m."),
+    ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
@@ -47,6 +52,9 @@ def ablate(
     evaluated at its end. To resume a grid, repeat its command: finished runs
     are skipped. A run whose model stops agreeing with itself counts as a
     result, and the next run starts. Intervals are Student's 95 % over seeds.
+    With --budget, a run starts if it fits, by the time that finished runs of
+    its cell or of the grid took; the runs left out are named. With --plan,
+    too, --budget shows which runs would fit.
 
     The repository has example grids in benchmarks/grids.
 
@@ -54,30 +62,42 @@ def ablate(
 
       sector ablate benchmarks/grids/vote_x_commutativity.toml --out runs/votes
       sector ablate my_grid.toml --out runs/mine --plan
+      sector ablate my_grid.toml --out runs/mine --budget 2h
       sector ablate my_grid.toml --out runs/mine --json > mine.jsonl
     """
     from sector.benchmarks.ablate import results
+    from sector.benchmarks.budget import Budget, plan_runs, seconds_of
     from sector.benchmarks.grid import read_grid
     from sector.engine.run.stopping import Terminated, stop_on_signals
 
     output = Output(as_json)
+    seconds = None if budget is None else seconds_of(budget)
     grid = read_grid(grid_file)
     if not plan:
         with stop_on_signals() as stopping:
             try:
-                _run(grid, out, output, stopping)
+                _run(grid, out, output, stopping, None if seconds is None else Budget(seconds))
             except (Terminated, KeyboardInterrupt) as error:
                 if isinstance(error, KeyboardInterrupt) or stopping.interrupted:
                     raise Interrupted(f"interrupted; the same command resumes {out}") from error
                 output.say(f"sector: stopped by a signal; the same command resumes {out}")
                 raise typer.Exit from error
     comparison = results(grid, out)
+    if plan and seconds is not None:
+        comparison["planned"] = [
+            {"cell": run.cell.name, "seed": run.seed, "seconds": run.seconds, "fits": run.fits}
+            for run in plan_runs(grid, out, seconds)
+        ]
     output.data({"event": "done", **comparison}, lambda: _plan(comparison) if plan else _view(comparison))
 
 
-def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
-    """Run the unfinished runs. On a request to stop, raise Terminated once the current step is saved."""
+def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping", budget: "Budget | None") -> None:
+    """Run the unfinished runs. On a request to stop, raise Terminated once the current step is saved.
+
+    budget: time for the runs; those that do not fit are left out, and named.
+    """
     from sector.benchmarks.ablate import run_grid
+    from sector.benchmarks.budget import LeftOut
     from sector.engine.run.stopping import Terminated
 
     def evaluating(done: int, of: int, note: str) -> None:
@@ -88,11 +108,13 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping") -> None:
     total = len(grid.cells) * len(grid.seeds)
     stopping.is_shown = output.shows_bars
     with output.progress(grid.title) as bar:
-        for step in run_grid(grid, out, evaluating, stopping):
+        for step in run_grid(grid, out, evaluating, stopping, budget):
             doing = HINT if stopping.interrupted else f"{step.cell.name} seed {step.seed}: {_doing(step)}"
             bar.at(step.index, total, doing)
             if step.event is None:
                 _report(step, total, output)
+            elif isinstance(step.event, LeftOut):
+                _report_left_out(step, step.event, output)
             if stopping.ends_after(step.event):
                 raise Terminated
 
@@ -125,6 +147,18 @@ def _report(step: "Step", total: int, output: Output) -> None:
     output.say(f"{title}: {reached}, {rounds}, {clock(outcome.seconds)}")
 
 
+def _report_left_out(step: "Step", left_out: "LeftOut", output: Output) -> None:
+    """Print which run is left out and why: with --json as an object, else as a line on stderr."""
+    if output.as_json:
+        figures = {"seconds": left_out.seconds, "left": left_out.left}
+        output.line({"event": "left out", "cell": step.cell.name, "seed": step.seed, **figures})
+        return
+    output.say(
+        f"left out: {step.cell.name} seed {step.seed}, which takes about {clock(left_out.seconds)}; "
+        f"{clock(left_out.left)} of the budget are left"
+    )
+
+
 def _plan(comparison: dict[str, Any]) -> Group:
     """Return the counts of runs, the cells with their settings, and the results if there are any."""
     cells, seeds = comparison["cells"], comparison["seeds"]
@@ -136,8 +170,22 @@ def _plan(comparison: dict[str, Any]) -> Group:
     for row in cells:
         settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat(row["settings"]))
         plan.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", settings)
-    parts = (comparison["title"], unwrapped(counts, style="bold"), "", plan)
+    parts: tuple[RenderableType, ...] = (comparison["title"], unwrapped(counts, style="bold"), "", plan)
+    if "planned" in comparison:
+        parts = (*parts, "", *_planned(comparison["planned"]))
     return Group(*parts, "", _view(comparison)) if done else Group(*parts)
+
+
+def _planned(runs: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """Yield lines about the runs that fit in the budget and those that do not."""
+    fit = [run for run in runs if run["fits"]]
+    known = sum(run["seconds"] or 0.0 for run in fit)
+    yield unwrapped(f"{len(fit)} of {len(runs)} unfinished runs fit, in about {clock(known)}", style="bold")
+    if any(run["seconds"] is None for run in fit):
+        yield unwrapped("no run is over yet, so none has an expected time")
+    for run in runs:
+        if not run["fits"]:
+            yield unwrapped(f"left out: {run['cell']} seed {run['seed']}, about {clock(run['seconds'])}")
 
 
 def _view(comparison: dict[str, Any]) -> Group:

@@ -31,8 +31,10 @@ def report(
     and round, label error and acceptance, time, how well agreement predicts
     accuracy, mistakes, and examples of solved problems. Several runs are
     compared; runs that differ in the seed alone form one group, with
-    intervals. The page is a single file without scripts, and loads nothing
-    from the network. The page of a data set shows counts, settings and rows.
+    intervals. Then rise and fall of each group are shown, rounds survived by
+    the leak of the gate, and which figure foretells a collapse. The page is
+    a single file without scripts, and loads nothing from the network. The
+    page of a data set shows counts, settings and rows.
 
     Examples:
 
@@ -51,6 +53,7 @@ def report(
         "page": str(written.page),
         "pictures": [str(path) for path in written.pictures],
         "runs": records,
+        "alarms": [alarm.as_json() for alarm in written.alarms],
     }
     lines = [f"{record['run']}: {record['verdict']}" for record in records]
     if written.dataset:

@@ -44,16 +44,17 @@ Schedule = Literal["leaps", "paper"]
 Compression = Literal["none", "snappy", "gzip", "zstd"]
 ENGINES = ("native", "hf", "vllm")
 # Checks of this package (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative
-# check at other places. A filter has at most MAX_CHECKS checks.
+# check at other places. REMAINDER is a reason in records of filters that name it only. A filter has at most MAX_CHECKS
+# checks.
 CHECKS = ("direct", "commutative", "complement", "through")
-SHIFTED = "shifted"
+SHIFTED, REMAINDER = "shifted", "remainder"
 MAX_CHECKS = 12
 # Engines and checks of users. An engine is a class that is called with a model.
 ENGINE_DOOR: Door[Any] = Door("engine", "--engine FILE.py:NAME", lambda: ENGINES, "sector.engine.samplers.outside")
 CHECK_DOOR: Door[Any] = Door(
     "check",
     """--set 'filter.checks=["FILE.py:NAME"]'""",
-    lambda: (*CHECKS, SHIFTED),
+    lambda: (*CHECKS, SHIFTED, REMAINDER),
     "sector.engine.policy.checks",
 )
 
@@ -128,15 +129,16 @@ _OUT_OF_RANGE = (
 class Filter(Settings):
     """Filter of the improved policy: the vote, and the checks that must agree before an answer is accepted."""
 
-    vote: Literal["off", "majority", "unanimous"] = "unanimous"
+    vote: Literal["off", "majority", "unanimous", "harmonic"] = "unanimous"
     """How K guesses become one answer. off: take the first guess. majority: take the most frequent. unanimous: accept
-    only if all guesses agree."""
+    only if all guesses agree. harmonic: take the answer with the highest harmonic mean of its shares among the guesses
+    of `a+b` and among those of `b+a`, for guesses without `use_chain`."""
     checks: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("direct", "complement", SHIFTED)
     """Checks that must agree with the vote, in this order. direct: the fast answer to the whole problem. complement:
     the fast answer to the problem of the nines' complements. commutative: the vote on the swapped operands. shifted:
-    the same, with other token positions. through: a chain of thought to the end. Fewer checks are faster and let more
-    wrong answers pass. Checks that a task does not have are skipped. A check of your own is named as FILE.py:NAME or
-    MODULE:NAME."""
+    the same, with other token positions. remainder: the fast answer to a sum of other order of digits, modulo 99.
+    through: a chain of thought to the end. Fewer checks are faster and let more wrong answers pass. Checks that a task
+    does not have are skipped. A check of your own is named as FILE.py:NAME or MODULE:NAME."""
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 5
     """Guesses per vote, one after each simplification. More guesses are slower and catch more errors."""
     think_through: bool = True
@@ -145,8 +147,17 @@ class Filter(Settings):
     use_chain: bool = True
     """Whether to simplify before each guess. Turn it off for a baseline without chains of thought: the K guesses are
     then fast answers to the whole problem, with operand order and token positions varied."""
+    views: bool = True
+    """Whether guesses without `use_chain` take turns at operand orders and token positions. Turn it off, with a
+    temperature, for samples of one prompt."""
     temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] = 0.0
     """Sampling temperature: 0 for greedy, or at least 0.001. Raise it to make guesses differ more."""
+    gate: Literal["checks", "random"] = "checks"
+    """Candidates that generation accepts. checks: those that pass vote and checks. random: as many of every 250
+    candidates, drawn at random, as a control."""
+    leak: Share = 0.0
+    """Share of the rejected candidates that generation accepts anyway, drawn at random. It measures how strict a gate
+    must be; leave it at 0 otherwise."""
 
     @field_validator("temperature")
     @classmethod
@@ -177,10 +188,14 @@ class Filter(Settings):
     @model_validator(mode="after")
     def _check_guesses(self) -> Self:
         if self.use_chain:
+            if self.vote == "harmonic" or not self.views:
+                raise ValueError("vote harmonic and views are for guesses without use_chain; set use_chain to false")
             return self
-        if not {"commutative", SHIFTED}.isdisjoint(self.checks):
+        self._check_views()
+        if self.views and not {"commutative", SHIFTED}.isdisjoint(self.checks):
             raise ValueError(
-                "without use_chain the guesses cover both operand orders; leave out the checks commutative and shifted"
+                "without use_chain the guesses cover both operand orders; leave out the checks commutative and "
+                "shifted, or set views to false"
             )
         if self.k > MAX_FAST_GUESSES and not self.temperature:
             raise ValueError(
@@ -193,8 +208,15 @@ class Filter(Settings):
             )
         return self
 
+    def _check_views(self) -> None:
+        """Raise ValueError if guesses without chains of thought cannot differ, or lack views that the vote needs."""
+        if not self.views and self.vote != "off" and self.k > 1 and not self.temperature:
+            raise ValueError("without views and temperature all guesses are the same; give a temperature")
+        if self.vote == "harmonic" and (not self.views or self.k < 2):
+            raise ValueError("vote harmonic compares two operand orders; leave views on, and choose a k of 2 or more")
 
-_CHECK_ORDER = ("direct", "complement", "commutative", SHIFTED, "through")
+
+_CHECK_ORDER = ("direct", "complement", "commutative", SHIFTED, REMAINDER, "through")
 _OLD_KEYS = {"second_look", "direct", "complement", "through", "think"}
 
 
@@ -368,9 +390,11 @@ class RoundConfig(Settings):
     pool: Annotated[int, Field(ge=1, le=1000)] = 8
     """Problems drawn for each candidate. Problems on which the fast policy contradicts itself are preferred, for up to
     half of the candidates. 1 tries problems as they are drawn."""
-    teacher: Literal["last", "supervised"] = "last"
-    """Weights that generate the examples: those of the phase before, or always those of the supervised phase. Choose
-    `supervised` for a baseline of one-shot distillation."""
+    teacher: Literal["last", "supervised", "slow"] = "last"
+    """Weights that generate the examples: those of the phase before, always those of the supervised phase (a baseline
+    of one-shot distillation), or a moving average of the weights after all phases before."""
+    teacher_decay: Decay = 0.5
+    """Share of the earlier average in the next one, for the teacher `slow`. Raise it for a slower teacher."""
     cycle_steps: Count = 320
     """Training steps per cycle. A round trains cycle after cycle until its targets are met."""
     max_cycles: Count = 5

@@ -32,7 +32,7 @@ SMALL = small(
 # Weights and record of a supervised phase that has learned enough to agree with itself on most problems; made by
 #     sector sft --out DIR --set supervised.cycle_steps=700 --set supervised.max_cycles=1
 # and taken from DIR/checkpoints/06 and DIR/rounds/supervised. That a phase trains such weights is for other tests.
-_SUPERVISED = Path(__file__).parent / "data" / "supervised"
+SUPERVISED = Path(__file__).parent / "data" / "supervised"
 
 
 def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
@@ -45,8 +45,8 @@ def start(root: Path, **changes: Any) -> tuple[RunDir, RunConfig]:
 
 def give_weights(run: RunDir) -> None:
     """Give a new run the weights of a supervised phase on six digits, so that its own phase is only an audit."""
-    run.save_checkpoint(load_checkpoint(_SUPERVISED), run.supervised(6))
-    run.supervised(6).write(TrainingRecord.model_validate_json((_SUPERVISED / "training.json").read_text()))
+    run.save_checkpoint(load_checkpoint(SUPERVISED), run.supervised(6))
+    run.supervised(6).write(TrainingRecord.model_validate_json((SUPERVISED / "training.json").read_text()))
 
 
 def final_weights(root: Path) -> str:

@@ -39,6 +39,7 @@ def _edit(run: RunDir, key: str, value: Any) -> None:
 _OTHER: dict[str, Any] = {
     "pretrained": "model", "recipe": 1, "preset": "base", "task": "subtraction", "digit_order": "lsd",
     "schedule": "paper", "engine": "hf", "filter.vote": "majority", "filter.checks": ["direct"],
+    "filter.gate": "random",
     "round.teacher": "supervised", "supervised.trainer.precision": "bfloat16", "round.trainer.precision": "bfloat16",
     "supervised.trainer.optimizer": "adamw", "round.trainer.optimizer": "adamw",
     "vllm.dtype": "float32", "vllm.compiled": "on", "vllm.max_digits": 40,
@@ -67,7 +68,7 @@ def test_a_setting_edited_between_resumes_is_refused_unless_it_may_change(run: R
         run.read_config()
     message = str(caught.value)
     assert "\n" not in message
-    if key not in ("pretrained", "filter.use_chain"):
+    if key not in ("pretrained", "filter.use_chain", "filter.views"):
         assert f"says {key} = {other!r}, but this run was made with {key} = {before!r}; put it back" in message
 
 

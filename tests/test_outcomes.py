@@ -7,7 +7,7 @@ import pytest
 from recorded import SHA, generation, round_metrics, write_metrics
 
 from sector.engine.config import run_config
-from sector.engine.report.outcomes import Outcome, label_errors_of, mean_of, means_of, outcome_of
+from sector.engine.report.outcomes import Outcome, mean_of, means_by_round, means_of, outcome_of
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import (
     EvaluationRecord,
@@ -58,7 +58,9 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     assert outcome is not None
     assert (outcome.seed, outcome.stopped_because, outcome.final_digits) == (4, "reached", 9)
     assert (outcome.rounds, outcome.rounds_survived) == (3, 2)
+    assert outcome.collapsed_at == 9
     assert outcome.label_errors == {7: 0.01, 8: 0.05, 9: 0.01}
+    assert outcome.accuracies == {7: 1.0, 8: 1.0, 9: 0.5} and outcome.agreements == {7: 0.9, 8: 0.9, 9: 0.9}
     assert outcome.mean_label_error == pytest.approx((0.01 * 100 + 0.05 * 300 + 0.01 * 100) / 500)
     assert outcome.final_accuracy == pytest.approx((8 + 0.5) / 9)
     assert (outcome.eval_accuracy, outcome.eval_lowest) == (0.75, 0.5)
@@ -99,11 +101,11 @@ def test_intervals_are_student_s() -> None:
 
 def test_runs_that_lack_a_figure_do_not_count_in_its_mean() -> None:
     def outcome(seed: int, errors: dict[int, float | None], accuracy: float | None) -> Outcome:
-        return Outcome(seed, "reached", 9, 3, 3, errors, None, 1.0, accuracy, accuracy, 100, 10.0)
+        return Outcome(seed, "reached", 9, 3, 3, None, errors, {}, {}, None, 1.0, accuracy, accuracy, 100, 10.0)
 
     both = [outcome(0, {7: 0.1, 8: None}, 0.5), outcome(1, {7: 0.3}, None)]
     means = means_of(both)
     assert means["eval_accuracy"].mean == 0.5 and means["eval_accuracy"].count == 1
     assert "mean_label_error" not in means and means["tokens"].count == 2
-    errors = label_errors_of(both)
+    errors = means_by_round(both, "label_errors")
     assert list(errors) == [7] and errors[7].mean == pytest.approx(0.2)

@@ -26,7 +26,8 @@ from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.policy.improve import improve
 from sector.engine.report import write_report
-from sector.engine.report.facts import gate_answer, read_run
+from sector.engine.report.facts import cells_of, gate_answer, read_run, run_roots
+from sector.engine.report.lab_charts import phases_of
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import FrontierMistakes, RoundMetrics
@@ -311,10 +312,57 @@ def test_runs_that_differ_in_the_seed_alone_are_one_cell(tmp_path: Path) -> None
     assert [run.name for run in report.runs] == ["none/seed0", "plain/seed0", "plain/seed1"]
     page = Page(report.page)
     rows = page.text[page.text.index("Side by side") : page.text.index("Run by run")]
-    assert re.search(r"none 1 8\.0 0\.0 \d", rows) and re.search(r"plain 2 8\.0 2\.0 98\.\d \(", rows)
+    assert re.search(r"none 1 8\.0 0\.0 1 of 1, at 7 digits \d", rows)
+    assert re.search(r"plain 2 8\.0 2\.0 0 of 2 98\.\d \(", rows)
     assert page.tags["details"] == 3 and "filter.vote" in page.text
     assert (tmp_path / "report" / "compared-accuracy.png").exists()
     assert (tmp_path / "report" / "plain" / "seed1" / "accuracy.png").exists()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid of two gates and three leaks; two runs collapse at 9 digits, and agreement falls before that."""
+    out = tmp_path_factory.mktemp("lab")
+    for gate, checks in (("ours", ["direct"]), ("theirs", [])):
+        for leak in (0.0, 0.1, 0.3):
+            name = f"{gate}-leak-{100 * leak:.0f}" if leak else gate
+            for seed in (0, 1) if leak == 0.3 else (0,):
+                root = out / "cells" / name / f"seed{seed}"
+                finished_run(root, until=9, seed=seed, filter={"checks": checks, "leak": leak})
+                if leak == 0.3 and seed == 0:
+                    lines = [line(6, 1.0), line(7, 1.0), line(8, 1.0), line(9, 0.2)]
+                    changed = [
+                        each.model_copy(update={"agreement": 0.4}) if each.digits == 8 else each for each in lines
+                    ]
+                    write_metrics(root, *changed)
+    return out
+
+
+def test_a_lab_s_page_shows_rise_and_fall_the_phases_and_the_alarm(lab: Path) -> None:
+    report = write_report([lab], None)
+    page = Page(report.page)
+    names = {path.relative_to(report.beside).name for path in report.pictures}
+    assert {"phases.png", "rise-01.png", "rise-06.png"} <= names and "rise-07.png" not in names
+    fall = page.text[page.text.index("Rise and fall") : page.text.index("Run by run")]
+    assert all(name in fall for name in ("ours-leak-10", "theirs-leak-30", "accuracy at the round's length"))
+    table = page.text[page.text.index("Side by side") :]
+    assert re.search(r"ours-leak-30 2 9\.0 2\.5 \([^)]*\) 1 of 2, at 9 digits", table)
+    alarm = page.text[page.text.index("What sees a collapse coming") :]
+    assert re.search(r"agreement 2 of 2 1 \(1 to 1\) 0 of 8 runs agreement at most 0\.4", alarm)
+    assert "2 of 8 runs collapsed" in alarm
+    best = report.alarms[0].as_json()
+    assert (best["figure"], best["foretold"], best["rule"]) == ("agreement", 2, "agreement at most 0.4")
+
+
+def test_gates_that_differ_in_their_leak_are_one_line_of_the_phases(lab: Path) -> None:
+    runs = [facts for facts in map(read_run, run_roots([lab])) if facts]
+    phases = phases_of(cells_of(runs))
+    assert {gate: [len(of_leak) for of_leak in leaks.values()] for gate, leaks in phases.items()} == {
+        "ours": [1, 1, 2],
+        "theirs": [1, 1, 2],
+    }
+    assert [list(leaks) for leaks in phases.values()] == [[0.0, 0.1, 0.3]] * 2
+    assert phases_of(cells_of([run for run in runs if run.config.filter.leak == 0.1])) == {}
 
 
 def test_the_same_files_give_the_same_page(run: Path, page: Page, tmp_path: Path) -> None:

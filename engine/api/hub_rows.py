@@ -17,6 +17,7 @@ from sector.engine.policy.solver import Solver
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phase import Phase
 from sector.engine.run.records import RoundMetrics
+from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import make_sampler
 from sector.engine.tasks.task import Task
 from sector.engine.training.columns import TASK, read_columns
@@ -53,8 +54,7 @@ def exported_rows(run: RunDir, config: RunConfig, metrics: Sequence[RoundMetrics
     for number, phase in enumerate(phases):
         task, columns = read_columns(phase.examples, SCHEMA, _KEPT, optional=("direct",))
         examples = [dict(zip(_KEPT, row, strict=True)) for row in zip(*columns, strict=True)]
-        teacher = phases[0] if config.round.teacher == "supervised" else phases[max(0, number - 1)]
-        chains = _chains(task, examples, teacher, config) if phase.is_round else {}
+        chains = _chains(task, examples, phases[:number], config) if phase.is_round else {}
         rows = [
             row | {TASK: task.name, "chain": _chain(example, chains)} for example in examples for row in _forms(example)
         ]
@@ -76,16 +76,18 @@ def _chain(example: _Row, chains: dict[str, list[str]]) -> list[str]:
     return again if again[:1] == [step] else [step] * bool(step)
 
 
-def _chains(task: Task, examples: list[_Row], teacher: Phase, config: RunConfig) -> dict[str, list[str]]:
+def _chains(task: Task, examples: list[_Row], before: Sequence[Phase], config: RunConfig) -> dict[str, list[str]]:
     """Return the chain of thought of each problem, made again by the weights that generated it.
 
     The loop keeps only the first step of a chain, and greedy decoding gives the same steps. Return nothing if the steps
     were drawn at random, if a task records every step as an example, or if the weights are not those of the examples.
+
+    before: phases before the round.
     """
     if not examples or config.filter.temperature or task.at_once is not None:
         return {}
     try:
-        model = teacher.load_checkpoint()
+        model = load_teacher(config.round, before)
     except InputError:
         return {}
     sampler = make_sampler("native", model)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sector.engine.config import Filter
 from sector.engine.language.layout import Batch, Layout, Simplifications
-from sector.engine.policy.chain import Chain, guess_at_once, simplify_then_guess
+from sector.engine.policy.chain import NUM_VIEWS, Chain, guess_at_once, simplify_then_guess
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.spans import span
 from sector.engine.tasks import task_of
@@ -66,10 +66,10 @@ def hold_vote(
     if settings.use_chain:
         chain = simplify_then_guess(sampler, problems, num_guesses, layout, sampling, draft)
     else:
-        chain = guess_at_once(sampler, problems, num_guesses, layout, sampling)
+        chain = guess_at_once(sampler, problems, num_guesses, layout, sampling, settings.views)
     guesses, valid = torch.stack(chain.guesses, dim=1), torch.stack(chain.valid, dim=1)
     with span("count"):
-        answers, votes = majority(guesses, valid)
+        answers, votes = harmonic(guesses, valid) if settings.vote == "harmonic" else majority(guesses, valid)
     unanimous = settings.vote == "unanimous"
     parsed = valid.all(dim=1) if unanimous else votes > 0
     decided = votes == guesses.shape[1] if unanimous else parsed
@@ -82,6 +82,35 @@ def hold_vote(
     return Ballot(
         guesses, valid, answers, votes, parsed, decided, rest, digit, direct, direct_valid, chain.tokens, steps
     )
+
+
+def harmonic(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the answer `[B, W]` with the highest harmonic mean of its shares in the views, and its count `[B]`.
+
+    The guesses `[B, K, W]` take turns at the views (Self-Harmony, 2511.01191). Rows in which no answer is in every view
+    get zeros and count 0. Of equal means the earliest guess wins.
+
+    valid: `[B, K]` bool, guesses that count.
+    """
+    same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3) & valid.unsqueeze(1) & valid.unsqueeze(2)
+    in_view = [same[:, :, view::NUM_VIEWS] for view in range(NUM_VIEWS)]
+    # An answer that a view lacks has a share of 0, and so an infinite inverse.
+    inverse = torch.stack([part.shape[2] / part.sum(dim=2) for part in in_view]).sum(dim=0)
+    best, winner = (1 / inverse).max(dim=1)
+    found = best > 0
+    rows = torch.arange(len(guesses), device=guesses.device)
+    return guesses[rows, winner] * found.unsqueeze(1), same.sum(dim=2)[rows, winner] * found
+
+
+def entropies(guesses: Tensor, valid: Tensor) -> Tensor:
+    """Return the entropy of the guesses `[B, K, W]` of each row in bits, `[B]`; all invalid ones count as one answer.
+
+    valid: `[B, K]` bool, guesses that parsed.
+    """
+    both, neither = valid.unsqueeze(1) & valid.unsqueeze(2), ~(valid.unsqueeze(1) | valid.unsqueeze(2))
+    same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3) & both | neither
+    # A difference from 0, since the negative of 0 would be written as -0.0.
+    return 0.0 - same.double().mean(dim=2).log2().mean(dim=1)
 
 
 def _direct_answers(chain: Chain, problems: Batch, answers: Tensor, parsed: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ from sector.engine.tasks import task_of
 
 # Random streams of a chain: one stage per digit, and at most two branches per stage.
 STAGES_OF_A_CHAIN = 2 * (MAX_DIGITS + 1)
+# Operand orders at which guesses without chains of thought take turns.
+NUM_VIEWS = 2
 
 
 @dataclass(slots=True)
@@ -122,20 +124,25 @@ def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samp
     return chain
 
 
-def guess_at_once(sampler: Sampler, problems: Batch, num_guesses: int, layout: Layout, sampling: Sampling) -> Chain:
+def guess_at_once(
+    sampler: Sampler, problems: Batch, num_guesses: int, layout: Layout, sampling: Sampling, views: bool = True
+) -> Chain:
     """Return fast answers without any simplification, as a baseline.
 
     Greedy decoding gives one answer per prompt, so each guess has a different prompt: six prompts take turns, with
     different places and operand orders. The first prompt is the plain one, so the first guess is the direct answer. At
     a temperature above 0 the guesses are different samples as well.
+
+    views: whether the prompts take turns; otherwise all guesses are samples of the plain prompt.
     """
     chain = Chain.begun(problems)
     task = task_of(problems)
     for turn in range(num_guesses):
-        posed = task.swapped(problems) if turn % 2 else problems
+        posed = task.swapped(problems) if views and turn % NUM_VIEWS else problems
+        laid_out = layout.shifted(turn % layout.num_variants) if views else layout
         at_turn = replace(sampling, stage=sampling.stage + turn)
         draft = None if chain.direct is None else chain.direct[0]
-        answers, parsed, tokens = answer(sampler, posed, layout.shifted(turn % layout.num_variants), at_turn, draft)
+        answers, parsed, tokens = answer(sampler, posed, laid_out, at_turn, draft)
         chain.direct = chain.direct or (answers, parsed)
         chain.guess(answers, parsed)
         chain.tokens += tokens

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sector.engine.config import Filter
 from sector.engine.language.layout import Batch, Layout
+from sector.engine.policy.chance import draw_accepted
 from sector.engine.policy.improve import STAGES, Improved, answer_fast, improve
 from sector.engine.samplers.protocol import Room, Sampler, Sampling
 from sector.engine.seeding import generator, stream_seed
@@ -94,7 +95,8 @@ def generate_blocks(sampler: Sampler, start: int, assignment: Assignment, blocks
         chosen = [_doubted_first(pool) + block * size for block, pool in enumerate(doubted.split(size))]
         problems = problems[torch.cat(chosen)]
     improved = improve(sampler, problems[: len(rows)], settings, assignment.layout, sampling)
-    return rows, replace(improved, tokens=improved.tokens + pool_tokens)
+    improved = replace(improved, tokens=improved.tokens + pool_tokens)
+    return rows, draw_accepted(improved, settings, sampling, BLOCK)
 
 
 def _draw(assignment: Assignment, start: int) -> Any:

@@ -25,7 +25,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Simplifications
 from sector.engine.language.rows import move
 from sector.engine.policy import think_through as thinking
-from sector.engine.policy.ballot import Ballot, hold_vote
+from sector.engine.policy.ballot import Ballot, entropies, hold_vote
 from sector.engine.policy.chain import STAGES_OF_A_CHAIN, answer, simplify_then_guess, think_branch, to_the_end
 from sector.engine.policy.checks import THROUGH, checks_of, posed_elsewhere, shifts_of
 from sector.engine.policy.think_through import think_through
@@ -81,6 +81,7 @@ class Improved:
     checks: the result of each check.
     verdict: `[B]` a `Verdict`, or `len(Verdict)` plus the index of the check that failed first.
     tokens: count of all generated tokens.
+    drawn: `[B]` bool, candidates that a gate of chance accepts (`chance.py`); None if the verdicts decide.
     """
 
     problems: Any
@@ -88,6 +89,7 @@ class Improved:
     checks: tuple[Checked, ...]
     verdict: Tensor
     tokens: int
+    drawn: Tensor | None = None
 
     @property
     def reasons(self) -> list[str]:
@@ -96,13 +98,20 @@ class Improved:
 
     @property
     def verdicts(self) -> list[str]:
-        """Name of the verdict on each candidate."""
-        return [self.reasons[value] for value in self.verdict.tolist()]
+        """Name of the verdict on each candidate; `leaked` or `not_drawn` where chance decides otherwise."""
+        names = [self.reasons[value] for value in self.verdict.tolist()]
+        if self.drawn is None:
+            return names
+        passes = (self.verdict <= Verdict.THOUGHT_THROUGH).tolist()
+        return [
+            name if passed == drawn else LEAKED if drawn else NOT_DRAWN
+            for name, passed, drawn in zip(names, passes, self.drawn.tolist(), strict=True)
+        ]
 
     @property
     def accepted(self) -> Tensor:
         """Whether each candidate is accepted, `[B]` bool."""
-        return self.verdict <= Verdict.THOUGHT_THROUGH
+        return self.verdict <= Verdict.THOUGHT_THROUGH if self.drawn is None else self.drawn
 
     @property
     def agreement(self) -> float:
@@ -110,9 +119,30 @@ class Improved:
         return (self.verdict == Verdict.ACCEPTED).double().mean().item()
 
     @property
+    def num_agreed(self) -> int:
+        """Count of the candidates on which vote and checks agree."""
+        return int((self.verdict == Verdict.ACCEPTED).sum())
+
+    @property
     def num_thought_through(self) -> int:
         """Count of candidates that were accepted after a check failed."""
-        return int((self.verdict == Verdict.THOUGHT_THROUGH).sum())
+        return int((self.accepted & (self.verdict == Verdict.THOUGHT_THROUGH)).sum())
+
+    @property
+    def num_leaked(self) -> int:
+        """Count of candidates that were accepted by chance."""
+        return int((self.accepted & (self.verdict > Verdict.THOUGHT_THROUGH)).sum())
+
+    @property
+    def disagreement(self) -> float | None:
+        """Share of the candidates with a decided vote that a check contradicts; None without such a candidate."""
+        decided = int((self.ballot.decided & self.ballot.parsed).sum())
+        return 1 - self.num_agreed / decided if decided else None
+
+    @property
+    def vote_entropy(self) -> float:
+        """Mean entropy of the guesses of a candidate, in bits."""
+        return entropies(self.ballot.guesses, self.ballot.valid).mean().item()
 
     @property
     def commutes(self) -> Tensor:
@@ -122,8 +152,9 @@ class Improved:
 
     def rejected(self) -> dict[str, int]:
         """Return the count of rejected candidates by reason; reasons that the filter cannot give have 0."""
-        names = [reason for reason in self.reasons if reason not in BELIEVED]
-        return {reason: self.verdicts.count(reason) for reason in dict.fromkeys([*_USUAL, *names])}
+        verdicts = self.verdicts
+        names = [reason for reason in (*self.reasons, *verdicts) if reason not in BELIEVED]
+        return {reason: verdicts.count(reason) for reason in dict.fromkeys([*_USUAL, *names])}
 
     def examples(self) -> Examples:
         """Return the accepted problems with their voted answers and first simplifications."""
@@ -152,8 +183,10 @@ def _remaining(examples: Examples) -> tuple[Any, Tensor]:
 
 # Answers `[R, W]` to the problems of a check, which of them are valid `[R]`, and the count of tokens.
 _Answered = tuple[Tensor, Tensor, int | Tensor]
+# Verdicts of chance: on a candidate that the filter rejects, and on one that passes it.
+LEAKED, NOT_DRAWN = "leaked", "not_drawn"
 # Names of the verdicts that accept an answer.
-BELIEVED = (Verdict.ACCEPTED.name.lower(), Verdict.THOUGHT_THROUGH.name.lower())
+BELIEVED = (Verdict.ACCEPTED.name.lower(), Verdict.THOUGHT_THROUGH.name.lower(), LEAKED)
 # Reasons that every count of rejected candidates names.
 _USUAL = ("unparsable", "outvoted", *(f"not_{name}" for name in CHECKS))
 
@@ -218,16 +251,10 @@ def _improve(
     for turn, check in enumerate(checks, start=1):
         undecided = verdict == Verdict.ACCEPTED
         rows = (undecided | (not drop_decided)).nonzero().squeeze(1)
-        taking = problems[rows]
-        if (pose := check.pose(taking, ballot.answers[rows])) is None:
+        taken = take_check(sampler, check, problems, ballot, rows, settings, layout, _later(sampling, turn))
+        if taken is None:
             continue
-        posed, expected = pose
-        if posed is taking and check.solve is Solve.AT_ONCE:
-            answered: _Answered = ballot.direct[rows], ballot.direct_valid[rows], 0
-        else:
-            answered = _solve(sampler, check, posed, expected, settings, layout, _later(sampling, turn)[rows])
-        answers, valid, check_tokens = answered
-        agrees = valid & check.compare(answers, expected)
+        answers, agrees, check_tokens = taken
         verdict[rows[~agrees & undecided[rows]]] = len(Verdict) + len(checked)
         checked.append(_scatter(check, answers, agrees, rows, undecided))
         tokens = tokens + check_tokens
@@ -236,6 +263,35 @@ def _improve(
         others = posed_elsewhere(checks, problems, ballot.answers)
         improved = _rescue(sampler, problems, improved, others, layout, _later(sampling, 1 + MAX_CHECKS))
     return replace(improved, ballot=replace(improved.ballot, tokens=int(ballot.tokens)))
+
+
+def take_check(
+    sampler: Sampler,
+    check: Check,
+    problems: Batch,
+    ballot: Ballot,
+    rows: Tensor,
+    settings: Filter,
+    layout: Layout,
+    sampling: Sampling,
+) -> tuple[Tensor, Tensor, int | Tensor] | None:
+    """Let some rows of a ballot take a check; None if it poses no problem.
+
+    Return the answers `[R, W]` to the problems that it poses, which agree as expected `[R]`, and the count of tokens.
+
+    rows: `[R]` indices of the rows.
+    sampling: random streams of all rows.
+    """
+    taking = problems[rows]
+    if (pose := check.pose(taking, ballot.answers[rows])) is None:
+        return None
+    posed, expected = pose
+    if posed is taking and check.solve is Solve.AT_ONCE:
+        answered: _Answered = ballot.direct[rows], ballot.direct_valid[rows], 0
+    else:
+        answered = _solve(sampler, check, posed, expected, settings, layout, sampling[rows])
+    answers, valid, tokens = answered
+    return answers, valid & check.compare(answers, expected), tokens
 
 
 def _vote_verdict(ballot: Ballot) -> Tensor:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sector.engine.files import write_atomically
 from sector.engine.report.facts import RunFacts, gate_answer, round_seconds
-from sector.engine.report.outcomes import Mean, label_errors_of, mean_of
+from sector.engine.report.outcomes import Mean, mean_of, means_by_round
 from sector.engine.run.plots import (
     COLORS,
     DPI,
@@ -99,28 +99,32 @@ def run_charts(run: RunFacts) -> list[Chart]:
     """Draw the charts of one run; those of rounds only if it has any."""
     gain = partial(plot_gain, metrics=run.metrics, config=run.config)
     caption = _ACCURACY.format(run.config.audit_samples)
-    charts = [_chart("accuracy", "Accuracy before and after the loop", caption, gain)]
+    charts = [draw_chart("accuracy", "Accuracy before and after the loop", caption, gain)]
     rounds = run.rounds
     if not rounds:
         return charts
     charts += [
-        _chart("labels", "Wrong answers, by the audit", _LABELS, partial(_by_round, plot=plot_errors, rounds=rounds)),
-        _chart("candidates", "Verdicts on the candidates", "", partial(_by_round, plot=plot_acceptance, rounds=rounds)),
+        draw_chart(
+            "labels", "Wrong answers, by the audit", _LABELS, partial(_by_round, plot=plot_errors, rounds=rounds)
+        ),
+        draw_chart(
+            "candidates", "Verdicts on the candidates", "", partial(_by_round, plot=plot_acceptance, rounds=rounds)
+        ),
         _gate_chart("gate", {run.cell: [run]}),
-        _chart("time", "Time of each round", "", lambda axes: _time(axes, run)),
+        draw_chart("time", "Time of each round", "", lambda axes: _time(axes, run)),
     ]
     for policy in ("fast", "slow"):
         if all(line.frontier for line in run.metrics):
             title = f"Mistakes of the {policy} policy one digit past the frontier"
-            charts.append(_chart(f"mistakes-{policy}", title, "", partial(_mistakes, run=run, policy=policy)))
+            charts.append(draw_chart(f"mistakes-{policy}", title, "", partial(_mistakes, run=run, policy=policy)))
     return charts
 
 
 def comparison_charts(cells: dict[str, list[RunFacts]]) -> list[Chart]:
     """Draw the charts that compare cells: means over their runs, with Student's 95 % intervals if there are several."""
     return [
-        _chart("compared-accuracy", "Accuracy at the end", _COMPARED, lambda axes: _compare_accuracy(axes, cells)),
-        _chart("compared-labels", "Label error by round", _COMPARED, lambda axes: _compare_labels(axes, cells)),
+        draw_chart("compared-accuracy", "Accuracy at the end", _COMPARED, lambda axes: _compare_accuracy(axes, cells)),
+        draw_chart("compared-labels", "Label error by round", _COMPARED, lambda axes: _compare_labels(axes, cells)),
         _gate_chart("compared-gate", cells),
     ]
 
@@ -129,7 +133,7 @@ def _gate_chart(name: str, cells: dict[str, list[RunFacts]]) -> Chart:
     """Draw agreement against accuracy; the caption begins with the answer to the question in the title."""
     gates = [gate for runs in cells.values() for run in runs for gate in run.gates.values()]
     caption = f"{gate_answer(gates)} {_GATE}"
-    return _chart(name, "Does agreement predict accuracy?", caption, lambda axes: _gates(axes, cells))
+    return draw_chart(name, "Does agreement predict accuracy?", caption, lambda axes: _gates(axes, cells))
 
 
 _ACCURACY = (
@@ -144,7 +148,7 @@ _GATE = (
 _COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
 
 
-def _chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
+def draw_chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
     """Draw a chart in all its forms; `fill` draws the content into empty axes."""
     load_matplotlib()
     from matplotlib import rc_context
@@ -231,11 +235,11 @@ def _stack(axes: Axes, lengths: list[int], rows: Sequence[Mapping[str, float]], 
     """Draw stacked bars, one bar per length. Parts that never occur are left out of the legend.
 
     rows: heights of the parts of each bar, by name.
-    colors: by name of a part, from the bottom up; parts without a colour follow, and take those of `_cycle`.
+    colors: by name of a part, from the bottom up; parts without a colour follow, and take those of `colors_of`.
     """
     bottom = np.zeros(len(rows))
     others = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in colors]
-    for name, color in [*colors.items(), *zip(others, _cycle(len(others)), strict=True)]:
+    for name, color in [*colors.items(), *zip(others, colors_of(len(others)), strict=True)]:
         heights = np.array([row.get(name, 0.0) for row in rows])
         if heights.any():
             axes.bar(lengths, heights, bottom=bottom, width=0.8, color=color, label=name.replace("_", " "))
@@ -246,10 +250,10 @@ def _stack(axes: Axes, lengths: list[int], rows: Sequence[Mapping[str, float]], 
 
 def _gates(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     lowest = 0.9
-    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
+    for (name, runs), color in zip(cells.items(), colors_of(len(cells)), strict=True):
         gates = [gate for run in runs for gate in run.gates.values()]
         agreements, accuracies = [gate.agreement for gate in gates], [gate.accuracy for gate in gates]
-        axes.plot(agreements, accuracies, "o", color=color, ms=4, alpha=0.7, mew=0, label=_label(name))
+        axes.plot(agreements, accuracies, "o", color=color, ms=4, alpha=0.7, mew=0, label=label_of(name))
         lowest = min([lowest, *agreements, *accuracies])
     axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
     margin = 0.03 * (1 - lowest)
@@ -259,10 +263,10 @@ def _gates(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
 
 def _compare_accuracy(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     lowest, longest = 1.0, 1
-    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
+    for (name, runs), color in zip(cells.items(), colors_of(len(cells)), strict=True):
         lengths = sorted({digits for run in runs for digits in run.evaluation})
         means = [mean_of([run.evaluation[digits] for run in runs if digits in run.evaluation]) for digits in lengths]
-        _band(axes, lengths, means, color, name)
+        draw_band(axes, lengths, means, color, name)
         lowest, longest = min(lowest, *(mean.mean for mean in means)), max(longest, *lengths)
     scale_accuracy(axes, lowest)
     scale_lengths(axes, 1, longest)
@@ -272,17 +276,17 @@ def _compare_accuracy(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
 def _compare_labels(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     scale_errors(axes)
     lengths: set[int] = set()
-    for (name, runs), color in zip(cells.items(), _cycle(len(cells)), strict=True):
-        errors = label_errors_of([run.outcome for run in runs])
-        _band(axes, list(errors), list(errors.values()), color, name)
+    for (name, runs), color in zip(cells.items(), colors_of(len(cells)), strict=True):
+        errors = means_by_round([run.outcome for run in runs], "label_errors")
+        draw_band(axes, list(errors), list(errors.values()), color, name)
         lengths |= set(errors)
     scale_lengths(axes, min(lengths, default=1), max(lengths, default=2))
     axes.set(xlabel="digits of the round", ylabel="share wrong")
 
 
-def _band(axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, name: str) -> None:
+def draw_band(axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, name: str) -> None:
     """Draw the means of shares as a line, and their intervals as a band."""
-    axes.plot(lengths, [mean.mean for mean in means], "o-", color=color, ms=2.5, lw=1.6, label=_label(name))
+    axes.plot(lengths, [mean.mean for mean in means], "o-", color=color, ms=2.5, lw=1.6, label=label_of(name))
     bounds = [
         (digits, max(0.0, mean.low), min(1.0, mean.high))
         for digits, mean in zip(lengths, means, strict=True)
@@ -292,11 +296,11 @@ def _band(axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, nam
         axes.fill_between(*np.array(bounds).T, color=color, alpha=0.13, lw=0)
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
     """Return a name as matplotlib draws it: it drops labels that start with `_`, and characters its font lacks."""
     return drawable(name if not name.startswith("_") else f" {name}")
 
 
-def _cycle(count: int) -> list[str]:
+def colors_of(count: int) -> list[str]:
     """Return that number of colours; they repeat where there are more names than colours."""
     return [CELL_COLORS[index % len(CELL_COLORS)] for index in range(count)]

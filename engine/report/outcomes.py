@@ -6,7 +6,7 @@ All figures come from files of the runs. No true answer is computed here; the au
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from scipy import stats
 
@@ -14,7 +14,8 @@ from sector.engine.config import RunConfig
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import GenerationRecord, RoundMetrics, StartRecord
 
-# A round survived if the audit finds at least this share of the answers right at its own length.
+# A round survived if the audit finds at least this share of the answers right at its own length. A run collapses in the
+# first round that does not survive; a run that stops before, or reaches its end, has not collapsed.
 SURVIVES = 0.9
 
 
@@ -26,8 +27,11 @@ class Outcome:
     stopped_because: `reached`, or the reason for which the loop stopped; None while it has not.
     final_digits: digits of the last phase that is done.
     rounds: count of rounds.
-    rounds_survived: count of rounds before the first whose audited accuracy at its own length is below `SURVIVES`.
+    rounds_survived: count of rounds before the collapse (`SURVIVES`); all rounds of a run without one.
+    collapsed_at: digits of the round in which the run collapsed; None if it has not.
     label_errors: label error by digits of the round; None for a round that accepted nothing.
+    accuracies: audited accuracy at the round's own length, by digits of the round.
+    agreements: share of the candidates on which vote and checks agree, by digits of the round.
     mean_label_error: label error over all accepted examples.
     final_accuracy: mean accuracy at 1 to `final_digits` digits, by the last audit.
     eval_accuracy: mean accuracy over the lengths of the run's evaluation; None without one.
@@ -41,7 +45,10 @@ class Outcome:
     final_digits: int
     rounds: int
     rounds_survived: int
+    collapsed_at: int | None
     label_errors: dict[int, float | None]
+    accuracies: dict[int, float]
+    agreements: dict[int, float | None]
     mean_label_error: float | None
     final_accuracy: float
     eval_accuracy: float | None
@@ -73,6 +80,8 @@ class Mean:
         return asdict(self)
 
 
+# Figures of an outcome that it has for each round.
+ByRound = Literal["label_errors", "accuracies", "agreements"]
 # The figures of an outcome that are averaged over seeds.
 FIGURES = (
     "final_digits",
@@ -92,7 +101,7 @@ def outcome_of(run: RunDir) -> Outcome | None:
     if not lines:
         return None
     config, rounds = run.read_config(), [line for line in lines if line.is_round]
-    last = lines[-1]
+    last, collapse = lines[-1], collapse_of(rounds)
     accepted = sum(line.accepted for line in rounds)
     evaluation = run.read_evaluation()
     scores = [score.accuracy for score in evaluation.lengths] if evaluation else []
@@ -102,8 +111,11 @@ def outcome_of(run: RunDir) -> Outcome | None:
         stopped_because=stopped_because(run, config, lines),
         final_digits=last.digits,
         rounds=len(rounds),
-        rounds_survived=_survived(rounds),
+        rounds_survived=len(rounds) if collapse is None else collapse,
+        collapsed_at=None if collapse is None else rounds[collapse].digits,
         label_errors={line.digits: line.label_error for line in rounds},
+        accuracies={line.digits: line.own_accuracy for line in rounds},
+        agreements={line.digits: line.agreement for line in rounds},
         mean_label_error=sum(line.wrong_accepted for line in rounds) / accepted if accepted else None,
         final_accuracy=fmean(last.trained_accuracies),
         eval_accuracy=fmean(scores) if scores else None,
@@ -147,19 +159,17 @@ def means_of(outcomes: Sequence[Outcome]) -> dict[str, Mean]:
     return means
 
 
-def label_errors_of(outcomes: Sequence[Outcome]) -> dict[int, Mean]:
-    """Return the mean label error by digits of the round, over the runs that accepted examples there."""
+def means_by_round(outcomes: Sequence[Outcome], name: ByRound) -> dict[int, Mean]:
+    """Return the mean of a figure by digits of the round, over the runs that have it there."""
+    of_runs: list[dict[int, float | None]] = [getattr(outcome, name) for outcome in outcomes]
     means = {}
-    for digits in sorted({digits for outcome in outcomes for digits in outcome.label_errors}):
-        errors = [outcome.label_errors.get(digits) for outcome in outcomes]
-        if measured := [error for error in errors if error is not None]:
+    for digits in sorted({digits for figures in of_runs for digits in figures}):
+        figures = [figures.get(digits) for figures in of_runs]
+        if measured := [figure for figure in figures if figure is not None]:
             means[digits] = mean_of(measured)
     return means
 
 
-def _survived(rounds: Sequence[RoundMetrics]) -> int:
-    """Count the rounds before the first that did not survive."""
-    for count, line in enumerate(rounds):
-        if line.own_accuracy < SURVIVES:
-            return count
-    return len(rounds)
+def collapse_of(rounds: Sequence[RoundMetrics]) -> int | None:
+    """Return the index of the round in which a run collapses, from 0; None if it does not."""
+    return next((index for index, line in enumerate(rounds) if line.own_accuracy < SURVIVES), None)

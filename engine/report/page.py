@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,9 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sector import __version__
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
+from sector.engine.report.alarm import HORIZON, Alarm, alarms_of
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
 from sector.engine.report.dataset_facts import DatasetFacts, is_dataset, read_dataset
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
+from sector.engine.report.lab_charts import phase_charts, rise_charts
 from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.shares import hundredths, percent
 
@@ -29,6 +32,7 @@ class Report:
     beside: the folder of its pictures.
     pictures: PNG files in that folder.
     runs: facts of the runs.
+    alarms: figures that the loop can see, by their worth as an alarm; empty if no run collapsed.
     dataset: facts of the data set, if the report is on one.
     """
 
@@ -36,7 +40,22 @@ class Report:
     beside: Path
     pictures: list[Path]
     runs: list[RunFacts]
+    alarms: list[Alarm]
     dataset: DatasetFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a report about several runs shows beside the runs.
+
+    charts: charts of all cells.
+    panels: rise and fall of each cell.
+    alarms: as in `Report`.
+    """
+
+    charts: list[Chart]
+    panels: list[Chart]
+    alarms: list[Alarm]
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Report:
@@ -57,16 +76,19 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     if not runs:
         raise InputError(f"{paths[0]} has nothing to report yet: its supervised phase is not done")
     cells = cells_of(runs)
-    comparison = comparison_charts(cells) if len(runs) > 1 else []
+    several = len(runs) > 1
+    comparison = [*comparison_charts(cells), *phase_charts(cells)] if several else []
+    panels = rise_charts(cells) if several else []
     charts = [run_charts(run) for run in runs]
-    write_text(page, _render(runs, cells, comparison, charts))
+    alarms = alarms_of({name: [run.rounds for run in group] for name, group in cells.items()})
+    write_text(page, _render(runs, cells, Compared(comparison, panels, alarms), charts))
     # Without a suffix, the page itself has the name that the folder would have.
     beside = page.with_suffix("") if page.suffix else page.with_name(f"{page.name}-pictures")
-    pictures = [chart.save(beside) for chart in comparison]
+    pictures = [chart.save(beside) for chart in (*comparison, *panels)]
     for run, of_run in zip(runs, charts, strict=True):
-        folder = beside / run.name if len(runs) > 1 else beside
+        folder = beside / run.name if several else beside
         pictures += [chart.save(folder) for chart in of_run]
-    return Report(page, beside, pictures, runs)
+    return Report(page, beside, pictures, runs, alarms)
 
 
 def _write_dataset_report(paths: Sequence[Path], out: Path | None) -> Report:
@@ -80,7 +102,7 @@ def _write_dataset_report(paths: Sequence[Path], out: Path | None) -> Report:
     data = read_dataset(paths[0])
     template = _environment().get_template("dataset.html.jinja")
     write_text(page, template.render(title=root.name, data=data, version=__version__))
-    return Report(page, page.parent, [], [], data)
+    return Report(page, page.parent, [], [], [], data)
 
 
 def _default_page(paths: Sequence[Path]) -> Path:
@@ -90,7 +112,7 @@ def _default_page(paths: Sequence[Path]) -> Path:
 
 
 def _render(
-    runs: list[RunFacts], cells: dict[str, list[RunFacts]], comparison: list[Chart], charts: list[list[Chart]]
+    runs: list[RunFacts], cells: dict[str, list[RunFacts]], compared: Compared, charts: list[list[Chart]]
 ) -> str:
     return (
         _environment()
@@ -99,7 +121,8 @@ def _render(
             title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
             runs=list(zip(runs, charts, strict=True)),
             cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
-            comparison=comparison,
+            compared=compared,
+            horizon=HORIZON,
             correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
             version=__version__,
         )
@@ -116,8 +139,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
-    environment.filters |= {"interval": _interval, "share_interval": _share_interval}
-    environment.filters["thousands"] = "{:,}".format
+    environment.filters |= {"interval": _interval, "share_interval": _share_interval, "collapses": _collapses}
+    environment.filters |= {"leads": _leads, "thousands": "{:,}".format}
     return environment
 
 
@@ -160,6 +183,20 @@ def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
     if mean.low is None or mean.high is None or mean.low == mean.high:
         return text
     return f"{text} ({figure(mean.low)} to {figure(mean.high)})"
+
+
+def _collapses(runs: Sequence[RunFacts]) -> str:
+    """Return how many runs of a cell collapsed and where, as `2 of 3, at 12, 15 digits`."""
+    lengths = sorted(run.outcome.collapsed_at for run in runs if run.outcome.collapsed_at is not None)
+    where = f", at {', '.join(map(str, lengths))} digits" if lengths else ""
+    return f"{len(lengths)} of {len(runs)}{where}"
+
+
+def _leads(alarm: Alarm) -> str:
+    """Return by how many rounds an alarm is ahead, as `3 (1 to 5)`: the median and the extremes."""
+    if not alarm.leads:
+        return "-"
+    return f"{median(alarm.leads):g} ({alarm.leads[0]} to {alarm.leads[-1]})"
 
 
 def _shade(share: Any) -> int:

@@ -45,6 +45,7 @@ from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained
 from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import Fates, TrainingRecord
 from sector.engine.run.stopping import Stopping
+from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.shares import percent
@@ -127,8 +128,7 @@ class Phases:
         if phase.examples.exists():
             return
         config, seed = self._config, rollback.seed_of_attempt(phase, self._config.seed)
-        teacher = self._before(phase) if config.round.teacher == "last" else self._supervised
-        model = teacher.load_checkpoint()
+        model = load_teacher(config.round, self._all_before(phase))
         sampler = self._engine(model)
         solve = with_weights(self._workers, model, sampler)
         assignment = Assignment(
@@ -156,7 +156,7 @@ class Phases:
         improved = cat(parts)
         seconds = time.perf_counter() - start
         write_table(phase.candidates, candidates_table(improved))
-        phase.write(Fates.of(improved).generation(seconds, config.engine, sampler.weights_sha256))
+        phase.write(Fates.of(improved).generation(seconds, config.engine, sampler.weights_sha256, improved))
         provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
         self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
 
@@ -269,11 +269,11 @@ class Phases:
 
     def _before(self, phase: Phase) -> Phase:
         """Return the phase before a round: the longest shorter round that has started, else the supervised phase."""
-        return max(
-            (other for other in self._run.rounds() if other.digits < phase.digits),
-            key=lambda other: other.digits,
-            default=self._supervised,
-        )
+        return self._all_before(phase)[-1]
+
+    def _all_before(self, phase: Phase) -> list[Phase]:
+        """Return the phases before a round in order: the supervised phase, and the shorter rounds that have started."""
+        return [self._supervised, *(other for other in self._run.rounds() if other.digits < phase.digits)]
 
     def _fetch(self) -> None:
         """Write the model of text that the run starts from to checkpoint 0, once.

@@ -53,6 +53,7 @@ COLORS = ("#1f6feb", "#d9480f", "#2f9e44", "#9c36b5", "#0c8599")
 _REASON_COLORS = {
     "accepted": "#2f9e44",
     "thought_through": "#94d82d",
+    "leaked": "#ffd43b",
     "unparsable": "#495057",
     "outvoted": "#f08c00",
     "not_direct": "#1f6feb",
@@ -61,7 +62,11 @@ _REASON_COLORS = {
     "not_through": "#f06595",
 }
 # Names in a legend; all other fates are reasons of a rejection.
-_FATES = {"accepted": "accepted at once", "thought_through": "accepted, thought through"}
+_FATES = {
+    "accepted": "accepted at once",
+    "thought_through": "accepted, thought through",
+    "leaked": "accepted, leaked",
+}
 # For the reasons of further checks, in turn.
 _OTHER_COLORS = ("#0b7285", "#862e9c", "#5c940d", "#a61e4d")
 
@@ -239,9 +244,10 @@ def plot_acceptance(axes: Axes, rounds: list[RoundMetrics]) -> None:
 
 
 def _fates(line: RoundMetrics) -> dict[str, int]:
-    """Count the candidates of a round by verdict: accepted at once, thought through, or the check that failed."""
-    through = line.thought_through
-    return {"accepted": line.accepted - through, "thought_through": through, **line.rejected}
+    """Count the candidates of a round by verdict; those that were accepted at once come first."""
+    through, leaked = line.thought_through, line.leaked
+    at_once = line.accepted - through - leaked
+    return {"accepted": at_once, "thought_through": through, "leaked": leaked, **line.rejected}
 
 
 def _eval_figure(figure: Figure, scores: Sequence[Score], title: str) -> None:

@@ -7,12 +7,13 @@ not write have defaults. Unknown keys are of a later release, and are refused.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from sector.engine.config import MAX_DIGITS
+from sector.engine.config import MAX_DIGITS, MAX_K
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def _check_mistake(name: str) -> str:
 
 Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Of at most MAX_K guesses.
+Entropy = Annotated[float, Field(ge=0.0, le=log2(MAX_K))]
 # Within the range of int64.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0.0, le=_MAX_SECONDS)]
@@ -63,7 +66,7 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
 
-class Fates(Record):
+class _Counted(Record):
     """Counts of candidates that the improved policy tried."""
 
     tried: Count
@@ -72,50 +75,67 @@ class Fates(Record):
     """Candidates that passed the filter."""
     thought_through: Count = 0
     """Accepted candidates that were solved to the end."""
+    leaked: Count = 0
+    """Accepted candidates that vote and checks had rejected."""
     rejected: dict[Reason, Count]
     """Candidates that failed, by the check that failed first."""
     tokens: Count
     """Tokens generated."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_fates(self)
+        return self
+
+
+class Fates(_Counted):
+    """Counts of candidates that can be added up, such as those of the parts of a data set."""
+
+    agreed: Count
+    """Candidates that passed all checks at once."""
+
     @classmethod
-    def of(cls, improved: "Improved") -> "Fates":
+    def of(cls, improved: "Improved") -> Self:
         """Return the counts of an improved batch."""
-        return Fates(
+        return cls(
             tried=len(improved.problems),
             accepted=int(improved.accepted.sum()),
             thought_through=improved.num_thought_through,
+            leaked=improved.num_leaked,
+            agreed=improved.num_agreed,
             rejected=improved.rejected(),
             tokens=improved.tokens,
         )
 
     @classmethod
-    def sum(cls, parts: Iterable["Fates"]) -> "Fates":
+    def sum(cls, parts: "Iterable[Fates]") -> "Fates":
         """Return the counts of several batches together."""
+        names = ("tried", "accepted", "thought_through", "leaked", "agreed", "tokens")
         numbers, rejected = Counter[str](), Counter[str]()
         for part in parts:
-            numbers.update(tried=part.tried, accepted=part.accepted)
-            numbers.update(thought_through=part.thought_through, tokens=part.tokens)
+            numbers.update({name: getattr(part, name) for name in names})
             rejected.update(part.rejected)
-        names = ("tried", "accepted", "thought_through", "tokens")
         return Fates(rejected=dict(rejected), **{name: numbers[name] for name in names})
 
-    def generation(self, seconds: float, engine: str, weights_sha256: str) -> "GenerationRecord":
-        """Return the record of the generation that tried these candidates."""
+    def generation(
+        self, seconds: float, engine: str, weights_sha256: str, improved: "Improved | None" = None
+    ) -> "GenerationRecord":
+        """Return the record of the generation that tried these candidates.
+
+        improved: the candidates, if they are one batch; the record has figures of its votes then.
+        """
         return GenerationRecord(
-            **self.model_dump(include=set(Fates.model_fields)),
-            agreement=(self.accepted - self.thought_through) / self.tried,
+            **self.model_dump(include=set(_Counted.model_fields)),
+            agreement=self.agreed / self.tried,
+            vote_entropy=improved.vote_entropy if improved else None,
+            disagreement=improved.disagreement if improved else None,
             seconds=seconds,
             engine=engine,
             weights_sha256=weights_sha256,
         )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
-        return self
 
-
-class GenerationRecord(Fates):
+class GenerationRecord(_Counted):
     """Counts and cost of the generation of a round (`rounds/07/generation.json`)."""
 
     name: ClassVar[str] = "generation"
@@ -124,6 +144,11 @@ class GenerationRecord(Fates):
     """Candidates that the improved policy tried."""
     agreement: Share
     """Share of candidates that passed all checks at once."""
+    vote_entropy: Entropy | None = None
+    """Mean entropy of a candidate's guesses, in bits; None in data sets and in runs of early releases."""
+    disagreement: Share | None = None
+    """Share of the candidates with a decided vote that a check contradicts; None without such a candidate, in data sets
+    and in runs of early releases."""
     seconds: Seconds
     """Seconds of generation."""
     engine: str
@@ -203,6 +228,8 @@ class RoundMetrics(Record):
     """Candidates accepted; 0 in the supervised phase."""
     thought_through: Count = 0
     """Accepted candidates that were solved to the end."""
+    leaked: Count = 0
+    """Accepted candidates that vote and checks had rejected."""
     rejected: dict[Reason, Count]
     """Candidates rejected, by the check that failed first."""
     label_error: Share | None
@@ -213,6 +240,10 @@ class RoundMetrics(Record):
     """Accepted examples by the mistake in their answer."""
     agreement: Share | None
     """Share of candidates that passed all checks at once; None in the supervised phase."""
+    vote_entropy: Entropy | None = None
+    """Mean entropy of a candidate's guesses, in bits; None in the supervised phase, and in runs of early releases."""
+    disagreement: Share | None = None
+    """Share of the candidates with a decided vote that a check contradicts; None where the entropy is."""
     next_agreement: Share
     """Agreement one digit further, after the training."""
     trained_agreement: Share | None = None
@@ -278,7 +309,7 @@ class RoundMetrics(Record):
     def _check(self) -> Self:
         if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
             raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
-        _check_fates(self.tried, self.accepted, self.thought_through, self.rejected)
+        _check_fates(self)
         if self.is_round != bool(self.tried):
             raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
@@ -403,16 +434,16 @@ def dump_file(record: Record) -> str:
     return json.dumps(record.as_json(), indent=2) + "\n"
 
 
-def _check_fates(tried: int, accepted: int, thought_through: int, rejected: dict[str, int]) -> None:
+def _check_fates(record: "_Counted | RoundMetrics") -> None:
     """Raise ValueError if the counts of candidates do not add up."""
+    tried, accepted, num_rejected = record.tried, record.accepted, sum(record.rejected.values())
     if accepted > tried:
         raise ValueError(f"accepted is {accepted}, more than tried ({tried})")
-    if thought_through > accepted:
-        raise ValueError(f"thought_through is {thought_through}, more than accepted ({accepted})")
-    if accepted + sum(rejected.values()) != tried:
-        raise ValueError(
-            f"accepted ({accepted}) and rejected ({sum(rejected.values())}) do not add up to tried ({tried})"
-        )
+    for name in ("thought_through", "leaked"):
+        if (count := getattr(record, name)) > accepted:
+            raise ValueError(f"{name} is {count}, more than accepted ({accepted})")
+    if accepted + num_rejected != tried:
+        raise ValueError(f"accepted ({accepted}) and rejected ({num_rejected}) do not add up to tried ({tried})")
 
 
 def _fault_of_order(before: RoundMetrics | None, line: RoundMetrics) -> str | None:

@@ -5,6 +5,7 @@ the batch and N the digits per operand.
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -104,6 +105,34 @@ def _swapped(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
     return problems.swapped(), answers
 
 
+def same_places(digits: int) -> list[int]:
+    """Return an order of N columns that moves digits by even numbers of places only, and takes neighbours apart.
+
+    A place is worth 1 or 10 modulo 99, in turns, so the order changes no remainder. Fewer than three columns stay.
+    """
+    order = list(range(digits))
+    for parity in range(2):
+        places = order[parity::2]
+        order[parity::2] = places[1::2] + places[0::2]
+    return order
+
+
+def _reordered(problems: Problems, answers: Tensor) -> tuple[Problems, Tensor]:
+    """Pose the sum of the operands with their columns in another order; it has the same remainder modulo 99.
+
+    A carry that is missed or invented changes a sum by a power of ten, and so its remainder. The order changes the
+    carries, so that two answers seldom err by the same remainder.
+    """
+    order = same_places(problems.digits)
+    return replace(problems, a=problems.a[:, order], b=problems.b[:, order]), answers
+
+
+def same_remainder(answers: Tensor, expected: Tensor) -> Tensor:
+    """Return which answers `[R, W]` leave the same remainder modulo 99 as the expected ones, `[R]` bool."""
+    worth = torch.tensor([(1, 10)[place % 2] for place in reversed(range(answers.shape[1]))], device=answers.device)
+    return ((answers - expected) * worth).sum(dim=1) % 99 == 0
+
+
 class Addition(Task):
     """The task `a+b` and `a+b+1`, with N digits per operand."""
 
@@ -113,6 +142,7 @@ class Addition(Task):
     text_orders = ("msd",)
     checks = (
         Check("complement", "nines' complement", _complement, Solve.AT_ONCE),
+        Check("remainder", "remainder modulo 99", _reordered, Solve.AT_ONCE, compare=same_remainder),
         Check("commutative", "swapped operands", _swapped, Solve.BY_VOTE),
     )
 
