@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from sector import __version__
 from sector.engine.errors import InputError
@@ -18,6 +18,7 @@ from sector.engine.report.dataset_facts import DatasetFacts, is_dataset, read_da
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
 from sector.engine.report.lab_charts import phase_charts, rise_charts
 from sector.engine.report.outcomes import Mean, means_of
+from sector.engine.report.templates import environment
 from sector.engine.shares import hundredths, percent
 
 # Lower bounds of the shades of the heat map.
@@ -130,18 +131,12 @@ def _render(
 
 
 def _environment() -> Environment:
-    """Return the environment of the templates."""
-    environment = Environment(
-        loader=PackageLoader("sector.engine.report", package_path="."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
-    environment.filters |= {"interval": _interval, "share_interval": _share_interval, "collapses": _collapses}
-    environment.filters |= {"leads": _leads, "thousands": "{:,}".format}
-    return environment
+    """Return the environment of the pages."""
+    pages = environment("sector.engine.report", escapes=True)
+    pages.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
+    pages.filters |= {"interval": _interval, "share_interval": _share_interval, "collapses": _collapses}
+    pages.filters |= {"leads": _leads, "thousands": "{:,}".format}
+    return pages
 
 
 def _percent(share: float | None, places: int = 1) -> str:
