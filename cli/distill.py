@@ -8,7 +8,7 @@ import typer
 from sector.cli import _options as options
 from sector.cli._output import Output
 from sector.cli._streams import printable
-from sector.engine.config import MOST
+from sector.engine.config import MOST, WINDOW_ROWS
 
 
 def distill(
@@ -24,7 +24,7 @@ def distill(
     ] = None,
     window: Annotated[
         int | None,
-        options.number("N", "Most rows of a folder in memory at a time.", 1, MOST, show_default="131072"),
+        options.number("N", "Most rows of a folder in memory at a time.", 1, MOST, show_default=str(WINDOW_ROWS)),
     ] = None,
     seed: options.Seed = 0,
     task: options.ModelTask = None,

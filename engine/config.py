@@ -42,6 +42,11 @@ Preset = Literal["tiny", "base", "text-tiny", "text-base"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["leaps", "paper"]
 Compression = Literal["none", "snappy", "gzip", "zstd"]
+# Of the parts of a data set (`run/part_folder.py`), by default.
+PART_ROWS = 2000
+COMPRESSION: Compression = "zstd"
+# Most rows of a data set that training holds in memory, by default. A row of 12 digits takes half a kilobyte.
+WINDOW_ROWS = 2**17
 ENGINES = ("native", "hf", "vllm")
 # Checks of this package (`checks.py`), in the order of their reasons in every record. `shifted` is the commutative
 # check at other places. REMAINDER is a reason in records of filters that name it only. A filter has at most MAX_CHECKS

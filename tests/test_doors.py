@@ -31,6 +31,7 @@ from sector.engine.policy.workers import Worker, prove
 from sector.engine.run.directory import RunDir
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
+from sector.engine.run.part_folder import MANIFEST
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.outside import load_engine
@@ -246,6 +247,25 @@ def test_a_run_goes_on_with_the_same_code_only(code: Path, tmp_path: Path) -> No
     load_engine(f"{code}:Twin"), load_check(f"{code}:luck")
     with open_run(run.root, {}, "test") as (_, config):
         assert config.engine == "twin" and config.filter.checks == ("complement", "luck")
+
+
+def test_a_data_set_goes_on_with_the_same_code_only(code: Path, tmp_path: Path) -> None:
+    def num_made() -> int:
+        chosen = {"vote": "off", "checks": ["direct", f"{code}:luck"], "think_through": False}
+        out = f"{tmp_path / 'parts'}/"
+        labels = sector.generate("addition", 3, 500, out, engine=f"{code}:Twin", filter=chosen, part_rows=250)
+        return labels.as_json()["this_call"]["parts"]
+
+    assert num_made() == 2
+    settings = json.loads((tmp_path / "parts" / MANIFEST).read_text())["settings"]
+    assert settings["code_sha256"] == dict.fromkeys(["engine twin", "check luck"], origins()[0].sha256)
+    code.write_text(CODE + "\n# Edited.\n")
+    forget()
+    with pytest.raises(InputError, match=r"was made with code_sha256\.(engine twin|check luck) = '"):
+        num_made()
+    code.write_text(CODE)
+    forget()
+    assert num_made() == 0
 
 
 def test_runs_of_the_package_record_no_code(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_form_of_the_files_does_not_change_the_rows(tmp_path: Path, whole: P
 # Interruptions
 
 
-@pytest.mark.parametrize("number", [0, 1, 3, 5], ids=lambda number: f"{number} parts")
+@pytest.mark.parametrize("number", [0, 3], ids=lambda number: f"{number} parts")
 def test_a_killed_command_goes_on_at_the_missing_parts(tmp_path: Path, expected: dict[str, bytes], number: int) -> None:
     folder = tmp_path / "parts"
     with forked(*command(folder)) as process:
@@ -197,7 +197,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
     aside = aside_of(folder / name, MARK)
     # The kernel's own ENOSPC, where the file is to be written aside.
     aside.symlink_to("/dev/full")
-    with pytest.raises(InputError, match="No space left on device; finished parts are kept, and the same command"):
+    line = r"cannot write .*: No space left on device; finished parts are kept, and the same command goes on"
+    with pytest.raises(InputError, match=line):
         make(folder)
     labels = make(folder)
     assert contents(folder) == expected
@@ -207,7 +208,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
 def test_files_that_killed_processes_left_aside_are_removed_at_the_end(
     folder: Path, expected: dict[str, bytes]
 ) -> None:
-    for name in PARTS[:2]:
+    for name in (PARTS[1], MANIFEST):
         aside_of(folder / name, ".elsewhere-1").write_bytes(b"half")
     assert make(folder).this_call is not None and contents(folder) == expected
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-from sector.engine.config import Compression, Filter
+from sector.engine.config import COMPRESSION, PART_ROWS, Compression, Filter
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.models.checkpoint import TrainedModel, open_trained, task_and_layout
@@ -19,9 +19,6 @@ from sector.engine.run.parts import DatasetSettings, PartMaker, PartRecord
 from sector.engine.run.records import Fates
 from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
 from sector.engine.samplers import make_sampler
-
-PART_ROWS = 2000
-COMPRESSION: Compression = "zstd"
 
 
 def generate_folder(

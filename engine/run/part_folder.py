@@ -84,8 +84,9 @@ class PartFolder:
     def finish(self) -> None:
         """Write the manifest of the whole data set, and remove what killed processes left aside."""
         self._write([self.parts[start] for start in self.settings.starts])
-        for left in self.root.glob(aside_of(self.root / "part-*.parquet", ".*").name):
-            left.unlink(missing_ok=True)
+        for name in ("part-*.parquet", MANIFEST):
+            for left in self.root.glob(aside_of(self.root / name, ".*").name):
+                left.unlink(missing_ok=True)
 
     def _write(self, parts: list[PartRecord]) -> None:
         """Write the manifest, unless the file says the same already."""

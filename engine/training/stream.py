@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
+from sector.engine.config import WINDOW_ROWS
 from sector.engine.language.examples import Examples
 from sector.engine.seeding import generator
 from sector.engine.training.dataset import read_sets
-
-# A row of 12 digits takes half a kilobyte in memory.
-WINDOW_ROWS = 2**17
 
 
 class Stream:
