@@ -385,8 +385,7 @@ def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
 def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:
     """Return the mean loss and gradient of a shard."""
     loss, parts = _parts_of(model, parameters, shard, fast_weight)
-    with span("backward"):
-        return Gradient(loss, flat_gradient(parts))
+    return Gradient(loss, flat_gradient(parts))
 
 
 def _parts_of(
