@@ -74,7 +74,9 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     comparison = [*comparison_charts(cells), *phase_charts(cells)] if several else []
     panels = rise_charts(cells) if several else []
     charts = [run_charts(run) for run in runs]
-    alarms = alarms_of({name: [run.rounds for run in group] for name, group in cells.items()})
+    # An alarm in a run that stopped before it collapsed can be called neither right nor false.
+    judged = {name: [run.rounds for run in group if run.outcome.fate != "stopped"] for name, group in cells.items()}
+    alarms = alarms_of(judged)
     write_text(page, _render(runs, cells, Compared(comparison, panels, alarms), charts))
     # Without a suffix, the page itself has the name that the folder would have.
     beside = page.with_suffix("") if page.suffix else page.with_name(f"{page.name}-pictures")
@@ -157,10 +159,11 @@ def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
 
 
 def _collapses(runs: Sequence[RunFacts]) -> str:
-    """Return how many runs of a cell collapsed and where, as `2 of 3, at 12, 15 digits`."""
+    """Return how many runs of a cell collapsed and where, and how many stopped: `1 of 3, at 12 digits; 1 stopped`."""
     lengths = sorted(run.outcome.collapsed_at for run in runs if run.outcome.collapsed_at is not None)
     where = f", at {', '.join(map(str, lengths))} digits" if lengths else ""
-    return f"{len(lengths)} of {len(runs)}{where}"
+    stopped = sum(run.outcome.fate == "stopped" for run in runs)
+    return f"{len(lengths)} of {len(runs)}{where}{f'; {stopped} stopped' if stopped else ''}"
 
 
 def _leads(alarm: Alarm) -> str:
