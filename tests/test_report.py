@@ -359,6 +359,16 @@ def test_a_lab_s_page_shows_rise_and_fall_the_phases_and_the_alarm(lab: Path) ->
     assert (best["figure"], best["foretold"], best["rule"]) == ("agreement", 2, "agreement at most 0.4")
 
 
+def test_a_page_about_many_runs_leaves_out_the_charts_of_each(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sector.engine.report.page.MOST_DRAWN", 7)
+    report = write_report([lab], tmp_path / "many.html")
+    page = Page(report.page)
+    assert page.tags["details"] == 8 and "sector report RUN" in page.text and "Time of the run" in page.text
+    assert {path.parent for path in report.pictures} == {tmp_path / "many"}
+
+
 def test_gates_that_differ_in_their_leak_are_one_line_of_the_phases(lab: Path) -> None:
     runs = [facts for facts in map(read_run, run_roots([lab])) if facts]
     phases = phases_of(cells_of(runs))

@@ -19,6 +19,8 @@ from sector.engine.report.lab_charts import phase_charts, rise_charts
 from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.shares import hundredths, percent
 
+# A page about more runs than this has no charts of each run; they would take minutes and tens of megabytes.
+MOST_DRAWN = 24
 # Lower bounds of the shades of the heat map.
 _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
 
@@ -73,7 +75,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     several = len(runs) > 1
     comparison = [*comparison_charts(cells), *phase_charts(cells)] if several else []
     panels = rise_charts(cells) if several else []
-    charts = [run_charts(run) for run in runs]
+    charts = [run_charts(run) if len(runs) <= MOST_DRAWN else [] for run in runs]
     # An alarm in a run that stopped before it collapsed can be called neither right nor false.
     judged = {name: [run.rounds for run in group if run.outcome.fate != "stopped"] for name, group in cells.items()}
     alarms = alarms_of(judged)
@@ -112,6 +114,7 @@ def _render(
         cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
         compared=compared,
         horizon=HORIZON,
+        most_drawn=MOST_DRAWN,
         correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
         version=__version__,
     )
