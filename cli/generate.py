@@ -85,6 +85,8 @@ def _view(report: dict[str, Any]) -> Group:
     counts = {"accepted": report["accepted"]}
     if report["thought_through"]:
         counts["  thought through"] = report["thought_through"]
+    if report["leaked"]:
+        counts["  leaked"] = report["leaked"]
     counts |= {f"  {reason.replace('_', ' ')}": count for reason, count in report["rejected"].items()}
     table.add_row("tried", f"{tried:,}", "")
     for name, count in counts.items():

@@ -75,6 +75,22 @@ def test_shipped_grids_can_be_run(path: Path) -> None:
     assert len({config.model_dump_json() for config in settings}) == len(settings)
 
 
+def test_the_signals_of_the_collapse_grid_begin_alike_and_leak() -> None:
+    grid = read_grid(next(path for path in SHIPPED if path.stem == "collapse"))
+    configs = {cell.name: run_config(cell.of_seed(0)) for cell in grid.cells}
+    tight = {name: config for name, config in configs.items() if not config.filter.leak}
+    assert len(tight) >= 9 and grid.seeds == [0, 1, 2]
+    # No goal ends the supervised phase of one cell before that of another.
+    assert {config.supervised.max_cycles for config in configs.values()} == {1}
+    assert len({config.supervised.model_dump_json() for config in configs.values()}) == 1
+    for gate in ("ours", "paper", "remainder"):
+        leaks = {name: config for name, config in configs.items() if name.startswith(f"{gate}-leak-")}
+        assert [config.filter.leak for config in leaks.values()] == [0.03, 0.1, 0.3]
+        assert {config.filter.model_copy(update={"leak": 0.0}) for config in leaks.values()} == {tight[gate].filter}
+    settings = [(config.filter.model_dump_json(), config.round.teacher) for config in tight.values()]
+    assert len(set(settings)) == len(settings)
+
+
 def test_the_paper_s_checks_are_all_that_the_four_cells_differ_in() -> None:
     grid = read_grid(next(path for path in SHIPPED if path.stem == "vote_x_commutativity"))
     filters = {cell.name: run_config(cell.of_seed(0)).filter for cell in grid.cells}

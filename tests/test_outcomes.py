@@ -85,6 +85,30 @@ def test_why_a_run_is_over(tmp_path: Path, last: dict, generation: GenerationRec
     assert outcome is not None and outcome.stopped_because == said
 
 
+@pytest.mark.parametrize(
+    ("own", "last", "fate", "survived", "at"),
+    [
+        (1.0, {}, "alive", 2, None),
+        (0.89, {}, "collapsed", 1, 8),
+        (0.9, {"next_agreement": 0.2}, "stopped", 2, None),
+        (0.5, {"next_agreement": 0.2}, "collapsed", 1, 8),
+    ],
+    ids=["alive", "collapsed", "stopped", "collapsed, then stopped"],
+)
+def test_a_run_that_stops_before_it_collapses_has_starved(
+    tmp_path: Path, own: float, last: dict[str, Any], fate: str, survived: int, at: int | None
+) -> None:
+    outcome = outcome_of(run_of(tmp_path, line(6), line(7), line(8, own=own, **last)))
+    assert outcome is not None
+    assert (outcome.fate, outcome.rounds_survived, outcome.collapsed_at) == (fate, survived, at)
+    assert outcome.as_json()["fate"] == fate
+
+
+def test_a_run_that_recovers_has_collapsed_all_the_same(tmp_path: Path) -> None:
+    outcome = outcome_of(run_of(tmp_path, line(6), line(7, own=0.8), line(8), line(9)))
+    assert outcome is not None and (outcome.fate, outcome.rounds_survived, outcome.collapsed_at) == ("collapsed", 0, 7)
+
+
 def test_before_the_supervised_phase_is_done_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert outcome_of(run_of(tmp_path)) is None
 

@@ -321,7 +321,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_cell(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grid of two gates and three leaks; two runs collapse at 9 digits, and agreement falls before that."""
+    """A grid of two gates and three leaks; two runs collapse at 9 digits after agreement fell, and one stops at 8."""
     out = tmp_path_factory.mktemp("lab")
     for gate, checks in (("ours", ["direct"]), ("theirs", [])):
         for leak in (0.0, 0.1, 0.3):
@@ -329,6 +329,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for seed in (0, 1) if leak == 0.3 else (0,):
                 root = out / "cells" / name / f"seed{seed}"
                 finished_run(root, until=9, seed=seed, filter={"checks": checks, "leak": leak})
+                if (gate, leak) == ("ours", 0.1):
+                    low = line(8, 1.0).model_copy(update={"next_agreement": 0.2})
+                    write_metrics(root, line(6, 1.0), line(7, 1.0), low)
                 if leak == 0.3 and seed == 0:
                     lines = [line(6, 1.0), line(7, 1.0), line(8, 1.0), line(9, 0.2)]
                     changed = [
@@ -348,10 +351,22 @@ def test_a_lab_s_page_shows_rise_and_fall_the_phases_and_the_alarm(lab: Path) ->
     table = page.text[page.text.index("Side by side") :]
     assert re.search(r"ours-leak-30 2 9\.0 2\.5 \([^)]*\) 1 of 2, at 9 digits", table)
     alarm = page.text[page.text.index("What sees a collapse coming") :]
-    assert re.search(r"agreement 2 of 2 1 \(1 to 1\) 0 of 8 runs agreement at most 0\.4", alarm)
-    assert "2 of 8 runs collapsed" in alarm
+    assert re.search(r"ours-leak-10 1 8\.0 2\.0 0 of 1; 1 stopped", table)
+    # The run that stopped counts in no alarm.
+    assert re.search(r"agreement 2 of 2 1 \(1 to 1\) 0 of 7 runs agreement at most 0\.4", alarm)
+    assert "2 of 7 runs collapsed" in alarm
     best = report.alarms[0].as_json()
     assert (best["figure"], best["foretold"], best["rule"]) == ("agreement", 2, "agreement at most 0.4")
+
+
+def test_a_page_about_many_runs_leaves_out_the_charts_of_each(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sector.engine.report.page.MOST_DRAWN", 7)
+    report = write_report([lab], tmp_path / "many.html")
+    page = Page(report.page)
+    assert page.tags["details"] == 8 and "sector report RUN" in page.text and "Time of the run" in page.text
+    assert {path.parent for path in report.pictures} == {tmp_path / "many"}
 
 
 def test_gates_that_differ_in_their_leak_are_one_line_of_the_phases(lab: Path) -> None:

@@ -2,7 +2,7 @@
 
 In a run each candidate takes checks until one fails. Here all candidates of a round take all checks, by the weights
 that tried them. A check misses a wrong answer if it does not contradict it. Truth comes from the audit; nothing here
-reaches a loop.
+reaches a loop. Rounds of unlike difficulty, measured together, make checks look more alike than they are in each.
 """
 
 from collections.abc import Iterator, Sequence

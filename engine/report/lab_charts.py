@@ -9,7 +9,7 @@ import numpy as np
 
 from sector.engine.report.charts import Chart, colors_of, draw_band, draw_chart, label_of
 from sector.engine.report.facts import RunFacts
-from sector.engine.report.outcomes import ByRound, mean_of, means_by_round
+from sector.engine.report.outcomes import ByRound, Fate, mean_of, means_by_round
 from sector.engine.run.plots import COLORS, FAINT, INK, scale_lengths
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ _LINES: dict[ByRound, tuple[str, str]] = {
     "label_errors": ("label error", COLORS[1]),
 }
 _PHASES = (
-    "Rounds survived against the share of rejected candidates that the gate accepts anyway. A dot is a run, a triangle "
-    "one that has not collapsed and might have gone on; lines are means."
+    "Rounds survived against the share of rejected candidates that the gate accepts anyway. A dot is a run that "
+    "collapsed, a cross one that stopped before that, a triangle one that has not collapsed and might have gone on; "
+    "lines are means."
 )
+_MARKERS: dict[Fate, str] = {"collapsed": "o", "stopped": "x", "alive": "^"}
 
 # Runs of one gate by its leak.
 Phases = dict[str, dict[float, list[RunFacts]]]
@@ -86,7 +88,7 @@ def _phases(axes: Axes, phases: Phases) -> None:
         axes.plot(list(at.values()), means, "-", color=color, lw=1.6, label=label_of(name))
         for leak, runs in of_gate.items():
             for run in runs:
-                marker = "^" if run.outcome.collapsed_at is None else "o"
+                marker = _MARKERS[run.outcome.fate]
                 axes.plot(at[leak], run.outcome.rounds_survived, marker, color=color, ms=4.5, alpha=0.8)
     axes.set_xticks(range(len(leaks)), [f"{100 * leak:g} %" for leak in leaks])
     axes.set_ylim(bottom=0)

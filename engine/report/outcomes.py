@@ -15,8 +15,12 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.records import GenerationRecord, RoundMetrics, StartRecord
 
 # A round survived if the audit finds at least this share of the answers right at its own length. A run collapses in the
-# first round that does not survive; a run that stops before, or reaches its end, has not collapsed.
+# first round that does not survive. A run that stops before that, since it accepts or agrees with too little, has not
+# collapsed: its gate has starved it.
 SURVIVES = 0.9
+# Reason of a run that stopped at its end.
+REACHED = "reached"
+Fate = Literal["collapsed", "stopped", "alive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,16 @@ class Outcome:
     tokens: int
     seconds: float
 
+    @property
+    def fate(self) -> Fate:
+        """Whether the run collapsed, stopped before that, or is alive: at its end, or still under way."""
+        if self.collapsed_at is not None:
+            return "collapsed"
+        return "alive" if self.stopped_because in (None, REACHED) else "stopped"
+
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
+        """Return the fields and the fate as a JSON object."""
+        return {**asdict(self), "fate": self.fate}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ def stopped_because(run: RunDir, config: RunConfig, lines: Sequence[RoundMetrics
     """Return the reason for which a run with these metrics is over; None if its files tell of none."""
     last = lines[-1]
     if last.digits >= config.until:
-        return "reached"
+        return REACHED
     if last.is_round and last.next_agreement < config.round.min_agreement:
         return f"no agreement at {last.digits + 1} digits"
     following = run.following(last.digits, last.leap)

@@ -21,6 +21,8 @@ from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.report.templates import environment
 from sector.engine.shares import hundredths, percent
 
+# A page about more runs than this has no charts of each run; they would take minutes and tens of megabytes.
+MOST_DRAWN = 24
 # Lower bounds of the shades of the heat map.
 _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
 
@@ -80,8 +82,10 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     several = len(runs) > 1
     comparison = [*comparison_charts(cells), *phase_charts(cells)] if several else []
     panels = rise_charts(cells) if several else []
-    charts = [run_charts(run) for run in runs]
-    alarms = alarms_of({name: [run.rounds for run in group] for name, group in cells.items()})
+    charts = [run_charts(run) if len(runs) <= MOST_DRAWN else [] for run in runs]
+    # An alarm in a run that stopped before it collapsed can be called neither right nor false.
+    judged = {name: [run.rounds for run in group if run.outcome.fate != "stopped"] for name, group in cells.items()}
+    alarms = alarms_of(judged)
     write_text(page, _render(runs, cells, Compared(comparison, panels, alarms), charts))
     # Without a suffix, the page itself has the name that the folder would have.
     beside = page.with_suffix("") if page.suffix else page.with_name(f"{page.name}-pictures")
@@ -115,18 +119,16 @@ def _default_page(paths: Sequence[Path]) -> Path:
 def _render(
     runs: list[RunFacts], cells: dict[str, list[RunFacts]], compared: Compared, charts: list[list[Chart]]
 ) -> str:
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
-            runs=list(zip(runs, charts, strict=True)),
-            cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
-            compared=compared,
-            horizon=HORIZON,
-            correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
-            version=__version__,
-        )
+    template = _environment().get_template("page.html.jinja")
+    return template.render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs, {len(cells)} of a kind",
+        runs=list(zip(runs, charts, strict=True)),
+        cells=[(name, group, means_of([run.outcome for run in group])) for name, group in cells.items()],
+        compared=compared,
+        horizon=HORIZON,
+        most_drawn=MOST_DRAWN,
+        correlation={run.root: rank_correlation(list(run.gates.values())) for run in runs},
+        version=__version__,
     )
 
 
@@ -181,10 +183,11 @@ def _with_bounds(mean: Mean | None, figure: Callable[[float], str]) -> str:
 
 
 def _collapses(runs: Sequence[RunFacts]) -> str:
-    """Return how many runs of a cell collapsed and where, as `2 of 3, at 12, 15 digits`."""
+    """Return how many runs of a cell collapsed and where, and how many stopped: `1 of 3, at 12 digits; 1 stopped`."""
     lengths = sorted(run.outcome.collapsed_at for run in runs if run.outcome.collapsed_at is not None)
     where = f", at {', '.join(map(str, lengths))} digits" if lengths else ""
-    return f"{len(lengths)} of {len(runs)}{where}"
+    stopped = sum(run.outcome.fate == "stopped" for run in runs)
+    return f"{len(lengths)} of {len(runs)}{where}{f'; {stopped} stopped' if stopped else ''}"
 
 
 def _leads(alarm: Alarm) -> str:
