@@ -12,9 +12,10 @@ from sector import __version__
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
-from sector.engine.report.dataset_facts import DatasetFacts, is_dataset, read_dataset
+from sector.engine.report.dataset_facts import DatasetFacts, read_dataset
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
 from sector.engine.report.outcomes import Mean, means_of
+from sector.engine.run.part_folder import is_dataset
 from sector.engine.shares import hundredths, percent
 
 # Lower bounds of the shades of the heat map.
