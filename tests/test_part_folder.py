@@ -265,6 +265,15 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path, name: str) -> None:
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
 
 
+def test_a_folder_needs_the_slash_only_before_it_is_a_data_set(folder: Path, tmp_path: Path) -> None:
+    labels = sector.generate(MODEL, out=folder, **ASKED)
+    assert labels.this_call is not None and labels.this_call.parts == 0
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="it is a directory; name a file in it"):
+        sector.generate(MODEL, out=tmp_path / "empty", **{**ASKED, "part_rows": None})
+    assert not list((tmp_path / "empty").iterdir())
+
+
 def test_a_second_command_on_one_folder_is_refused(folder: Path, expected: dict[str, bytes]) -> None:
     with locked(folder, "test"), forked(*command(folder)) as process:
         refusal = process.stderr.read()

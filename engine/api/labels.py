@@ -11,6 +11,7 @@ from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.run.generate_folder import generate_folder
 from sector.engine.run.labels import Labels
+from sector.engine.run.part_folder import is_dataset
 from sector.engine.run.steps import OnProgress, generate_examples, no_progress
 
 
@@ -39,9 +40,9 @@ def generate(
     model: as in `load`.
     digits: digits per operand.
     count: problems to try.
-    out: parquet file to write, with a preview beside it; None writes no file. A name with a slash at its end, or an
-        existing folder, is a folder of parts: a call with the same arguments goes on with it, and memory does not grow
-        with `count`.
+    out: parquet file to write, with a preview beside it; None writes no file. A name with a slash at its end, or of a
+        data set, is a folder of parts: a call with the same arguments goes on with it, and memory does not grow with
+        `count`.
     engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
     filter: checks that an answer must pass, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
@@ -71,5 +72,5 @@ def generate(
 
 
 def _is_folder(out: str | os.PathLike[str]) -> bool:
-    """Return whether a name is that of a folder: it ends with a slash, or the folder exists."""
-    return os.fspath(out).endswith(("/", os.sep)) or Path(out).is_dir()
+    """Return whether a name is that of a folder: it ends with a slash, or is that of a data set."""
+    return os.fspath(out).endswith(("/", os.sep)) or is_dataset(Path(out))

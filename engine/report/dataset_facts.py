@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sector.engine.config import flat
-from sector.engine.run.part_folder import MANIFEST, part_files, read_manifest
+from sector.engine.run.part_folder import part_files, read_manifest
 from sector.engine.run.parts import DatasetSettings
 from sector.engine.run.records import Fates
 from sector.engine.training.columns import read_table
@@ -52,11 +52,6 @@ class DatasetFacts:
         """Return the facts, except for the rows, as a JSON object."""
         record = {"dataset": str(self.root), "parts": self.parts, "rows": self.rows}
         return {**record, **self.fates.as_json(), "settings": self.settings.as_json()}
-
-
-def is_dataset(path: Path) -> bool:
-    """Return whether a path is the folder of a data set."""
-    return (path / MANIFEST).is_file()
 
 
 def read_dataset(root: Path) -> DatasetFacts:

@@ -14,11 +14,12 @@ from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.report.alarm import HORIZON, Alarm, alarms_of
 from sector.engine.report.charts import Chart, comparison_charts, run_charts
-from sector.engine.report.dataset_facts import DatasetFacts, is_dataset, read_dataset
+from sector.engine.report.dataset_facts import DatasetFacts, read_dataset
 from sector.engine.report.facts import RunFacts, cells_of, rank_correlation, read_run, run_roots
 from sector.engine.report.lab_charts import phase_charts, rise_charts
 from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.report.templates import environment
+from sector.engine.run.part_folder import is_dataset
 from sector.engine.shares import hundredths, percent
 
 # A page about more runs than this has no charts of each run; they would take minutes and tens of megabytes.

@@ -8,6 +8,7 @@ host, so the folder has the same bytes after any interruption, and for any numbe
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -125,6 +126,12 @@ class PartFolder:
         if found := read_part(path):
             self.settings.check_same(path, found[0])
         return found[1] if found else None
+
+
+def is_dataset(path: Path) -> bool:
+    """Return whether a path is the folder of a data set."""
+    # Unlike a method of Path, this takes names of any length.
+    return os.path.isfile(path / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
