@@ -65,6 +65,8 @@ def test_results_have_a_row_a_cell(done: Path) -> None:
     assert list(rows) == ["alone", "looser"]
     assert [run["stopped_because"] for run in rows["alone"]["runs"]] == ["reached"] * 2
     assert [run["stopped_because"] for run in rows["looser"]["runs"]] == ["nothing accepted at 3 digits"] * 2
+    assert [run["fate"] for name in rows for run in rows[name]["runs"]] == ["alive"] * 2 + ["stopped"] * 2
+    assert all(row[name] == {} for row in rows.values() for name in ("label_errors", "accuracies", "agreements"))
     assert rows["alone"]["means"]["final_digits"] == {"mean": 2.0, "low": 2.0, "high": 2.0, "count": 2}
 
 

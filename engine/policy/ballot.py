@@ -92,7 +92,7 @@ def harmonic(guesses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
     valid: `[B, K]` bool, guesses that count.
     """
-    same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3) & valid.unsqueeze(1) & valid.unsqueeze(2)
+    same = _same(guesses) & valid.unsqueeze(1) & valid.unsqueeze(2)
     in_view = [same[:, :, view::NUM_VIEWS] for view in range(NUM_VIEWS)]
     # An answer that a view lacks has a share of 0, and so an infinite inverse.
     inverse = torch.stack([part.shape[2] / part.sum(dim=2) for part in in_view]).sum(dim=0)
@@ -108,9 +108,17 @@ def entropies(guesses: Tensor, valid: Tensor) -> Tensor:
     valid: `[B, K]` bool, guesses that parsed.
     """
     both, neither = valid.unsqueeze(1) & valid.unsqueeze(2), ~(valid.unsqueeze(1) | valid.unsqueeze(2))
-    same = (guesses.unsqueeze(1) == guesses.unsqueeze(2)).all(dim=3) & both | neither
+    same = _same(guesses) & both | neither
     # A difference from 0, since the negative of 0 would be written as -0.0.
     return 0.0 - same.double().mean(dim=2).log2().mean(dim=1)
+
+
+def _same(guesses: Tensor) -> Tensor:
+    """Return which guesses `[B, K, W]` of a row are equal, `[B, K, K]` bool.
+
+    One guess is compared at a time: whole rounds come here, and all pairs at once would need K times their memory.
+    """
+    return torch.stack([(guesses == guess.unsqueeze(1)).all(dim=2) for guess in guesses.unbind(dim=1)], dim=1)
 
 
 def _direct_answers(chain: Chain, problems: Batch, answers: Tensor, parsed: Tensor) -> tuple[Tensor, Tensor]:
