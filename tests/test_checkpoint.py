@@ -80,8 +80,10 @@ def test_older_checkpoints_load_as_they_were(model: SectorForCausalLM, checkpoin
 
 def test_a_checkpoint_remembers_its_task(tmp_path: Path) -> None:
     save_checkpoint(new_model("tiny", seed=3, task="subtraction"), tmp_path / "model")
-    with pytest.raises(InputError, match="subtraction"):
-        AutoTokenizer.from_pretrained(tmp_path / "model")("12+34=")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("34-12=")["input_ids"]) == "34-12="
+    with pytest.raises(InputError, match="write two non-negative integers as 456-123"):
+        tokenizer("12+34=")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
