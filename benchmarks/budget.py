@@ -57,7 +57,7 @@ class Budget:
         self._clock, self._end = clock, clock() + seconds
 
     def leaves_out(self, grid: Grid, out: Path, cell: Cell, seed: int) -> LeftOut | None:
-        """Return why a run is not to be started now; None if it fits in what is left."""
+        """Return the figures of a run that does not fit in the rest of the budget; None if it fits."""
         left = max(0.0, self._end - self._clock())
         seconds = expected_seconds(grid, out, cell, seed)
         if seconds is None:

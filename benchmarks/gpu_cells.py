@@ -10,17 +10,18 @@ Every result is compared with that of the native engine on the CPU in float32, o
 """
 
 import argparse
-import gc
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sector.benchmarks.cells import measured, names
 from sector.benchmarks.contest import Cell, Contender, Contest, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
@@ -64,14 +65,13 @@ class Bench:
             yield cell | self._compared(arguments.compare)
         for dtype, rows, decode in product(arguments.dtypes, arguments.rows, arguments.decode):
             cell = {"dtype": dtype, "decode": decode, "rows": rows}
-            try:
-                contender = Contender(decode, _sampler(self._model(dtype), decode))
-                improved, figures = self._timed(contender, rows, arguments.repeats)
-                yield cell | figures | self._differing(improved)
-            # A kernel that does not compile and memory that runs out are results, too.
-            except Exception as error:
-                yield cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
-            gc.collect()
+            yield measured(cell, partial(self._figures, dtype, rows, decode))
+
+    def _figures(self, dtype: str, rows: int, decode: str) -> dict[str, Any]:
+        """Return the figures of a cell."""
+        contender = Contender(decode, _sampler(self._model(dtype), decode))
+        improved, figures = self._timed(contender, rows, self._arguments.repeats)
+        return figures | self._differing(improved)
 
     def _kernels(self) -> Iterator[dict[str, Any]]:
         """Yield the limits of the hardware, and each kernel by itself, for each dtype."""
@@ -131,18 +131,12 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint or run directory")
     parser.add_argument("--rows", type=_numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
-    parser.add_argument("--dtypes", type=_names, default=["float32", "bfloat16"])
-    parser.add_argument(
-        "--decode", type=_names, default=["kernels", "megakernel"], help="kernels, megakernel, auto, hf"
-    )
+    parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
+    parser.add_argument("--decode", type=names, default=["kernels", "megakernel"], help="kernels, megakernel, auto, hf")
     parser.add_argument("--kernels", action="store_true", help="measure each kernel by itself")
     parser.add_argument("--digits", type=int, default=20)
     parser.add_argument("--filter", choices=list(FILTERS), default="strict")

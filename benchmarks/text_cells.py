@@ -8,17 +8,16 @@ The peak on a CPU includes memory that the allocator keeps from earlier cells: m
 """
 
 import argparse
-import gc
 import json
-import time
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sector.benchmarks.cells import measured, names, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import TrainerConfig, run_config
@@ -30,7 +29,7 @@ from sector.engine.models.ordinary import character_tokenizer
 from sector.engine.models.sector import best_device
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
-from sector.engine.training.distill import start_training, train_cycle, tune_allocator
+from sector.engine.training.distill import start_training, tune_allocator
 from sector.engine.training.supervised import label
 
 # Keys of configs of transformers. The first is that of HuggingFaceTB/SmolLM2-135M; the other is for rehearsals.
@@ -77,12 +76,7 @@ def lines(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield describe()
     for name in arguments.cells:
         cell = {"part": "train_text", "shape": arguments.shape, "cell": name, "settings": CELLS[name]}
-        try:
-            yield cell | _measured(arguments, _config(arguments, CELLS[name]))
-        # Memory that runs out is a result, too.
-        except Exception as error:
-            yield cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
-        gc.collect()
+        yield measured(cell, partial(_figures, arguments, CELLS[name]))
 
 
 def _config(arguments: argparse.Namespace, settings: dict[str, Any]) -> TrainerConfig:
@@ -91,26 +85,20 @@ def _config(arguments: argparse.Namespace, settings: dict[str, Any]) -> TrainerC
     return TrainerConfig.model_validate(base | {"shard_rows": arguments.rows} | settings)
 
 
-def _measured(arguments: argparse.Namespace, config: TrainerConfig) -> dict[str, Any]:
+def _figures(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
     """Return tokens per second and the peak of the memory of training steps."""
+    config = _config(arguments, settings)
     reset_peak(best_device())
     model = _new(arguments.shape, config)
     state, shards = start_training(model, config), _shards(arguments, config)
-    training = train_cycle(state, lambda _: shards, config, _WARM_UP + arguments.steps, 0)
-    for _ in islice(training, _WARM_UP):
-        pass
-    tokens, start = state.tokens, time.perf_counter()
-    for _ in training:
-        pass
-    # The loss of each step is read by the host, so the device is done.
-    seconds = time.perf_counter() - start
+    tokens, seconds = timed_steps(state, shards, config, _WARM_UP, arguments.steps)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in trained_parameters(model)),
         "digits": arguments.digits,
         "rows": config.num_shards * config.shard_rows,
         "steps": arguments.steps,
-        "tokens_per_s": (state.tokens - tokens) / seconds,
+        "tokens_per_s": tokens / seconds,
         "peak_bytes": peak_bytes(model.device),
     }
 
@@ -132,14 +120,10 @@ def _shards(arguments: argparse.Namespace, config: TrainerConfig) -> list[Exampl
     return [examples[start : start + config.shard_rows] for start in range(0, len(examples), config.shard_rows)]
 
 
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--cells", type=_names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--cells", type=names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
     parser.add_argument("--digits", type=int, default=9)
     parser.add_argument("--rows", type=int, default=32, help="problems per shard; a step has two shards")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")

@@ -8,16 +8,15 @@ that fails is a line that says why. A cell trains a new model on the GPU, or on 
 """
 
 import argparse
-import gc
 import json
-import time
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from sector.benchmarks.cells import measured, names, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import SupervisedConfig, TrainerConfig
@@ -49,12 +48,11 @@ class Bench:
         for preset in arguments.presets:
             for precision in arguments.precisions:
                 cell = {"part": "train", "preset": preset, "precision": precision}
-                try:
-                    yield cell | self._curve(preset, precision) | self._speed(preset, precision)
-                # Memory that runs out and a capture that is refused are results, too.
-                except Exception as error:
-                    yield cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
-                gc.collect()
+                yield measured(cell, partial(self._figures, preset, precision))
+
+    def _figures(self, preset: str, precision: str) -> dict[str, Any]:
+        """Return the figures of a cell."""
+        return self._curve(preset, precision) | self._speed(preset, precision)
 
     def _curve(self, preset: str, precision: str) -> dict[str, Any]:
         """Return how far the losses of the first steps are from those of float32 on the CPU."""
@@ -100,20 +98,13 @@ class Bench:
         model = _new(preset)
         state = start_training(model, config)
         shards = self._shards(arguments.digits, 0)
-        training = train_cycle(state, lambda _: shards, config, _WARM_UP + arguments.steps, 0)
-        for _ in islice(training, _WARM_UP):
-            pass
-        tokens, start = state.tokens, time.perf_counter()
-        for _ in training:
-            pass
-        # The loss of each step is read by the host, so the device is done.
-        seconds = time.perf_counter() - start
+        tokens, seconds = timed_steps(state, shards, config, _WARM_UP, arguments.steps)
         return {
             "digits": arguments.digits,
             "rows": len(shards) * arguments.rows,
             "steps": arguments.steps,
             "steps_per_s": arguments.steps / seconds,
-            "tokens_per_s": (state.tokens - tokens) / seconds,
+            "tokens_per_s": tokens / seconds,
             "peak_bytes": peak_bytes(model.device),
         }
 
@@ -126,14 +117,10 @@ def _new(preset: str) -> SectorForCausalLM:
     return model
 
 
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", type=_names, default=["tiny", "base"])
-    parser.add_argument("--precisions", type=_names, default=["float32", "bfloat16"])
+    parser.add_argument("--presets", type=names, default=["tiny", "base"])
+    parser.add_argument("--precisions", type=names, default=["float32", "bfloat16"])
     parser.add_argument("--digits", type=int, default=20, help="digits of the timed steps")
     parser.add_argument("--rows", type=int, default=16, help="problems per shard; a step has four shards")
     parser.add_argument("--steps", type=int, default=100, help="timed steps")

@@ -10,10 +10,13 @@ import typer
 from sector.cli._streams import printable
 from sector.engine.api import settings as _settings
 from sector.engine.config import (
+    COMPRESSION,
     LEAST_TEMPERATURE,
     MAX_K,
     MAX_TEMPERATURE,
     MOST,
+    PART_ROWS,
+    Compression,
     FilterName,
     PolicyName,
     Preset,
@@ -126,6 +129,33 @@ Workers = Annotated[
         1024,
         "--workers",
         show_default="in this process",
+    ),
+]
+PartRows = Annotated[
+    int | None,
+    number("N", "Candidates of each part of a folder: a multiple of 250.", 1, MOST, show_default=str(PART_ROWS)),
+]
+PartCompression = Annotated[
+    Compression | None,
+    typer.Option(
+        metavar="NAME", help="Compression of the parts of a folder: none, snappy, gzip, zstd.", show_default=COMPRESSION
+    ),
+]
+Gym = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Use problems of this arithmetic generator of Reasoning Gym instead, such as chain_sum.",
+        show_default=False,
+    ),
+]
+GymSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gym-set",
+        metavar="KEY=VALUE",
+        help="Change a setting of the generator, as in max_terms=2. Repeatable.",
+        show_default=False,
     ),
 ]
 Data = Annotated[

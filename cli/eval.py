@@ -49,23 +49,8 @@ def evaluate(
     k: options.K = options.DEFAULTS.filter.k,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
-    gym: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Use problems of this arithmetic generator of Reasoning Gym instead, such as chain_sum.",
-            show_default=False,
-        ),
-    ] = None,
-    gym_settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--gym-set",
-            metavar="KEY=VALUE",
-            help="Change a setting of the generator, as in max_terms=2. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    gym: options.Gym = None,
+    gym_settings: options.GymSettings = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:

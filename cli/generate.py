@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._output import Output, unwrapped
-from sector.engine.config import COMPRESSION, MOST, PART_ROWS, Compression, parse_settings
+from sector.engine.config import MOST, parse_settings
 from sector.engine.shares import percent
 
 
@@ -32,20 +32,8 @@ def generate(
     seed: options.Seed = 0,
     task: options.ModelTask = None,
     workers: options.Workers = None,
-    part_rows: Annotated[
-        int | None,
-        options.number(
-            "N", "Candidates of each part of a folder: a multiple of 250.", 1, MOST, show_default=str(PART_ROWS)
-        ),
-    ] = None,
-    compression: Annotated[
-        Compression | None,
-        typer.Option(
-            metavar="NAME",
-            help="Compression of the parts of a folder: none, snappy, gzip, zstd.",
-            show_default=COMPRESSION,
-        ),
-    ] = None,
+    part_rows: options.PartRows = None,
+    compression: options.PartCompression = None,
     as_json: options.Json = False,
 ) -> None:
     """Try random problems with the improved policy, and write the answers on which the model agrees with itself.

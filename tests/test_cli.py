@@ -111,7 +111,8 @@ def trained(run: Path) -> Path:
 @pytest.fixture
 def true_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the engine answer truly with any weights."""
-    monkeypatch.setattr("sector.engine.run.steps.make_sampler", lambda engine, model, vllm: Scripted())
+    for module in ("steps", "request"):
+        monkeypatch.setattr(f"sector.engine.run.{module}.make_sampler", lambda engine, model, vllm: Scripted())
 
 
 # Numbers at their ends: one too many, each in every command that takes it.

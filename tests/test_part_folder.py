@@ -27,11 +27,11 @@ import sector
 from sector.cli.app import app
 from sector.engine.errors import InputError
 from sector.engine.files import aside_of
-from sector.engine.run import generate_folder as module
+from sector.engine.run import generate_folder, request
+from sector.engine.run.labels import Labels
 from sector.engine.run.locks import HOLDER, LOCK, locked
 from sector.engine.run.part_folder import MANIFEST, part_files
 from sector.engine.run.parts import DatasetSettings, read_part
-from sector.engine.run.steps import Labels
 
 MODEL = sector.load("addition")
 # Five parts, the last one short, at a temperature: rows must keep their own random streams.
@@ -113,9 +113,9 @@ def test_two_workers_write_the_same_bytes(tmp_path: Path, expected: dict[str, by
 def test_parts_in_any_order_give_the_same_bytes(
     tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_parts = module.make_parts
+    make_parts = generate_folder.make_parts
     monkeypatch.setattr(
-        module,
+        generate_folder,
         "make_parts",
         lambda crew, model, sampler, starts, *rest: make_parts(crew, model, sampler, starts[::-1], *rest),
     )
@@ -363,7 +363,7 @@ def fast_engine(monkeypatch: pytest.MonkeyPatch) -> None:
             self.asked, self.stages = [], []
             return super().sample(*arguments)
 
-    monkeypatch.setattr(module, "make_sampler", lambda *_: Forgetful())
+    monkeypatch.setattr(request, "make_sampler", lambda *_: Forgetful())
 
 
 def _peak(folder: Path, count: int) -> int:

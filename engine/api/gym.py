@@ -17,7 +17,7 @@ from sector.engine.errors import InputError, first_line
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.solve import Solution, solve
 from sector.engine.policy.solver import Solver
-from sector.engine.run.audit import Score
+from sector.engine.run.audit import wilson
 from sector.engine.run.steps import OnProgress, no_progress, open_engine
 from sector.engine.tasks import true_answers
 from sector.engine.tasks.task import Task
@@ -45,7 +45,7 @@ class GymLength:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the share of `correct`."""
-        return Score("gym", self.digits, self.correct, self.samples).interval
+        return wilson(self.correct, self.samples)
 
 
 @dataclass(slots=True)

@@ -9,10 +9,12 @@ from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import DEFAULTS, check_numbers, chosen_engine, filter_settings
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
+from sector.engine.run.generate_file import generate_examples
 from sector.engine.run.generate_folder import generate_folder
 from sector.engine.run.labels import Labels
 from sector.engine.run.part_folder import is_dataset
-from sector.engine.run.steps import OnProgress, generate_examples, no_progress
+from sector.engine.run.request import Request
+from sector.engine.run.steps import OnProgress, no_progress
 
 
 def generate(
@@ -58,17 +60,15 @@ def generate(
     Raise InputError if an argument is out of range or the model cannot be read.
     """
     check_numbers(seed, hard_share, count=count)
-    arguments: dict[str, Any] = {
-        "engine": chosen_engine(engine), "settings": filter_settings(filter, k, temperature), "hard_share": hard_share,
-        "seed": seed, "on_progress": on_progress, "engine_settings": settings, "workers": workers,
-    }  # fmt: skip
+    request = Request(
+        digits, count, chosen_engine(engine), filter_settings(filter, k, temperature), hard_share, seed, on_progress,
+        settings, workers,
+    )  # fmt: skip
     if out is not None and _is_folder(out):
-        return generate_folder(
-            opened(model), Path(out), digits, count, part_rows=part_rows, compression=compression, **arguments
-        )
+        return generate_folder(opened(model), Path(out), request, part_rows, compression)
     if part_rows is not None or compression is not None:
         raise InputError("part_rows and compression are for a folder; end the name in --out with a slash")
-    return generate_examples(opened(model), None if out is None else Path(out), digits, count, **arguments)
+    return generate_examples(opened(model), None if out is None else Path(out), request)
 
 
 def _is_folder(out: str | os.PathLike[str]) -> bool:

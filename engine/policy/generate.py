@@ -53,9 +53,9 @@ class Assignment:
     pool: int = 1
     blocks: int = 0
 
-    def starts(self, blocks: int = 1) -> range:
-        """Return the index of the first candidate of each group of `blocks` blocks."""
-        return range(0, self.count, BLOCK * blocks)
+    def starts(self, blocks: int = 1, first: int = 0) -> range:
+        """Return the index of the first candidate of each group of `blocks` blocks, from a candidate on."""
+        return range(first, self.count, BLOCK * blocks)
 
     def until(self, end: int) -> "Assignment":
         """Return the same work up to a candidate; the candidates before it stay the same."""
@@ -68,7 +68,7 @@ def generate(sampler: Sampler, assignment: Assignment, first: int = 0) -> Iterat
     first: first candidate of the block to begin with.
     """
     blocks = assignment.blocks or _blocks_with_room(sampler, assignment)
-    for start in range(first, assignment.count, BLOCK * blocks):
+    for start in assignment.starts(blocks, first):
         yield generate_blocks(sampler, start, assignment, blocks)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from sector.engine.config import RunConfig
@@ -72,8 +71,7 @@ class Rate:
         """Return share and interval as a JSON object; None where there are no candidates."""
         low = high = None
         if self.of:
-            interval = binomtest(self.count, self.of).proportion_ci(0.95, method="wilson")
-            low, high = float(interval.low), float(interval.high)
+            low, high = audit.wilson(self.count, self.of)
         return {**asdict(self), "share": self.share, "low": low, "high": high}
 
 
@@ -141,11 +139,7 @@ def look_at_round(run: RunDir, config: RunConfig, phase: Phase, names: Sequence[
 
     names: names of checks; those that the task does not have, or that pose no problem here, are left out.
     """
-    before = [
-        run.supervised(config.supervised.max_digits),
-        *(each for each in run.rounds() if each.digits < phase.digits),
-    ]
-    model = load_teacher(config.round, before)
+    model = load_teacher(config.round, run.before(phase, config.supervised.max_digits))
     sampler, (task, layout) = make_sampler(config.engine, model, config.vllm), task_and_layout(model)
     problems, _ = read_candidates(phase.candidates, phase.digits)
     settings = config.filter.model_copy(update={"checks": tuple(names)})

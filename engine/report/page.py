@@ -50,7 +50,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a report about several runs shows beside the runs.
+    """The parts of a report that compare several runs.
 
     charts: charts of all cells.
     panels: rise and fall of each cell.

@@ -47,8 +47,13 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the Wilson score interval at 95 %."""
-        low, high = binomtest(self.correct, self.samples).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
+        return wilson(self.correct, self.samples)
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """Return lower and upper end of the Wilson score interval of a share at 95 %."""
+    low, high = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def outputs_correct(solver: Solver, problems: Batch) -> Tensor:

@@ -118,6 +118,13 @@ class RunDir:
         """Return the round at `digits` digits."""
         return Phase(self.root, digits, is_round=True)
 
+    def before(self, phase: Phase, max_digits: int) -> list[Phase]:
+        """List the phases before a round in order: the supervised phase, and the shorter rounds that have started.
+
+        max_digits: digits of the supervised phase.
+        """
+        return [self.supervised(max_digits), *(other for other in self.rounds() if other.digits < phase.digits)]
+
     def rounds(self) -> list[Phase]:
         """List the rounds that have started, shortest first."""
         return [

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from sector.engine.config import COMPRESSION, PART_ROWS, Compression, Filter
+from sector.engine.config import COMPRESSION, PART_ROWS, Compression
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
-from sector.engine.models.checkpoint import TrainedModel, open_trained, task_and_layout
-from sector.engine.policy.generate import BLOCK, Assignment
+from sector.engine.models.checkpoint import TrainedModel
+from sector.engine.policy.generate import BLOCK
 from sector.engine.policy.workers import make_parts, start_workers
 from sector.engine.run.labels import Labels, ThisCall
 from sector.engine.run.locks import locked
@@ -17,23 +17,14 @@ from sector.engine.run.made_with import code_sha256, task_sha256
 from sector.engine.run.part_folder import PartFolder
 from sector.engine.run.parts import DatasetSettings, PartMaker, PartRecord
 from sector.engine.run.records import Fates
-from sector.engine.run.steps import OnProgress, check_digits, vllm_settings
-from sector.engine.samplers import make_sampler
+from sector.engine.run.request import Request
+from sector.engine.run.steps import OnProgress, check_digits
 
 
 def generate_folder(
     model: Path | TrainedModel,
     out: Path,
-    digits: int,
-    count: int,
-    *,
-    engine: str,
-    settings: Filter,
-    hard_share: float,
-    seed: int,
-    on_progress: OnProgress,
-    engine_settings: dict[str, Any] | None = None,
-    workers: int | None = None,
+    request: Request,
     part_rows: int | None = None,
     compression: str | None = None,
 ) -> Labels:
@@ -41,34 +32,30 @@ def generate_folder(
 
     Memory does not grow with `count`: a part is in memory only while it is made.
 
+    model: as in `Request.open`.
     out: folder, which need not exist.
     part_rows: candidates of a part, whole blocks; None for PART_ROWS.
     compression: compression of the parquet files; None for COMPRESSION.
-    Other arguments: as in `steps.generate_examples`.
     """
-    check_digits(digits)
+    check_digits(request.digits)
     part_rows, compression = _check_form(PART_ROWS if part_rows is None else part_rows, compression or COMPRESSION)
     check_writable(out, folder=True)
-    trained = open_trained(model)
-    vllm = vllm_settings(trained.source, engine_settings)
-    sampler = make_sampler(engine, trained.model, vllm)
-    task, layout = task_and_layout(trained.model)
+    opened = request.open(model)
     described = DatasetSettings(
-        task=task.name,
-        task_sha256=task_sha256(task.name),
-        code_sha256=code_sha256(engine, settings.checks),
-        digits=digits,
-        count=count,
-        seed=seed,
-        engine=engine,
-        dtype=vllm.dtype if engine == "vllm" else None,
-        weights_sha256=sampler.weights_sha256,
-        hard_share=hard_share,
-        filter=settings.model_dump(mode="json"),
+        task=opened.assignment.task.name,
+        task_sha256=task_sha256(opened.assignment.task.name),
+        code_sha256=code_sha256(request.engine, request.settings.checks),
+        digits=request.digits,
+        count=request.count,
+        seed=request.seed,
+        engine=request.engine,
+        dtype=opened.vllm.dtype if request.engine == "vllm" else None,
+        weights_sha256=opened.sampler.weights_sha256,
+        hard_share=request.hard_share,
+        filter=request.settings.model_dump(mode="json"),
         part_rows=part_rows,
         compression=compression,
     )
-    assignment = Assignment(task, layout, digits, count, settings, seed, hard_share)
     with locked(out, "`sector generate`"):
         folder = PartFolder(out, described)
         folder.open()
@@ -76,9 +63,9 @@ def generate_folder(
         if missing:
             folder.begin()
             maker = PartMaker(out.absolute(), described)
-            with start_workers(workers, engine, vllm) as crew:
-                parts = make_parts(crew, trained.model, sampler, missing, assignment, maker)
-                _collect(folder, parts, on_progress)
+            with start_workers(request.workers, request.engine, opened.vllm) as crew:
+                parts = make_parts(crew, opened.model, opened.sampler, missing, opened.assignment, maker)
+                _collect(folder, parts, request.on_progress)
         seconds = time.perf_counter() - start
         folder.finish()
     return _labels(folder, missing, seconds)

@@ -79,11 +79,11 @@ class PartFolder:
         return [start for start in self.settings.starts if start not in self.parts]
 
     def begin(self) -> None:
-        """Write an incomplete manifest, so that the folder shows what it is from the first part on."""
+        """Write an incomplete manifest, which shows from the first part on that the folder is a data set."""
         self._write([])
 
     def finish(self) -> None:
-        """Write the manifest of the whole data set, and remove what killed processes left aside."""
+        """Write the manifest of the whole data set, and remove the files that killed processes left aside."""
         self._write([self.parts[start] for start in self.settings.starts])
         for name in ("part-*.parquet", MANIFEST):
             for left in self.root.glob(aside_of(self.root / name, ".*").name):

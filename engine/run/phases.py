@@ -272,8 +272,8 @@ class Phases:
         return self._all_before(phase)[-1]
 
     def _all_before(self, phase: Phase) -> list[Phase]:
-        """Return the phases before a round in order: the supervised phase, and the shorter rounds that have started."""
-        return [self._supervised, *(other for other in self._run.rounds() if other.digits < phase.digits)]
+        """Return the phases before a round in order."""
+        return self._run.before(phase, self._supervised.digits)
 
     def _fetch(self) -> None:
         """Write the model of text that the run starts from to checkpoint 0, once.

@@ -79,10 +79,10 @@ def _with_adapter(run: RunDir, config: RunConfig) -> AdaptedModel:
 
 def replay_sets(run: RunDir, config: RunConfig, phase: Phase) -> list[Examples]:
     """List the sets that a round replays: supervised examples by length, then the sets of earlier rounds."""
-    sets = list(read_examples(run.supervised(config.supervised.max_digits).examples).values())
-    for earlier in run.rounds():
-        if earlier.digits < phase.digits:
-            sets += examples_of(config, earlier)
+    supervised, *rounds = run.before(phase, config.supervised.max_digits)
+    sets = list(read_examples(supervised.examples).values())
+    for earlier in rounds:
+        sets += examples_of(config, earlier)
     return sets
 
 

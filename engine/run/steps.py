@@ -1,6 +1,7 @@
-"""The two halves of a round on files of the user's choice: `sector generate` and `sector distill`.
+"""Engines with a model of the user's choice, and `sector distill`: a round of training on files.
 
-The loop does the same inside a run directory (`phases.py`), where goals decide when to stop.
+The loop does the same inside a run directory (`phases.py`), where goals decide when to stop. `generate_file.py` and
+`generate_folder.py` make the files.
 """
 
 import time
@@ -9,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from sector.engine.config import Filter, RunConfig, TrainerConfig, VllmConfig, vllm_config
+from sector.engine.config import RunConfig, TrainerConfig, VllmConfig, vllm_config
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.language.examples import Examples
@@ -28,20 +27,16 @@ from sector.engine.models.checkpoint import (
     weights_sha256,
 )
 from sector.engine.models.sector import best_device
-from sector.engine.policy.generate import Assignment
-from sector.engine.policy.workers import start_workers, with_weights
 from sector.engine.run.directory import RunDir
-from sector.engine.run.labels import Labels
 from sector.engine.run.part_folder import part_files
 from sector.engine.run.plan import trained_model
-from sector.engine.run.records import Fates
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
 from sector.engine.tasks.task import Task
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
-from sector.engine.training.dataset import Provenance, improved_table, read_examples, write_examples
+from sector.engine.training.dataset import read_examples
 from sector.engine.training.distill import DrawExamples, start_training, train_cycle, tune_allocator
 from sector.engine.training.stream import Stream, read_parts
 from sector.engine.training.torchrun import leads
@@ -75,53 +70,6 @@ def check_digits(digits: int) -> None:
     """Raise InputError unless there are problems of this length."""
     if not 1 <= digits <= MAX_DIGITS:
         raise InputError(f"there are no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
-
-
-def generate_examples(
-    model: Path | TrainedModel,
-    out: Path | None,
-    digits: int,
-    count: int,
-    *,
-    engine: str,
-    settings: Filter,
-    hard_share: float,
-    seed: int,
-    on_progress: OnProgress,
-    engine_settings: dict[str, Any] | None = None,
-    workers: int | None = None,
-) -> Labels:
-    """Try `count` problems, and return those that the filter accepts, with counts, tokens and seconds.
-
-    model: checkpoint or run directory, or a loaded model.
-    out: file of the examples; None writes none.
-    engine: name of the engine.
-    settings: the filter.
-    hard_share: as the setting.
-    engine_settings: as in `open_engine`.
-    workers: count of processes that generate (`workers.py`); None generates in this process.
-    """
-    check_digits(digits)
-    if out is not None:
-        check_writable(out)
-    trained = open_trained(model)
-    weights, vllm = trained.model, vllm_settings(trained.source, engine_settings)
-    sampler = make_sampler(engine, weights, vllm)
-    task, layout = task_and_layout(weights)
-    provenance = Provenance(digits, seed, engine, sampler.weights_sha256)
-    fates, tables = Fates.sum([]), []
-    with start_workers(workers, engine, vllm) as crew:
-        solve = with_weights(crew, weights, sampler)
-        start = time.perf_counter()
-        for rows, block in solve(Assignment(task, layout, digits, count, settings, seed, hard_share)):
-            tables.append(improved_table(block, rows, layout, provenance))
-            fates = Fates.sum([fates, Fates.of(block)])
-            on_progress(fates.tried, count, f"{fates.accepted} accepted")
-        seconds = time.perf_counter() - start
-    table = pa.concat_tables(tables)
-    if out is not None:
-        write_examples(out, table)
-    return Labels(table, digits, fates.generation(seconds, engine, sampler.weights_sha256), out)
 
 
 def distill_files(

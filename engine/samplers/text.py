@@ -180,7 +180,6 @@ class _Decoding:
         self._mask = prefix.new_empty(len(prefix), 0)
         self._position = prefix.new_zeros(len(prefix))
         self._windows = _windows(network)
-        self._places = self._mask
         self.read(prefix, prefix != pad, logits_to_keep=1)
 
     def read(self, ids: Tensor, counts: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
@@ -193,7 +192,6 @@ class _Decoding:
         self._mask = torch.cat([self._mask, counted], dim=1)
         positions = self._position.unsqueeze(1) + counted.cumsum(dim=1) - 1
         self._position = self._position + counted.sum(dim=1)
-        self._places = torch.cat([self._places, positions], dim=1)
         logits: Tensor = self._network(
             input_ids=ids,
             attention_mask=self._attention_mask(positions),
@@ -212,7 +210,8 @@ class _Decoding:
         slots = self._mask.shape[1]
         if all(window is None or slots <= window for window in self._windows.values()):
             return self._mask
-        distance = positions.unsqueeze(2) - self._places.unsqueeze(1)
+        # Hidden slots do not count, so the position of a token is the count of tokens before it.
+        distance = positions.unsqueeze(2) - (self._mask.cumsum(dim=1) - 1).unsqueeze(1)
         seen = self._mask.bool().unsqueeze(1) & (distance >= 0)
         masks = {
             kind: self._added(seen if window is None else seen & (distance < window))
@@ -234,7 +233,7 @@ class _Decoding:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows except those where `rows [B]` is true."""
         self._cache.batch_select_indices(rows.nonzero().squeeze(1))
-        self._mask, self._position, self._places = self._mask[rows], self._position[rows], self._places[rows]
+        self._mask, self._position = self._mask[rows], self._position[rows]
 
     def copy(self) -> "_Decoding":
         """Return the same rows, whose cache can go on by itself."""

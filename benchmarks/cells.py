@@ -1,0 +1,47 @@
+"""Parts of the benchmarks that measure cell by cell, one JSON line per cell.
+
+GPU time is lent in short slices that may end at any time. So each cell is a line as soon as it is measured, and one
+that fails is a line that says why.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from sector.engine.config import TrainerConfig
+from sector.engine.language.examples import Examples
+from sector.engine.training.distill import TrainState, train_cycle
+
+Line = dict[str, Any]
+
+
+def measured(cell: Line, measure: Callable[[], Line]) -> Line:
+    """Return the line of a cell with its figures, or with the error for which it has none."""
+    try:
+        return cell | measure()
+    # Memory that runs out, a kernel that does not compile and a capture that is refused are results, too.
+    except Exception as error:
+        return cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    finally:
+        gc.collect()
+
+
+def timed_steps(
+    state: TrainState, shards: Sequence[Examples], config: TrainerConfig, warm_up: int, steps: int
+) -> tuple[int, float]:
+    """Train on the same shards in each step; return tokens and seconds of the steps after a warm-up."""
+    training = train_cycle(state, lambda _: shards, config, warm_up + steps, 0)
+    for _ in islice(training, warm_up):
+        pass
+    tokens, start = state.tokens, time.perf_counter()
+    for _ in training:
+        pass
+    # The loss of each step is read by the host, so the device is done.
+    return state.tokens - tokens, time.perf_counter() - start
+
+
+def names(text: str) -> list[str]:
+    """Return the names in an argument, which commas separate."""
+    return text.split(",")
