@@ -3,7 +3,7 @@
 language (problems as tokens), tasks (problems, their truth, and each task's checks), models (weights), samplers
 (engines), policy (thinking and checking), training (examples to weights), run (phases and files), report (results),
 api (all of it as functions for programs), testing (promises of parts from outside, and their test).
-Beside them: `selfplay.py`, the loop, and `config.py`, `errors.py`, `files.py`, `outside.py` (code of users),
+Beside them: `selfplay.py`, the loop, and `config/` (settings), `errors.py`, `files.py`, `outside.py` (code of users),
 `seeding.py`, `shares.py`, `spans.py` and `threads.py`, which all rooms may use.
 
 Where to find:
@@ -11,6 +11,6 @@ a check, such as commutativity: the module of its task (`tasks/addition.py`); `p
 a rejected candidate: `policy/improve.py` decides on it, `policy/think_through.py` solves it again.
 a new field of the metrics: `run/metrics.py`.
 the count of wrong labels: `run/audit.py`.
-the learning rate: `training/distill.py` (schedule) and `config.py` (peaks).
+the learning rate: `training/distill.py` (schedule) and `config/trainer.py` (peaks).
 the place where a run resumes: `run/phases.py`.
 """

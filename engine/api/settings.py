@@ -54,10 +54,9 @@ def chosen_settings(
     for key, door in (("task", TASK_DOOR), ("engine", ENGINE_DOOR)):
         if key in values:
             values[key] = door.named(values[key])
-    if isinstance(values.get("filter"), dict):
-        values["filter"] = _with_loaded_checks(values["filter"])
+    if isinstance(table := values.get("filter"), dict):
+        values["filter"] = table = _with_loaded_checks(table)
     if filter_name:
-        table = values.get("filter", {})
         values["filter"] = (table if isinstance(table, dict) else {}) | named_filter(filter_name).model_dump(
             exclude={"k", "temperature"}
         )

@@ -8,7 +8,7 @@ errors), `declared.py` (tasks in plain Python) and `outside.py` (tasks of users)
 import pkgutil
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sector.engine.outside import Door
 
@@ -37,12 +37,12 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(TASK_DOOR.names()))
 
 
-def is_task(name: Any) -> bool:
+def is_task(name: object) -> TypeGuard[str]:
     """Return whether there is a task of a name. No module of a task is imported."""
     return TASK_DOOR.has(name)
 
 
-def no_such_task(name: Any) -> str:
+def no_such_task(name: object) -> str:
     """Return the message for a name that no task has, with the mend."""
     return TASK_DOOR.unknown(name)
 

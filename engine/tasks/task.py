@@ -33,7 +33,7 @@ class Task(ABC):
     checks: relations by which the model tests itself. The first one also flags doubtful answers of the fast policy.
     at_once: digits of the longest problems that are answered at once; None is any length. All policies simplify longer
         problems until they are that short, and each step of the chain is distilled.
-    settings: defaults that differ from those of `config.RunConfig`, as nested dicts.
+    settings: defaults that differ from those of `RunConfig`, as nested dicts.
     text_orders: orders of digits in its texts, `msd` and `lsd`.
     """
 

@@ -3,7 +3,7 @@
 An example is one row: the prefix, then the fast answer and the simplification as two branches that do not see each
 other. A token's position is its place, so both branches stand where they would stand alone. Rows of one length make a
 shard. A step trains on a few shards, one per core. Their gradients are averaged in a fixed order, so that the result
-does not depend on the number of threads. Learning rates are the peaks of `TrainerConfig` (`config.py`) times
+does not depend on the number of threads. Learning rates are the peaks of `TrainerConfig` (`config/trainer.py`) times
 `schedule`, the warm-up and decay of a cycle.
 
 In the shape descriptions B is the rows of a shard, N the digits, T the tokens of a row, C the supervised tokens and P
