@@ -141,13 +141,25 @@ def test_numbers_that_lead_nowhere_are_refused(setting: str, reason: str) -> Non
 
 @pytest.mark.parametrize("model", [{"pretrained": "model"}, {"preset": "text-tiny"}], ids=["pretrained", "preset"])
 @pytest.mark.parametrize(("task", "order"), [("subtraction", "msd"), ("multiplication", "lsd")])
-def test_models_of_text_learn_all_tasks_in_plain_text(model: dict[str, str], task: str, order: str) -> None:
+def test_models_of_text_learn_all_tasks(model: dict[str, str], task: str, order: str) -> None:
     config = run_config({**model, "task": task})
-    assert (config.text_layout, config.digit_order) == ("plain", order)
+    has_hints = "preset" in model and task == "subtraction"
+    assert (config.text_layout, config.digit_order) == (("hints", "lsd") if has_hints else ("plain", order))
     rates = [each.round.trainer.learning_rate for each in (config, run_config(model))]
     assert len(set(rates)) == 1, "rates are those of the model, not of the task"
-    with pytest.raises(InputError, match=f"hints writes addition only; choose the layout plain for {task}"):
-        run_config({**model, "task": task, "text_layout": "hints"})
+
+
+def test_hints_and_zeros_are_for_columns_of_two_numbers() -> None:
+    with pytest.raises(InputError, match="hints cannot write multiplication; choose the layout plain"):
+        run_config({"preset": "text-tiny", "task": "multiplication", "text_layout": "hints"})
+    zeros = {"round": {"trainer": {"zeros": 8}}}
+    for model in ({}, {"preset": "text-tiny", "task": "multiplication"}):
+        with pytest.raises(InputError, match="zeros is for models of text that learn addition or subtraction"):
+            run_config({**model, **zeros})
+    with pytest.raises(InputError, match="for 50 digits at most, with zeros in front; lower until or trainer.zeros"):
+        run_config({"preset": "text-tiny", "until": 43, **zeros})
+    assert run_config({"pretrained": "model", "task": "subtraction", **zeros}).round.trainer.zeros == 8
+    assert run_config({"preset": "text-tiny", "until": 42, **zeros}).text_layout == "hints"
 
 
 def test_differences_as_text_have_one_order_of_digits() -> None:

@@ -6,15 +6,20 @@ from small_text import character_tokenizer as without_letters
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.alphabet import LETTERS, read_alphabet, with_letters
+from sector.engine.language.alphabet import LETTERS, read_alphabet, with_letters, with_marks
 from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.ordinary import character_tokenizer
+from sector.engine.tasks import find_task
+from sector.engine.tasks.subtraction import Differences
 from sector.engine.training.supervised import label
 
 TOKENIZER = character_tokenizer()
+DIFFERENCES = with_letters(
+    with_marks(read_alphabet(TOKENIZER, "it", 100, ends=[2]), TOKENIZER, "it", "-"), TOKENIZER, "it"
+)
 ALPHABET = with_letters(read_alphabet(TOKENIZER, "it", 100, ends=[2]), TOKENIZER, "it")
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=lambda order: order.value)
 
@@ -37,6 +42,33 @@ def test_each_digit_has_the_letter_of_its_place() -> None:
         assert _texts(layout.simplification_ids(examples.rest, examples.digit)) == [step]
     shifted = HintLayout(ALPHABET, DigitOrder.LSD).shifted(51)
     assert _texts(shifted.prompt_ids(problems, Mode.ANSWER)) == ["Z3a2b1c0+Z6a5b4c0+Z0="]
+
+
+def test_differences_have_their_own_sign() -> None:
+    problems = Differences.parse(["456-123"])
+    examples = label(problems)
+    layout = HintLayout(DIFFERENCES, DigitOrder.LSD, problems=Differences)
+    assert _texts(layout.prompt_ids(problems, Mode.THINK)) == ["a6b5c4d0-a3b2c1d0-a0>"]
+    assert _texts(layout.answer_ids(examples.answers)) == ["a3b3c3d0\n"]
+    ids = layout.simplification_ids(examples.rest, examples.digit)
+    assert _texts(ids) == ["b5c4d0-b2c1d0-b0|a3\n"]
+    read = layout.parse_simplifications(ids, 3)
+    assert isinstance(read.rest, Differences) and read.rest.texts() == ["45-12"] and bool(read.valid.all())
+    assert layout.is_well_formed(ids, Mode.THINK) == [True]
+
+
+def test_zeros_in_front_change_nothing_else() -> None:
+    for problems in (
+        draw_problems(3, 40, torch.Generator().manual_seed(1)),
+        find_task("subtraction").draw(3, 40, torch.Generator().manual_seed(2)),
+    ):
+        written = label(problems).with_zeros(2)
+        expected = label(type(problems).parse(problems.texts(), 5))
+        assert written.problems.texts() == expected.problems.texts()
+        assert torch.equal(written.answers, expected.answers) and torch.equal(written.digit, expected.digit)
+        assert written.rest.texts() == expected.rest.texts() and torch.equal(written.rest.carry, expected.rest.carry)
+    single = label(draw_problems(1, 5, torch.Generator().manual_seed(3))).with_zeros(2)
+    assert single.rest.is_nothing and single.answers.shape == (5, 4)
 
 
 def test_a_prompt_is_what_the_tokenizer_reads() -> None:

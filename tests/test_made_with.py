@@ -45,11 +45,13 @@ _OTHER: dict[str, Any] = {
     "vllm.dtype": "float32", "vllm.compiled": "on", "vllm.max_digits": 40,
 }  # fmt: skip
 
+_OF_TEXT = ("micro_batch", "recompute", "lora_rank", "lora_targets", "zeros")
+
 
 def _settings() -> Iterator[Any]:
     for key, value in flat(RunConfig().model_dump(mode="json")):
         # Refused by themselves where the model is none of text.
-        if key == "text_layout" or key.rpartition(".")[2] in ("micro_batch", "recompute", "lora_rank", "lora_targets"):
+        if key == "text_layout" or key.rpartition(".")[2] in _OF_TEXT:
             continue
         other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value
         other = value / 2 + 0.011 if isinstance(value, float) else other

@@ -32,7 +32,7 @@ PRETRAINED: Values = {
     "supervised": {"trainer": {"learning_rate": 2e-4, "weight_decay": 0.01, "warmup_steps": 20}},
     "round": {"trainer": {"learning_rate": 1e-4, "weight_decay": 0.01}},
 }
-# Defaults of the presets of text for the default task, whose problems can have hints.
+# Defaults of the presets of text for problems that can have hints.
 HINTED: Values = {"text_layout": "hints", "digit_order": "lsd"}
 # Defaults for an adapter of a pretrained model, over those above: low ranks take higher learning rates.
 LORA: Values = {
@@ -68,13 +68,18 @@ def _adapts(values: Values) -> bool:
     return any(key.endswith(".trainer.lora_rank") and value for key, value in flat(values))
 
 
+def _can_have_hints(task: object) -> bool:
+    """Return whether problems of a task can have hints. The module of the default task, which can, is not imported."""
+    return task == DEFAULT or (isinstance(task, str) and is_task(task) and find_task(task).columns is not None)
+
+
 def with_defaults(values: Values) -> Values:
     """Return the settings of a run over the defaults that they choose."""
     task, pretrained = values.get("task", DEFAULT), values.get("pretrained")
     if pretrained and isinstance(pretrained, str):
         values = merged(merged(PRETRAINED, LORA) if _adapts(values) else PRETRAINED, values)
     elif isinstance(preset := values.get("preset"), str) and preset.startswith(TEXT_PRESET):
-        values = merged(merged(TEXT, HINTED) if task == DEFAULT else TEXT, values)
+        values = merged(merged(TEXT, HINTED) if _can_have_hints(task) else TEXT, values)
     # The defaults above are those of the default task, so its module need not be imported for them. Rates of a task
     # are for our own model, so those of a model of text come first.
     if task != DEFAULT and is_task(task):

@@ -128,6 +128,14 @@ class RunConfig(Settings):
             raise ValueError("trainer.micro_batch is for models of text; lower trainer.shard_rows")
         if not self.is_text and any(trainer.recompute for trainer in trainers):
             raise ValueError("trainer.recompute is for models of text; leave it out")
+        zeros = max(trainer.zeros for trainer in trainers)
+        if zeros and not (self.is_text and find_task(self.task).columns):
+            raise ValueError("trainer.zeros is for models of text that learn addition or subtraction; leave it out")
+        if self.text_layout == "hints" and self.until + zeros > _MAX_HINTED:
+            raise ValueError(
+                f"text_layout hints has a letter a digit, for {_MAX_HINTED} digits at most, with zeros in front; lower "
+                "until or trainer.zeros"
+            )
         if not self.pretrained and any(trainer.lora_rank for trainer in trainers):
             raise ValueError("trainer.lora_rank adapts a pretrained model; give --pretrained, or leave it out")
         if len({(trainer.lora_rank, trainer.lora_targets) for trainer in trainers}) > 1:
@@ -144,11 +152,9 @@ class RunConfig(Settings):
             if self.text_layout != "plain":
                 raise ValueError("text_layout is for models of text; leave it out, or choose the preset text-tiny")
             return self
-        if self.text_layout == "hints" and self.until > _MAX_HINTED:
-            raise ValueError(f"text_layout hints has a letter a digit, for {_MAX_HINTED} digits at most; lower until")
-        if self.text_layout == "hints" and self.task != DEFAULT:
-            raise ValueError(f"text_layout hints writes {DEFAULT} only; choose the layout plain for {self.task}")
         if self.text_layout == "hints":
+            if not find_task(self.task).columns:
+                raise ValueError(f"text_layout hints cannot write {self.task}; choose the layout plain")
             return self
         if self.task != DEFAULT and not find_task(self.task).has_text:
             raise ValueError(

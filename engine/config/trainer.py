@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from sector.engine.config.values import CountOrNone, Decay, Rate, Settings, Share, as_tuple
+from sector.engine.config.values import MAX_DIGITS, CountOrNone, Decay, Rate, Settings, Share, as_tuple
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -38,6 +38,9 @@ class TrainerConfig(Settings):
     gap_share: Share = 0.5
     """Share of training rows whose digit positions have a random gap, so that longer numbers work later. 0 turns it
     off."""
+    zeros: Annotated[int, Field(ge=0, le=MAX_DIGITS)] = 0
+    """Most zeros in front of the numbers of a training shard, for models of text; each shard draws its own number. The
+    count of the digits then does not tell where numbers end, so that longer numbers work later."""
     num_shards: Annotated[int, Field(ge=1, le=1024)] = 4
     """Shards per training step. Each holds problems of one length and is computed by one core or process."""
     shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 16

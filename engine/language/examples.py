@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.language.rows import Record
@@ -36,6 +37,14 @@ class Examples(Record):
     def task(self) -> str:
         """Name of the task."""
         return str(self.problems.task)
+
+    def with_zeros(self, count: int) -> "Examples":
+        """Return the same examples with `count` zeros in front of all numbers: examples of N + `count` digits.
+
+        Examples without simplifications stay so. Only problems in columns (`Task.columns`) can be written so.
+        """
+        rest = self.rest if self.rest.is_nothing else self.rest.with_zeros(count)
+        return Examples(self.problems.with_zeros(count), F.pad(self.answers, (count, 0)), rest, self.digit)
 
     def answers_only(self) -> "Examples":
         """Return the same problems and answers without simplifications."""

@@ -1,4 +1,4 @@
-"""Layout of sums as text with hints: before each digit stands a letter that marks its place.
+"""Layout of sums and differences as text with hints: before each digit stands a letter that marks its place.
 
     a3b2c1d0+a6b5c4d0+a0=      a9b7c5d0 and a newline             the fast answer of 123+456
     a3b2c1d0+a6b5c4d0+a0>      b2c1d0+b5c4d0+b0|a9 and a newline  the simplification: the rest, and the last digit
@@ -7,12 +7,13 @@ Digits of equal significance have equal letters, in both operands, the carry-in 
 by letters, and need not count (index hints: Zhou et al. 2024, arXiv 2402.09371). Letters begin anywhere in the alphabet
 and go on at its beginning: variant v begins at letter v. Operands have a zero in front, so that each letter of the
 answer stands in them; without it, a model wrote the last letter of a number by its count, and failed at one digit more
-(log.md). All prompts of one length have as many tokens.
+(log.md). All prompts of one length have as many tokens. Differences have `-` in the place of `+`.
 
 In the shape descriptions B is the batch, N the digits per operand, W the digits of a number, L the tokens that lead any
 text.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -35,10 +36,12 @@ class HintLayout(CharacterLayout):
     alphabet: ids of the characters, with letters.
     order: order of the digits of a number.
     variant: letter of the least significant digit: one for the batch, or one a row `[B]`.
+    problems: class of the remaining problems: sums, or another batch of two operands and a carry.
     """
 
     order: DigitOrder
     variant: int | Tensor = 0
+    problems: type[Problems] = Problems
 
     @property
     def num_variants(self) -> int:
@@ -53,7 +56,8 @@ class HintLayout(CharacterLayout):
         """Return the pattern of completions of a mode."""
         if mode == Mode.ANSWER:
             return rf"{_NUMBER}\n?"
-        return rf"{_NUMBER}\+{_NUMBER}\+{_NUMBER}\|(?:{_NUMBER}\n?)?"
+        sign = re.escape(self.shown(self.alphabet.ids_of(self.problems.sign)))
+        return rf"{_NUMBER}{sign}{_NUMBER}{sign}{_NUMBER}\|(?:{_NUMBER}\n?)?"
 
     def __getitem__(self, rows: Tensor) -> Self:
         """Return the layout of some rows."""
@@ -93,13 +97,13 @@ class HintLayout(CharacterLayout):
         a, b = (self._read(ids, start, digits)[:, 1:] for start in (0, width + 1))
         carry, digit = (self._read(ids, start, 1).squeeze(1) for start in (2 * width + 2, 2 * width + 5))
         # A larger digit in its place is no carry, and is compared with what was written.
-        return self.checked_simplifications(Problems(a, b, carry.clamp(max=1)), digit, ids)
+        return self.checked_simplifications(self.problems(a, b, carry.clamp(max=1)), digit, ids)
 
     def _sum(self, problems: Problems, place: int) -> Tensor:
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
-        plus = self.text_ids("+", problems.carry)
+        sign = self.text_ids(self.problems.sign, problems.carry)
         a, b = (self._number(F.pad(operand, (1, 0)), place) for operand in (problems.a, problems.b))
-        return torch.cat([a, plus, b, plus, self._number(problems.carry.unsqueeze(1), place)], dim=1)
+        return torch.cat([a, sign, b, sign, self._number(problems.carry.unsqueeze(1), place)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.errors import InputError
@@ -84,6 +85,10 @@ class Problems(Record):
         """Return as many problems of no digits: the rest where nothing was simplified."""
         empty = self.a[:, :0]
         return type(self)(empty, empty, torch.zeros_like(self.carry))
+
+    def with_zeros(self, count: int) -> Self:
+        """Return the same problems with `count` zeros in front of each operand: problems of N + `count` digits."""
+        return type(self)(F.pad(self.a, (count, 0)), F.pad(self.b, (count, 0)), self.carry)
 
     def swapped(self) -> Self:
         """Return the problems with swapped operands, `b+a`, for the commutativity check."""

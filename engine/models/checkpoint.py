@@ -279,7 +279,10 @@ def task_and_layout(model: Model) -> tuple[Task, Layout]:
     if isinstance(model, TextModel):
         task = find_task(model.task)
         if model.layout == "hints":
-            return task, HintLayout(model.with_letters, DigitOrder(model.digit_order))
+            if task.columns is None:
+                raise InputError(f"{model.name} writes {task.name} with hints, which it cannot have; train it again")
+            alphabet = model.alphabet_with(task.text_marks, letters=True)
+            return task, HintLayout(alphabet, DigitOrder(model.digit_order), problems=task.columns)
         return task, task.text_layout(model.alphabet_with(task.text_marks), model.digit_order)
     task = find_task(model.config.task)
     return task, task.layout(model.config.digit_order)

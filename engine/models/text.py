@@ -1,6 +1,5 @@
 """Text models: a causal model of transformers and its tokenizer, in the form that the loop uses."""
 
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -34,7 +33,7 @@ class TextModel(nn.Module):
         size = network.config.get_text_config().vocab_size
         self.alphabet = read_alphabet(tokenizer, name, size, _ends(network, tokenizer))
         self.name = name
-        self._alphabets: dict[tuple[str, ...], Alphabet] = {}
+        self._alphabets: dict[tuple[tuple[str, ...], bool], Alphabet] = {}
         # Settings for chats, such as penalties, would change greedy decoding.
         network.generation_config = GenerationConfig()
         self.eval()
@@ -68,18 +67,19 @@ class TextModel(nn.Module):
         if layout != "plain" or digit_order != self.digit_order:
             setattr(self.config, _ORDER, digit_order)
 
-    def alphabet_with(self, marks: tuple[str, ...]) -> Alphabet:
-        """Return the alphabet with the marks of a task. Raise InputError if the tokenizer does not keep them apart."""
-        others = tuple(mark for mark in marks if len(mark) > 1 or mark not in CHARACTERS)
-        if others not in self._alphabets:
-            # A step of training asks for each shard.
-            self._alphabets[others] = with_marks(self.alphabet, self.tokenizer, self.name, others)
-        return self._alphabets[others]
+    def alphabet_with(self, marks: tuple[str, ...], letters: bool = False) -> Alphabet:
+        """Return the alphabet with the marks of a task, and with letters if they are asked for.
 
-    @cached_property
-    def with_letters(self) -> Alphabet:
-        """Alphabet with letters. Raise InputError if the tokenizer does not keep them apart."""
-        return with_letters(self.alphabet, self.tokenizer, self.name)
+        Raise InputError if the tokenizer does not keep them apart.
+        """
+        others = tuple(mark for mark in marks if len(mark) > 1 or mark not in CHARACTERS)
+        if (others, letters) not in self._alphabets:
+            # A step of training asks for each shard.
+            alphabet = with_marks(self.alphabet, self.tokenizer, self.name, others)
+            self._alphabets[others, letters] = (
+                with_letters(alphabet, self.tokenizer, self.name) if letters else alphabet
+            )
+        return self._alphabets[others, letters]
 
     @property
     def device(self) -> torch.device:

@@ -137,6 +137,7 @@ class Addition(Task):
     """The task `a+b` and `a+b+1`, with N digits per operand."""
 
     name = "addition"
+    columns = Problems
     example = "123456+654321"
     truth = Sums()
     text_orders = ("msd",)

@@ -58,6 +58,7 @@ class Subtraction(Task):
     """The task `a-b` and `a-b-1`, with N digits per operand."""
 
     name = "subtraction"
+    columns = Differences
     example = "654321-123456"
     checks = (Check("commutative", "inverse subtraction", _inverse, Solve.BY_VOTE, needs_answers=True),)
     truth = Remainders()

@@ -18,6 +18,7 @@ from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout
 from sector.engine.language.number_text import NumberText
+from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import DigitOrder
 from sector.engine.language.writing import Writing, marks_of
 from sector.engine.tasks.check import Check
@@ -34,6 +35,8 @@ class Task(ABC):
     at_once: digits of the longest problems that are answered at once; None is any length. All policies simplify longer
         problems until they are that short, and each step of the chain is distilled.
     settings: defaults that differ from those of `RunConfig`, as nested dicts.
+    columns: its batch, if problems are two operands and a carry-in that are worked off column by column. Text of such
+        problems can have hints, and zeros in front, which change nothing else.
     text_orders: orders of digits in its texts, `msd` and `lsd`.
     """
 
@@ -43,6 +46,7 @@ class Task(ABC):
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
     settings: ClassVar[dict[str, Any]] = {}
+    columns: ClassVar[type[Problems] | None] = None
     text_orders: ClassVar[tuple[str, ...]] = tuple(DigitOrder)
 
     @abstractmethod

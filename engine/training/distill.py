@@ -322,6 +322,8 @@ def _lay_out_step(
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
     """Return examples of one length as a shard for a model."""
     if isinstance(model, TextModel):
+        if config.zeros:
+            examples = examples.with_zeros(int(torch.randint(0, config.zeros + 1, (), generator=draws)))
         return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
     return lay_out(examples, model.config.digit_order, config, draws)
 
