@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from sector.engine.api.settings import with_loaded_code
 from sector.engine.config import MAX_DIGITS, Count, Settings, merged, read_config, run_config, validated
 from sector.engine.errors import InputError
 
@@ -112,7 +113,7 @@ def _cells(grid: GridConfig, path: Path) -> list[Cell]:
     choices = [[(axis, *value) for value in values.items()] for axis, values in grid.axes.items()]
     cells = [_crossed(choice) for choice in product(*choices)] if choices else []
     cells += [Cell(name, settings) for name, settings in grid.cells.items()]
-    return [Cell(cell.name, merged(grid.settings, cell.settings)) for cell in cells]
+    return [Cell(cell.name, with_loaded_code(merged(grid.settings, cell.settings))) for cell in cells]
 
 
 def _crossed(choice: tuple[tuple[str, str, Table], ...]) -> Cell:

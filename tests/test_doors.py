@@ -15,6 +15,7 @@ from small_run import give_weights, start
 from typer.testing import CliRunner, Result
 
 import sector
+from sector.benchmarks.grid import read_grid
 from sector.benchmarks.small_run import small
 from sector.cli.app import app
 from sector.engine import outside
@@ -177,6 +178,23 @@ def test_every_way_in_takes_an_engine_and_a_check(code: Path, tmp_path: Path) ->
     forget()
     shown = invoke("solve", "123+456", "--model", "addition", "--engine", engine, "--json")
     assert shown.exit_code == 0 and json.loads(shown.stdout)["answer"] == "579"
+
+
+def test_a_grid_that_a_user_names_may_name_code(code: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(f"""
+[axes.check]
+luck = {{ engine = "{code}:Twin", filter.checks = ["direct", "{code}:luck"] }}
+none = {{ filter.checks = ["direct"] }}
+""")
+    result = invoke("ablate", grid, "--out", tmp_path / "out", "--plan")
+    assert result.exit_code == 0, result.stderr
+    luck, none = (run_config(cell.of_seed(0)) for cell in read_grid(grid).cells)
+    assert (luck.engine, luck.filter.checks, none.engine) == ("twin", ("direct", "luck"), "native")
+    grid.write_text(grid.read_text().replace(":luck", ":bad"))
+    result = invoke("ablate", grid, "--out", tmp_path / "out", "--plan")
+    assert result.exit_code == 2 and "there is no check 'bad'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_entry_point_needs_no_option(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

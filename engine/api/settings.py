@@ -51,16 +51,28 @@ def chosen_settings(
     if pretrained:
         values["pretrained"] = _as_text(pretrained)
     values = merged(values, {key: value for key, value in options.items() if value is not None})
-    for key, door in (("task", TASK_DOOR), ("engine", ENGINE_DOOR)):
-        if key in values:
-            values[key] = door.named(values[key])
-    if isinstance(table := values.get("filter"), dict):
-        values["filter"] = table = _with_loaded_checks(table)
+    values = with_loaded_code(values)
     if filter_name:
+        table = values.get("filter")
         values["filter"] = (table if isinstance(table, dict) else {}) | named_filter(filter_name).model_dump(
             exclude={"k", "temperature"}
         )
     return values, str(config) if config else "command line"
+
+
+def with_loaded_code(values: Values) -> dict[str, Any]:
+    """Return nested settings in which tasks, engines and checks that a user names as code are loaded, and have names.
+
+    Raise InputError if code cannot be loaded. Use it for what a user typed, or for a file that a user named: no file of
+    a run may name code.
+    """
+    loaded: dict[str, Any] = dict(values)
+    for key, door in (("task", TASK_DOOR), ("engine", ENGINE_DOOR)):
+        if key in loaded:
+            loaded[key] = door.named(loaded[key])
+    if isinstance(loaded.get("filter"), dict):
+        loaded["filter"] = _with_loaded_checks(loaded["filter"])
+    return loaded
 
 
 def chosen_engine(engine: str) -> str:
