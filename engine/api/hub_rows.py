@@ -4,13 +4,14 @@ An accepted example gives up to two rows: problem -> answer (`kind` answer), and
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from sector.engine.config import RunConfig
 from sector.engine.errors import InputError
-from sector.engine.language.operands import batches
+from sector.engine.language.operands import batches, digit_strings
+from sector.engine.language.writing import Writing, written_texts
 from sector.engine.models.checkpoint import task_and_layout
 from sector.engine.policy.solve import BATCH, think
 from sector.engine.policy.solver import Solver
@@ -21,7 +22,7 @@ from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import make_sampler
 from sector.engine.tasks.task import Task
 from sector.engine.training.columns import TASK, read_columns
-from sector.engine.training.dataset import SCHEMA, simplification_texts
+from sector.engine.training.dataset import SCHEMA, read_sets, simplification_texts
 
 # Columns of an example that each of its rows keeps.
 _KEPT = (
@@ -31,7 +32,8 @@ _KEPT = (
 # Columns in the order of the file.
 #
 # prompt: problem and mark, `123+456=` for the answer or `123+456>` for the simplification.
-# completion: the answer with as many digits as an operand at least, or the simplification.
+# completion: the answer with as many digits as an operand at least, or the simplification. A task that writes numbers
+#     with marks between them has all digits in its answers, and its steps as its models write them.
 # kind: `answer` or `simplification`.
 # chain: the simplifications of the chain of thought, `rest|digit` each; a guess follows each.
 COLUMNS = pa.schema(
@@ -55,18 +57,62 @@ def exported_rows(run: RunDir, config: RunConfig, metrics: Sequence[RoundMetrics
         task, columns = read_columns(phase.examples, SCHEMA, _KEPT, optional=("direct",))
         examples = [dict(zip(_KEPT, row, strict=True)) for row in zip(*columns, strict=True)]
         chains = _chains(task, examples, phases[:number], config) if phase.is_round else {}
+        texts = _texts(examples) if task.writing is None else _written_texts(task.writing, phase)
         rows = [
-            row | {TASK: task.name, "chain": _chain(example, chains)} for example in examples for row in _forms(example)
+            row | {TASK: task.name, "chain": _chain(example, chains)}
+            for example in examples
+            for row in _forms(example, texts[_key(example)])
         ]
         yield pa.Table.from_pylist(rows, schema=COLUMNS)
 
 
-def _forms(example: _Row) -> Iterator[_Row]:
+class _Texts(NamedTuple):
+    """An example as text.
+
+    problem: the problem.
+    answer: its answer.
+    step: its simplification; '' if it has none.
+    """
+
+    problem: str
+    answer: str
+    step: str
+
+
+def _forms(example: _Row, texts: _Texts) -> Iterator[_Row]:
     """Yield the rows of an example: its answer, and its simplification if it has one."""
-    answer = example["answer"].zfill(example["digits"])
-    yield example | {"prompt": f"{example['problem']}=", "completion": answer, "kind": "answer"}
-    if step := example["simplification"]:
-        yield example | {"prompt": f"{example['problem']}>", "completion": step, "kind": "simplification"}
+    yield example | {"prompt": f"{texts.problem}=", "completion": texts.answer, "kind": "answer"}
+    if texts.step:
+        yield example | {"prompt": f"{texts.problem}>", "completion": texts.step, "kind": "simplification"}
+
+
+def _key(example: _Row) -> tuple[int, str]:
+    """Return the digits and the problem of an example, by which its texts are found."""
+    return example["digits"], example["problem"]
+
+
+def _texts(examples: list[_Row]) -> dict[tuple[int, str], _Texts]:
+    """Return examples as text in the words of their columns, by digits and problem."""
+    return {
+        _key(example): _Texts(example["problem"], example["answer"].zfill(example["digits"]), example["simplification"])
+        for example in examples
+    }
+
+
+def _written_texts(writing: Writing, phase: Phase) -> dict[tuple[int, str], _Texts]:
+    """Return the examples of a phase as text as models of a task with this writing write them, by digits and problem.
+
+    The columns of examples hold problems in a form of their own, in which a remaining product ends in its work.
+    """
+    texts = {}
+    for examples in read_sets(phase.examples).values():
+        problems = written_texts(writing.problem, writing.problem_numbers(examples.problems))
+        steps = [""] * len(examples)
+        if not examples.rest.is_nothing:
+            steps = written_texts(writing.step, writing.step_numbers(examples.rest, examples.digit))
+        written = map(_Texts, problems, digit_strings(examples.answers), steps)
+        texts.update(zip([(examples.digits, text) for text in examples.problems.texts()], written, strict=True))
+    return texts
 
 
 def _chain(example: _Row, chains: dict[str, list[str]]) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sector.engine.language.operands import digit_strings
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -63,6 +65,15 @@ class Writing(Protocol):
     def read_step(self, numbers: Sequence[Tensor], size: Any) -> tuple[Any, Tensor]:
         """Return remaining problems and digits `[B]`; inverse of `step_numbers`."""
         ...
+
+
+def written_texts(writing: Sequence[Written], numbers: Sequence[Tensor]) -> list[str]:
+    """Return numbers, `[B, width]` digits each, with the marks before them as B strings."""
+    columns = [
+        [written.mark + digits for digits in digit_strings(number)]
+        for written, number in zip(writing, numbers, strict=True)
+    ]
+    return ["".join(parts) for parts in zip(*columns, strict=True)]
 
 
 def marks_of(writing: Writing) -> tuple[str, ...]:
