@@ -22,7 +22,7 @@ from sector.engine import outside
 from sector.engine.config import CHECK_DOOR, CHECKS, ENGINE_DOOR, MAX_CHECKS, Filter, VllmConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.operands import digit_tensor
-from sector.engine.models.checkpoint import load_checkpoint, weights_bytes
+from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint
 from sector.engine.models.sector import new_model
 from sector.engine.outside import origins
 from sector.engine.policy.checks import checks_of, load_check
@@ -299,7 +299,7 @@ def test_a_worker_in_another_process_gets_engine_and_check(code: Path) -> None:
     engine = make_sampler("twin", model, num_threads=1)
     ((_, expected),) = generate(engine, assignment)
     expected_proof = prove(engine, task, task.layout("msd"))
-    sent = pickle.dumps((weights_bytes(model), model.config.to_json_string(), origins())), pickle.dumps(assignment)
+    sent = pickle.dumps((checkpoint_files(model), origins())), pickle.dumps(assignment)
     forget()
     code.unlink()
     worker = Worker("twin", VllmConfig())

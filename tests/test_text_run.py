@@ -146,14 +146,22 @@ def test_commands_take_a_finished_run(finished: RunDir, tmp_path: Path) -> None:
     [
         (["bench", "--kernels"], "is a model of text; --kernels takes sector's own model of addition"),
         (["bench", "--savings"], "is a model of text; --savings takes sector's own model of addition"),
-        (["generate", "--digits", 2, "--count", 4, "--workers", 2, "--engine", "hf", "--out"], "leave it out"),
     ],
-    ids=["kernels", "savings", "workers"],
+    ids=["kernels", "savings"],
 )
-def test_what_models_of_text_do_not_do(finished: RunDir, command: list[Any], reason: str, tmp_path: Path) -> None:
-    result = _sector(*command, *[tmp_path / "out.parquet"] * ("--out" in command), "--model", finished.root)
+def test_what_models_of_text_do_not_do(finished: RunDir, command: list[Any], reason: str) -> None:
+    result = _sector(*command, "--model", finished.root)
     assert result.exit_code == 2 and reason in result.stderr
     assert result.stderr.strip().count("\n") == 0
+
+
+def test_workers_generate_what_one_process_does(finished: RunDir, tmp_path: Path) -> None:
+    options = ["--model", finished.root, "--digits", 2, "--count", 300, "--filter", "none"]
+    for name, more in (("alone", []), ("crew", ["--workers", 2])):
+        written = _sector("generate", *options, *more, "--out", tmp_path / f"{name}.parquet", "--json")
+        assert written.exit_code == 0, written.output
+        assert json.loads(written.stdout.splitlines()[-1])["accepted"] > 0
+    assert (tmp_path / "alone.parquet").read_bytes() == (tmp_path / "crew.parquet").read_bytes()
 
 
 def test_sft_takes_settings_one_by_one(pretrained: Path, tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
@@ -221,6 +222,22 @@ def weights_bytes(model: Model) -> bytes:
     """Return the content of model.safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
+
+
+def checkpoint_files(model: Model) -> dict[str, bytes]:
+    """Return the files of a checkpoint by name: a model that another machine can load (`model_of_files`)."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        save_checkpoint(plain(model), path)
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def model_of_files(files: Mapping[str, bytes]) -> Model:
+    """Load the model of `checkpoint_files` onto the best device."""
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return load_checkpoint(Path(folder))
 
 
 def complete_checkpoint(path: Path) -> list[str]:

@@ -4,43 +4,38 @@ A block (`generate.BLOCK` candidates) depends only on its index and the weights,
 thread, in the same tiles. So the output is the same to the byte for any number of workers, for any order of the blocks,
 and after any number of deaths: the block of a dead worker goes to the next free one.
 
-The weights are sent once through the object store, as safetensors and JSON. A worker gets a block only after a proof of
-its weights: their digest as its engine holds them, and its outputs for fixed problems, which must equal the outputs of
-the driver's engine.
+The model is sent once through the object store, as the files of a checkpoint. A worker gets a block only after a proof
+of its weights: their digest as its engine holds them, and its outputs for fixed problems, which must equal the outputs
+of the driver's engine.
 """
 
 import hashlib
-import json
 import os
 import signal
 import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError, WorkersDied, first_line
 from sector.engine.language.layout import Layout
-from sector.engine.models.checkpoint import Model, weights_bytes
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
-from sector.engine.models.text import TextModel
+from sector.engine.models.checkpoint import Model, checkpoint_files, model_of_files, task_and_layout
 from sector.engine.outside import Origin, load_origins, origins
 from sector.engine.policy.generate import Assignment, generate, generate_blocks
 from sector.engine.policy.improve import Improved, answer_fast, simplify
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.seeding import generator
-from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task
 from sector.engine.threads import num_cores
 
@@ -83,23 +78,19 @@ class Worker:
         self._engine, self._vllm = engine, vllm
         self._sampler: Sampler | None = None
 
-    def load(self, weights: bytes, config: str, code: Sequence[Origin] = ()) -> Proof:
-        """Load weights and prove them.
+    def load(self, files: Mapping[str, bytes], code: Sequence[Origin] = ()) -> Proof:
+        """Load a model and prove its weights.
 
-        weights: the bytes of a model.safetensors.
-        config: the model's config as JSON.
+        files: the files of its checkpoint by name.
         code: code of users that the driver has loaded.
         """
         load_origins(code)
-        model = SectorForCausalLM(SectorConfig(**json.loads(config)))
-        model.load_state_dict(safetensors.torch.load(weights))
-        model.to(best_device()).eval()  # type: ignore[arg-type]
+        model = model_of_files(files)
         if self._sampler is None:
             self._sampler = make_sampler(self._engine, model, self._vllm, num_threads=1)
         else:
             self._sampler.load(model)
-        task = find_task(model.config.task)
-        return prove(self._sampler, task, task.layout(model.config.digit_order))
+        return prove(self._sampler, *task_and_layout(model))
 
     def solve(self, start: int, assignment: Assignment) -> Improved:
         """Solve the blocks from a candidate on; see `generate.generate_blocks`."""
@@ -151,21 +142,20 @@ class Workers:
             self._ray.shutdown()
             self._actors = []
 
-    def load(self, model: SectorForCausalLM, sampler: Sampler) -> None:
+    def load(self, model: Model, sampler: Sampler) -> None:
         """Send the model's weights to every worker and check the proofs. Do nothing if the workers have the weights.
 
         Raise RuntimeError if a proof fails, WorkersDied if too many workers die.
 
         sampler: the driver's engine, which holds the same weights.
         """
-        task = find_task(model.config.task)
-        expected = prove(sampler, task, task.layout(model.config.digit_order))
+        expected = prove(sampler, *task_and_layout(model))
         if expected == self._expected:
             return
-        weights = weights_bytes(model)
+        files = checkpoint_files(model)
         if not self._actors:
-            self._start(len(weights))
-        self._weights = (self._ray.put(weights), model.config.to_json_string(), origins())
+            self._start(sum(map(len, files.values())))
+        self._weights = (self._ray.put(files), origins())
         self._expected, self.proofs = expected, {}
         for _ in self._run(deque()):
             pass
@@ -348,7 +338,7 @@ def with_weights(workers: Workers | None, model: Model, sampler: Sampler) -> Gen
     """
     if workers is None:
         return partial(generate, sampler)
-    _load(workers, model, sampler)
+    workers.load(model, sampler)
     return workers.generate
 
 
@@ -363,15 +353,8 @@ def make_parts(
     """Yield (first candidate, result) of each part: as `Workers.make_parts`, or made in this process, in order."""
     if workers is None:
         return ((start, make_part(sampler, assignment, start)) for start in starts)
-    _load(workers, model, sampler)
-    return workers.make_parts(starts, assignment, make_part)
-
-
-def _load(workers: Workers, model: Model, sampler: Sampler) -> None:
-    """Send the workers a model. Raise InputError for a model of text."""
-    if isinstance(model, TextModel):
-        raise InputError("--workers takes sector's own models only; leave it out for a model of text")
     workers.load(model, sampler)
+    return workers.make_parts(starts, assignment, make_part)
 
 
 def _import_ray() -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from sector.engine.config import RunConfig
-from sector.engine.errors import InputError, NoAgreement
+from sector.engine.errors import NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.language.rows import cat
 from sector.engine.models.adapter import check_peft, targets_of
@@ -83,14 +83,11 @@ class Phases:
         stopping: asks to save the current training step, if the run is to stop.
         ranks: processes that share the training; None for this one.
 
-        Raises InputError if there are more ranks than shards, if the engine or peft is not installed, or if there are
-        workers and a model of text.
+        Raises InputError if there are more ranks than shards, or if the engine or peft is not installed.
         """
         check_engine(config.engine)
         if config.has_adapter:
             check_peft()
-        if workers and config.is_text:
-            raise InputError("--workers takes sector's own models only; leave it out for a model of text")
         check_useful(max(config.supervised.trainer.num_shards, config.round.trainer.num_shards))
         tune_allocator()
         self._run, self._config = run, config
