@@ -104,7 +104,7 @@ def _written_texts(writing: Writing, phase: Phase) -> dict[tuple[int, str], _Tex
 
     The columns of examples hold problems in a form of their own, in which a remaining product ends in its work.
     """
-    texts = {}
+    texts: dict[tuple[int, str], _Texts] = {}
     for examples in read_sets(phase.examples).values():
         problems = written_texts(writing.problem, writing.problem_numbers(examples.problems))
         steps = [""] * len(examples)

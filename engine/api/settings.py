@@ -14,6 +14,7 @@ from sector.engine.config import (
     MOST,
     Filter,
     RunConfig,
+    Values,
     merged,
     parse_settings,
     read_config,
