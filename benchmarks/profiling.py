@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from sector.benchmarks.machine import describe
 from sector.benchmarks.trace import ProcessorTime, read_events, summarize
 from sector.engine import spans
-from sector.engine.config import Filter, RunConfig
+from sector.engine.config import Filter, RunConfig, Values
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.policy.generate import Assignment, generate
@@ -65,7 +65,7 @@ def profile_generate(
     engine: str,
     settings: Filter,
     seed: int,
-    engine_settings: dict[str, Any] | None = None,
+    engine_settings: Values | None = None,
 ) -> dict[str, Any]:
     """Profile steps of `count` candidates each, as `generate_file` takes them; return the figures."""
     check_digits(digits)

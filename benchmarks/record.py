@@ -10,7 +10,7 @@ import torch
 from sector.benchmarks import contest, kernel_times, peers, roofline, training
 from sector.benchmarks.contest import Cell, Contest, Workload
 from sector.benchmarks.machine import describe
-from sector.engine.config import Filter
+from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.sector import SectorForCausalLM
@@ -54,7 +54,7 @@ class BenchOptions:
     kernels: bool = False
     training: bool = False
     peers: bool = False
-    engine_settings: dict[str, Any] | None = None
+    engine_settings: Values | None = None
 
     @property
     def lengths(self) -> list[int]:

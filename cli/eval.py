@@ -1,14 +1,14 @@
 """`sector eval`: exact-match accuracy by length."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
 from rich.text import Text
 
 from sector.cli import _options as options
+from sector.cli._groups import EngineOptions, with_groups
 from sector.cli._output import Output, table, unwrapped
 from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _COLORS = ((0.98, "green"), (0.9, "yellow"), (0.0, "red"))
 
 
+@with_groups
 def evaluate(
+    *,
     context: typer.Context,
     model: options.Model,
     digits: Annotated[
@@ -44,10 +46,7 @@ def evaluate(
             show_default="plots/ of the run, if --model is a run",
         ),
     ] = None,
-    engine: options.EngineOption = "native",
-    filter_name: options.FilterOption = options.DEFAULT_FILTER,
-    k: options.K = options.DEFAULTS.filter.k,
-    settings: options.VllmSettings = None,
+    chosen: EngineOptions,
     seed: options.Seed = 0,
     gym: options.Gym = None,
     gym_settings: options.GymSettings = None,
@@ -72,34 +71,26 @@ def evaluate(
       sector eval --model addition --gym chain_sum --gym-set max_terms=2
     """
     from sector.engine.api.accuracy import evaluate as measure
+    from sector.engine.api.gym import evaluate_gym
 
     output = Output(as_json)
-    chosen: dict[str, Any] = {
-        "engine": engine,
-        "filter": filter_name,
-        "k": k,
-        "seed": seed,
-        "settings": parse_settings(settings or ()),
-    }
     if gym is not None:
         _refuse(context, "digits", "suite", "out")
-        _evaluate_gym(output, gym, gym_settings or (), {"model": model, "samples": samples, "policy": policy, **chosen})
+        with output.progress(f"evaluating {gym}, {policy} policy") as bar:
+            scores = evaluate_gym(
+                gym, model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed, on_progress=bar.at,
+                **chosen.arguments,
+            )  # fmt: skip
+        output.data(scores.as_json(), lambda: _gym_view(scores))
         return
     if gym_settings:
         raise InputError("--gym-set changes a generator; name it with --gym")
     with output.progress(f"evaluating, {policy} policy") as bar:
-        report = measure(model, digits, samples, policy, suite=suite, out=out, on_progress=bar.at, **chosen)
+        report = measure(
+            model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at, **chosen.arguments
+        )
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))
-
-
-def _evaluate_gym(output: Output, gym: str, gym_settings: Sequence[str], chosen: dict[str, Any]) -> None:
-    """Measure accuracy on the problems of a generator, and print it."""
-    from sector.engine.api.gym import evaluate_gym
-
-    with output.progress(f"evaluating {gym}, {chosen['policy']} policy") as bar:
-        report = evaluate_gym(gym, options=parse_settings(gym_settings), on_progress=bar.at, **chosen)
-    output.data(report.as_json(), lambda: _gym_view(report))
 
 
 def _refuse(context: typer.Context, *names: str) -> None:

@@ -7,11 +7,13 @@ from rich.console import Group
 from rich.table import Table
 
 from sector.cli import _options as options
+from sector.cli._groups import EngineOptions, with_groups
 from sector.cli._output import Output, unwrapped
-from sector.engine.config import MOST, parse_settings
+from sector.engine.config import MOST
 from sector.engine.shares import percent
 
 
+@with_groups
 def generate(
     model: options.Model,
     digits: options.Digits,
@@ -23,12 +25,9 @@ def generate(
             metavar="FILE.parquet|DIR/", help="Parquet file to write, or folder of parts.", show_default=False
         ),
     ],
-    engine: options.EngineOption = "native",
-    filter_name: options.FilterOption = options.DEFAULT_FILTER,
-    k: options.K = options.DEFAULTS.filter.k,
+    chosen: EngineOptions,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
-    settings: options.VllmSettings = None,
     seed: options.Seed = 0,
     task: options.ModelTask = None,
     workers: options.Workers = None,
@@ -54,9 +53,8 @@ def generate(
     output = Output(as_json)
     with output.progress(f"generating {digits} digits") as bar:
         labels = label(
-            model, digits, count, out, engine=engine, filter=filter_name, k=k, temperature=temperature,
-            hard_share=hard_share, seed=seed, on_progress=bar.at, workers=workers,
-            settings=parse_settings(settings or ()), part_rows=part_rows, compression=compression,
+            model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed, workers=workers,
+            part_rows=part_rows, compression=compression, on_progress=bar.at, **chosen.arguments,
         )  # fmt: skip
     for name in labels.this_call.mended if labels.this_call else ():
         output.say(f"{name} was damaged; made again")

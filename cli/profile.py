@@ -9,6 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
+from sector.cli._groups import EngineOptions, with_groups
 from sector.cli._output import Output, table
 from sector.engine.api.settings import filter_settings
 from sector.engine.config import MOST, parse_settings
@@ -45,7 +46,9 @@ profile = typer.Typer(
 
 
 @profile.command(cls=Command)
+@with_groups
 def generate(
+    *,
     context: typer.Context,
     model: options.Model,
     digits: options.Digits,
@@ -53,10 +56,7 @@ def generate(
     count: Annotated[int, options.number("M", "Number of problems per step.", 1, MOST)] = 250,
     skip: Skip = 1,
     steps: Steps = 3,
-    engine: options.EngineOption = "native",
-    filter_name: options.FilterOption = options.DEFAULT_FILTER,
-    k: options.K = options.DEFAULTS.filter.k,
-    settings: options.VllmSettings = None,
+    chosen: EngineOptions,
     seed: options.Seed = 0,
     nsight: Nsight = False,
     task: options.ModelTask = None,
@@ -76,11 +76,11 @@ def generate(
     from sector.benchmarks.profiling import Recording, profile_generate
 
     output = Output(as_json)
-    checks = filter_settings(filter_name, k)
+    checks = filter_settings(chosen.filter_name, chosen.k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
-            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=engine, settings=checks,
-            seed=seed, engine_settings=parse_settings(settings or ()),
+            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine, settings=checks,
+            seed=seed, engine_settings=parse_settings(chosen.settings or ()),
         )  # fmt: skip
     _show(report, context, out, output)
 

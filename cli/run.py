@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 
 from sector.cli import _options as options
+from sector.cli._groups import RunOptions, with_groups
 
 
+@with_groups
 def run(
+    *,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -21,15 +24,7 @@ def run(
             metavar="N", help="Number of digits at which the run is done.", show_default=str(options.DEFAULTS.until)
         ),
     ] = None,
-    task: options.RunTask = None,
-    preset: options.RunPreset = None,
-    pretrained: options.Pretrained = None,
-    seed: options.RunSeed = None,
-    engine: options.RunEngine = None,
-    filter_name: options.RunFilter = None,
-    config: options.Config = None,
-    settings: options.RunSettings = None,
-    track: options.Track = None,
+    chosen: RunOptions,
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
@@ -61,9 +56,7 @@ def run(
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
     from sector.cli._follow import play
-    from sector.engine.api.settings import chosen_settings, default_out
+    from sector.engine.api.settings import default_out
 
-    values, source = chosen_settings(
-        config, settings or (), filter_name, pretrained, until=until, task=task, preset=preset, seed=seed, engine=engine
-    )
-    play(out or default_out(values), values, source, as_json, track or (), workers)
+    values, source = chosen.chosen(until)
+    play(out or default_out(values), values, source, as_json, chosen.track or (), workers)

@@ -6,21 +6,15 @@ from typing import Annotated
 import typer
 
 from sector.cli import _options as options
+from sector.cli._groups import RunOptions, with_groups
 
 
+@with_groups
 def sft(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Run directory, to be created or resumed.", show_default=False)
     ],
-    task: options.RunTask = None,
-    preset: options.RunPreset = None,
-    pretrained: options.Pretrained = None,
-    seed: options.RunSeed = None,
-    engine: options.RunEngine = None,
-    filter_name: options.RunFilter = None,
-    config: options.Config = None,
-    settings: options.RunSettings = None,
-    track: options.Track = None,
+    chosen: RunOptions,
     as_json: options.Json = False,
 ) -> None:
     """Run only the supervised phase: train on short problems with true answers.
@@ -36,9 +30,6 @@ def sft(
       sector sft --out runs/seed1 --seed 1 --json
     """
     from sector.cli._follow import play
-    from sector.engine.api.settings import chosen_settings
 
-    values, source = chosen_settings(
-        config, settings or (), filter_name, pretrained, task=task, preset=preset, seed=seed, engine=engine
-    )
-    play(out, values, source, as_json, track or (), supervised_only=True)
+    values, source = chosen.chosen()
+    play(out, values, source, as_json, chosen.track or (), supervised_only=True)

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
+from sector.cli._groups import EngineOptions, with_groups
 from sector.cli._output import Output
-from sector.engine.config import parse_settings
 from sector.engine.errors import InputError
 from sector.engine.files import decoded, read_text
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from sector.engine.policy.solve import Solution, Thought
 
 
+@with_groups
 def solve(
+    *,
     problems: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,10 +48,7 @@ def solve(
     ] = None,
     policy: options.SolvePolicy = None,
     show: Annotated[bool, options.flag("--show", "Print the chain of thought, the guesses and the checks.")] = False,
-    engine: options.EngineOption = "native",
-    filter_name: options.FilterOption = options.DEFAULT_FILTER,
-    k: options.K = options.DEFAULTS.filter.k,
-    settings: options.VllmSettings = None,
+    chosen: EngineOptions,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
@@ -77,13 +76,12 @@ def solve(
     output = Output(as_json)
     texts = _typed(problems or [], file)
     with output.progress("solving"):
-        chosen = None if model else choose_model(texts)
+        choice = None if model else choose_model(texts)
         solutions = answer(
-            texts, chosen.path if chosen else model, policy or default_policy(show), show=show, engine=engine,
-            filter=filter_name, k=k, settings=parse_settings(settings or ()),
-        )  # fmt: skip
-    if chosen and not all(solution.unread for solution in solutions):
-        output.say(f"sector: solved by {chosen.reason}")
+            texts, choice.path if choice else model, policy or default_policy(show), show=show, **chosen.arguments
+        )
+    if choice and not all(solution.unread for solution in solutions):
+        output.say(f"sector: solved by {choice.reason}")
     unread = [solution for solution in solutions if solution.unread]
     for solution in solutions:
         # A single unreadable problem is explained on stderr, several on their own lines.

@@ -1,14 +1,13 @@
 """Accuracy by length: `sector.evaluate`."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sector.engine.api.answers import check_policy
 from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import check_numbers, chosen_engine, filter_settings, lengths_of
-from sector.engine.config import Filter, PolicyName
+from sector.engine.config import Filter, PolicyName, Values
 from sector.engine.report.evaluate import Report, evaluate_model
 from sector.engine.run.steps import OnProgress, no_progress
 
@@ -22,9 +21,9 @@ def evaluate(
     suite: bool = True,
     out: str | os.PathLike[str] | None = None,
     engine: str = "native",
-    filter: str | Filter | Mapping[str, Any] = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
     seed: int = 0,
     on_progress: OnProgress = no_progress,
 ) -> Report:

@@ -1,11 +1,10 @@
 """Answers to problems: `sector.solve`."""
 
-from collections.abc import Mapping
-from typing import Any, get_args, overload
+from typing import get_args, overload
 
 from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import chosen_engine, filter_settings
-from sector.engine.config import Filter, PolicyName
+from sector.engine.config import Filter, PolicyName, Values
 from sector.engine.errors import InputError
 from sector.engine.policy.solve import Solution
 from sector.engine.policy.solve import solve as solve_texts
@@ -21,9 +20,9 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter | Mapping[str, Any] = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
 ) -> Solution: ...
 
 
@@ -35,9 +34,9 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter | Mapping[str, Any] = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
 ) -> list[Solution]: ...
 
 
@@ -48,9 +47,9 @@ def solve(
     *,
     show: bool = True,
     engine: str = "native",
-    filter: str | Filter | Mapping[str, Any] = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
 ) -> Solution | list[Solution]:
     """Return the answer to a problem with the thinking behind it; a list of them for several problems.
 

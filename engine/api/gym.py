@@ -12,7 +12,7 @@ from typing import Any
 from sector.engine.api.answers import check_policy
 from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import check_numbers, filter_settings
-from sector.engine.config import Filter, PolicyName
+from sector.engine.config import Filter, PolicyName, Values
 from sector.engine.errors import InputError, first_line
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.solve import Solution, solve
@@ -83,11 +83,11 @@ def evaluate_gym(
     samples: int = 1000,
     policy: PolicyName = "fast",
     *,
-    options: dict[str, Any] | None = None,
+    options: Values | None = None,
     engine: str = "native",
-    filter: str | Filter = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
     seed: int = 0,
     on_progress: OnProgress = no_progress,
 ) -> GymReport:

@@ -1,13 +1,11 @@
 """Labels that the model gives itself: `sector.generate`."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sector.engine.api.choice import ModelLike, opened
 from sector.engine.api.settings import DEFAULTS, check_numbers, chosen_engine, filter_settings
-from sector.engine.config import Filter
+from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
 from sector.engine.run.generate_file import generate_examples
 from sector.engine.run.generate_folder import generate_folder
@@ -24,12 +22,12 @@ def generate(
     out: str | os.PathLike[str] | None = None,
     *,
     engine: str = "native",
-    filter: str | Filter | Mapping[str, Any] = "strict",
+    filter: str | Filter | Values = "strict",
     k: int | None = None,
     temperature: float | None = None,
     hard_share: float = DEFAULTS.hard_share,
     seed: int = 0,
-    settings: dict[str, Any] | None = None,
+    settings: Values | None = None,
     workers: int | None = None,
     part_rows: int | None = None,
     compression: str | None = None,

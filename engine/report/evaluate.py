@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import Filter
+from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, write_text
 from sector.engine.models.checkpoint import TrainedModel, resolve_checkpoint, source_of
@@ -68,7 +68,7 @@ def evaluate_model(
     settings: Filter,
     seed: int,
     on_progress: OnProgress,
-    engine_settings: dict[str, Any] | None = None,
+    engine_settings: Values | None = None,
 ) -> Report:
     """Evaluate a checkpoint, the best one of a run, or a loaded model, and write a picture and a JSON record.
 

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sector.engine.config import Filter, VllmConfig
+from sector.engine.config import Filter, Values, VllmConfig
 from sector.engine.models.checkpoint import Model, TrainedModel, open_trained, task_and_layout
 from sector.engine.policy.generate import Assignment
 from sector.engine.run.steps import OnProgress, vllm_settings
@@ -50,7 +49,7 @@ class Request:
     hard_share: float
     seed: int
     on_progress: OnProgress
-    engine_settings: dict[str, Any] | None = None
+    engine_settings: Values | None = None
     workers: int | None = None
 
     def open(self, model: Path | TrainedModel) -> Opened:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sector.engine.config import RunConfig, TrainerConfig, VllmConfig, vllm_config
+from sector.engine.config import RunConfig, TrainerConfig, Values, VllmConfig, vllm_config
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable
 from sector.engine.language.examples import Examples
@@ -50,7 +50,7 @@ def no_progress(done: int, of: int, note: str) -> None:
 
 
 def open_engine(
-    model: Path | TrainedModel, engine: str, engine_settings: dict[str, Any] | None = None
+    model: Path | TrainedModel, engine: str, engine_settings: Values | None = None
 ) -> tuple[Sampler, Task, Layout]:
     """Open an engine with the weights of a checkpoint or run directory; return it with their task and layout.
 
@@ -61,7 +61,7 @@ def open_engine(
     return sampler, *task_and_layout(trained.model)
 
 
-def vllm_settings(model: Path, engine_settings: dict[str, Any] | None) -> VllmConfig:
+def vllm_settings(model: Path, engine_settings: Values | None) -> VllmConfig:
     """Return the settings of the engine `vllm`: these over those of the run, if `model` is a run directory."""
     return vllm_config(engine_settings or {}, _run_config(model).vllm)
 
