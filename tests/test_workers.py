@@ -27,7 +27,7 @@ from sector.engine.models.checkpoint import load_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy import workers as module
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.workers import Workers, prove, with_weights
+from sector.engine.policy.workers import Deaths, Workers, prove, with_weights
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_table
@@ -124,11 +124,37 @@ def test_when_all_die_again_and_again_it_gives_up(
 ) -> None:
     solve = with_weights(crew, model, engine)
     monkeypatch.setattr(module, "MAX_DEATHS", 1)
-    victims = [proof.pid for proof in crew.proofs.values()]
-    for pid in victims:
+    start_actor = crew._start_actor
+
+    def start_and_kill() -> Any:
+        crew._ray.kill(actor := start_actor())
+        return actor
+
+    monkeypatch.setattr(crew, "_start_actor", start_and_kill)
+    for pid in [proof.pid for proof in crew.proofs.values()]:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(WorkersDied, match="2 workers died"):
+    with pytest.raises(WorkersDied, match="3 workers died in a row"):
         list(solve(ASKED))
+
+
+def test_work_that_kills_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where other workers finish their work in between."""
+    monkeypatch.setattr(module, "MAX_DEATHS", 3)
+    deaths = Deaths(2)
+    for _ in range(3):
+        deaths.add(250, RuntimeError("gone"))
+        deaths.in_a_row = 0
+    deaths.add(500, RuntimeError("gone"))
+    with pytest.raises(WorkersDied, match="4 workers died at the candidates from 250 on; the last: gone"):
+        deaths.add(250, RuntimeError("gone"))
+
+
+def test_a_machine_may_take_all_its_workers_along() -> None:
+    deaths = Deaths(64)
+    for start in range(64):
+        deaths.add(start, RuntimeError("gone"))
+    with pytest.raises(WorkersDied, match="65 workers died in a row"):
+        deaths.add(64, RuntimeError("gone"))
 
 
 def test_new_weights_reach_every_worker_and_are_proved(crew: Workers, engine: NativeSampler) -> None:

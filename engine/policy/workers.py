@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ _QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Deaths of workers in one batch after which the batch fails.
+# Deaths of workers on one piece of work, or in a row, that are not yet taken for a fault of the work or of the setup.
 MAX_DEATHS = 5
 _PROOF_ROWS, _PROOF_DIGITS = 16, 6
 _LEAST_STORE_BYTES = 1 << 28
@@ -116,6 +116,36 @@ def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
     return Proof(os.getpid(), sampler.weights_sha256, digest.hexdigest())
 
 
+class Deaths:
+    """Deaths of workers on some work, which end it if they go on.
+
+    in_a_row: deaths since a worker last finished something. A machine may take all its workers along, so that as many
+        deaths as there are workers prove nothing.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Prepare for a count of workers."""
+        self.in_a_row = 0
+        self._limit = max(MAX_DEATHS, count)
+        self._by_start = Counter[int | None]()
+
+    def add(self, start: int | None, error: Exception) -> None:
+        """Count the death of a worker. Raise WorkersDied if too many died in a row, or on one piece of work.
+
+        start: first candidate of its piece of work; None if it was loading weights.
+        """
+        self.in_a_row += 1
+        if self.in_a_row > self._limit:
+            raise WorkersDied(f"{self.in_a_row} workers died in a row; the last: {first_line(error)}") from error
+        if start is None:
+            return
+        self._by_start[start] += 1
+        if self._by_start[start] > MAX_DEATHS:
+            raise WorkersDied(
+                f"{self._by_start[start]} workers died at the candidates from {start} on; the last: {first_line(error)}"
+            ) from error
+
+
 class Workers:
     """Workers on this machine, or on the cluster that RAY_ADDRESS names.
 
@@ -180,7 +210,9 @@ class Workers:
         starts: first candidates of the parts.
         make_part: function of a module that is installed everywhere. The workers call it.
         """
-        return self._run(deque(starts), lambda worker, start: worker.make.remote(start, assignment, make_part))
+        # Sent once, not with each part.
+        work = self._ray.put(assignment), self._ray.put(make_part)
+        return self._run(deque(starts), lambda worker, start: worker.make.remote(start, *work))
 
     def _run(
         self, starts: deque[int], send: Callable[[Any, int], Any] = lambda worker, start: None
@@ -202,27 +234,32 @@ class Workers:
 
         for index in range(self._count):
             send_work(index)
-        deaths = 0
+        deaths = Deaths(self._count)
         while busy:
-            (ready,), _ = self._ray.wait(list(busy), num_returns=1)
-            index, start = busy.pop(ready)
-            try:
-                result = self._ray.get(ready)
-            except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except self._ray.exceptions.RayError as error:
-                deaths += 1
-                if deaths > MAX_DEATHS:
-                    raise WorkersDied(f"{deaths} workers died in one batch; the last: {first_line(error)}") from error
-                if start is not None:
-                    starts.appendleft(start)
-                self._replace(index)
-            else:
-                if start is None:
-                    self._admit(index, result)
+            for ready in self._finished(list(busy)):
+                index, start = busy.pop(ready)
+                try:
+                    result = self._ray.get(ready)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except self._ray.exceptions.RayError as error:
+                    deaths.add(start, error)
+                    if start is not None:
+                        starts.appendleft(start)
+                    self._replace(index)
                 else:
-                    yield start, result
-            send_work(index)
+                    deaths.in_a_row = 0
+                    if start is None:
+                        self._admit(index, result)
+                    else:
+                        yield start, result
+                send_work(index)
+
+    def _finished(self, references: list[Any]) -> list[Any]:
+        """Wait until work is finished, and return the references of all work that is."""
+        finished, others = self._ray.wait(references, num_returns=1)
+        more, _ = self._ray.wait(others, num_returns=len(others), timeout=0) if others else ([], [])
+        return [*finished, *more]
 
     def _admit(self, index: int, proof: Proof) -> None:
         """Record the proof of a worker. Raise RuntimeError if it differs from the driver's."""

@@ -65,14 +65,19 @@ def generate_folder(
             maker = PartMaker(out.absolute(), described)
             with start_workers(request.workers, request.engine, opened.vllm) as crew:
                 parts = make_parts(crew, opened.model, opened.sampler, missing, opened.assignment, maker)
-                _collect(folder, parts, request.on_progress)
+                collect(folder, parts, request.on_progress)
         seconds = time.perf_counter() - start
         folder.finish()
     return _labels(folder, missing, seconds)
 
 
-def _collect(folder: PartFolder, parts: Iterable[tuple[int, PartRecord]], on_progress: OnProgress) -> None:
-    """Add parts to the folder as they are made. Raise InputError if a worker writes where the driver does not look."""
+def collect(folder: PartFolder, parts: Iterable[tuple[int, PartRecord]], on_progress: OnProgress) -> None:
+    """Add parts to a folder as they are made: all that the driver does for a part.
+
+    Raise InputError if a worker writes where the driver does not look.
+
+    parts: first candidate and record of each part.
+    """
     whole = Fates.sum(folder.parts.values())
     for start, record in parts:
         if not (folder.root / record.file).exists():

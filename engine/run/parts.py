@@ -126,11 +126,22 @@ class PartMaker:
         for rows, block in generate(sampler, assignment.until(start + settings.part_rows), start):
             fates.append(Fates.of(block))
             tables.append(improved_table(block, rows, assignment.layout, provenance))
-        label = _Label(settings=settings, first=start, fates=Fates.sum(fates))
-        content = _encoded(pa.concat_tables(tables), label)
+        table, label = pa.concat_tables(tables), _Label(settings=settings, first=start, fates=Fates.sum(fates))
+        content = _encoded(table, label)
         path = self.folder / settings.file_of(start)
         write_file(path, content)
-        return _record(path, label, sum(table.num_rows for table in tables), content)
+        return _record(path, label, table.num_rows, content)
+
+
+def encoded(table: pa.Table, settings: DatasetSettings, first: int, fates: Fates) -> bytes:
+    """Return the bytes of the file of a part.
+
+    table: its examples.
+    settings: settings of the data set.
+    first: index of the first candidate.
+    fates: counts of its candidates.
+    """
+    return _encoded(table, _Label(settings=settings, first=first, fates=fates))
 
 
 def write_file(path: Path, content: bytes) -> None:
