@@ -19,7 +19,7 @@ from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
 from sector.engine.api.loop import open_loop
-from sector.engine.config import RunConfig
+from sector.engine.config import RunConfig, Values
 from sector.engine.errors import NoAgreement
 from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, PhaseAudited, RolledBack, TrainingStep
 from sector.engine.shares import percent
@@ -35,7 +35,7 @@ JSON_SECONDS = 1.0
 
 def play(
     root: Path,
-    values: dict[str, Any],
+    values: Values,
     source: str,
     as_json: bool,
     trackers: Sequence[str],

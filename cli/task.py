@@ -1,7 +1,7 @@
 """`sector task`: tasks of your own, from a first file to a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
 from sector.cli._output import Output, table, unwrapped
+from sector.engine.config import flat
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _view(page: "TaskPage", width: int) -> RenderableType:
     if page.texts:
         lines += [Text("as text", "dim"), *(Padding(Text(text), (0, 0, 0, 2)) for text in page.texts)]
     if page.settings:
-        lines.append(Text(f"\nsettings  {_in_words(page.settings)}"))
+        settings = ", ".join(f"{key}={value}" for key, value in flat(page.settings))
+        lines.append(Text(f"\nsettings  {settings}"))
     return Group(*lines)
 
 
@@ -156,12 +158,3 @@ def _tokens(title: str, names: list[str]) -> RenderableType:
         letter, at, place = name.partition("@")
         text.append(letter).append(f"{at}{place} ", "dim")
     return Group(Text(title, "dim"), Padding(text, (0, 0, 0, 2)))
-
-
-def _in_words(settings: dict[str, Any], prefix: str = "") -> str:
-    """Return nested settings as `name=value`, in order."""
-    parts = [
-        _in_words(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
-        for key, value in settings.items()
-    ]
-    return ", ".join(parts)

@@ -44,7 +44,7 @@ class DatasetFacts:
         return {"accepted": at_once, "thought_through": self.fates.thought_through, **self.fates.rejected}
 
     @property
-    def flat_settings(self) -> dict[str, Any]:
+    def flat_settings(self) -> dict[str, object]:
         """Settings by dotted key."""
         return dict(flat(self.settings.as_json()))
 

@@ -22,7 +22,7 @@ In the shape descriptions B is the batch.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -236,7 +236,7 @@ class Multiplication(Task):
     checks = (Check("commutative", "swapped factors", _swapped, Solve.BY_VOTE),)
     # A row has three times the tokens of a sum's row, and a chain has N rows. With the learning rates of addition,
     # rounds forget more than they learn.
-    settings: ClassVar[dict[str, Any]] = {
+    settings: ClassVar[Mapping[str, object]] = {
         "digit_order": "lsd",
         "schedule": "paper",
         "until": 12,

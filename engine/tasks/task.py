@@ -8,7 +8,7 @@ leaves problems of N-1 digits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -42,7 +42,7 @@ class Task(ABC):
     truth: ClassVar[Truth]
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
-    settings: ClassVar[dict[str, Any]] = {}
+    settings: ClassVar[Mapping[str, object]] = {}
     text_orders: ClassVar[tuple[str, ...]] = tuple(DigitOrder)
 
     @abstractmethod

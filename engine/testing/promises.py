@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sector.engine.config import FILTERS, Filter, RunConfig, run_config
+from sector.engine.config import FILTERS, Filter, RunConfig, Values, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.layout import Batch, Layout
@@ -33,7 +33,7 @@ from sector.engine.training.supervised import kept_examples, label
 
 _ORDERS = ("msd", "lsd")
 # Settings of the shortest run with a round.
-_SHORTEST: dict[str, Any] = {
+_SHORTEST: Values = {
     "until": 4,
     "audit_samples": 8,
     "digit_order": "lsd",

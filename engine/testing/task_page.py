@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sector.engine.config import FILTERS, run_config
+from sector.engine.config import FILTERS, Values, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Mode
 from sector.engine.models.token_text import has_token_text
@@ -36,7 +36,7 @@ class TaskPage:
     think: list[str]
     simplification: list[str]
     texts: list[str]
-    settings: dict[str, Any]
+    settings: Values
 
     def as_json(self) -> dict[str, Any]:
         """Return the page as a JSON object."""
