@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sector.benchmarks.timing import timed
 from sector.engine.language import tokens
-from sector.engine.models.sector import SectorForCausalLM, rope_table
+from sector.engine.models.layers import rope_table
+from sector.engine.models.sector import SectorForCausalLM
 from sector.kernels import consistency, decode_attention, digit_sampler, layout
 
 # Seconds over which the calls of an operation on a CPU are timed.

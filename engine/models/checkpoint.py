@@ -22,7 +22,8 @@ from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
+from sector.engine.models.sector import SectorForCausalLM, best_device
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.shelf import from_shelf, shelf_names
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer

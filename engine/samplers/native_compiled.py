@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from sector.engine.errors import InputError
 from sector.engine.files import write_atomically
 from sector.engine.language import tokens
-from sector.engine.models.sector import Block, SectorConfig, SectorForCausalLM, rope_table
+from sector.engine.models.layers import Block, rope_table
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.samplers.native_attention import BITS
 from sector.engine.samplers.native_model import Kept, interleaved
 from sector.engine.samplers.protocol import Branch, Sampling

@@ -28,7 +28,7 @@ from sector.engine.testing.knowing import Knowing
 from sector.engine.testing.promise import LENGTHS, ROWS, BrokenPromise, drawn, hold, promise
 from sector.engine.testing.reading import completions, has_step, hold_read_back
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
-from sector.engine.training.distill import lay_out
+from sector.engine.training.place_rows import lay_out
 from sector.engine.training.supervised import kept_examples, label
 
 _ORDERS = ("msd", "lsd")
