@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -30,10 +29,10 @@ def config(
     task: options.RunTask = None,
     schedule: Annotated[
         Schedule | None,
-        typer.Option(
+        options.option(
+            "NAME",
+            "Growth of a round: up to several digits (leaps), or one digit (paper).",
             "--schedule",
-            metavar="NAME",
-            help="Growth of a round: up to several digits (leaps), or one digit (paper).",
             show_default=options.DEFAULTS.schedule,
         ),
     ] = None,

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sector.cli import _options as options
 from sector.cli._output import Output
 from sector.cli._streams import printable
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 def distill(
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint directory to create.", show_default=False)],
+    out: Annotated[Path, options.option("DIR", "Checkpoint directory to create.")],
     replay: options.Replay = None,
     steps: Annotated[
         int | None,

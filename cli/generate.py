@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Group
 from rich.table import Table
 
@@ -20,14 +19,9 @@ if TYPE_CHECKING:
 def generate(
     model: options.Model,
     digits: options.Digits,
-    count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST, show_default=False)],
+    count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST)],
     # Not a Path, which would drop the slash at the end.
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE.parquet|DIR/", help="Parquet file to write, or folder of parts.", show_default=False
-        ),
-    ],
+    out: Annotated[str, options.option("FILE.parquet|DIR/", "Parquet file to write, or folder of parts.")],
     chosen: EngineOptions,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,

@@ -19,8 +19,7 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html or DIR.html"),
+        Path | None, options.option("FILE.html", "HTML file to write.", show_default="RUN/report.html or DIR.html")
     ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,

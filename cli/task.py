@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 Reference = Annotated[
     str,
-    typer.Argument(
-        metavar="TASK", help="FILE.py:NAME, MODULE:NAME, or the name of a task that is installed.", show_default=False
-    ),
+    typer.Argument(metavar="TASK", help="FILE.py:NAME, MODULE:NAME, or the name of a task that is installed."),
 ]
 
 task = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="List, write, check and show tasks.")
@@ -55,8 +53,8 @@ def list_tasks(as_json: options.Json = False) -> None:
 
 @task.command(cls=Command)
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.py", help="File to write.", show_default="NAME.py")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task.")],
+    out: Annotated[Path | None, options.option("FILE.py", "File to write.", show_default="NAME.py")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a file with a task to start from. It can be learned as it is.
