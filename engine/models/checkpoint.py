@@ -202,7 +202,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _is_sector(path: Path) -> bool:
-    """Return whether a checkpoint is a sector model; also if its config does not name another known model."""
+    """Return whether a checkpoint is a sector model; it is one unless its config names another known model."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -258,7 +258,9 @@ def resolve_checkpoint(path: Path) -> Path:
         path = path / "checkpoints" / "best"
     for name in ("config.json", WEIGHTS):
         if not (path / name).is_file():
-            raise InputError(f"{path} holds no {name}; give a checkpoint directory or a run directory with a best one")
+            raise InputError(
+                f"{path} holds no {name}; give a checkpoint directory or a run directory with a best checkpoint"
+            )
     return path
 
 

@@ -226,7 +226,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         raise ValueError("continuous batching and paged caches do not work; give `generate` a batch, or serve by vLLM")
 
     def adjust_generation_fn(self, *arguments: Any, **options: Any) -> None:
-        """Read generation_config.json, and complete it: older checkpoints have none."""
+        """Read the defaults of `generate`, and complete them: older checkpoints have no generation_config.json."""
         super().adjust_generation_fn(*arguments, **options)  # type: ignore[misc]
         self._complete_generation_config()
 
@@ -274,7 +274,9 @@ def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
 def _refuse_generation(config: GenerationConfig) -> None:
     """Raise ValueError, in one line, on options that do not work with these tokens and logits."""
     if config.stop_strings is not None:
-        raise ValueError("stop_strings do not work: no text stands for a token alone; a sequence ends by itself")
+        raise ValueError(
+            "stop_strings do not work, since a single token has no text; leave them out, as each sequence ends by itself"
+        )
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError("guidance_scale does not work: it subtracts logits, and those of illegal tokens are -inf")
     if config.cache_implementation == "quantized":

@@ -307,7 +307,7 @@ def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Yield the first candidate of each verdict, in the first, a middle and the last round.
 
-    Accepted ones have their guesses.
+    The thought of an accepted candidate includes its guesses.
     """
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
         candidates = read_rows(run.round(digits).candidates)

@@ -77,7 +77,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """How two checks miss the wrong answers together.
+    """Counts of wrong answers that two checks miss, together and alone.
 
     first, second: names of the checks.
     both, only_first, only_second, neither: wrong answers that they miss.

@@ -115,7 +115,7 @@ class CompiledModel:
         )
 
     def keep(self, ids: Tensor) -> Kept:
-        """Allocate keys and values of ids `[B, L]`."""
+        """Allocate memory for the keys and values of ids `[B, L]`."""
         sizes = self._sizes
         slots = _rounded(ids.shape[1], sizes.vector)
         kv = torch.empty(len(ids), 2 * self._num_layers * sizes.heads * sizes.head * slots)
@@ -161,7 +161,7 @@ class CompiledModel:
         return memory
 
     def _copy(self, tensor: Tensor) -> int:
-        """Return the address of a copy."""
+        """Copy a tensor, keep the copy, and return its address."""
         self._tensors.append(tensor.detach().clone().contiguous())
         return int(self._tensors[-1].data_ptr())
 

@@ -44,7 +44,7 @@ class TaskPage:
 
 
 def task_page(task: Task, text: str | None = None) -> TaskPage:
-    """Return the page of a problem of a task.
+    """Return a page that shows how a task writes and solves a problem.
 
     text: the problem as typed; by default the example of the task.
 
