@@ -258,9 +258,7 @@ def resolve_checkpoint(path: Path) -> Path:
         path = path / "checkpoints" / "best"
     for name in ("config.json", WEIGHTS):
         if not (path / name).is_file():
-            raise InputError(
-                f"{path} holds no {name}; give a checkpoint directory or a run directory with a best checkpoint"
-            )
+            raise InputError(f"{path} holds no {name}; give a checkpoint, or a run directory with a best one")
     return path
 
 

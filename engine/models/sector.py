@@ -274,9 +274,7 @@ def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
 def _refuse_generation(config: GenerationConfig) -> None:
     """Raise ValueError, in one line, on options that do not work with these tokens and logits."""
     if config.stop_strings is not None:
-        raise ValueError(
-            "stop_strings do not work, since a single token has no text; leave them out, as each sequence ends by itself"
-        )
+        raise ValueError("stop_strings do not work, since a single token has no text; sequences end by themselves")
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError("guidance_scale does not work: it subtracts logits, and those of illegal tokens are -inf")
     if config.cache_implementation == "quantized":

@@ -202,25 +202,29 @@ def train_cycle(
             following[:] = lay_out_step(state.step + 1)
 
         while state.step < num_steps:
-            step = state.step
             with span("distill step"):
-                _set_rates(state, config, schedule(step, num_steps, config))
+                _set_rates(state, config, schedule(state.step, num_steps, config))
                 num_tokens = sum(shard.num_tokens for shard in shards)
                 loss = mean.take(shards, compute.gradients, lay_out_next)
                 with span("exchange"):
                     norm = _clip(gradient, config.clip_norm)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
+                    raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {state.step}")
                 with span("optimizer"):
                     compute.update()
-                    if state.average:
-                        average.follow(state.average, parameters, config.average, step + 1)
-                state.step, state.tokens, shards = step + 1, state.tokens + num_tokens, list(following)
+                    _move_average(state, parameters, config.average)
+            state.step, state.tokens, shards = state.step + 1, state.tokens + num_tokens, list(following)
             yield state.step, loss
     if state.average:
         average.take_over(state.average, parameters)
     state.model.eval()
     mean.close(weights_sha256(state.model) if ranks else "")
+
+
+def _move_average(state: TrainState, parameters: Sequence[Tensor], decay: float) -> None:
+    """Move the average of the weights, if there is one, after an update of the weights."""
+    if state.average:
+        average.follow(state.average, parameters, decay, state.step + 1)
 
 
 def _wave(model: Model, config: TrainerConfig) -> int | None:
