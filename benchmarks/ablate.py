@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from sector.benchmarks.budget import Budget, LeftOut
 from sector.benchmarks.grid import Cell, Grid
@@ -108,7 +108,7 @@ def _play(run: RunDir, config: RunConfig, stopping: Stopping | None) -> Iterator
         yield Stopped(str(error))
 
 
-def results(grid: Grid, out: Path) -> dict[str, Any]:
+def results(grid: Grid, out: Path) -> dict[str, object]:
     """Return the results so far: settings, outcomes, and means over seeds with intervals for each cell."""
     rows = []
     for cell in grid.cells:
@@ -125,7 +125,7 @@ def results(grid: Grid, out: Path) -> dict[str, Any]:
     return {"title": grid.title, "seeds": grid.seeds, "samples": grid.samples, "longest": grid.longest, "cells": rows}
 
 
-def _by_round(finished: list[Outcome], name: ByRound) -> dict[str, Any]:
+def _by_round(finished: list[Outcome], name: ByRound) -> dict[str, object]:
     return {str(digits): mean.as_json() for digits, mean in means_by_round(finished, name).items()}
 
 

@@ -156,14 +156,13 @@ class Run(Iterator[Event]):
     root: its directory.
     """
 
-    def __init__(self, root: Path, values: Values, source: str, **options: Any) -> None:
-        """Prepare a run; nothing is read or written before the first event.
-
-        values, source, options: as in `open_loop`.
-        """
+    def __init__(
+        self, root: Path, values: Values, source: str, trackers: Sequence[str] = (), workers: int | None = None
+    ) -> None:
+        """Prepare a run; nothing is read or written before the first event. Arguments are those of `open_loop`."""
         self.root = root
         self._stopping = Stopping()
-        self._events = _play(root, values, source, self._stopping, options)
+        self._events = _play(root, values, source, self._stopping, trackers, workers)
         self._last: Event | None = None
         self._begun = False
 
@@ -207,10 +206,12 @@ class Run(Iterator[Event]):
 
 # A function, not a method: a run that its own frame held would stay locked until the next search for cycles.
 def _play(
-    root: Path, values: Values, source: str, stopping: Stopping, options: dict[str, Any]
+    root: Path, values: Values, source: str, stopping: Stopping, trackers: Sequence[str], workers: int | None
 ) -> Generator[Event, None, None]:
     """Open a run and yield its events."""
-    with open_loop(root, values, source, stop=lambda: nullcontext(stopping), **options) as opened:
+    with open_loop(
+        root, values, source, trackers=trackers, workers=workers, stop=lambda: nullcontext(stopping)
+    ) as opened:
         if opened:
             yield from opened.events
 

@@ -252,7 +252,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **options: Any
-    ) -> tuple[GenerationConfig, dict[str, Any]]:
+    ) -> tuple[GenerationConfig, dict[str, object]]:
         """Return the options of a call of `generate`. Raise ValueError, in one line, on options that cannot work."""
         prepared, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
         if _limits_only_new_tokens(options, vars(generation_config or GenerationConfig())):
@@ -262,7 +262,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return prepared, others
 
 
-def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
+def _limits_only_new_tokens(*sources: dict[str, object]) -> bool:
     """Return whether the first source with a limit of length limits the new tokens alone."""
     for options in sources:
         new_tokens, whole_row = options.get("max_new_tokens"), options.get("max_length")
@@ -281,7 +281,7 @@ def _refuse_generation(config: GenerationConfig) -> None:
         raise ValueError("a quantized cache does not work: keys that are rounded so much give wrong digits")
 
 
-def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
+def _refuse(inputs_embeds: Tensor | None, others: dict[str, object]) -> None:
     """Raise ValueError or TypeError, in one line, on arguments that would have no effect."""
     if inputs_embeds is not None:
         raise ValueError("inputs_embeds do not work: the place of a token is in its id; give input_ids")

@@ -9,7 +9,7 @@ from sector.engine.tasks import DEFAULT, is_task, no_such_task
 
 # Raised by every change that gives the same weights another meaning: token classes, activation, rotation.
 ARCHITECTURE_VERSION = 1
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
     "base": {
         "hidden_size": 384,

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
@@ -56,7 +55,7 @@ class Report:
     kept: Path | None
 
     @property
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """The record as a JSON object."""
         return self.record.as_json()
 

@@ -73,7 +73,7 @@ class Labels:
             raise InputError("a Dataset needs the package datasets: pip install datasets") from error
         return Dataset(self.table)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return counts, tokens and speeds as the object that `sector generate --json` prints."""
         record = {
             "digits": self.digits,

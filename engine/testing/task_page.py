@@ -1,7 +1,6 @@
 """One problem of a task as the loop sees it: its steps, its checks and its tokens. `sector task show` prints it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from sector.engine.config import FILTERS, Values, run_config
 from sector.engine.errors import InputError
@@ -38,7 +37,7 @@ class TaskPage:
     texts: list[str]
     settings: Values
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the page as a JSON object."""
         return asdict(self) | {"solution": self.solution.as_json()}
 
