@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from sector.benchmarks.budget import Budget, LeftOut
 from sector.benchmarks.grid import Cell, Grid
@@ -90,20 +90,25 @@ def run_grid(
             if is_over(run, grid):
                 continue
             _borrow(out, run, config)
-            try:
-                for event in log_to_trackers(self_play(run, config, stopping=stopping), run, config):
-                    if isinstance(event, GoalMeasured) and not event.digits and event.cycle == 1:
-                        _lend(out, run, config)
-                    yield Step(index, cell, seed, event)
-            except (NoAgreement, Diverged) as error:
-                yield Step(index, cell, seed, Stopped(str(error)))
+            for event in _play(run, config, stopping):
+                if isinstance(event, GoalMeasured) and not event.digits and event.cycle == 1:
+                    _lend(out, run, config)
+                yield Step(index, cell, seed, event)
             if (run.root / "checkpoints" / "latest").exists():
                 _evaluate(run, config, grid, on_evaluation)
         write_text(out / RESULTS, json.dumps(results(grid, out), indent=2) + "\n")
         yield Step(index, cell, seed, None, outcome_of(run))
 
 
-def results(grid: Grid, out: Path) -> dict[str, Any]:
+def _play(run: RunDir, config: RunConfig, stopping: Stopping | None) -> Iterator[Event | Stopped]:
+    """Yield the events of a run; the last one is `Stopped` if it diverges or no longer agrees with itself."""
+    try:
+        yield from log_to_trackers(self_play(run, config, stopping=stopping), run, config)
+    except (NoAgreement, Diverged) as error:
+        yield Stopped(str(error))
+
+
+def results(grid: Grid, out: Path) -> dict[str, object]:
     """Return the results so far: settings, outcomes, and means over seeds with intervals for each cell."""
     rows = []
     for cell in grid.cells:
@@ -120,7 +125,7 @@ def results(grid: Grid, out: Path) -> dict[str, Any]:
     return {"title": grid.title, "seeds": grid.seeds, "samples": grid.samples, "longest": grid.longest, "cells": rows}
 
 
-def _by_round(finished: list[Outcome], name: ByRound) -> dict[str, Any]:
+def _by_round(finished: list[Outcome], name: ByRound) -> dict[str, object]:
     return {str(digits): mean.as_json() for digits, mean in means_by_round(finished, name).items()}
 
 

@@ -8,13 +8,12 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
 
 from sector.engine.config import TrainerConfig
 from sector.engine.language.examples import Examples
 from sector.engine.training.distill import TrainState, train_cycle
 
-Line = dict[str, Any]
+Line = dict[str, object]
 
 
 def measured(cell: Line, measure: Callable[[], Line]) -> Line:

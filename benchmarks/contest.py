@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +86,7 @@ class Cell:
         """Median seconds of a repetition."""
         return statistics.median(self.seconds)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the rates of the median repetition, and of the slowest and the fastest."""
         return {
             "engine": self.contender,

@@ -15,7 +15,6 @@ import sys
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +153,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(values: dict[str, Any]) -> None:
+    def answer(values: dict[str, object]) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     decoder = DECODERS[name](Path(model), load_file(prompts)["prompts"][index::processes], new_tokens)

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from sector.engine.models.checkpoint import save_checkpoint
-from sector.engine.models.sector import PRESETS, new_model
+from sector.engine.models.sector import new_model
+from sector.engine.models.sector_config import PRESETS
 
 
 def main() -> None:

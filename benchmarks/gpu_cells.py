@@ -17,7 +17,6 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ class Bench:
         self._problems = self._workload(max([*arguments.rows, arguments.compare])).problems(task, 0, hard_share)
         self._expected: Improved | None = None
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[dict[str, object]]:
         """Yield a description of the machine, the result on the CPU, and then each cell."""
         arguments = self._arguments
         yield {**describe(), "model": str(arguments.model), "weights_sha256": weights_sha256(self._model("float32"))}
@@ -67,13 +66,13 @@ class Bench:
             cell = {"dtype": dtype, "decode": decode, "rows": rows}
             yield measured(cell, partial(self._figures, dtype, rows, decode))
 
-    def _figures(self, dtype: str, rows: int, decode: str) -> dict[str, Any]:
+    def _figures(self, dtype: str, rows: int, decode: str) -> dict[str, object]:
         """Return the figures of a cell."""
         contender = Contender(decode, _sampler(self._model(dtype), decode))
         improved, figures = self._timed(contender, rows, self._arguments.repeats)
         return figures | self._differing(improved)
 
-    def _kernels(self) -> Iterator[dict[str, Any]]:
+    def _kernels(self) -> Iterator[dict[str, object]]:
         """Yield the limits of the hardware, and each kernel by itself, for each dtype."""
         for dtype in self._arguments.dtypes:
             model = self._model(dtype)
@@ -87,13 +86,13 @@ class Bench:
         """Load the model in a dtype onto the best device."""
         return load_sector(self._arguments.model).to(getattr(torch, dtype))
 
-    def _compared(self, rows: int) -> dict[str, Any]:
+    def _compared(self, rows: int) -> dict[str, object]:
         """Solve the first rows on the CPU, and keep the result."""
         on_cpu = Contender("cpu", NativeSampler(load_sector(self._arguments.model).cpu()))
         self._expected, figures = self._timed(on_cpu, rows, repeats=1)
         return figures
 
-    def _differing(self, improved: Improved) -> dict[str, Any]:
+    def _differing(self, improved: Improved) -> dict[str, object]:
         """Return the count of rows on which a result differs from that on the CPU, and the count of rows compared."""
         if self._expected is None:
             return {}
@@ -104,7 +103,7 @@ class Bench:
         """Return the workload of some rows, all at once."""
         return Workload(self._arguments.digits, rows, batch=0)
 
-    def _timed(self, contender: Contender, rows: int, repeats: int) -> tuple[Improved, dict[str, Any]]:
+    def _timed(self, contender: Contender, rows: int, repeats: int) -> tuple[Improved, dict[str, object]]:
         """Solve the first rows repeatedly, after a warm-up of the same size; return the result and the figures."""
         device = contender.sampler.device
         reset_peak(device)

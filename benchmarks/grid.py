@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ from sector.engine.errors import InputError
 # Names become directories.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
-Table = dict[str, Any]
+Table = dict[str, object]
 
 
 class GridConfig(Settings):

@@ -1,23 +1,25 @@
-"""Measure the source of a checkout: lengths, nesting, arguments, docstrings and imports.
+"""Measure the source of checkouts: lengths, nesting, arguments, docstrings and imports.
 
-    python benchmarks/house.py [CHECKOUT ...]
+    python benchmarks/house.py NAME=CHECKOUT ... --page docs/explanation/house.md
 
-`docs/explanation/house.md` shows the figures.
+The page gets a table with a column for each checkout, and for other codebases by their record. Without a page the table
+is printed.
 """
 
+import argparse
 import ast
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 TOPS = ("engine", "kernels", "cli", "benchmarks")
 # Words that start a clause in the place of a noun.
 CLAUSES = re.compile(r"\b(what|whatever|whoever|nobody|so many)\b", re.IGNORECASE)
 _BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
+
+OTHERS = Path(__file__).parent / "results" / "2026-11-26_house" / "others.json"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -35,29 +37,37 @@ def sources(root: Path) -> list[Path]:
     return sorted(path for top in TOPS for path in (root / top).rglob("*.py"))
 
 
-def measure(root: Path) -> dict[str, Any]:
-    """Measure a checkout; lists are median, 90th percentile and maximum."""
+def measure(root: Path) -> dict[str, str]:
+    """Measure a checkout; distributions are median, 90th percentile and maximum."""
     files = sources(root)
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    code = [path.read_text(encoding="utf-8") for path in files]
+    trees = [ast.parse(text) for text in code]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)]
-    texts = [text for _, text in docstrings(root)]
-    lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in files]
-    public = [function for function in functions if not function.name.startswith("_")]
+    lines = [len(text.splitlines()) for text in code]
+    has_docstring = [ast.get_docstring(function) is not None for function in functions if function.name[0] != "_"]
+    has_clause = [bool(CLAUSES.search(text)) for _, text in docstrings(root)]
+    untyped = sum(text.count("dict[str, object]") for text in code)
     return {
-        "files": len(files),
-        "lines": sum(lines),
-        "file lines": _spread(lines),
-        "function lines": _spread([_length(function) for function in functions]),
+        "files": str(len(files)),
+        "lines": f"{sum(lines):,}",
+        "lines of a file": _spread(lines),
+        "lines of a function": _spread([_length(function) for function in functions]),
         "nesting": _spread([_nesting(function) for function in functions]),
         "arguments": _spread([_arguments(function) for function in functions]),
-        "public functions with docstring": _share([ast.get_docstring(function) is not None for function in public]),
-        "docstrings with a clause for a noun": _share([bool(CLAUSES.search(text)) for text in texts]),
-        "dict[str, Any] per 1,000 lines": round(
-            1000 * sum(path.read_text(encoding="utf-8").count("dict[str, Any]") for path in files) / sum(lines), 1
-        ),
-        "rooms": len({path.parent for path in files}),
-        "arrows between rooms": len(_arrows(root, files, trees)),
+        "public functions with docstring": _share(has_docstring),
+        "docstrings with a clause in the place of a noun": _share(has_clause),
+        "`dict[str, object]` per 1,000 lines": f"{1000 * untyped / sum(lines):.1f}",
+        "folders of code": str(len({path.parent for path in files})),
+        "arrows between folders": str(len(_arrows(root, files, trees))),
+        "lines of README.md": str(len((root / "README.md").read_text(encoding="utf-8").splitlines())),
     }
+
+
+def table(columns: dict[str, dict[str, str]]) -> str:
+    """Return a Markdown table with the rows of `measure`; the columns have names."""
+    rows = [["", *columns], ["---"] * (1 + len(columns))]
+    rows += [[row, *(column[row] for column in columns.values())] for row in next(iter(columns.values()))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def _length(function: Function) -> int:
@@ -88,15 +98,25 @@ def _arrows(root: Path, files: list[Path], trees: list[ast.Module]) -> set[tuple
     return arrows
 
 
-def _spread(values: list[int]) -> list[float]:
+def _spread(values: list[int]) -> str:
     """Return median, 90th percentile and maximum."""
     ordered = sorted(values)
-    return [median(ordered), ordered[int(0.9 * (len(ordered) - 1))], ordered[-1]]
+    return f"{median(ordered):g} / {ordered[int(0.9 * (len(ordered) - 1))]} / {ordered[-1]}"
 
 
 def _share(flags: list[bool]) -> str:
-    return f"{sum(flags)} of {len(flags)} ({100 * sum(flags) / len(flags):.1f} %)"
+    return f"{100 * sum(flags) / len(flags):.1f} %"
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: measure(Path(name)) for name in sys.argv[1:] or ["."]}, indent=2))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", nargs="+", metavar="NAME=CHECKOUT")
+    parser.add_argument("--page", type=Path, help="page whose first table is replaced")
+    arguments = parser.parse_args()
+    pairs = [checkout.split("=", 1) for checkout in arguments.checkouts]
+    made = table({name: measure(Path(root)) for name, root in pairs} | json.loads(OTHERS.read_text(encoding="utf-8")))
+    if arguments.page:
+        page = arguments.page.read_text(encoding="utf-8")
+        arguments.page.write_text(re.sub(r"(?m)(^\|.*\n)+", made, page, count=1), encoding="utf-8")
+    else:
+        print(made)

@@ -8,14 +8,14 @@ Legend: B rows, N digits, K guesses, D hidden size, H heads, S slots of the cach
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sector.benchmarks.timing import timed
 from sector.engine.language import tokens
-from sector.engine.models.sector import SectorForCausalLM, rope_table
+from sector.engine.models.layers import rope_table
+from sector.engine.models.sector import SectorForCausalLM
 from sector.kernels import consistency, decode_attention, digit_sampler, layout
 
 # Seconds over which the calls of an operation on a CPU are timed.
@@ -39,7 +39,9 @@ class Case:
     reference: Callable[[], object]
 
 
-def measure_kernels(model: SectorForCausalLM, digits: int, rows: int, copy_bytes_per_s: float) -> list[dict[str, Any]]:
+def measure_kernels(
+    model: SectorForCausalLM, digits: int, rows: int, copy_bytes_per_s: float
+) -> list[dict[str, object]]:
     """Return one line per kernel; times are medians in seconds."""
     on_gpu = model.device.type == "cuda"
     lines = []

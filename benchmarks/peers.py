@@ -35,7 +35,8 @@ from sector.engine.language import tokens
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import task_and_layout
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator, stream_seed

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -66,7 +65,7 @@ def profile_generate(
     settings: Filter,
     seed: int,
     engine_settings: Values | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Profile steps of `count` candidates each, as `generate_file` takes them; return the figures."""
     check_digits(digits)
     sampler, task, layout = open_engine(model, engine, engine_settings)
@@ -76,7 +75,7 @@ def profile_generate(
 
 def profile_distill(
     model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int, recording: Recording
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Profile training steps on files as `distill_files` takes them; return the figures. No weights are written."""
     training = open_training(model, data, replay, seed)
     state = start_training(training.weights, training.trainer)
@@ -120,7 +119,7 @@ def _generate_steps(sampler: Sampler, assignment: Assignment) -> Iterator[None]:
         yield
 
 
-def _profile(work: Iterator[object], name: str, recording: Recording) -> dict[str, Any]:
+def _profile(work: Iterator[object], name: str, recording: Recording) -> dict[str, object]:
     """Run the steps, recorded or marked; return the figures and a description of the machine."""
     if recording.nsight and not torch.cuda.is_available():
         raise InputError("--nsight marks steps for a profiler of GPUs, and torch sees no GPU here; leave it out")
@@ -150,7 +149,7 @@ def _take(work: Iterator[None], count: int, after: Callable[[], object] = lambda
     return seconds
 
 
-def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[str, Any]:
+def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[str, object]:
     """Record the steps with torch.profiler, write the trace, and return its figures."""
     # Without it, the profiler's library prints two lines of its own on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -178,16 +177,16 @@ def _recorded(work: Iterator[None], skip: int, steps: int, path: Path) -> dict[s
     }
 
 
-def _export(profiler: profile) -> dict[str, Any]:
+def _export(profiler: profile) -> dict[str, object]:
     """Return the recorded trace without the name of the host."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        trace: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return {key: value for key, value in trace.items() if key not in ("host_name", "traceName")}
 
 
-def _marked(work: Iterator[None], skip: int, steps: int) -> dict[str, Any]:
+def _marked(work: Iterator[None], skip: int, steps: int) -> dict[str, object]:
     """Mark the steps for Nsight, which runs this process: the CUDA profiler's range, with NVTX ranges in it."""
     _take(work, skip)
     with spans.recording(torch.cuda.nvtx.range), ExitStack() as stack:

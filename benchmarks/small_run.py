@@ -16,7 +16,7 @@ from sector.engine.config import merged
 SECTOR = Path(sys.executable).with_name("sector")
 
 # A run of one minute, trained so little that no round meets its goal, so that every cycle is used.
-SMALL: dict[str, Any] = {
+SMALL: dict[str, object] = {
     "until": 8,
     "audit_samples": 20,
     "supervised": {"cycle_steps": 300, "max_cycles": 1, "examples": 50},
@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(**changes: Any) -> dict[str, Any]:
+def small(**changes: Any) -> dict[str, object]:
     """Return the settings of a small run, with some of them replaced."""
     return merged(SMALL, changes)
 

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator
 
 
-def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterator[dict[str, Any]]:
+def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterator[dict[str, object]]:
     """Yield for each length the share of right answers, the share of answers that parse, and the steps by mistake."""
     sampler, task, layout = open_engine(model, "native")
     sampling = Sampling(0.0, 0, torch.arange(samples), stage=0)

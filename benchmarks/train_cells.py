@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ class Bench:
         self._arguments = arguments
         self._expected: dict[str, list[float]] = {}
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[dict[str, object]]:
         """Yield a description of the machine, and then each cell."""
         yield describe()
         arguments = self._arguments
@@ -50,11 +49,11 @@ class Bench:
                 cell = {"part": "train", "preset": preset, "precision": precision}
                 yield measured(cell, partial(self._figures, preset, precision))
 
-    def _figures(self, preset: str, precision: str) -> dict[str, Any]:
+    def _figures(self, preset: str, precision: str) -> dict[str, object]:
         """Return the figures of a cell."""
         return self._curve(preset, precision) | self._speed(preset, precision)
 
-    def _curve(self, preset: str, precision: str) -> dict[str, Any]:
+    def _curve(self, preset: str, precision: str) -> dict[str, object]:
         """Return how far the losses of the first steps are from those of float32 on the CPU."""
         steps = self._arguments.compare
         if not steps:
@@ -91,7 +90,7 @@ class Bench:
         examples = label(draw_problems(digits, rows * count, generator(0, "train-cells", digits, step)))
         return [examples[slice(rows * shard, rows * (shard + 1))] for shard in range(count)]
 
-    def _speed(self, preset: str, precision: str) -> dict[str, Any]:
+    def _speed(self, preset: str, precision: str) -> dict[str, object]:
         """Return steps and tokens per second at `--digits`, and the peak of the memory."""
         arguments, config = self._arguments, self._config(precision)
         reset_peak(best_device())

@@ -33,7 +33,8 @@ from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.seeding import generator
 from sector.engine.spans import recording
 from sector.engine.tasks import find_task
-from sector.engine.training.distill import TrainState, lay_out, start_training, train_cycle, tune_allocator
+from sector.engine.training.distill import TrainState, start_training, train_cycle, tune_allocator
+from sector.engine.training.place_rows import lay_out
 from sector.engine.training.supervised import label
 
 _WARM_UP = 5

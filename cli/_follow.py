@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import typer
 
@@ -19,7 +19,7 @@ from sector.cli._output import SILENCE_SECONDS, Output, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.cli._tally import Tally
 from sector.engine.api.loop import open_loop
-from sector.engine.config import RunConfig
+from sector.engine.config import RunConfig, Values
 from sector.engine.errors import NoAgreement
 from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, PhaseAudited, RolledBack, TrainingStep
 from sector.engine.shares import percent
@@ -35,7 +35,7 @@ JSON_SECONDS = 1.0
 
 def play(
     root: Path,
-    values: dict[str, Any],
+    values: Values,
     source: str,
     as_json: bool,
     trackers: Sequence[str],
@@ -52,10 +52,11 @@ def play(
     """
     from sector.engine.run.stopping import stop_on_signals
 
-    options: dict[str, Any] = {"trackers": trackers, "workers": workers, "supervised_only": supervised_only}
     # Before workers redirect stdout.
     output = Output(as_json)
-    with open_loop(root, values, source, stop=stop_on_signals, **options) as opened:
+    with open_loop(
+        root, values, source, trackers=trackers, workers=workers, supervised_only=supervised_only, stop=stop_on_signals
+    ) as opened:
         if opened is None:
             return
         follow(opened.events, opened.run, opened.config, output, opened.stopping)

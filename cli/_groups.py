@@ -50,7 +50,7 @@ class RunOptions:
     settings: options.RunSettings = None
     track: options.Track = None
 
-    def chosen(self, until: int | None = None) -> tuple[dict[str, Any], str]:
+    def chosen(self, until: int | None = None) -> tuple[Values, str]:
         """Return the settings, nested, and their origin for messages, as `chosen_settings` does."""
         return chosen_settings(
             self.config, self.settings or (), self.filter_name, self.pretrained,

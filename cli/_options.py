@@ -37,6 +37,11 @@ class Tracker(StrEnum):
     TRACKIO = "trackio"
 
 
+def option(metavar: str, text: str, *names: str, **settings: Any) -> Any:
+    """Return a Typer option with a value."""
+    return typer.Option(*names, metavar=metavar, help=text, **settings)
+
+
 def number(metavar: str, text: str, least: float, most: float, *names: str, **settings: Any) -> Any:
     """Return a Typer option for a number from `least` to `most`.
 
@@ -49,12 +54,12 @@ def number(metavar: str, text: str, least: float, most: float, *names: str, **se
             raise typer.BadParameter(f"{value} is out of range; it takes {least} to {most}")
         return value
 
-    return typer.Option(*names, metavar=metavar, help=text, callback=check, **settings)
+    return option(metavar, text, *names, callback=check, **settings)
 
 
 def flag(name: str, text: str) -> Any:
     """Return a Typer option for a switch without a value; an empty metavar hides its type from the help screen."""
-    return typer.Option(name, metavar="", help=text)
+    return option("", text, name)
 
 
 def _check_temperature(temperature: float) -> float:
@@ -69,18 +74,17 @@ def _check_temperature(temperature: float) -> float:
 # None means that the config file or the run directory decides.
 _seed = partial(number, "N", "Random seed.", 0, _settings.MAX_SEED, "--seed")
 _engine = partial(
-    typer.Option,
+    option,
+    "NAME",
+    "Engine: sector's own (native), transformers (hf), vLLM (vllm), or yours as FILE.py:NAME.",
     "--engine",
-    metavar="NAME",
-    help="Engine: sector's own (native), transformers (hf), vLLM (vllm), or yours as FILE.py:NAME.",
 )
 _filter = partial(
-    typer.Option,
+    option,
+    "NAME",
+    f"Checks that an answer must pass, from loose to strict: {', '.join(get_args(FilterName))}.",
     "--filter",
-    metavar="NAME",
-    help=f"Checks that an answer must pass, from loose to strict: {', '.join(get_args(FilterName))}.",
 )
-_set = partial(typer.Option, "--set", metavar="KEY=VALUE", show_default=False)
 
 Seed = Annotated[int, _seed()]
 RunSeed = Annotated[int | None, _seed(show_default=str(DEFAULTS.seed))]
@@ -89,22 +93,25 @@ RunEngine = Annotated[str | None, _engine(show_default=DEFAULTS.engine)]
 FilterOption = Annotated[FilterName, _filter()]
 RunFilter = Annotated[FilterName | None, _filter(show_default=DEFAULT_RUN_FILTER)]
 VllmSettings = Annotated[
-    list[str] | None, _set(help="Change a setting of the vllm engine, as in vllm.max_digits=40. Repeatable.")
+    list[str] | None,
+    option("KEY=VALUE", "Change a setting of the vllm engine, as in vllm.max_digits=40. Repeatable.", "--set"),
 ]
 RunSettings = Annotated[
     list[str] | None,
-    _set(help="Change a setting, as in round.candidates=200; `sector config` lists them. Repeatable."),
+    option(
+        "KEY=VALUE", "Change a setting, as in round.candidates=200; `sector config` lists them. Repeatable.", "--set"
+    ),
 ]
 
 Json = Annotated[bool, flag("--json", "Print JSON on stdout, and messages on stderr.")]
 MODEL_HELP = "Checkpoint directory, run directory to use its best checkpoint, or the name of shipped weights."
-Model = Annotated[Path, typer.Option(metavar="DIR", help=MODEL_HELP, show_default=False)]
-Digits = Annotated[int, number("N", "Digits per operand.", 1, MOST, show_default=False)]
+Model = Annotated[Path, option("DIR", MODEL_HELP)]
+Digits = Annotated[int, number("N", "Digits per operand.", 1, MOST)]
 _policy = partial(
-    typer.Option,
+    option,
+    "NAME",
+    "Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
     "--policy",
-    metavar="NAME",
-    help="Way to answer. fast: directly. slow: by chain of thought. improved: by votes and checks.",
 )
 PolicyOption = Annotated[PolicyName, _policy()]
 SolvePolicy = Annotated[PolicyName | None, _policy(show_default="fast, or improved with --show")]
@@ -113,10 +120,10 @@ K = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(
+    option(
+        "T",
+        f"Sampling temperature: 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}.",
         callback=_check_temperature,
-        metavar="T",
-        help=f"Sampling temperature: 0 (greedy), or {LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}.",
     ),
 ]
 HardShare = Annotated[float, number("X", "Share of problems with a long carry or a short operand: 0 to 1.", 0, 1)]
@@ -137,46 +144,26 @@ PartRows = Annotated[
 ]
 PartCompression = Annotated[
     Compression | None,
-    typer.Option(
-        metavar="NAME", help="Compression of the parts of a folder: none, snappy, gzip, zstd.", show_default=COMPRESSION
-    ),
+    option("NAME", "Compression of the parts of a folder: none, snappy, gzip, zstd.", show_default=COMPRESSION),
 ]
 Gym = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Use problems of this arithmetic generator of Reasoning Gym instead, such as chain_sum.",
-        show_default=False,
-    ),
+    str | None, option("NAME", "Use problems of this arithmetic generator of Reasoning Gym instead, such as chain_sum.")
 ]
 GymSettings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--gym-set",
-        metavar="KEY=VALUE",
-        help="Change a setting of the generator, as in max_terms=2. Repeatable.",
-        show_default=False,
-    ),
+    option("KEY=VALUE", "Change a setting of the generator, as in max_terms=2. Repeatable.", "--gym-set"),
 ]
-Data = Annotated[
-    list[Path],
-    typer.Option(
-        metavar="FILE|DIR", help="Parquet file or folder of examples to train on. Repeatable.", show_default=False
-    ),
-]
+Data = Annotated[list[Path], option("FILE|DIR", "Parquet file or folder of examples to train on. Repeatable.")]
 Replay = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="FILE|DIR", help="Parquet file or folder of earlier examples to replay. Repeatable.", show_default=False
-    ),
+    list[Path] | None, option("FILE|DIR", "Parquet file or folder of earlier examples to replay. Repeatable.")
 ]
 
 RunPreset = Annotated[
     Preset | None,
-    typer.Option(
+    option(
+        "NAME",
+        "New model: tiny or base, or an ordinary transformer on text: text-tiny or text-base.",
         "--preset",
-        metavar="NAME",
-        help="New model: tiny or base, or an ordinary transformer on text: text-tiny or text-base.",
         show_default=DEFAULTS.preset,
     ),
 ]
@@ -184,50 +171,27 @@ RunPreset = Annotated[
 
 RunTask = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "NAME",
+        f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         "--task",
         callback=TASK_DOOR.named,
-        metavar="NAME",
-        help=f"Kind of problem to learn: {', '.join(built_in())}, or your own as FILE.py:NAME or MODULE:NAME.",
         show_default=DEFAULTS.task,
     ),
 ]
 ModelTask = Annotated[
     str | None,
-    typer.Option(
-        "--task",
-        callback=TASK_DOOR.named,
-        metavar="FILE.py:NAME",
-        help="Load your own task, which the model has learned.",
-        show_default=False,
-    ),
+    option("FILE.py:NAME", "Load your own task, which the model has learned.", "--task", callback=TASK_DOOR.named),
 ]
 Track = Annotated[
-    list[Tracker] | None,
-    typer.Option(
-        "--track",
-        metavar="NAME",
-        help=f"Log to {' or '.join(Tracker)}, besides TensorBoard. Repeatable.",
-        show_default=False,
-    ),
+    list[Tracker] | None, option("NAME", f"Log to {' or '.join(Tracker)}, besides TensorBoard. Repeatable.", "--track")
 ]
 Pretrained = Annotated[
     Path | None,
-    typer.Option(
-        "--pretrained",
-        metavar="PATH",
-        help="Start from a pretrained language model: a Hugging Face directory, or a GGUF file.",
-        show_default=False,
-    ),
+    option("PATH", "Start from a pretrained language model: a Hugging Face directory, or a GGUF file.", "--pretrained"),
 ]
 Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE.toml",
-        help="Read settings from this file; options on the command line win.",
-        show_default=False,
-    ),
+    Path | None, option("FILE.toml", "Read settings from this file; options on the command line win.", "--config")
 ]
 
 

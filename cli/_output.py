@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -65,7 +65,7 @@ class Output:
         """Whether stderr is a terminal, on which progress is a bar."""
         return self._messages.is_terminal
 
-    def data(self, values: dict[str, Any], view: Callable[[], RenderableType]) -> None:
+    def data(self, values: Mapping[str, object], view: Callable[[], RenderableType]) -> None:
         """Print the result: values as JSON, or a view of them. Lines of a view that is a string are never wrapped."""
         if self.as_json:
             self.line(values)
@@ -79,7 +79,7 @@ class Output:
             width = max(self.console.width, _unwrapped_width(self.console, shown))
             PlainConsole(file=self._stdout, width=width, height=self.console.height).print(shown, crop=False)
 
-    def line(self, values: dict[str, Any]) -> None:
+    def line(self, values: Mapping[str, object]) -> None:
         """Print one JSON object, and flush."""
         # DEL is the only control character that JSON does not escape. It can only occur inside a string.
         print(json.dumps(values).replace("\x7f", "\\u007f"), file=self._stdout, flush=True)

@@ -140,7 +140,7 @@ class Tally:
         self.lost = f"; {unsaved} steps of training are done again" if unsaved else ""
 
     def _share_done(self, event: TrainingStep) -> float:
-        """Return the share of a round that was done before its first event, a training step, by the last round."""
+        """Return the share of a round that is done at the first training step seen, by the times of the last round."""
         if len(self.rounds) < 2:
             return 0.0
         before, last = self.rounds[-2:]

@@ -32,16 +32,11 @@ _SHOWN_ROUNDS = 8
 
 
 def ablate(
-    grid_file: Annotated[
-        Path, typer.Argument(metavar="GRID.toml", help="File that lists the cells and the seeds.", show_default=False)
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory of the runs, to be created or resumed.", show_default=False)
-    ],
+    grid_file: Annotated[Path, typer.Argument(metavar="GRID.toml", help="File that lists the cells and the seeds.")],
+    out: Annotated[Path, options.option("DIR", "Directory of the runs, to be created or resumed.")],
     plan: Annotated[bool, options.flag("--plan", "Check the grid and show finished runs; start no run.")] = False,
     budget: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Leave out runs that do not fit in this time, such as 2h or 90m."),
+        str | None, options.option("TIME", "Leave out runs that do not fit in this time, such as 2h or 90m.")
     ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -28,17 +27,13 @@ def bench(
     model: options.Model,
     engine: Annotated[
         str,
-        typer.Option(
-            "--engine",
-            metavar="NAMES",
-            help="Engines to measure, separated by commas. Ratios are relative to the first.",
+        options.option(
+            "NAMES", "Engines to measure, separated by commas. Ratios are relative to the first.", "--engine"
         ),
     ] = "native,hf",
-    digits: Annotated[str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 20 or 8,16,29,64.")] = "20",
+    digits: Annotated[str, options.option("LENGTHS", "Digits per operand, as in 20 or 8,16,29,64.")] = "20",
     count: Annotated[int, options.number("M", "Number of problems per length.", 1, MOST)] = 1000,
-    batch: Annotated[
-        str, typer.Option(metavar="SIZES", help="Number of problems in a batch, as in 250 or 100,1000.")
-    ] = "1000",
+    batch: Annotated[str, options.option("SIZES", "Number of problems in a batch, as in 250 or 100,1000.")] = "1000",
     repeats: Annotated[
         int, options.number("R", "Number of repetitions, in which the engines take turns.", 1, 1000)
     ] = 3,
@@ -47,7 +42,7 @@ def bench(
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
     dtype: Annotated[
-        Dtype, typer.Option(metavar="NAME", help="Number format of the weights: float32, or bfloat16 on a GPU.")
+        Dtype, options.option("NAME", "Number format of the weights: float32, or bfloat16 on a GPU.")
     ] = "float32",
     savings: Annotated[
         bool,
@@ -65,14 +60,10 @@ def bench(
         ),
     ] = False,
     isa: Annotated[
-        Isa,
-        typer.Option(
-            metavar="NAME", help="Instruction set: all that the processor has (native), or at most AVX2 (avx2)."
-        ),
+        Isa, options.option("NAME", "Instruction set: all that the processor has (native), or at most AVX2 (avx2).")
     ] = "native",
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="JSON file to write the record to.", show_default="no file"),
+        Path | None, options.option("FILE.json", "JSON file to write the record to.", show_default="no file")
     ] = None,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -30,10 +30,10 @@ def config(
     task: options.RunTask = None,
     schedule: Annotated[
         Schedule | None,
-        typer.Option(
+        options.option(
+            "NAME",
+            "Growth of a round: up to several digits (leaps), or one digit (paper).",
             "--schedule",
-            metavar="NAME",
-            help="Growth of a round: up to several digits (leaps), or one digit (paper).",
             show_default=options.DEFAULTS.schedule,
         ),
     ] = None,
@@ -53,11 +53,27 @@ def config(
     """
     chosen = {name: value for name, value in (("task", task), ("schedule", schedule)) if value is not None}
     settings = list(settings_of(run_config(chosen, f"--task {task}")))
-    Output(as_json).data({"settings": settings}, lambda: _view(settings))
+    Output(as_json).data({"settings": list(map(asdict, settings))}, lambda: _view(settings))
 
 
-def settings_of(settings: Settings, prefix: str = "") -> Iterator[dict[str, Any]]:
-    """Yield name (dotted), type in words, value as default, and meaning of each setting."""
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of a run.
+
+    name: dotted name.
+    type: type in words, with range or choices.
+    default: value, as in JSON.
+    meaning: sentences about it.
+    """
+
+    name: str
+    type: str
+    default: object
+    meaning: str
+
+
+def settings_of(settings: Settings, prefix: str = "") -> Iterator[Setting]:
+    """Yield each setting, with its value as default."""
     schema = type(settings).model_json_schema()["properties"]
     values = settings.model_dump(mode="json")
     for key, field in type(settings).model_fields.items():
@@ -65,12 +81,8 @@ def settings_of(settings: Settings, prefix: str = "") -> Iterator[dict[str, Any]
         if isinstance(value, Settings):
             yield from settings_of(value, f"{name}.")
         else:
-            yield {
-                "name": name,
-                "type": _type_in_words(schema[key], _CHOICES[name]() if name in _CHOICES else ()),
-                "default": values[key],
-                "meaning": " ".join((field.description or "").split()),
-            }
+            type_in_words = _type_in_words(schema[key], _CHOICES[name]() if name in _CHOICES else ())
+            yield Setting(name, type_in_words, values[key], " ".join((field.description or "").split()))
 
 
 def _type_in_words(schema: dict[str, Any], choices: tuple[str, ...]) -> str:
@@ -98,12 +110,12 @@ def _range_in_words(schema: dict[str, Any]) -> list[str]:
     return [f"{low} or more" if high == MOST else f"{low} to {high}"]
 
 
-def _view(settings: list[dict[str, Any]]) -> Table:
+def _view(settings: list[Setting]) -> Table:
     """Return the settings as a table that is complete at 80 columns."""
     table = Table(header_style="bold", pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column("setting", overflow="fold", min_width=max(len(setting["name"]) for setting in settings))
+    table.add_column("setting", overflow="fold", min_width=max(len(setting.name) for setting in settings))
     table.add_column("default, type and meaning", overflow="fold")
     for setting in settings:
-        default = Text.assemble((json.dumps(setting["default"]), "bold"), f" ({setting['type']})")
-        table.add_row(Text(setting["name"], style="bold"), Group(default, Text(setting["meaning"], style="dim"), ""))
+        default = Text.assemble((json.dumps(setting.default), "bold"), f" ({setting.type})")
+        table.add_row(Text(setting.name, style="bold"), Group(default, Text(setting.meaning, style="dim"), ""))
     return table

@@ -1,20 +1,21 @@
 """`sector distill`: the training of one round, on files of examples."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from sector.cli import _options as options
 from sector.cli._output import Output
 from sector.cli._streams import printable
 from sector.engine.config import MOST, WINDOW_ROWS
 
+if TYPE_CHECKING:
+    from sector.engine.run.steps import DistillRecord
+
 
 def distill(
     model: options.Model,
     data: options.Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint directory to create.", show_default=False)],
+    out: Annotated[Path, options.option("DIR", "Checkpoint directory to create.")],
     replay: options.Replay = None,
     steps: Annotated[
         int | None,
@@ -54,17 +55,17 @@ def distill(
 
     output = Output(as_json)
     with output.progress("distilling") as bar:
-        report = distill_files(
+        record = distill_files(
             model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
         )
     if leads():
-        output.data(report, lambda: _view(report))
+        output.data(record.as_json(), lambda: _view(record))
 
 
-def _view(report: dict[str, Any]) -> str:
+def _view(record: "DistillRecord") -> str:
     return (
-        f"{report['digits']} digits: {report['examples']:,} new examples, {report['replay_examples']:,} replayed\n"
-        f"{report['steps']} steps in {report['seconds']:.1f} s, {report['tokens_per_s']:,.0f} tokens/s, "
-        f"last loss {report['loss']:.4f}\n"
-        f"new checkpoint: {printable(report['checkpoint'])}"
+        f"{record.digits} digits: {record.examples:,} new examples, {record.replay_examples:,} replayed\n"
+        f"{record.steps} steps in {record.seconds:.1f} s, {record.tokens_per_s:,.0f} tokens/s, "
+        f"last loss {record.loss:.4f}\n"
+        f"new checkpoint: {printable(record.checkpoint)}"
     )

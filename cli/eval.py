@@ -27,22 +27,19 @@ def evaluate(
     *,
     context: typer.Context,
     model: options.Model,
-    digits: Annotated[
-        str, typer.Option(metavar="LENGTHS", help="Digits per operand, as in 7, 1-29 or 3,5,8-10.")
-    ] = "1-29",
+    digits: Annotated[str, options.option("LENGTHS", "Digits per operand, as in 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[
         int, options.number("N", "Problems per length, and per family of hard problems.", 1, MOST)
     ] = 1000,
     policy: options.PolicyOption = "fast",
     suite: Annotated[
-        bool,
-        typer.Option(metavar="", help="Test families of hard problems: long carries, unequal lengths, leading zeros."),
+        bool, options.option("", "Test families of hard problems: long carries, unequal lengths, leading zeros.")
     ] = True,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory for the picture and the JSON record.",
+        options.option(
+            "DIR",
+            "Directory for the picture and the JSON record.",
             show_default="plots/ of the run, if --model is a run",
         ),
     ] = None,

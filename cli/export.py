@@ -11,8 +11,8 @@ from sector.cli._streams import printable
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it is only read.", show_default=False)],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Directory to create.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it is only read.")],
+    to: Annotated[Path, options.option("DIR", "Directory to create.")],
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:

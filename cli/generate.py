@@ -1,8 +1,7 @@
 """`sector generate`: examples that the filter accepted, as a file or as a folder of parts."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Group
 from rich.table import Table
 
@@ -12,19 +11,17 @@ from sector.cli._output import Output, unwrapped
 from sector.engine.config import MOST
 from sector.engine.shares import percent
 
+if TYPE_CHECKING:
+    from sector.engine.run.labels import Labels
+
 
 @with_groups
 def generate(
     model: options.Model,
     digits: options.Digits,
-    count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST, show_default=False)],
+    count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST)],
     # Not a Path, which would drop the slash at the end.
-    out: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE.parquet|DIR/", help="Parquet file to write, or folder of parts.", show_default=False
-        ),
-    ],
+    out: Annotated[str, options.option("FILE.parquet|DIR/", "Parquet file to write, or folder of parts.")],
     chosen: EngineOptions,
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
@@ -58,28 +55,27 @@ def generate(
         )  # fmt: skip
     for name in labels.this_call.mended if labels.this_call else ():
         output.say(f"{name} was damaged; made again")
-    report = labels.as_json()
-    output.data(report, lambda: _view(report))
+    output.data(labels.as_json(), lambda: _view(labels))
 
 
-def _view(report: dict[str, Any]) -> Group:
+def _view(labels: "Labels") -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", style="dim", no_wrap=True)
-    tried = report["tried"]
-    counts = {"accepted": report["accepted"]}
-    if report["thought_through"]:
-        counts["  thought through"] = report["thought_through"]
-    if report["leaked"]:
-        counts["  leaked"] = report["leaked"]
-    counts |= {f"  {reason.replace('_', ' ')}": count for reason, count in report["rejected"].items()}
-    table.add_row("tried", f"{tried:,}", "")
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}", percent(count / tried))
-    table.add_row("generated tokens/s", f"{report['tokens_per_s']:,.0f}", f"{report['tokens']:,} tokens")
-    table.add_row("accepted examples/s", f"{report['accepted_per_s']:,.0f}", f"{report['seconds']:.1f} s")
-    written = f"written to {report['file']}"
-    if call := report.get("this_call"):
-        written += f": {report['parts']:,} parts, {call['parts']:,} of them by this call"
+    counts = labels.counts
+    fates = {"accepted": counts.accepted}
+    if counts.thought_through:
+        fates["  thought through"] = counts.thought_through
+    if counts.leaked:
+        fates["  leaked"] = counts.leaked
+    fates |= {f"  {reason.replace('_', ' ')}": count for reason, count in counts.rejected.items()}
+    table.add_row("tried", f"{counts.tried:,}", "")
+    for name, count in fates.items():
+        table.add_row(name, f"{count:,}", percent(count / counts.tried))
+    table.add_row("generated tokens/s", f"{labels.tokens_per_s:,.0f}", f"{counts.tokens:,} tokens")
+    table.add_row("accepted examples/s", f"{labels.accepted_per_s:,.0f}", f"{counts.seconds:.1f} s")
+    written = f"written to {labels.file}"
+    if labels.this_call:
+        written += f": {labels.num_parts:,} parts, {labels.this_call.parts:,} of them by this call"
     return Group(table, unwrapped(written))

@@ -33,7 +33,7 @@ _ON_CPU = {
 
 Skip = Annotated[int, options.number("N", "Number of warm-up steps before recording.", 1, 1000)]
 Steps = Annotated[int, options.number("N", "Number of steps to record.", 1, 1000)]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write the trace to.", show_default=False)]
+Out = Annotated[Path, options.option("DIR", "Directory to write the trace to.")]
 Nsight = Annotated[
     bool, options.flag("--nsight", "Run under nsys or ncu: mark steps and spans for them, and record no trace.")
 ]

@@ -1,7 +1,7 @@
 """`sector report`: runs, or a data set, as one HTML page."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,8 +19,7 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html", help="HTML file to write.", show_default="RUN/report.html or DIR.html"),
+        Path | None, options.option("FILE.html", "HTML file to write.", show_default="RUN/report.html or DIR.html")
     ] = None,
     task: options.ModelTask = None,
     as_json: options.Json = False,
@@ -49,7 +48,7 @@ def report(
     with output.progress("writing the report"):
         written = write_report(runs, out)
     records = [run.as_json() for run in written.runs]
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "page": str(written.page),
         "pictures": [str(path) for path in written.pictures],
         "runs": records,

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sector.cli import _options as options
 from sector.cli._groups import RunOptions, with_groups
 
@@ -14,15 +12,11 @@ def run(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Run directory, to be created or resumed.", show_default="runs/PRESET-seedSEED"
-        ),
+        options.option("DIR", "Run directory, to be created or resumed.", show_default="runs/PRESET-seedSEED"),
     ] = None,
     until: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Number of digits at which the run is done.", show_default=str(options.DEFAULTS.until)
-        ),
+        options.option("N", "Number of digits at which the run is done.", show_default=str(options.DEFAULTS.until)),
     ] = None,
     chosen: RunOptions,
     workers: options.Workers = None,

@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sector.cli import _options as options
 from sector.cli._groups import RunOptions, with_groups
 
 
 @with_groups
 def sft(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Run directory, to be created or resumed.", show_default=False)
-    ],
+    out: Annotated[Path, options.option("DIR", "Run directory, to be created or resumed.")],
     chosen: RunOptions,
     as_json: options.Json = False,
 ) -> None:

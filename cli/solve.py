@@ -29,22 +29,14 @@ def solve(
         typer.Argument(
             metavar="PROBLEM...",
             help="Problems such as 123+456, or 456-123 and 123*456 if the model has learned that task.",
-            show_default=False,
         ),
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Read problems from this file, one per line; - is stdin.", show_default=False
-        ),
+        Path | None, options.option("FILE", "Read problems from this file, one per line; - is stdin.")
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help=options.MODEL_HELP,
-            show_default="the newest run in runs/, else shipped weights",
-        ),
+        options.option("DIR", options.MODEL_HELP, show_default="the newest run in runs/, else shipped weights"),
     ] = None,
     policy: options.SolvePolicy = None,
     show: Annotated[bool, options.flag("--show", "Print the chain of thought, the guesses and the checks.")] = False,
@@ -216,7 +208,7 @@ def _facts(thought: "Thought", width: int) -> Table:
 
 
 def _stand_at_front(pairs: list[tuple[str | None, str]]) -> bool:
-    """Return whether the digits found are the first ones of the guesses, since the task finds those first."""
+    """Return whether the task finds the first digits of an answer first: guesses then begin with them."""
     guessed = [(guess, found) for guess, found in pairs if guess]
     return all(guess.startswith(found) for guess, found in guessed) and not all(
         guess.endswith(found) for guess, found in guessed

@@ -1,7 +1,7 @@
 """`sector task`: tasks of your own, from a first file to a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
 from sector.cli._output import Output, table, unwrapped
+from sector.engine.config import flat
 from sector.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 Reference = Annotated[
     str,
-    typer.Argument(
-        metavar="TASK", help="FILE.py:NAME, MODULE:NAME, or the name of a task that is installed.", show_default=False
-    ),
+    typer.Argument(metavar="TASK", help="FILE.py:NAME, MODULE:NAME, or the name of a task that is installed."),
 ]
 
 task = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="List, write, check and show tasks.")
@@ -54,8 +53,8 @@ def list_tasks(as_json: options.Json = False) -> None:
 
 @task.command(cls=Command)
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.py", help="File to write.", show_default="NAME.py")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new task.")],
+    out: Annotated[Path | None, options.option("FILE.py", "File to write.", show_default="NAME.py")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a file with a task to start from. It can be learned as it is.
@@ -145,7 +144,8 @@ def _view(page: "TaskPage", width: int) -> RenderableType:
     if page.texts:
         lines += [Text("as text", "dim"), *(Padding(Text(text), (0, 0, 0, 2)) for text in page.texts)]
     if page.settings:
-        lines.append(Text(f"\nsettings  {_in_words(page.settings)}"))
+        settings = ", ".join(f"{key}={value}" for key, value in flat(page.settings))
+        lines.append(Text(f"\nsettings  {settings}"))
     return Group(*lines)
 
 
@@ -156,12 +156,3 @@ def _tokens(title: str, names: list[str]) -> RenderableType:
         letter, at, place = name.partition("@")
         text.append(letter).append(f"{at}{place} ", "dim")
     return Group(Text(title, "dim"), Padding(text, (0, 0, 0, 2)))
-
-
-def _in_words(settings: dict[str, Any], prefix: str = "") -> str:
-    """Return nested settings as `name=value`, in order."""
-    parts = [
-        _in_words(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
-        for key, value in settings.items()
-    ]
-    return ", ".join(parts)

@@ -121,7 +121,7 @@ class Door(Generic[Thing]):
         return self.origins.get(name)
 
     def load(self, reference: str) -> Thing:
-        """Import the code that a user names, and register the thing. InputError names the fault if there is none.
+        """Import the code that a user names, and register the task, engine or check in it. InputError if there is none.
 
         reference: `FILE.py:NAME` or `MODULE:NAME`.
         """

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from sector.engine.errors import InputError, NoAgreement
     from sector.engine.language.operands import Problems
     from sector.engine.models.checkpoint import TrainedModel, load_checkpoint, save_checkpoint
-    from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+    from sector.engine.models.sector import SectorForCausalLM, new_model
+    from sector.engine.models.sector_config import SectorConfig
     from sector.engine.models.tokenizer import SectorTokenizer
     from sector.engine.policy.checks import load_check
     from sector.engine.policy.solve import Solution
@@ -86,7 +87,7 @@ _MODULES = {
     "Problems": "language.operands",
     "Report": "report.evaluate",
     "Run": "api.loop",
-    "SectorConfig": "models.sector",
+    "SectorConfig": "models.sector_config",
     "SectorForCausalLM": "models.sector",
     "SectorTokenizer": "models.tokenizer",
     "Solution": "policy.solve",

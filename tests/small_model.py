@@ -5,7 +5,8 @@ import torch
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.training.supervised import label
 
 

@@ -179,7 +179,8 @@ def test_the_plain_step_is_the_same_step(model: SectorForCausalLM) -> None:
     """Without augmentation, our shared rows have the loss of the textbook's separate ones."""
     from sector.engine.config import TrainerConfig
     from sector.engine.language.place_layout import PlaceLayout
-    from sector.engine.training.distill import lay_out, start_training
+    from sector.engine.training.distill import start_training
+    from sector.engine.training.place_rows import lay_out
     from sector.engine.training.supervised import label
 
     config = TrainerConfig(gap_share=0.0)

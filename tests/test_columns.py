@@ -44,7 +44,7 @@ def candidates() -> pa.Table:
 
 def trained(model: Path, data: Path, out: Path) -> str:
     report = distill_files(model, [data], [], out, steps=2, seed=3, on_progress=lambda *_: None)
-    return str(report["weights_sha256"])
+    return str(report.weights_sha256)
 
 
 @pytest.fixture(scope="module")

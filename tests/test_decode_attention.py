@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sector.engine.language.tokens import VOCAB_SIZE, place_of
-from sector.engine.models.sector import new_model, rope_table
+from sector.engine.models.layers import rope_table
+from sector.engine.models.sector import new_model
 from sector.kernels import decode_attention as module
 from sector.kernels.decode_attention import (
     Positions,

@@ -9,12 +9,14 @@ from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
-from sector.engine.models.sector import MAX_GAP, new_model
+from sector.engine.models.layers import MAX_GAP
+from sector.engine.models.sector import new_model
 from sector.engine.seeding import generator
 from sector.engine.training import distill
 from sector.engine.training.batches import mixed_batches
-from sector.engine.training.distill import lay_out, schedule, start_training, train_cycle
+from sector.engine.training.distill import schedule, start_training, train_cycle
 from sector.engine.training.fused_model import branch_states
+from sector.engine.training.place_rows import lay_out
 from sector.engine.training.supervised import label
 
 PLAIN = TrainerConfig(gap_share=0.0)

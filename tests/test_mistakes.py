@@ -6,11 +6,11 @@ import torch
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.products import Products
 from sector.engine.run.audit import answer_mistakes, simplification_mistakes
 from sector.engine.tasks import find_task
 from sector.engine.tasks.addition import Sums
 from sector.engine.tasks.mistakes import Mistake, tally
-from sector.engine.tasks.multiplication import Products
 from sector.engine.training.supervised import label
 
 # 1 + 9 carries into the tens, where 4 + 5 hands it on; nothing carries out of 2 + 3.

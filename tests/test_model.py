@@ -13,7 +13,8 @@ import sector  # noqa: F401 (registers)
 from sector.engine.language import tokens
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM, new_model
+from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.training import supervised
 
 

@@ -25,7 +25,7 @@ from sector.engine.config import (
 )
 from sector.engine.errors import InputError
 from sector.engine.models.ordinary import TEXT_PRESETS
-from sector.engine.models.sector import PRESETS
+from sector.engine.models.sector_config import PRESETS
 from sector.engine.policy.solve import solve
 from sector.engine.policy.solver import Solver
 from sector.engine.samplers import make_sampler

@@ -77,5 +77,5 @@ def test_a_training_ends_with_the_weights_of_one_without(kind: str) -> None:
 def test_it_is_for_models_of_text() -> None:
     with pytest.raises(InputError, match=r"recompute is for models of text; leave it out"):
         run_config({"supervised": {"trainer": {"recompute": True}}})
-    with pytest.raises(InputError, match=r"marks no layers that can be computed again; leave it out"):
+    with pytest.raises(InputError, match=r"no layer of this architecture supports it; leave it out"):
         layers_of(torch.nn.Linear(2, 2))

@@ -11,14 +11,14 @@ from empty_doors import empty_doors
 from sector.engine.config import FILTERS, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Batch
-from sector.engine.models.sector import SectorConfig
+from sector.engine.language.products import Products, ProductWriting, Size
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.policy.improve import answer_fast, improve, simplify
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.tasks import TASK_DOOR, built_in, find_task, oracle, task_names
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.declared import as_task, check
-from sector.engine.tasks.multiplication import Products, ProductWriting, Size
 from sector.engine.tasks.task import Task, one_task
 from sector.engine.testing.knowing import Knowing
 from sector.engine.testing.promise import BrokenPromise, Promise, drawn

@@ -13,7 +13,7 @@ from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import DigitOrder, PlaceLayout
-from sector.engine.models.sector import SectorConfig
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import TASK_DOOR
 from sector.engine.tasks.declared import as_task

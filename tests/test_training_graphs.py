@@ -14,13 +14,10 @@ from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.seeding import generator
 from sector.engine.training.batches import mixed_batches
-from sector.engine.training.distill import (
-    Rows,
-    _gradient_of,
-    lay_out,
-)
+from sector.engine.training.distill import _gradient_of
 from sector.engine.training.graphs import GraphedGradients, GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
+from sector.engine.training.place_rows import Rows, lay_out
 from sector.engine.training.supervised import label
 
 CONFIG = TrainerConfig(num_shards=4, shard_rows=8, warmup_steps=2)

@@ -72,7 +72,7 @@ def run_command(config: RunConfig) -> str:
     words = ["sector", "run", "--out", "RUN", "--until", str(config.until), "--seed", str(config.seed)]
     for key, value in changed_settings(config).items():
         if key == "task":
-            words += ["--task", value]
+            words += ["--task", str(value)]
         elif key == "pretrained":
             words += ["--pretrained", "MODEL"]
         elif key not in ("until", "seed"):

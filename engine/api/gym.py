@@ -71,7 +71,7 @@ class GymReport:
     lengths: list[GymLength] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the report as a JSON object."""
         lengths = [{**asdict(length), "low": length.interval[0], "high": length.interval[1]} for length in self.lengths]
         return asdict(self) | {"lengths": lengths}
@@ -165,7 +165,7 @@ def _expression(entry: Any) -> str:
     return str(entry["metadata"].get("expression") or entry["question"])
 
 
-def _dataset(generator: str, options: dict[str, Any]) -> Any:
+def _dataset(generator: str, options: dict[str, object]) -> Any:
     """Return the problems of a generator. Raise InputError if there is none, or for its options."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset

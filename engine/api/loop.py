@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 from sector.engine.api.settings import chosen_settings, default_out
-from sector.engine.config import Filter, RunConfig
+from sector.engine.config import Filter, RunConfig, Values
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, TrainingStep
 from sector.engine.run.open import check_run
@@ -40,7 +40,7 @@ class OpenRun:
 @contextmanager
 def open_loop(
     root: Path,
-    values: dict[str, Any],
+    values: Values,
     source: str,
     *,
     trackers: Sequence[str] = (),
@@ -84,7 +84,7 @@ def open_loop(
             yield OpenRun(run, config, stopping, logged)
 
 
-def check_loop(root: Path, values: dict[str, Any], source: str) -> None:
+def check_loop(root: Path, values: Values, source: str) -> None:
     """Raise InputError, before torch is imported, if the run cannot be started or resumed with these settings.
 
     Under torchrun do nothing: rank 0 checks the run when all ranks are connected, so that they all end together.
@@ -102,7 +102,7 @@ def run(
     pretrained: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     engine: str | None = None,
-    filter: str | Filter | Mapping[str, Any] | None = None,
+    filter: str | Filter | Values | None = None,
     config: str | os.PathLike[str] | None = None,
     track: Sequence[str] = (),
     workers: int | None = None,
@@ -139,11 +139,11 @@ def run(
     return Run(root, values, source, trackers=track, workers=workers)
 
 
-def _as_table(chosen: str | Filter | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _as_table(chosen: str | Filter | Values | None) -> Values | None:
     """Return the settings of a filter as a table; None for a name, or if there are none."""
     if isinstance(chosen, Filter):
         return chosen.model_dump()
-    return dict(chosen) if isinstance(chosen, Mapping) else None
+    return chosen if isinstance(chosen, Mapping) else None
 
 
 class Run(Iterator[Event]):
@@ -156,14 +156,13 @@ class Run(Iterator[Event]):
     root: its directory.
     """
 
-    def __init__(self, root: Path, values: dict[str, Any], source: str, **options: Any) -> None:
-        """Prepare a run; nothing is read or written before the first event.
-
-        values, source, options: as in `open_loop`.
-        """
+    def __init__(
+        self, root: Path, values: Values, source: str, trackers: Sequence[str] = (), workers: int | None = None
+    ) -> None:
+        """Prepare a run; nothing is read or written before the first event. Arguments are those of `open_loop`."""
         self.root = root
         self._stopping = Stopping()
-        self._events = _play(root, values, source, self._stopping, options)
+        self._events = _play(root, values, source, self._stopping, trackers, workers)
         self._last: Event | None = None
         self._begun = False
 
@@ -207,10 +206,12 @@ class Run(Iterator[Event]):
 
 # A function, not a method: a run that its own frame held would stay locked until the next search for cycles.
 def _play(
-    root: Path, values: dict[str, Any], source: str, stopping: Stopping, options: dict[str, Any]
+    root: Path, values: Values, source: str, stopping: Stopping, trackers: Sequence[str], workers: int | None
 ) -> Generator[Event, None, None]:
     """Open a run and yield its events."""
-    with open_loop(root, values, source, stop=lambda: nullcontext(stopping), **options) as opened:
+    with open_loop(
+        root, values, source, trackers=trackers, workers=workers, stop=lambda: nullcontext(stopping)
+    ) as opened:
         if opened:
             yield from opened.events
 

@@ -36,7 +36,7 @@ def chosen_settings(
     filter_name: str | None = None,
     pretrained: Path | None = None,
     **options: Any,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, object], str]:
     """Return the settings of a run that a user gave, as nested dicts, and the name of their source for messages.
 
     An option wins over --set, and --set over the file. A task, an engine or a check that is named as FILE.py:NAME or
@@ -87,7 +87,7 @@ def chosen_engine(engine: str) -> str:
     return name
 
 
-def _with_loaded_checks(table: Mapping[str, Any]) -> dict[str, Any]:
+def _with_loaded_checks(table: Values) -> dict[str, object]:
     """Return the table of a filter in which checks that a user names as code are loaded, and have their names."""
     checks = table.get("checks")
     if not isinstance(checks, list | tuple):
@@ -104,7 +104,7 @@ def _as_text(path: Path) -> str:
     return str(path)
 
 
-def default_out(values: dict[str, Any]) -> Path:
+def default_out(values: Values) -> Path:
     """Return the default run directory, `runs/PRESET-seedSEED`.
 
     The name of a pretrained model takes the place of the preset. A task other than the default comes in front.
@@ -122,9 +122,7 @@ def named_filter(name: str) -> Filter:
     return FILTERS[name]
 
 
-def filter_settings(
-    chosen: str | Filter | Mapping[str, Any], k: int | None = None, temperature: float | None = None
-) -> Filter:
+def filter_settings(chosen: str | Filter | Values, k: int | None = None, temperature: float | None = None) -> Filter:
     """Return the settings of the improved policy, with other guesses and temperature if given.
 
     Raise InputError for an unknown name, a number out of range, or a check that cannot be loaded.

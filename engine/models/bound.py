@@ -9,7 +9,6 @@ sha256, such as those that transformers saves, and for older checkpoints, which 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PretrainedConfig
@@ -54,7 +53,7 @@ class Learned(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     weights_sha256: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
 
 def learned_json(config: PretrainedConfig, weights: bytes) -> str:
@@ -81,10 +80,10 @@ def check_learned(path: Path, config: PretrainedConfig) -> None:
         )
 
 
-def _bound_settings(config: PretrainedConfig) -> dict[str, Any]:
+def _bound_settings(config: PretrainedConfig) -> dict[str, object]:
     """Return the bound settings of a config, as plain JSON values."""
     if config.model_type == "sector":
         return {name: getattr(config, name) for name in _OF_SECTOR}
     values = {key: value for key, value in config.to_dict().items() if key not in _FREE and not key.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(values, default=str))
     return plain

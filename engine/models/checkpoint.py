@@ -23,7 +23,8 @@ from sector.engine.language.place_layout import DigitOrder
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
-from sector.engine.models.sector import SectorConfig, SectorForCausalLM, best_device
+from sector.engine.models.sector import SectorForCausalLM, best_device
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.shelf import from_shelf, shelf_names
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer
@@ -202,7 +203,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _is_sector(path: Path) -> bool:
-    """Return whether a checkpoint is a sector model; also if its config does not name another known model."""
+    """Return whether a checkpoint is a sector model; it is one unless its config names another known model."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -274,7 +275,7 @@ def resolve_checkpoint(path: Path) -> Path:
         path = path / "checkpoints" / "best"
     for name in ("config.json", WEIGHTS):
         if not (path / name).is_file():
-            raise InputError(f"{path} holds no {name}; give a checkpoint directory or a run directory with a best one")
+            raise InputError(f"{path} holds no {name}; give a checkpoint, or a run directory with a best one")
     return path
 
 

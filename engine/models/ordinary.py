@@ -22,7 +22,7 @@ from sector.engine.models.text import TextModel
 _NAMES = ("<pad>", "<unk>", "</s>", *string.digits, *"+-*/=>|,;:.() \n", *string.ascii_letters)
 
 # Keys of a config of transformers by preset.
-TEXT_PRESETS: dict[str, dict[str, Any]] = {
+TEXT_PRESETS: dict[str, dict[str, object]] = {
     "text-tiny": {
         "model_type": "smollm3",
         "hidden_size": 64,
@@ -66,7 +66,7 @@ def new_text_model(preset: str, seed: int, network: Mapping[str, Any]) -> TextMo
     return TextModel(made, character_tokenizer(), f"the preset {preset}")
 
 
-def _local_first(layers: Any) -> dict[str, Any]:
+def _local_first(layers: Any) -> dict[str, object]:
     """Return the keys of a first layer with rotary positions in a window, and others without either."""
     return {
         "layer_types": ["sliding_attention", *["full_attention"] * (layers - 1)],

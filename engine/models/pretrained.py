@@ -42,7 +42,7 @@ def _read(path: Path, folder: Path, **gguf: str) -> tuple[PreTrainedModel, PreTr
 
     path: path of the model in messages.
     """
-    arguments: dict[str, Any] = {"local_files_only": True, **gguf}
+    arguments: dict[str, object] = {"local_files_only": True, **gguf}
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **arguments)

@@ -13,132 +13,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.import_utils import is_tracing
 
 from sector.engine.language import tokens
 from sector.engine.language.constant import Constant
 from sector.engine.models.bound import check_learned
+from sector.engine.models.layers import Block, rope_table
 from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
-from sector.engine.tasks import DEFAULT, is_task, no_such_task
-
-# Training moves the digits behind a random column away by at most this number of places (`distill.py`).
-MAX_GAP = 30
-
-# Raised by every change that gives the same weights another meaning: token classes, activation, rotation.
-ARCHITECTURE_VERSION = 1
+from sector.engine.models.sector_config import PRESETS
+from sector.engine.models.sector_config import SectorConfig as SectorConfig
 
 # The longest row of any task, in prompts: a simplification of a product is nearly four prompts long.
 _PROMPTS_OF_A_ROW = 5
 # Tokens of the shortest prompt, `<a)+b)c=`.
 _SHORTEST_PROMPT = 8
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
-    "base": {
-        "hidden_size": 384,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
-        "initializer_range": 0.033,
-    },
-}
-
-
-class SectorConfig(PretrainedConfig):
-    """Config of a model: its sizes, and `digit_order` and `task`, which the weights have learned.
-
-    architecture_version: version of the code that trained the weights. Weights of other versions would load and give
-        wrong answers, so ValueError is raised.
-    """
-
-    model_type = "sector"
-    keys_to_ignore_at_inference = ["past_key_values"]
-
-    def __init__(
-        self,
-        hidden_size: int = 64,
-        num_hidden_layers: int = 3,
-        num_attention_heads: int = 4,
-        intermediate_size: int = 256,
-        rope_theta: float = 100.0,
-        rope_max_frequency: float = 2.5,
-        rms_norm_eps: float = 1e-6,
-        initializer_range: float = 0.08,
-        digit_order: str = "msd",
-        task: str = DEFAULT,
-        architecture_version: int = ARCHITECTURE_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.rope_theta = rope_theta
-        self.rope_max_frequency = rope_max_frequency
-        self.rms_norm_eps = rms_norm_eps
-        self.initializer_range = initializer_range
-        self.digit_order = digit_order
-        self.task = task
-        self.architecture_version = architecture_version
-        kwargs.setdefault("vocab_size", tokens.VOCAB_SIZE)
-        kwargs.setdefault("pad_token_id", tokens.PAD_ID)
-        kwargs.setdefault("eos_token_id", tokens.eos_ids())
-        kwargs.setdefault("bos_token_id", None)
-        kwargs.setdefault("tie_word_embeddings", False)
-        kwargs.setdefault("architectures", ["SectorForCausalLM"])
-        _check(self)
-        super().__init__(**kwargs)
-
-    @property
-    def head_dim(self) -> int:
-        """K, the size of a head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Tokens of the longest prompt and completion, under the name that engines read."""
-        return tokens.row_length(tokens.MAX_DIGITS)
-
-
-def _check(config: SectorConfig) -> None:
-    """Raise ValueError, naming the rule, if no model can have this config."""
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, not {value!r}")
-    for name in ("rope_theta", "rope_max_frequency", "rms_norm_eps", "initializer_range"):
-        value = getattr(config, name)
-        if not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{name} must be a positive number, not {value!r}")
-    if config.hidden_size % (2 * config.num_attention_heads):
-        raise ValueError(
-            f"hidden_size {config.hidden_size} must be a multiple of twice num_attention_heads, "
-            f"{config.num_attention_heads}: a head rotates pairs"
-        )
-    if config.architecture_version != ARCHITECTURE_VERSION:
-        raise ValueError(
-            f"architecture_version is {config.architecture_version!r}; this release reads {ARCHITECTURE_VERSION} only"
-        )
-    if config.digit_order not in ("msd", "lsd"):
-        raise ValueError(f"digit_order must be msd or lsd, not {config.digit_order!r}")
-    if not is_task(config.task):
-        raise ValueError(no_such_task(config.task))
-
-
-def rope_table(config: SectorConfig) -> Tensor:
-    """Return the `[P, 2, K/2]` cosines and sines of all places in training and inference."""
-    places = torch.arange(tokens.MAX_PLACE + MAX_GAP + 1, dtype=torch.float64)
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    angles = places[:, None] * config.rope_max_frequency * config.rope_theta**-exponents
-    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
 def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
@@ -147,88 +41,6 @@ def scatter_logits(class_logits: Tensor, ids: Tensor, vocab_size: int) -> Tensor
     logits = class_logits.new_full((*ids.shape, vocab_size), float("-inf"))
     # Illegal classes may share an id with a legal one (a clamped place), so the larger logit wins.
     return logits.scatter_reduce_(-1, targets.clamp(max=vocab_size - 1), class_logits, "amax")
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, T, H, K]` by the angles of `[B, T, 1, K/2]` cosines and sines; the halves of K are components."""
-    real, imaginary = x.chunk(2, dim=-1)
-    return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with rotation by place."""
-
-    def __init__(self, config: SectorConfig, layer_index: int) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        past_key_values: Cache | None = None,
-        show: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute attention: states `[B, T, D]` -> `[B, T, D]`, and the weights `[B, H, T, S]` if `show`, else None.
-
-        rope: cosines and sines of the tokens, `[B, T, 1, K/2]` each.
-        mask: `[1 or B, 1 or H, T, S]` bool, or float to add to the scores; None is plain causal attention.
-        """
-        batch, length, hidden = x.shape
-        heads = hidden // self.head_dim
-        qkv = self.qkv(x).view(batch, length, 3 * heads, self.head_dim)
-        qk, v = qkv.split([2 * heads, heads], dim=2)
-        # The table is float32 for weights of any type.
-        q, k = rotate(qk, *rope).to(v.dtype).transpose(1, 2).chunk(2, dim=1)
-        v = v.transpose(1, 2)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_index)
-        if mask is not None and mask.is_floating_point():
-            # A row of -inf only has no softmax.
-            mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
-        # A single new token attends to the whole cache.
-        is_causal = mask is None and (past_key_values is None or length > 1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-        weights = attention_weights(q, k, mask) if show else None
-        return self.out(y.transpose(1, 2).reshape(batch, length, hidden)), weights
-
-
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the attention weights `[B, H, T, S]` of queries `[B, H, T, K]` and keys `[B, H, S, K]`."""
-    scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5
-    if mask is None:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril(k.shape[2] - q.shape[2])
-    scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=3).to(q.dtype)
-
-
-class Block(GradientCheckpointingLayer):
-    """Pre-norm attention and feed-forward."""
-
-    def __init__(self, config: SectorConfig, layer_index: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.attention = Attention(config, layer_index)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        past_key_values: Cache | None = None,
-        show: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute the block: states `[B, T, D]` -> `[B, T, D]`, and the attention weights; see `Attention.forward`."""
-        attended, weights = self.attention(self.attention_norm(x), rope, mask, past_key_values, show)
-        x = x + attended
-        return x + self.down(F.relu(self.up(self.mlp_norm(x))).square()), weights
 
 
 class SectorForCausalLM(PreTrainedModel, GenerationMixin):
@@ -414,7 +226,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         raise ValueError("continuous batching and paged caches do not work; give `generate` a batch, or serve by vLLM")
 
     def adjust_generation_fn(self, *arguments: Any, **options: Any) -> None:
-        """Read generation_config.json, and complete it: older checkpoints have none."""
+        """Read the defaults of `generate`, and complete them: older checkpoints have no generation_config.json."""
         super().adjust_generation_fn(*arguments, **options)  # type: ignore[misc]
         self._complete_generation_config()
 
@@ -440,7 +252,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **options: Any
-    ) -> tuple[GenerationConfig, dict[str, Any]]:
+    ) -> tuple[GenerationConfig, dict[str, object]]:
         """Return the options of a call of `generate`. Raise ValueError, in one line, on options that cannot work."""
         prepared, others = super()._prepare_generation_config(generation_config, **options)  # type: ignore[misc]
         if _limits_only_new_tokens(options, vars(generation_config or GenerationConfig())):
@@ -450,7 +262,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         return prepared, others
 
 
-def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
+def _limits_only_new_tokens(*sources: dict[str, object]) -> bool:
     """Return whether the first source with a limit of length limits the new tokens alone."""
     for options in sources:
         new_tokens, whole_row = options.get("max_new_tokens"), options.get("max_length")
@@ -462,14 +274,14 @@ def _limits_only_new_tokens(*sources: dict[str, Any]) -> bool:
 def _refuse_generation(config: GenerationConfig) -> None:
     """Raise ValueError, in one line, on options that do not work with these tokens and logits."""
     if config.stop_strings is not None:
-        raise ValueError("stop_strings do not work: no text stands for a token alone; a sequence ends by itself")
+        raise ValueError("stop_strings do not work, since a single token has no text; sequences end by themselves")
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError("guidance_scale does not work: it subtracts logits, and those of illegal tokens are -inf")
     if config.cache_implementation == "quantized":
         raise ValueError("a quantized cache does not work: keys that are rounded so much give wrong digits")
 
 
-def _refuse(inputs_embeds: Tensor | None, others: dict[str, Any]) -> None:
+def _refuse(inputs_embeds: Tensor | None, others: dict[str, object]) -> None:
     """Raise ValueError or TypeError, in one line, on arguments that would have no effect."""
     if inputs_embeds is not None:
         raise ValueError("inputs_embeds do not work: the place of a token is in its id; give input_ids")

@@ -89,7 +89,7 @@ def _split(text: str) -> _Prompt:
 
 
 def _answer_digits(text: str, width: int, digits: int) -> Tensor:
-    """Return a written answer as `[1, width]` digits. InputError if it is none, or too long."""
+    """Parse a written answer as `[1, width]` digits. InputError if the text is no answer, or too long."""
     if not (text.isascii() and text.isdigit() and len(text) <= width):
         raise InputError(f"{quoted(text)} is no answer to a {digits}-digit problem; write at most {width} digits")
     return digit_tensor([text], width)

@@ -124,12 +124,12 @@ class SectorTokenizer(PreTrainedTokenizer):
         return self._texts.decode(names)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the token names of a text. Raise InputError if it is no prompt of the task."""
+        """Return the token names of a text. Raise InputError if the text is no prompt of the task."""
         return [_NAMES[index] for index in self._texts.encode(text).tolist()]
 
     @cached_property
     def _texts(self) -> TokenText:
-        """Texts of the task. Raise InputError if the task is not known here, or has none."""
+        """Reader and writer of the texts of the task. Raise InputError if the task is unknown, or has no text form."""
         return token_text(self.task, self.digit_order)
 
     def _convert_token_to_id(self, token: str) -> int:

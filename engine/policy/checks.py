@@ -60,7 +60,7 @@ def posed_elsewhere(checks: tuple[Check, ...], problems: Any, answers: Tensor) -
 
 
 def load_check(reference: str) -> Check:
-    """Import the code that a user names, and register its check. InputError names the fault if there is no such check.
+    """Import the code that a user names, and register the check in it. InputError if there is none.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Check`.
     """

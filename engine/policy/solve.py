@@ -100,7 +100,7 @@ class Solution:
     thought: Thought | None = None
     unread: bool = False
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the values that are not None, and `answer` in any case."""
         values = asdict(self)
         del values["unread"]

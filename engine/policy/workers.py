@@ -215,27 +215,31 @@ class Workers:
         return self._run(deque(starts), lambda worker, start: worker.make.remote(start, *work))
 
     def _run(
-        self, starts: deque[int], send: Callable[[Any, int], Any] = lambda worker, start: None
+        self, starts: deque[int], send: Callable[[Any, int], Any] | None = None
     ) -> Iterator[tuple[int, Any]]:
         """Send work to free workers, and yield each result as it comes; a worker without the weights loads them first.
 
+        The last result ends it: no worker that still loads is waited for.
+
         starts: first candidates of the pieces of work.
-        send: function that sends a worker a piece of work, and returns Ray's reference of the result.
+        send: function that sends a worker a piece of work, and returns Ray's reference of the result; None if the
+            workers are to load the weights and do nothing else.
         """
         busy: dict[Any, tuple[int, int | None]] = {}
+        left = len(starts)
 
         def send_work(index: int) -> None:
             worker = self._actors[index]
             if index not in self.proofs:
                 busy[worker.load.remote(*self._weights)] = (index, None)
-            elif starts:
+            elif send and starts:
                 start = starts.popleft()
                 busy[send(worker, start)] = (index, start)
 
         for index in range(self._count):
             send_work(index)
         deaths = Deaths(self._count)
-        while busy:
+        while busy and (left or send is None):
             for ready in self._finished(list(busy)):
                 index, start = busy.pop(ready)
                 try:
@@ -252,6 +256,7 @@ class Workers:
                     if start is None:
                         self._admit(index, result)
                     else:
+                        left -= 1
                         yield start, result
                 send_work(index)
 

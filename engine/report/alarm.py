@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import nan
 from statistics import median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +89,7 @@ class Alarm:
         """Collapses foretold less false alarms, then the median lead; more is better."""
         return self.foretold - self.false_alarms, median(self.leads) if self.leads else 0.0
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the fields as a JSON object."""
         return {**asdict(self), "rule": str(self.rule) if self.rule else None}
 

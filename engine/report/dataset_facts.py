@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sector.engine.config import flat
 from sector.engine.run.part_folder import part_files, read_manifest
@@ -30,7 +29,7 @@ class DatasetFacts:
     fates: Fates
     parts: int
     rows: int
-    shown: list[dict[str, Any]]
+    shown: list[dict[str, object]]
 
     @property
     def share(self) -> float:
@@ -44,11 +43,11 @@ class DatasetFacts:
         return {"accepted": at_once, "thought_through": self.fates.thought_through, **self.fates.rejected}
 
     @property
-    def flat_settings(self) -> dict[str, Any]:
+    def flat_settings(self) -> dict[str, object]:
         """Settings by dotted key."""
         return dict(flat(self.settings.as_json()))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the facts, except for the rows, as a JSON object."""
         record = {"dataset": str(self.root), "parts": self.parts, "rows": self.rows}
         return {**record, **self.fates.as_json(), "settings": self.settings.as_json()}

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
@@ -44,16 +43,21 @@ class Report:
 
     title: policy and checkpoint, for display.
     scores: in the order of `evaluate`.
-    values: the same as a JSON object.
+    record: the same with its conditions, as in the JSON file.
     written: paths of picture and record; None if neither was written.
     kept: the older record in the run's plots that was not replaced, since it holds more of the same weights.
     """
 
     title: str
     scores: list[Score]
-    values: dict[str, Any]
+    record: EvaluationRecord
     written: tuple[Path, Path] | None
     kept: Path | None
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The record as a JSON object."""
+        return self.record.as_json()
 
 
 def evaluate_model(
@@ -106,13 +110,13 @@ def evaluate_model(
     )
     title = f"Accuracy of the {policy} policy, {resolve_checkpoint(source)}"
     if stem is None:
-        return Report(title, scores, record.as_json(), None, None)
+        return Report(title, scores, record, None, None)
     picture, file = stem.with_suffix(".png"), stem.with_suffix(".json")
     if out is None and _holds_more(file, record):
-        return Report(title, scores, record.as_json(), None, file)
+        return Report(title, scores, record, None, file)
     plot_eval(scores, title, picture)
     write_text(file, dump_file(record))
-    return Report(title, scores, record.as_json(), (picture, file), None)
+    return Report(title, scores, record, (picture, file), None)
 
 
 def _holds_more(file: Path, record: EvaluationRecord) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import fisher_exact, spearmanr
 
-from sector.engine.config import RunConfig, flat, run_config
+from sector.engine.config import RunConfig, Values, flat, run_config
 from sector.engine.errors import InputError, made_again
 from sector.engine.report.outcomes import Outcome, outcome_of
 from sector.engine.run import audit
@@ -102,7 +102,7 @@ class RunFacts:
     metrics: list[RoundMetrics]
     outcome: Outcome
     verdict: Verdict
-    changed: dict[str, Any]
+    changed: Values
     gates: dict[int, Gate]
     label_mistakes: dict[str, int]
     seconds: dict[str, float]
@@ -254,7 +254,7 @@ def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -
     return Verdict("bad" if collapsed else "mixed", headline, because + survived)
 
 
-def changed_settings(config: RunConfig) -> dict[str, Any]:
+def changed_settings(config: RunConfig) -> dict[str, object]:
     """Return the settings that are not the default, by dotted name.
 
     Defaults are those of the run's task, preset and pretrained start, which are compared with their own defaults.
@@ -307,7 +307,7 @@ def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
 def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
     """Yield the first candidate of each verdict, in the first, a middle and the last round.
 
-    Accepted ones have their guesses.
+    The thought of an accepted candidate includes its guesses.
     """
     for digits in sorted({rounds[0], rounds[len(rounds) // 2], rounds[-1]} if rounds else ()):
         candidates = read_rows(run.round(digits).candidates)

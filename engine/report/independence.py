@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ class Rate:
         """The share; None of no candidates."""
         return self.count / self.of if self.of else None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return share and interval as a JSON object; None where there are no candidates."""
         low = high = None
         if self.of:
@@ -77,7 +76,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """How two checks miss the wrong answers together.
+    """Counts of wrong answers that two checks miss, together and alone.
 
     first, second: names of the checks.
     both, only_first, only_second, neither: wrong answers that they miss.
@@ -121,7 +120,7 @@ class Independence:
     independent: float | None
     without: dict[str, Rate]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the fields as a JSON object."""
         return {
             "tried": self.tried,

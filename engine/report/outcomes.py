@@ -6,7 +6,7 @@ All figures come from files of the runs. No true answer is computed here; the au
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from scipy import stats
 
@@ -67,7 +67,7 @@ class Outcome:
             return "collapsed"
         return "alive" if self.stopped_because in (None, REACHED) else "stopped"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the fields and the fate as a JSON object."""
         return {**asdict(self), "fate": self.fate}
 
@@ -87,7 +87,7 @@ class Mean:
     high: float | None
     count: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -1,7 +1,7 @@
 """Events of a run, one frozen dataclass a kind; `as_json` gives the object that `--json` prints."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sector.engine.run.records import RoundMetrics
 
@@ -13,7 +13,7 @@ class _Event:
     kind: ClassVar[str]
     """Value of the key `event`."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the event as a JSON object, its kind first."""
         return {"event": self.kind, **asdict(self)}
 
@@ -117,7 +117,7 @@ class PhaseAudited(_Event):
     kind = "round"
     metrics: RoundMetrics
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the event as a JSON object: its kind, then the keys of the metrics."""
         return {"event": self.kind, **self.metrics.as_json()}
 

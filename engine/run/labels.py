@@ -55,6 +55,16 @@ class Labels:
         assert self.file is not None, "examples that are not in memory are in a folder"
         return pa.concat_tables([read_table(path) for path in part_files(self.file)])
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that this call generated per second."""
+        return (self.this_call or self.counts).tokens / self.counts.seconds
+
+    @property
+    def accepted_per_s(self) -> float:
+        """Candidates that this call accepted per second."""
+        return (self.this_call or self.counts).accepted / self.counts.seconds
+
     def to_dataset(self) -> Any:
         """Return the examples as a Dataset of the library `datasets`. Raise InputError if it is not installed."""
         try:
@@ -63,14 +73,13 @@ class Labels:
             raise InputError("a Dataset needs the package datasets: pip install datasets") from error
         return Dataset(self.table)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return counts, tokens and speeds as the object that `sector generate --json` prints."""
-        counts, made = self.counts, self.this_call or self.counts
         record = {
             "digits": self.digits,
-            **counts.as_json(),
-            "tokens_per_s": made.tokens / counts.seconds,
-            "accepted_per_s": made.accepted / counts.seconds,
+            **self.counts.as_json(),
+            "tokens_per_s": self.tokens_per_s,
+            "accepted_per_s": self.accepted_per_s,
             "file": None if self.file is None else str(self.file),
         }
         return record | ({"parts": self.num_parts, "this_call": self.this_call.as_json()} if self.this_call else {})

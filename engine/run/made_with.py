@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sector.engine.config import CHECK_DOOR, ENGINE_DOOR, MAY_CHANGE, RunConfig, flat
+from sector.engine.config import CHECK_DOOR, ENGINE_DOOR, MAY_CHANGE, RunConfig, Values, flat
 from sector.engine.errors import InputError
 from sector.engine.files import read_text, write_text
 from sector.engine.tasks import TASK_DOOR
@@ -33,7 +32,7 @@ class MadeWith(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     sha256: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     task_sha256: str | None = None
     code_sha256: dict[str, str] | None = None
 
@@ -43,13 +42,13 @@ class MadeWith(BaseModel):
         return digest(self.settings | self.digests)
 
     @property
-    def digests(self) -> dict[str, Any]:
+    def digests(self) -> dict[str, object]:
         """Digests of code from outside of this package, as far as there is any."""
         digests = {"task_sha256": self.task_sha256, "code_sha256": self.code_sha256}
         return {key: value for key, value in digests.items() if value}
 
 
-def digest(settings: dict[str, Any]) -> str:
+def digest(settings: Values) -> str:
     """Return the hex sha256 of nested settings, independent of their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -120,6 +119,6 @@ def _read(path: Path) -> MadeWith:
     return record
 
 
-def _shaping(config: RunConfig) -> Iterator[tuple[str, Any]]:
+def _shaping(config: RunConfig) -> Iterator[tuple[str, object]]:
     """Yield the settings that shape the files of a run, as pairs of dotted key and value."""
     return ((key, value) for key, value in flat(config.model_dump(mode="json")) if key not in MAY_CHANGE)

@@ -5,7 +5,7 @@ To add a field: declare it with a default in `RoundMetrics` (`records.py`), fill
 """
 
 import time
-from typing import Any
+from typing import NamedTuple
 
 from sector.engine.config import RunConfig
 from sector.engine.policy.solver import Solver
@@ -42,7 +42,9 @@ def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, sta
         thought_through=generation.thought_through if generation else 0,
         leaked=generation.leaked if generation else 0,
         rejected=generation.rejected if generation else {},
-        **errors,
+        label_error=errors.accepted,
+        fast_label_error=errors.fast,
+        label_mistakes=errors.mistakes,
         agreement=generation.agreement if generation else None,
         vote_entropy=generation.vote_entropy if generation else None,
         disagreement=generation.disagreement if generation else None,
@@ -64,17 +66,24 @@ def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, sta
     )
 
 
-def _label_errors(phase: Phase) -> dict[str, Any]:
-    """Return the label error of a round, the error of its fast answers, and its mistakes by kind."""
+class _LabelErrors(NamedTuple):
+    """Errors of the labels of a round: shares of accepted and of fast answers, and mistakes of the accepted."""
+
+    accepted: float | None = None
+    fast: float | None = None
+    mistakes: dict[str, int] = {}
+
+
+def _label_errors(phase: Phase) -> _LabelErrors:
+    """Compare the labels of a round with the truth. The supervised phase has no labels of its own."""
     if not phase.is_round:
-        return {"label_error": None, "fast_label_error": None, "label_mistakes": {}}
+        return _LabelErrors()
     examples = read_examples(phase.examples).get(phase.digits)
     problems, direct = read_candidates(phase.candidates, phase.digits)
-    return {
-        "label_error": audit.label_error(examples) if examples else None,
-        "fast_label_error": 1 - audit.answers_correct(problems, direct).double().mean().item(),
-        "label_mistakes": audit.label_mistakes(examples) if examples else {},
-    }
+    fast = 1 - audit.answers_correct(problems, direct).double().mean().item()
+    if not examples:
+        return _LabelErrors(fast=fast)
+    return _LabelErrors(audit.label_error(examples), fast, audit.label_mistakes(examples))
 
 
 def _furthest(phase: Phase, config: RunConfig) -> int:

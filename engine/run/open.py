@@ -7,15 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sector.engine.config import MAY_CHANGE, RECIPE, RunConfig, flat, merged, run_config
+from sector.engine.config import MAY_CHANGE, RECIPE, RunConfig, Values, flat, merged, run_config
 from sector.engine.errors import InputError
 from sector.engine.run.directory import CONFIG, RunDir
 
 
 @contextmanager
-def open_run(root: Path, settings: dict[str, Any], source: str) -> Iterator[tuple[RunDir, RunConfig]]:
+def open_run(root: Path, settings: Values, source: str) -> Iterator[tuple[RunDir, RunConfig]]:
     """Lock a run directory, new or old, and write its config; yield both.
 
     settings: nested as in TOML. In a new run they replace defaults. An old run keeps its own, of which only some may
@@ -41,7 +40,7 @@ def open_run(root: Path, settings: dict[str, Any], source: str) -> Iterator[tupl
         yield run, config
 
 
-def check_run(root: Path, settings: dict[str, Any], source: str) -> None:
+def check_run(root: Path, settings: Values, source: str) -> None:
     """Check a run directory and settings before torch is imported; write nothing.
 
     Raises InputError if the settings are invalid or differ from those of the run, if the directory is not a run
@@ -90,7 +89,7 @@ def _check_recipe(root: Path, config: RunConfig) -> None:
         )
 
 
-def _settle(run: RunDir, settings: dict[str, Any], source: str) -> RunConfig:
+def _settle(run: RunDir, settings: Values, source: str) -> RunConfig:
     """Return the config of a run: `settings` over the defaults, or over its settings so far."""
     if not run.exists:
         if run.root.exists() and not run.root.is_dir():
@@ -118,7 +117,7 @@ def _settle(run: RunDir, settings: dict[str, Any], source: str) -> RunConfig:
     return config
 
 
-def _check_unchanged(root: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_unchanged(root: Path, before: Values, now: Values) -> None:
     """Raise InputError if a setting that may not change differs from before."""
     for key, value in now.items():
         if key not in MAY_CHANGE and value != before.get(key):

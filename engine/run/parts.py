@@ -173,7 +173,7 @@ def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
 def _record(path: Path, label: _Label, rows: int, content: bytes) -> PartRecord:
     """Return the record of a part with this content."""
     sha256 = hashlib.sha256(content).hexdigest()
-    return PartRecord(**label.fates.as_json(), file=path.name, first=label.first, rows=rows, sha256=sha256)
+    return PartRecord(**dict(label.fates), file=path.name, first=label.first, rows=rows, sha256=sha256)
 
 
 def _encoded(table: pa.Table, label: _Label) -> bytes:

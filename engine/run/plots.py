@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DPI = 120
 INK, SOFT, FAINT, EDGE = "#22272e", "#626b76", "#d5d9df", "#8b949e"
-STYLE: dict[str, Any] = {
+STYLE: dict[str, object] = {
     "font.size": 10,
     "axes.edgecolor": EDGE,
     "axes.labelcolor": INK,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sector.engine.config import RunConfig, TrainerConfig, Values, VllmConfig, vllm_config
 from sector.engine.errors import InputError
@@ -30,6 +29,7 @@ from sector.engine.models.sector import best_device
 from sector.engine.run.directory import RunDir
 from sector.engine.run.part_folder import part_files
 from sector.engine.run.plan import trained_model
+from sector.engine.run.records import Count, Digits, Record, Seconds, Sha256
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
@@ -72,6 +72,31 @@ def check_digits(digits: int) -> None:
         raise InputError(f"there are no problems of {digits} digits; choose 1 to {MAX_DIGITS}")
 
 
+class DistillRecord(Record):
+    """Cost and result of training on files (`sector distill --json`)."""
+
+    digits: Digits
+    """Digits of the new examples."""
+    examples: Count
+    """New examples."""
+    replay_examples: Count
+    """Examples replayed."""
+    steps: Count
+    """Training steps."""
+    loss: float
+    """Loss of the last step."""
+    tokens: Count
+    """Tokens trained on."""
+    seconds: Seconds
+    """Seconds of training."""
+    tokens_per_s: float
+    """Tokens trained on per second."""
+    checkpoint: str
+    """Directory of the new checkpoint."""
+    weights_sha256: Sha256
+    """Digest of its weights."""
+
+
 def distill_files(
     model: Path,
     data: Sequence[Path],
@@ -82,8 +107,8 @@ def distill_files(
     seed: int,
     on_progress: OnProgress,
     window: int | None = None,
-) -> dict[str, Any]:
-    """Train one round on files, write the checkpoint, and return counts, tokens and seconds.
+) -> DistillRecord:
+    """Train one round on files, write the checkpoint, and return cost and result.
 
     Under torchrun the ranks share the training, and the first one writes.
 
@@ -109,18 +134,18 @@ def distill_files(
         seconds = time.perf_counter() - start
     if leads():
         save_checkpoint(training.weights, out)
-    return {
-        "digits": training.digits,
-        "examples": training.num_new,
-        "replay_examples": training.num_replayed,
-        "steps": steps,
-        "loss": loss,
-        "tokens": state.tokens,
-        "seconds": seconds,
-        "tokens_per_s": state.tokens / seconds,
-        "checkpoint": str(out),
-        "weights_sha256": weights_sha256(training.weights),
-    }
+    return DistillRecord(
+        digits=training.digits,
+        examples=training.num_new,
+        replay_examples=training.num_replayed,
+        steps=steps,
+        loss=loss,
+        tokens=state.tokens,
+        seconds=seconds,
+        tokens_per_s=state.tokens / seconds,
+        checkpoint=str(out),
+        weights_sha256=weights_sha256(training.weights),
+    )
 
 
 @dataclass(frozen=True, slots=True)

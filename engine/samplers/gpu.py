@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sector.engine.language import tokens
 from sector.engine.models.checkpoint import weights_sha256
-from sector.engine.models.sector import SectorForCausalLM, rope_table
+from sector.engine.models.layers import rope_table
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.kernels.completion import Model, Request, Weights

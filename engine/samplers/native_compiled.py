@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from sector.engine.errors import InputError
 from sector.engine.files import write_atomically
 from sector.engine.language import tokens
-from sector.engine.models.sector import Block, SectorConfig, SectorForCausalLM, rope_table
+from sector.engine.models.layers import Block, rope_table
+from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.samplers.native_attention import BITS
 from sector.engine.samplers.native_model import Kept, interleaved
 from sector.engine.samplers.protocol import Branch, Sampling
@@ -113,7 +115,7 @@ class CompiledModel:
         )
 
     def keep(self, ids: Tensor) -> Kept:
-        """Allocate keys and values of ids `[B, L]`."""
+        """Allocate memory for the keys and values of ids `[B, L]`."""
         sizes = self._sizes
         slots = _rounded(ids.shape[1], sizes.vector)
         kv = torch.empty(len(ids), 2 * self._num_layers * sizes.heads * sizes.head * slots)
@@ -159,7 +161,7 @@ class CompiledModel:
         return memory
 
     def _copy(self, tensor: Tensor) -> int:
-        """Return the address of a copy."""
+        """Copy a tensor, keep the copy, and return its address."""
         self._tensors.append(tensor.detach().clone().contiguous())
         return int(self._tensors[-1].data_ptr())
 

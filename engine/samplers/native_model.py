@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sector.engine.language import tokens
-from sector.engine.models.sector import Block, SectorForCausalLM, rope_table
+from sector.engine.models.layers import Block, rope_table
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.native_attention import BITS
 
 # Tokens whose inner activations stay in the cache of a core between the two matrices of the feed-forward.

@@ -14,7 +14,7 @@ _OFFERED = ("name", "weights_sha256", "device", "uses_all_cores", "load", "sampl
 
 
 def load_engine(reference: str) -> Callable[..., Sampler]:
-    """Import the code that a user names, and register its engine. InputError names the fault if there is none.
+    """Import the code that a user names, and register the engine in it. InputError if there is none.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a class of engines.
     """

@@ -205,7 +205,7 @@ class _Decoding:
     def _attention_mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mask for tokens at these positions `[B, T]`: `[B, S]`, or `[B, 1, T, S]` by kind of layer.
 
-        transformers would count a window in slots, and hidden ones are no tokens.
+        transformers would count the hidden slots as tokens of a sliding window.
         """
         slots = self._mask.shape[1]
         if all(window is None or slots <= window for window in self._windows.values()):

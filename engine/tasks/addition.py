@@ -82,7 +82,8 @@ class Sums(ColumnTruth):
 def column_draft(problems: Problems, answers: Tensor | None, layout: Layout, sign: int = 1) -> Tensor:
     """Return a draft of simplifications: the copied digits, and carry and last digit if answers predict them.
 
-    The last digit is that of the earlier answers `[B, >= N+1]`. The carry is the one that gives their digit before it.
+    The last digit is that of the earlier answers `[B, >= N+1]`. The carry is the one with which the next column gives
+    the answers' next digit.
 
     sign: 1 for sums, -1 for differences.
     """

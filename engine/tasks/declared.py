@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Declaration(ABC):
     end: ClassVar[tuple[str, ...]] = ()
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
-    settings: ClassVar[dict[str, Any]] = {}
+    settings: ClassVar[Mapping[str, object]] = {}
 
     def __init_subclass__(cls) -> None:
         guard(cls, [name for name in vars(cls) if name == "simplify"])

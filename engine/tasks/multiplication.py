@@ -22,20 +22,28 @@ In the shape descriptions B is the batch.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Layout, Simplifications
-from sector.engine.language.number_layout import NumberLayout
-from sector.engine.language.operands import digit_strings, digit_tensor
+from sector.engine.language.operands import digit_tensor
 from sector.engine.language.place_layout import DigitOrder
-from sector.engine.language.rows import Record
-from sector.engine.language.writing import Writing, Written
+from sector.engine.language.products import (
+    ProductLayout,
+    Products,
+    ProductWriting,
+    Size,
+    first_step,
+    split_work,
+    with_leading_zero,
+    work_widths,
+)
+from sector.engine.language.writing import Writing
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
 from sector.engine.tasks.oracle import Truth
@@ -46,135 +54,6 @@ _WRITTEN = re.compile(r"(\d+)\*(\d*)\+(\d+)(?:~(\d+(?:,\d+){4}))?", re.ASCII)
 
 # Which numbers of a step hold carries: tens, units, carries, a*d, carries, and c + a*d.
 _IS_CARRY = (False, False, True, False, True, False)
-
-
-class Size(NamedTuple):
-    """Size of a product.
-
-    width: W, the digits of the multiplicand.
-    digits: M, the digits of the multiplier.
-    """
-
-    width: int
-    digits: int
-
-
-@dataclass(frozen=True, slots=True)
-class Products(Record):
-    """Problems `a*b+c`; all digits are stored most significant first.
-
-    a: `[B, W]` digits of the multiplicand.
-    b: `[B, M]` digits of the multiplier.
-    c: `[B, W]` digits of the carried-along number.
-    work: `[B, 5W+1]` numbers that the previous step wrote before c: tens `[B, W]`, units `[B, W]`, carries `[B, W]`,
-        a*d `[B, W+1]` and carries `[B, W]`. Zeros before the first step.
-    """
-
-    task: ClassVar[str] = "multiplication"
-
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    work: Tensor
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the tensors."""
-        return self.a.device
-
-    @property
-    def size(self) -> Size:
-        """W and M, by which a layout reads completions."""
-        return Size(self.a.shape[1], self.b.shape[1])
-
-    @property
-    def digits(self) -> int:
-        """M, the number of simplifications to the end."""
-        return self.b.shape[1]
-
-    @property
-    def answer_width(self) -> int:
-        """W+M, the digits of an answer."""
-        return sum(self.size)
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether the batch stands for no problems, because nothing was simplified."""
-        return self.a.shape[1] == 0
-
-    def swapped(self) -> Self:
-        """Return `b*a`. Both factors must have the same length, as in all drawn problems."""
-        return type(self)(self.b, self.a, self.c, self.work)
-
-    def without_digits(self) -> "Products":
-        """Return as many problems of no digits: the rest where nothing was simplified."""
-        return _first_step(self.a[:, :0], self.b[:, :0])
-
-    def texts(self) -> list[str]:
-        """Return the problems as `12*34+00`, followed by `~00,48,00,048,00` if there is work of a previous step."""
-        numbers = (self.a, self.b, self.c, *_split_work(self.work))
-        texts = []
-        for a, b, c, *work in zip(*(digit_strings(number) for number in numbers), strict=True):
-            has_work = any(number.strip("0") for number in work)
-            texts.append(f"{a}*{b}+{c}~{','.join(work)}" if has_work else f"{a}*{b}+{c}")
-        return texts
-
-
-class ProductWriting:
-    """Form of products and their steps; a `writing.Writing`. Sizes are `Size`.
-
-    The multiplier has a zero in front, and its most significant digit first in either order: the digit that a step
-    takes off is then the last, and the other digits keep their places.
-    """
-
-    problem = (Written(""), Written("*", in_order=False), Written("+"))
-    step = (
-        Written(""),
-        *(Written(mark) for mark in (",", ",", ",", ",", ":")),
-        Written("|", in_order=False),
-        Written("*"),
-    )
-
-    def problem_numbers(self, problems: Products) -> tuple[Tensor, ...]:
-        """Return the digits of a, 0b and c."""
-        return problems.a, _with_leading_zero(problems.b), problems.c
-
-    def step_numbers(self, rest: Products, digit: Tensor) -> tuple[Tensor, ...]:
-        """Return the digits of five numbers of work, of c + a*d, of 0b' and of a."""
-        total = torch.cat([rest.c, digit.unsqueeze(1)], dim=1)
-        return *_split_work(rest.work), total, _with_leading_zero(rest.b), rest.a
-
-    def step_widths(self, size: Size) -> list[int]:
-        """Return the digits of each number of a step."""
-        return [*_work_widths(size.width), size.width + 1, size.digits, size.width]
-
-    def answer_width(self, size: Size) -> int:
-        """Return W+M."""
-        return sum(size)
-
-    def read_problem(self, numbers: Sequence[Tensor]) -> Products:
-        """Return the problems with these numbers. InputError if their widths do not fit, or 0b has no zero in front."""
-        a, padded, c = numbers
-        if a.shape != c.shape or padded[:, :1].any():
-            raise InputError("a product of a chain is a*0b+c, where c has the digits of a; write 12*034+56")
-        return replace(_first_step(a, padded[:, 1:]), c=c)
-
-    def read_step(self, numbers: Sequence[Tensor], size: Size) -> tuple[Products, Tensor]:
-        """Return remaining problems and digits `[B]` from the numbers of steps."""
-        *work, total, padded, a = numbers
-        return Products(a, padded[:, 1:], total[:, :-1], torch.cat(work, dim=1)), total[:, -1]
-
-
-@dataclass(frozen=True, slots=True)
-class ProductLayout(NumberLayout):
-    """Layout of products as place-coupled ids; see the module's docstring. Sizes are `Size`."""
-
-    def beginning_length(self, size: Any, /) -> int:
-        """Return the length of `< a ) +`, which no simplification changes."""
-        return size.width + 3
 
 
 class Multiples(Truth):
@@ -236,7 +115,7 @@ class Multiplication(Task):
     checks = (Check("commutative", "swapped factors", _swapped, Solve.BY_VOTE),)
     # A row has three times the tokens of a sum's row, and a chain has N rows. With the learning rates of addition,
     # rounds forget more than they learn.
-    settings: ClassVar[dict[str, Any]] = {
+    settings: ClassVar[Mapping[str, object]] = {
         "digit_order": "lsd",
         "schedule": "paper",
         "until": 12,
@@ -273,7 +152,7 @@ class Multiplication(Task):
         zeros = torch.randint(0, digits, (count, 1), generator=draws)
         short = (torch.rand(count, 1, generator=draws) < hard_share) & (torch.arange(digits) < zeros)
         first = torch.rand(count, 1, generator=draws) < 0.5
-        return _first_step(a.masked_fill(short & first, 0), b.masked_fill(short & ~first, 0))
+        return first_step(a.masked_fill(short & first, 0), b.masked_fill(short & ~first, 0))
 
     def num_lessons(self, digits: int) -> int:
         """Return the number of stages of a chain: multipliers of 0 to N digits."""
@@ -298,7 +177,7 @@ class Multiplication(Task):
         digits = longest if digits is None else digits
         if longest > digits:
             raise InputError(f"a factor has {longest} digits, more than {digits}")
-        return _first_step(digit_tensor([a for a, _ in rows], digits), digit_tensor([b for _, b in rows], digits))
+        return first_step(digit_tensor([a for a, _ in rows], digits), digit_tensor([b for _, b in rows], digits))
 
     def digits_of(self, text: str) -> int:
         """Return the digits of the longer factor."""
@@ -324,8 +203,8 @@ def _step(problems: Products) -> Simplifications:
     """Compute c + a*d by long multiplication, where d is the multiplier's last digit."""
     products = problems.a * problems.b[:, -1:]
     tens, units = products // 10, products % 10
-    product_carries, product = _add(_with_leading_zero(units), torch.nn.functional.pad(tens, (0, 1)))
-    total_carries, total = _add(_with_leading_zero(problems.c), product)
+    product_carries, product = _add(with_leading_zero(units), torch.nn.functional.pad(tens, (0, 1)))
+    total_carries, total = _add(with_leading_zero(problems.c), product)
     work = torch.cat([tens, units, product_carries, product, total_carries], dim=1)
     digit = total[:, -1]
     rest = Products(problems.a, problems.b[:, :-1], total[:, :-1], work)
@@ -344,29 +223,9 @@ def _add(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(carries[-2::-1], dim=1), torch.stack(digits[::-1], dim=1)
 
 
-def _work_widths(width: int) -> tuple[int, ...]:
-    """Return the digits of the numbers of work: tens, units, carries, a*d, carries."""
-    return width, width, width, width + 1, width
-
-
 def _written_numbers(step: Simplifications) -> tuple[Tensor, ...]:
     """Return the numbers that a step writes: its work, and c + a*d."""
-    return *_split_work(step.rest.work), torch.cat([step.rest.c, step.digit.unsqueeze(1)], dim=1)
-
-
-def _split_work(work: Tensor) -> tuple[Tensor, ...]:
-    """Split work `[B, 5W+1]` into its five numbers."""
-    return work.split(_work_widths(work.shape[1] // 5), dim=1)
-
-
-def _first_step(a: Tensor, b: Tensor) -> Products:
-    """Return problems at the beginning of a chain: c and the work are 0."""
-    return Products(a, b, torch.zeros_like(a), a.new_zeros(len(a), sum(_work_widths(a.shape[1]))))
-
-
-def _with_leading_zero(digits: Tensor) -> Tensor:
-    """Return numbers with a zero in front; so a used-up multiplier is still a number."""
-    return torch.nn.functional.pad(digits, (1, 0))
+    return *split_work(step.rest.work), torch.cat([step.rest.c, step.digit.unsqueeze(1)], dim=1)
 
 
 def _operands(text: str) -> tuple[str, str]:
@@ -380,8 +239,8 @@ def _operands(text: str) -> tuple[str, str]:
 def _parse_written(matches: list[re.Match[str]]) -> Products:
     """Parse problems of one size as a chain writes them, with their work. InputError if sizes differ."""
     width, digits = len(matches[0][1]), len(matches[0][2])
-    widths = (width, digits, width, *_work_widths(width))
-    no_work = ",".join("0" * work_width for work_width in _work_widths(width))
+    widths = (width, digits, width, *work_widths(width))
+    no_work = ",".join("0" * work_width for work_width in work_widths(width))
     rows = [(match[1], match[2], match[3], *(match[4] or no_work).split(",")) for match in matches]
     if any(tuple(map(len, row)) != widths for row in rows):
         raise InputError("products of different sizes do not make a batch")

@@ -8,7 +8,7 @@ from sector.engine.tasks.task import Task
 
 
 def load_task(reference: str) -> Task:
-    """Import the code that a user names, and register its task. InputError names the fault if there is no such task.
+    """Import the code that a user names, and register the task in it. InputError if there is none.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Declaration` or a `Task`.
     """
@@ -16,7 +16,7 @@ def load_task(reference: str) -> Task:
 
 
 def named_task(reference: str) -> Task:
-    """Return the task of a name, or of a reference as in `load_task`. InputError names the fault if there is none."""
+    """Return the task of a name, or of a reference as in `load_task`. InputError if there is none."""
     return find_task(TASK_DOOR.named(reference))
 
 

@@ -6,7 +6,8 @@ are laid out as sums are, with the carry-in mark as a borrow. An answer has N+1 
 In the shape descriptions B is the batch and N the digits per operand.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Subtraction(Task):
     truth = Remainders()
     text_orders = ("msd",)
     # Leaps have been measured for addition only.
-    settings: ClassVar[dict[str, Any]] = {"schedule": "paper"}
+    settings: ClassVar[Mapping[str, object]] = {"schedule": "paper"}
 
     def layout(self, order: str) -> PlaceLayout:
         """Return the place-coupled layout of sums, for differences."""

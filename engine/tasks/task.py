@@ -8,7 +8,7 @@ leaves problems of N-1 digits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -45,7 +45,7 @@ class Task(ABC):
     truth: ClassVar[Truth]
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
-    settings: ClassVar[dict[str, Any]] = {}
+    settings: ClassVar[Mapping[str, object]] = {}
     columns: ClassVar[type[Problems] | None] = None
     text_orders: ClassVar[tuple[str, ...]] = tuple(DigitOrder)
 

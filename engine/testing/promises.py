@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sector.engine.config import FILTERS, Filter, RunConfig, run_config
+from sector.engine.config import FILTERS, Filter, RunConfig, Values, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.layout import Batch, Layout
@@ -28,12 +28,12 @@ from sector.engine.testing.knowing import Knowing
 from sector.engine.testing.promise import LENGTHS, ROWS, BrokenPromise, drawn, hold, promise
 from sector.engine.testing.reading import completions, has_step, hold_read_back
 from sector.engine.training.dataset import Provenance, labelled_table, read_examples, write_examples
-from sector.engine.training.distill import lay_out
+from sector.engine.training.place_rows import lay_out
 from sector.engine.training.supervised import kept_examples, label
 
 _ORDERS = ("msd", "lsd")
 # Settings of the shortest run with a round.
-_SHORTEST: dict[str, Any] = {
+_SHORTEST: Values = {
     "until": 4,
     "audit_samples": 8,
     "digit_order": "lsd",

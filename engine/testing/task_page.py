@@ -1,9 +1,8 @@
 """One problem of a task as the loop sees it: its steps, its checks and its tokens. `sector task show` prints it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from sector.engine.config import FILTERS, run_config
+from sector.engine.config import FILTERS, Values, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Mode
 from sector.engine.models.token_text import has_token_text
@@ -36,15 +35,15 @@ class TaskPage:
     think: list[str]
     simplification: list[str]
     texts: list[str]
-    settings: dict[str, Any]
+    settings: Values
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the page as a JSON object."""
         return asdict(self) | {"solution": self.solution.as_json()}
 
 
 def task_page(task: Task, text: str | None = None) -> TaskPage:
-    """Return the page of a problem of a task.
+    """Return a page that shows how a task writes and solves a problem.
 
     text: the problem as typed; by default the example of the task.
 

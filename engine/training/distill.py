@@ -24,9 +24,7 @@ from torch import Tensor
 
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
-from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
-from sector.engine.language.layout import Mode
 from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import (
     Model,
@@ -35,20 +33,18 @@ from sector.engine.models.checkpoint import (
     trained_weights,
     weights_sha256,
 )
-from sector.engine.models.loss import IGNORED, token_loss
-from sector.engine.models.sector import MAX_GAP, SectorForCausalLM
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.seeding import generator
 from sector.engine.spans import span
-from sector.engine.tasks import task_of
 from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import average, text_rows
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.data_parallel import Gradient, Ranks
-from sector.engine.training.fused_model import branch_states
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
+from sector.engine.training.place_rows import lay_out
 from sector.engine.training.precision import flat_gradient, working_model
 from sector.engine.training.recompute import recomputing
 
@@ -70,47 +66,6 @@ class Shard(Protocol):
     def loss(self, model: Any, fast_weight: float) -> Tensor:
         """Return the mean loss in nats per token; the fast loss has the weight `fast_weight`, the slow one the rest."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A shard for our own model.
-
-    ids: `[B, T]` prefix, then `=` and the answer, then `>` and the simplification (ends are predicted, not read).
-    places: `[B, T]` rotary positions, augmented.
-    targets: `[B, C]` classes to predict from the last C tokens, -100 where no loss is taken.
-    answer_length: how many of the C tokens belong to the fast answer, which comes first. The others belong to the
-        simplification. It is 0 if no direct answer is taught.
-    """
-
-    ids: Tensor
-    places: Tensor
-    targets: Tensor
-    answer_length: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that a forward pass reads."""
-        return self.ids.numel()
-
-    @property
-    def lengths(self) -> tuple[int, int, int]:
-        """Tokens of the prefix, the fast answer and the simplification."""
-        supervised = self.targets.shape[1]
-        return self.ids.shape[1] - supervised, self.answer_length, supervised - self.answer_length
-
-    def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
-        """Return the mean loss; see `Shard`. A branch that has no tokens takes no part."""
-        prefix_length, *branch_lengths = self.lengths
-        hidden = branch_states(model, self.ids, self.places, self.lengths)
-        logits = model.class_logits(hidden, self.ids[:, prefix_length:])
-        branches = zip(logits.split(branch_lengths, dim=1), self.targets.split(branch_lengths, dim=1), strict=True)
-        losses = [
-            token_loss(branch_logits.flatten(0, 1), branch_targets.flatten())
-            for branch_logits, branch_targets in branches
-            if branch_targets.shape[1]
-        ]
-        return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 
 
 @dataclass(slots=True)
@@ -247,25 +202,29 @@ def train_cycle(
             following[:] = lay_out_step(state.step + 1)
 
         while state.step < num_steps:
-            step = state.step
             with span("distill step"):
-                _set_rates(state, config, schedule(step, num_steps, config))
+                _set_rates(state, config, schedule(state.step, num_steps, config))
                 num_tokens = sum(shard.num_tokens for shard in shards)
                 loss = mean.take(shards, compute.gradients, lay_out_next)
                 with span("exchange"):
                     norm = _clip(gradient, config.clip_norm)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {step}")
+                    raise Diverged(f"the loss is {loss} and the norm of its gradient {norm} at step {state.step}")
                 with span("optimizer"):
                     compute.update()
-                    if state.average:
-                        average.follow(state.average, parameters, config.average, step + 1)
-                state.step, state.tokens, shards = step + 1, state.tokens + num_tokens, list(following)
+                    _move_average(state, parameters, config.average)
+            state.step, state.tokens, shards = state.step + 1, state.tokens + num_tokens, list(following)
             yield state.step, loss
     if state.average:
         average.take_over(state.average, parameters)
     state.model.eval()
     mean.close(weights_sha256(state.model) if ranks else "")
+
+
+def _move_average(state: TrainState, parameters: Sequence[Tensor], decay: float) -> None:
+    """Move the average of the weights, if there is one, after an update of the weights."""
+    if state.average:
+        average.follow(state.average, parameters, decay, state.step + 1)
 
 
 def _wave(model: Model, config: TrainerConfig) -> int | None:
@@ -328,34 +287,6 @@ def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: tor
     return lay_out(examples, model.config.digit_order, config, draws)
 
 
-def lay_out(examples: Examples, order: str, config: TrainerConfig, draws: torch.Generator) -> Rows:
-    """Return examples of one length as a shard; each row has a random variant of marks and a random gap."""
-    count = len(examples)
-    variant = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
-    task = task_of(examples.problems)
-    layout = task.layout(order).shifted(variant)
-    prefix = layout.prefix_ids(examples.problems)
-    segments, targets = [prefix], [prefix[:, :0]]
-    if task.answers_at_once(examples.problems):
-        answer = layout.answer_ids(examples.answers)
-        segments += [layout.mark_ids(Mode.ANSWER, count), answer[:, :-1]]
-        targets = [answer]
-    if not examples.rest.is_nothing:
-        simplification = layout.simplification_ids(examples.rest, examples.digit)
-        segments += [layout.mark_ids(Mode.THINK, count), simplification[:, :-1]]
-        targets.append(simplification)
-    ids, target_ids = torch.cat(segments, dim=1), torch.cat(targets, dim=1)
-    shift = torch.tensor(tokens.SHIFTS)[variant].unsqueeze(1)
-    column, gap = _draw_gaps(count, max(1, examples.problems.answer_width - 1), config, draws)
-    places = _with_gap(ids, column + shift, gap)
-    target_places = _with_gap(target_ids, column + shift, gap)
-    # A token that follows its predecessor across the gap has no neighbour to copy from, so it takes no loss.
-    source_places = places[:, prefix.shape[1] :]
-    is_across = (source_places > 0) & (target_places > source_places + 1)
-    target_classes = tokens.class_of(target_ids).masked_fill(is_across, IGNORED)
-    return Rows(ids, places, target_classes, answer_length=targets[0].shape[1])
-
-
 def tune_allocator() -> None:
     """Keep large temporaries on the heap: glibc would map new pages for each (half of the time, measured)."""
     try:
@@ -365,23 +296,6 @@ def tune_allocator() -> None:
     m_trim_threshold, m_mmap_threshold, one_gib = -1, -3, 1 << 30
     libc.mallopt(m_mmap_threshold, one_gib)
     libc.mallopt(m_trim_threshold, one_gib)
-
-
-def _draw_gaps(count: int, columns: int, config: TrainerConfig, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw for each row a column `[B, 1]` and the number of places `[B, 1]` by which all later columns move away.
-
-    The distance of digits that are not neighbours then carries no information. So the model learns no rule such as
-    "six digits from the end", which fails at seven. Column 0 moves the digits away from the marks.
-    """
-    column = torch.randint(0, columns, (count, 1), generator=draws)
-    gap = torch.randint(0, MAX_GAP + 1, (count, 1), generator=draws)
-    return column, gap * (torch.rand(count, 1, generator=draws) < config.gap_share)
-
-
-def _with_gap(ids: Tensor, column: Tensor, gap: Tensor) -> Tensor:
-    """Return the places of ids `[B, T]`, with all places behind the column moved by the gap; marks stay at 0."""
-    places = tokens.place_of(ids)
-    return places + gap * ((places > column) & (places > 0))
 
 
 def _gradient_of(model: Model, parameters: list[torch.nn.Parameter], shard: Shard, fast_weight: float) -> Gradient:

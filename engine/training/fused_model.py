@@ -23,7 +23,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from sector.engine.language import tokens
-from sector.engine.models.sector import Block, SectorForCausalLM
+from sector.engine.models.layers import Block
+from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.native_attention import future_mask
 from sector.engine.training.precision import accumulating
 

@@ -19,9 +19,7 @@ def layers_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
     """Return the layers that can be computed again. Raise InputError if the architecture marks none."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(
-            "trainer.recompute: this architecture marks no layers that can be computed again; leave it out"
-        )
+        raise InputError("trainer.recompute: no layer of this architecture supports it; leave it out")
     return layers
 
 

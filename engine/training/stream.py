@@ -66,9 +66,10 @@ class Stream:
 
 
 def read_parts(paths: Iterable[Path], window_rows: int | None = None) -> list[Examples | Stream]:
-    """Read the examples of all parts as one set a size, in order of size; a set larger than a window is a stream.
+    """Read the examples of all parts, as one set for each size, smallest first.
 
-    Every row is read once before. Raise InputError if a file is not readable or a row does not fit.
+    A set with more rows than a window becomes a stream. All rows are read once, to check them. Raise InputError if a
+    file is not readable or a row does not fit.
 
     window_rows: most rows of a window; None for WINDOW_ROWS.
     """

@@ -26,7 +26,9 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
 from sector.engine.language import tokens
-from sector.engine.models.sector import SectorConfig, rope_table, rotate, scatter_logits
+from sector.engine.models.layers import rope_table, rotate
+from sector.engine.models.sector import scatter_logits
+from sector.engine.models.sector_config import SectorConfig
 from sector.engine.samplers.vllm.start import padded_head
 
 # Ids are written in this base: integers up to 256 are exact in bfloat16.
@@ -49,7 +51,7 @@ def split_ids(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PlacedAttention(nn.Module):
-    """`models.sector.Attention`: rotary by place, with keys and values in vLLM's cache."""
+    """`layers.Attention`: rotary by place, with keys and values in vLLM's cache."""
 
     def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class PlacedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """`models.sector.Block`."""
+    """`layers.Block`."""
 
     def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
