@@ -41,7 +41,7 @@ from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
 from sector.engine.policy.workers import Proof, Workers, prove
 from sector.engine.run.generate_folder import collect
 from sector.engine.run.part_folder import PartFolder
-from sector.engine.run.parts import DatasetSettings, PartRecord, encoded, write_file
+from sector.engine.run.parts import DatasetSettings, PartRecord, encoded, record_of, write_file
 from sector.engine.run.records import Fates
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -103,12 +103,10 @@ class StandInMaker:
     def __call__(self, sampler: Sampler | None, assignment: Assignment, start: int) -> PartRecord:
         """Write the file of the part that begins with a candidate, and return its record."""
         tried = min(self.settings.part_rows, self.settings.count - start)
-        content = hashlib.sha256(str(start).encode()).digest()
-        write_file(self.folder / self.settings.file_of(start), content)
+        path, content = self.folder / self.settings.file_of(start), hashlib.sha256(str(start).encode()).digest()
+        write_file(path, content)
         fates = Fates(tried=tried, accepted=tried, agreed=tried, tokens=640 * tried, rejected={})
-        sha256 = hashlib.sha256(content).hexdigest()
-        file = self.settings.file_of(start)
-        return PartRecord(**fates.as_json(), file=file, first=start, rows=tried, sha256=sha256)
+        return record_of(path, start, fates, tried, content)
 
 
 class StandIn:

@@ -214,9 +214,7 @@ class Workers:
         work = self._ray.put(assignment), self._ray.put(make_part)
         return self._run(deque(starts), lambda worker, start: worker.make.remote(start, *work))
 
-    def _run(
-        self, starts: deque[int], send: Callable[[Any, int], Any] | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    def _run(self, starts: deque[int], send: Callable[[Any, int], Any] | None = None) -> Iterator[tuple[int, Any]]:
         """Send work to free workers, and yield each result as it comes; a worker without the weights loads them first.
 
         The last result ends it: no worker that still loads is waited for.

@@ -130,7 +130,7 @@ class PartMaker:
         content = _encoded(table, label)
         path = self.folder / settings.file_of(start)
         write_file(path, content)
-        return _record(path, label, table.num_rows, content)
+        return record_of(path, start, label.fates, table.num_rows, content)
 
 
 def encoded(table: pa.Table, settings: DatasetSettings, first: int, fates: Fates) -> bytes:
@@ -167,13 +167,20 @@ def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
         label = parse_record(metadata.get(_LABEL, b""), _Label, str(path), "remove it")
     except (pa.ArrowException, OSError, UnicodeDecodeError, Damaged):
         return None
-    return label.settings, _record(path, label, file.num_rows, content)
+    return label.settings, record_of(path, label.first, label.fates, file.num_rows, content)
 
 
-def _record(path: Path, label: _Label, rows: int, content: bytes) -> PartRecord:
-    """Return the record of a part with this content."""
+def record_of(path: Path, first: int, fates: Fates, rows: int, content: bytes) -> PartRecord:
+    """Return the record of a part.
+
+    path: its file.
+    first: index of its first candidate.
+    fates: counts of its candidates.
+    rows: rows of the file.
+    content: bytes of the file.
+    """
     sha256 = hashlib.sha256(content).hexdigest()
-    return PartRecord(**dict(label.fates), file=path.name, first=label.first, rows=rows, sha256=sha256)
+    return PartRecord(**dict(fates), file=path.name, first=first, rows=rows, sha256=sha256)
 
 
 def _encoded(table: pa.Table, label: _Label) -> bytes:
