@@ -54,6 +54,11 @@ class Phase:
         return self.folder / "candidates.parquet"
 
     @property
+    def parts(self) -> Path:
+        """Folder of its parts while it generates (`round_parts.py`)."""
+        return self.folder / "parts"
+
+    @property
     def checkpoint(self) -> Path:
         """Checkpoint with the weights after it."""
         return self.root / "checkpoints" / f"{self.digits:02d}"
