@@ -26,6 +26,7 @@ from sector.engine.policy.solver import Solver
 from sector.engine.policy.workers import Workers, make_parts
 from sector.engine.run import rollback
 from sector.engine.run.directory import RunDir
+from sector.engine.run.disk import bound_disk
 from sector.engine.run.events import (
     Event,
     FileMended,
@@ -207,6 +208,7 @@ class Phases:
                 f"the problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(phase)
+        bound_disk(self._run, self._config, phase)
         yield FrontierMoved(phase.digits)
 
     def _train(self, model: Model, plan: TrainingPlan) -> Generator[Event, None, Goal]:

@@ -193,6 +193,17 @@ class StartRecord(Record):
     """Seconds of training before the snapshot."""
 
 
+class RemovedRecord(Record):
+    """Files of finished phases that a run has removed to bound its disk (`removed.json`), by digits of the phase."""
+
+    name: ClassVar[str] = "removed"
+
+    candidates: list[Digits] = []
+    """Rounds without candidates.parquet."""
+    checkpoints: list[Digits] = []
+    """Phases without checkpoint, whose training is done."""
+
+
 class SnapshotRecord(Record):
     """Position of a snapshot in its training (metadata of `training.safetensors`)."""
 
