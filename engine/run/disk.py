@@ -75,6 +75,11 @@ def disk_of(root: Path) -> dict[str, int]:
     return {**kinds, "total": sum(kinds.values())}
 
 
+def size_of(root: Path) -> int:
+    """Return the bytes of the files below a folder."""
+    return disk_of(root)["total"]
+
+
 def _kind(path: Path) -> str:
     """Return the kind of a file of a run by its path in it."""
     if path.parts[0] in ("checkpoints", "failed"):
