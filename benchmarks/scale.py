@@ -220,7 +220,7 @@ def measured_costs(setup: Setup, repeats: int = 5) -> Costs:
     return Costs(
         seconds(lambda: pickle.loads(content)),
         seconds(lambda: improved_table(block, rows, layout, provenance)),
-        seconds(lambda: encoded(table, setup.settings, 0, Fates.of(block))),
+        seconds(lambda: encoded(table, Fates.of(block), setup.settings.compression)),
         len(content),
     )
 

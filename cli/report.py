@@ -54,7 +54,7 @@ def report(
         "runs": records,
         "alarms": [alarm.as_json() for alarm in written.alarms],
     }
-    lines = [f"{record['run']}: {record['verdict']}" for record in records]
+    lines = [f"{run.root}: {run.verdict.headline}; {_disk(run.disk)}" for run in written.runs]
     if written.dataset:
         fates = written.dataset.fates
         values["dataset"] = written.dataset.as_json()
@@ -62,3 +62,10 @@ def report(
     else:
         lines.append(f"the page is {written.page}, its charts are in {written.beside}")
     output.data(values, lambda: "\n".join(map(printable, lines)))
+
+
+def _disk(sizes: dict[str, int]) -> str:
+    """Return the disk of a run in words: the total, and the largest kinds of files."""
+    kinds = sorted((kind for kind in sizes if kind != "total" and sizes[kind]), key=lambda kind: -sizes[kind])
+    parts = ", ".join(f"{kind} {sizes[kind] / 1e6:.1f}" for kind in kinds)
+    return f"{sizes['total'] / 1e6:.1f} MB on disk ({parts})"

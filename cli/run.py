@@ -20,6 +20,9 @@ def run(
     ] = None,
     chosen: RunOptions,
     workers: options.Workers = None,
+    dry_run: Annotated[
+        bool, options.flag("--dry-run", "Print the time, tokens and disk to expect, and run nothing.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a model from start to finish: supervised on short problems, then by self-play on longer ones.
@@ -34,6 +37,9 @@ def run(
     else 0. Exit code 3 means that the model no longer agrees with itself;
     the last good weights are kept.
 
+    --dry-run measures this machine for some seconds, and prints an estimate:
+    the least work that the settings allow, and the most.
+
     Under torchrun, several processes or GPUs share the training, with the
     same weights to the bit; the first process does everything else.
 
@@ -44,13 +50,18 @@ def run(
       sector run --out runs/paper --filter paper --seed 1
       sector run --task subtraction
       sector run --workers 8
+      sector run --dry-run --set keep_checkpoints=1
       torchrun --nproc-per-node 4 --no-python sector run --workers 4
       sector run --config my.toml --json > events.jsonl
       sector run --track wandb
       sector run --pretrained ~/models/SmolLM2-135M --set round.candidates=200
     """
     from sector.cli._follow import play
+    from sector.cli._forecast import show_forecast
     from sector.engine.api.settings import default_out
 
     values, source = chosen.chosen(until)
+    if dry_run:
+        show_forecast(values, source, as_json)
+        return
     play(out or default_out(values), values, source, as_json, chosen.track or (), workers)

@@ -35,12 +35,15 @@ RECIPE = 2
 ENGINES = ("native", "hf", "vllm")
 # Engines of users: classes that are called with a model.
 ENGINE_DOOR: Door[Any] = Door("engine", "--engine FILE.py:NAME", lambda: ENGINES, "sector.engine.samplers.outside")
-# Settings that may change when a run is resumed: how far it goes, and how engines use the machine. All other
+# Settings that may change when a run is resumed: how far it goes, how engines use the machine, and what stays on the
+# disk. All other
 # settings shape the files of a run: weights, examples, or metrics that are compared with each other.
 MAY_CHANGE = frozenset(
     {
         "until",
         "blocks",
+        "keep_candidates",
+        "keep_checkpoints",
         "vllm.compiled",
         "vllm.max_digits",
         "vllm.rows",
@@ -95,6 +98,12 @@ class RunConfig(Settings):
     memory for cache and activations, at most 64. The examples do not depend on it. Lower it if memory runs out."""
     hard_share: Share = 0.45
     """Share of drawn problems that have long carry chains or one short operand. Uniform draws rarely have either."""
+    keep_candidates: CountOrNone = 0
+    """Rounds whose candidates.parquet stays, the last ones; 0 keeps all. Only a report reads those of finished rounds,
+    which are most of the disk that examples take."""
+    keep_checkpoints: CountOrNone = 0
+    """Checkpoints that stay, the last ones; 0 keeps all. The best one, and those that later rounds need, stay in any
+    case, so the run can be resumed. Set it to 1 for large models."""
     audit_samples: Count = 100
     """Problems per length in the audit after each phase. More give narrower intervals and take longer."""
     supervised: SupervisedConfig = SupervisedConfig()
@@ -120,6 +129,12 @@ class RunConfig(Settings):
     def has_adapter(self) -> bool:
         """Whether an adapter is trained in the place of the weights."""
         return self.supervised.trainer.lora_rank > 0
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> Self:
+        if self.keep_checkpoints and self.round.teacher == "slow":
+            raise ValueError("the teacher slow averages all checkpoints; leave out keep_checkpoints")
+        return self
 
     @model_validator(mode="after")
     def _check_trainers(self) -> Self:

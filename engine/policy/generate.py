@@ -67,7 +67,7 @@ def generate(sampler: Sampler, assignment: Assignment, first: int = 0) -> Iterat
 
     first: first candidate of the block to begin with.
     """
-    blocks = assignment.blocks or _blocks_with_room(sampler, assignment)
+    blocks = assignment.blocks or blocks_with_room(sampler, assignment)
     for start in assignment.starts(blocks, first):
         yield generate_blocks(sampler, start, assignment, blocks)
 
@@ -105,7 +105,7 @@ def _draw(assignment: Assignment, start: int) -> Any:
     return assignment.task.draw(assignment.digits, BLOCK * assignment.pool, draws, assignment.hard_share)
 
 
-def _blocks_with_room(sampler: Sampler, assignment: Assignment) -> int:
+def blocks_with_room(sampler: Sampler, assignment: Assignment) -> int:
     """Return the blocks that an engine solves together: one on a CPU, and on a GPU those that it has room for."""
     if not isinstance(sampler, Room):
         return 1

@@ -136,8 +136,12 @@ class Improved:
     @property
     def disagreement(self) -> float | None:
         """Share of the candidates with a decided vote that a check contradicts; None without such a candidate."""
-        decided = int((self.ballot.decided & self.ballot.parsed).sum())
-        return 1 - self.num_agreed / decided if decided else None
+        return 1 - self.num_agreed / self.num_decided if self.num_decided else None
+
+    @property
+    def num_decided(self) -> int:
+        """Count of the candidates with a decided vote."""
+        return int((self.ballot.decided & self.ballot.parsed).sum())
 
     @property
     def vote_entropy(self) -> float:

@@ -162,6 +162,11 @@ class Workers:
         self._expected: Proof | None = None
         self.proofs: dict[int, Proof] = {}
 
+    @property
+    def count(self) -> int:
+        """Count of the workers."""
+        return self._count
+
     def __enter__(self) -> Self:
         return self
 

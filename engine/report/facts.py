@@ -19,6 +19,7 @@ from sector.engine.report.outcomes import Outcome, outcome_of
 from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
+from sector.engine.run.disk import disk_of, read_removed
 from sector.engine.run.records import RoundMetrics
 from sector.engine.shares import percent
 from sector.engine.tasks import find_task
@@ -88,11 +89,12 @@ class RunFacts:
     outcome: its figures.
     verdict: verdict on the run.
     changed: settings that are not the default, by dotted name.
-    gates: agreement and accuracy, by digits of the round.
+    gates: agreement and accuracy, by digits of the round; without rounds whose candidates were removed.
     label_mistakes: count of accepted examples by kind of mistake.
     seconds: seconds by phase.
     evaluation: accuracy by length, from `sector eval` if the run has one, else from the last audit.
     thoughts: candidates of some rounds.
+    disk: bytes on disk by kind of file, and in total.
     """
 
     root: Path
@@ -108,6 +110,7 @@ class RunFacts:
     seconds: dict[str, float]
     evaluation: dict[int, float]
     thoughts: list[Thought]
+    disk: dict[str, int]
 
     @property
     def longest(self) -> int:
@@ -133,6 +136,7 @@ class RunFacts:
                 "rank_correlation": rank_correlation(gates),
             },
             "label_mistakes": self.label_mistakes,
+            "disk": self.disk,
         }
 
 
@@ -158,9 +162,11 @@ def read_run(root: Path) -> RunFacts | None:
         return None
     rounds = [line.digits for line in metrics if line.is_round]
     try:
-        gates = {digits: _gate(run, digits) for digits in rounds}
+        removed = read_removed(root).candidates
+        tried = [digits for digits in rounds if digits not in removed]
+        gates = {digits: _gate(run, digits) for digits in tried}
         label_mistakes = _label_mistakes(run, rounds)
-        thoughts = list(_thoughts(run, rounds, find_task(config.task).at_once))
+        thoughts = list(_thoughts(run, tried, find_task(config.task).at_once))
     except InputError as error:
         raise InputError(f"{error}; {made_again(root)}") from error
     resolved = root.resolve()
@@ -181,6 +187,7 @@ def read_run(root: Path) -> RunFacts | None:
         seconds=_seconds(metrics, outcome),
         evaluation=scores,
         thoughts=thoughts,
+        disk=disk_of(root),
     )
 
 

@@ -5,6 +5,7 @@
     metrics.jsonl                 one line per phase
     rounds/07/examples.parquet    accepted examples of the round at 7 digits (supervised/ for the supervised phase)
     rounds/07/candidates.parquet  all candidates of the round, with verdicts
+    rounds/07/parts/              parts of these two while the round generates (`round_parts.py`)
     rounds/07/generation.json     counts, tokens and seconds of the generation
     rounds/07/training.json       cycles, tokens, seconds and agreement of the training
     rounds/supervised/start.json  snapshot that the supervised phase started from, if a grid shared one (`ablate.py`)

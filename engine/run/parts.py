@@ -20,7 +20,7 @@ from sector.engine.config import flat
 from sector.engine.errors import InputError
 from sector.engine.files import write_atomically
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.run.records import Count, Damaged, Digits, Fates, Record, Sha256, Share, parse_record
+from sector.engine.run.records import Count, Damaged, Digits, Fates, R, Record, Sha256, Share, parse_record
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.training.dataset import Provenance, improved_table
 
@@ -127,21 +127,10 @@ class PartMaker:
             fates.append(Fates.of(block))
             tables.append(improved_table(block, rows, assignment.layout, provenance))
         table, label = pa.concat_tables(tables), _Label(settings=settings, first=start, fates=Fates.sum(fates))
-        content = _encoded(table, label)
+        content = encoded(table, label, settings.compression)
         path = self.folder / settings.file_of(start)
         write_file(path, content)
         return record_of(path, start, label.fates, table.num_rows, content)
-
-
-def encoded(table: pa.Table, settings: DatasetSettings, first: int, fates: Fates) -> bytes:
-    """Return the bytes of the file of a part.
-
-    table: its examples.
-    settings: settings of the data set.
-    first: index of the first candidate.
-    fates: counts of its candidates.
-    """
-    return _encoded(table, _Label(settings=settings, first=first, fates=fates))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -158,16 +147,32 @@ def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
 
     Raise InputError if a later release wrote it.
     """
+    if (found := _read_whole(path, _Label)) is None:
+        return None
+    label, content, rows = found
+    return label.settings, record_of(path, label.first, label.fates, rows, content)
+
+
+def read_label(path: Path, kind: type[R]) -> R | None:
+    """Return the label of a file that `encoded` made; None if it is missing, damaged, or has no such label.
+
+    Raise InputError if a later release wrote it.
+    """
+    found = _read_whole(path, kind)
+    return found[0] if found else None
+
+
+def _read_whole(path: Path, kind: type[R]) -> tuple[R, bytes, int] | None:
+    """Return the label, the content and the count of rows of a file; None as `read_label`."""
     try:
         content = path.read_bytes()
         file = pq.read_metadata(io.BytesIO(content))
         metadata = file.metadata or {}
         if not _is_whole(content, metadata.get(_SHA256)):
             return None
-        label = parse_record(metadata.get(_LABEL, b""), _Label, str(path), "remove it")
+        return parse_record(metadata.get(_LABEL, b""), kind, str(path), "remove it"), content, file.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError, Damaged):
         return None
-    return label.settings, record_of(path, label.first, label.fates, file.num_rows, content)
 
 
 def record_of(path: Path, first: int, fates: Fates, rows: int, content: bytes) -> PartRecord:
@@ -183,10 +188,10 @@ def record_of(path: Path, first: int, fates: Fates, rows: int, content: bytes) -
     return PartRecord(**dict(fates), file=path.name, first=first, rows=rows, sha256=sha256)
 
 
-def _encoded(table: pa.Table, label: _Label) -> bytes:
-    """Return the bytes of the file of a part; they depend on its arguments and the release of pyarrow alone."""
+def encoded(table: pa.Table, label: Record, compression: str) -> bytes:
+    """Return the bytes of a file with a label; they depend on the arguments and the release of pyarrow alone."""
     file = io.BytesIO()
-    with pq.ParquetWriter(file, table.schema, compression=label.settings.compression) as writer:
+    with pq.ParquetWriter(file, table.schema, compression=compression) as writer:
         # One chunk, since blocks that are solved together come as one.
         writer.write_table(table.combine_chunks())
         writer.add_key_value_metadata({_LABEL: label.model_dump_json(), _SHA256: _BLANK})

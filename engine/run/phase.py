@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sector.engine.errors import made_again
 from sector.engine.files import write_text
-from sector.engine.run.records import GenerationRecord, PhaseName, StartRecord, TrainingRecord, dump_file, read_record
+from sector.engine.run.records import (
+    GenerationRecord,
+    PhaseName,
+    RemovedRecord,
+    StartRecord,
+    TrainingRecord,
+    dump_file,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from sector.engine.models.checkpoint import Model
@@ -54,14 +62,25 @@ class Phase:
         return self.folder / "candidates.parquet"
 
     @property
+    def parts(self) -> Path:
+        """Folder of its parts while it generates (`round_parts.py`)."""
+        return self.folder / "parts"
+
+    @property
     def checkpoint(self) -> Path:
         """Checkpoint with the weights after it."""
         return self.root / "checkpoints" / f"{self.digits:02d}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether its training is done."""
-        return self.checkpoint.is_dir()
+        """Whether its training is done; its checkpoint may have been removed since (`disk.py`)."""
+        return self.checkpoint.is_dir() or self.digits in self.removed.checkpoints
+
+    @property
+    def removed(self) -> RemovedRecord:
+        """Record of what the run has removed."""
+        path = self.root / f"{RemovedRecord.name}.json"
+        return read_record(path, RemovedRecord, made_again(self.root)) or RemovedRecord()
 
     def load_checkpoint(self) -> "Model":
         """Load the weights after it."""

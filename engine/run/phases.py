@@ -10,23 +10,23 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from shutil import rmtree
 
 import pyarrow as pa
-import torch
 
 from sector.engine.config import RunConfig
 from sector.engine.errors import NoAgreement
 from sector.engine.language.layout import Layout
-from sector.engine.language.rows import cat
 from sector.engine.models.adapter import check_peft, targets_of
 from sector.engine.models.checkpoint import Model, load_checkpoint, plain, save_checkpoint, task_and_layout
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.pretrained import open_pretrained
-from sector.engine.policy.generate import Assignment
+from sector.engine.policy.generate import Assignment, blocks_with_room
 from sector.engine.policy.solver import Solver
-from sector.engine.policy.workers import Workers, with_weights
+from sector.engine.policy.workers import Workers, make_parts
 from sector.engine.run import rollback
 from sector.engine.run.directory import RunDir
+from sector.engine.run.disk import bound_disk
 from sector.engine.run.events import (
     Event,
     FileMended,
@@ -43,7 +43,8 @@ from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
 from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained_model
 from sector.engine.run.plots import has_plots, plot_run
-from sector.engine.run.records import Fates, TrainingRecord
+from sector.engine.run.records import TrainingRecord
+from sector.engine.run.round_parts import RoundParts
 from sector.engine.run.stopping import Stopping
 from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import check_engine, make_sampler
@@ -54,8 +55,6 @@ from sector.engine.training import supervised
 from sector.engine.training.data_parallel import Ranks, check_useful
 from sector.engine.training.dataset import (
     Provenance,
-    candidates_table,
-    improved_table,
     labelled_table,
     write_examples,
     write_table,
@@ -123,11 +122,12 @@ class Phases:
     def generate(self, phase: Phase) -> Iterator[Event]:
         """Try candidates with the improved policy, and write the examples that the filter accepts."""
         if phase.examples.exists():
+            # A kill may have come before their removal.
+            rmtree(phase.parts, ignore_errors=True)
             return
         config, seed = self._config, rollback.seed_of_attempt(phase, self._config.seed)
         model = load_teacher(config.round, self._all_before(phase))
         sampler = self._engine(model)
-        solve = with_weights(self._workers, model, sampler)
         assignment = Assignment(
             self._task,
             self._layout,
@@ -139,23 +139,29 @@ class Phases:
             config.round.pool,
             config.blocks,
         )
-        start, parts, rows = time.perf_counter(), [], []
-        for block_rows, block in solve(assignment):
-            parts.append(block)
-            rows.append(block_rows)
+        parts = RoundParts(phase.parts, Provenance(phase.digits, seed, config.engine, sampler.weights_sha256))
+        parts.open()
+        # One block for each worker, so that all have work, unless the settings say more.
+        room = 1 if self._workers else blocks_with_room(sampler, assignment)
+        maker = parts.maker(config.blocks or room)
+        starts = maker.starts(parts.ends, assignment.count)
+        # Several workers took that time together.
+        start = time.perf_counter() - parts.seconds / (self._workers.count if self._workers else 1)
+        for _, part in make_parts(self._workers, model, sampler, starts, assignment, maker):
+            parts.add(part)
+            fates = parts.fates
             yield Generated(
                 digits=phase.digits,
-                tried=sum(len(part.problems) for part in parts),
-                of=config.round.candidates,
-                accepted=sum(int(part.accepted.sum()) for part in parts),
-                tokens_per_s=sum(part.tokens for part in parts) / (time.perf_counter() - start),
+                tried=fates.tried,
+                of=assignment.count,
+                accepted=fates.accepted,
+                tokens_per_s=fates.tokens / (time.perf_counter() - start),
             )
-        improved = cat(parts)
         seconds = time.perf_counter() - start
-        write_table(phase.candidates, candidates_table(improved))
-        phase.write(Fates.of(improved).generation(seconds, config.engine, sampler.weights_sha256, improved))
-        provenance = Provenance(phase.digits, seed, config.engine, sampler.weights_sha256)
-        self.write_accepted(phase, improved_table(improved, torch.cat(rows), self._layout, provenance))
+        write_table(phase.candidates, parts.candidates())
+        phase.write(parts.generation(seconds))
+        self.write_accepted(phase, parts.examples())
+        parts.remove()
 
     def write_accepted(self, phase: Phase, examples: pa.Table) -> None:
         """Write the accepted examples of a round. A subclass may change them, to try the guards of the loop."""
@@ -202,6 +208,7 @@ class Phases:
                 f"the problems only, less than round.min_agreement ({percent(least)})"
             )
         self._run.mark_best(phase)
+        bound_disk(self._run, self._config, phase)
         yield FrontierMoved(phase.digits)
 
     def _train(self, model: Model, plan: TrainingPlan) -> Generator[Event, None, Goal]:

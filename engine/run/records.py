@@ -118,17 +118,19 @@ class Fates(_Counted):
         return Fates(rejected=dict(rejected), **{name: numbers[name] for name in names})
 
     def generation(
-        self, seconds: float, engine: str, weights_sha256: str, improved: "Improved | None" = None
+        self,
+        seconds: float,
+        engine: str,
+        weights_sha256: str,
+        vote_entropy: float | None = None,
+        disagreement: float | None = None,
     ) -> "GenerationRecord":
-        """Return the record of the generation that tried these candidates.
-
-        improved: the candidates, if they are one batch; the record has figures of its votes then.
-        """
+        """Return the record of the generation that tried these candidates."""
         return GenerationRecord(
             **self.model_dump(include=set(_Counted.model_fields)),
             agreement=self.agreed / self.tried,
-            vote_entropy=improved.vote_entropy if improved else None,
-            disagreement=improved.disagreement if improved else None,
+            vote_entropy=vote_entropy,
+            disagreement=disagreement,
             seconds=seconds,
             engine=engine,
             weights_sha256=weights_sha256,
@@ -189,6 +191,17 @@ class StartRecord(Record):
     """Name of the snapshot in the grid's directory."""
     seconds: Seconds
     """Seconds of training before the snapshot."""
+
+
+class RemovedRecord(Record):
+    """Files of finished phases that a run has removed to bound its disk (`removed.json`), by digits of the phase."""
+
+    name: ClassVar[str] = "removed"
+
+    candidates: list[Digits] = []
+    """Rounds without candidates.parquet."""
+    checkpoints: list[Digits] = []
+    """Phases without checkpoint, whose training is done."""
 
 
 class SnapshotRecord(Record):

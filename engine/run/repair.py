@@ -14,11 +14,13 @@ from sector.engine.errors import InputError
 from sector.engine.files import write_text
 from sector.engine.models.checkpoint import check_checkpoint, complete_checkpoint
 from sector.engine.run.directory import RunDir, read_snapshot
+from sector.engine.run.disk import forget_lost, read_removed
 from sector.engine.run.phase import Phase, R
 from sector.engine.run.records import (
     METRICS,
     Damaged,
     GenerationRecord,
+    RemovedRecord,
     StartRecord,
     TrainingRecord,
     parse_metrics,
@@ -40,6 +42,7 @@ def remove_damaged(run: RunDir) -> list[str]:
             _remove(evidence)
             # The folder shows that the round has started, so it must be there.
             path.parent.mkdir(parents=True, exist_ok=True)
+        forget_lost(run, run.read_config())
         names = {str(path.relative_to(run.root)) for path, _ in damaged}
         return sorted(names) + _completed(run) + _cut_metrics(run)
     except OSError as error:
@@ -52,13 +55,14 @@ def _damaged(run: RunDir) -> Iterator[tuple[Path, Path]]:
     The evidence is the examples of a round, or its checkpoint.
     """
     config = run.read_config()
-    first = config.supervised.max_digits
+    first, removed = config.supervised.max_digits, _removed(run).candidates
     for phase in _phases(run, first):
         examples, trained = phase.examples, phase.checkpoint
         if os.path.lexists(examples) and not _is_readable(examples, read_examples):
             yield examples, examples
         is_generated = phase.is_round and examples.exists()
-        if is_generated and not _is_readable(phase.candidates, partial(_read_round, phase.digits)):
+        is_there = phase.candidates.exists() or phase.digits not in removed
+        if is_generated and is_there and not _is_readable(phase.candidates, partial(_read_round, phase.digits)):
             yield phase.candidates, examples
         if examples.exists() and not preview_of(examples).exists():
             yield preview_of(examples), examples
@@ -84,6 +88,14 @@ def _phases(run: RunDir, first: int) -> list[Phase]:
     # Checkpoint 0 is the pretrained model.
     digits = {*(phase.digits for phase in run.rounds()), *trained} - {0, first}
     return [run.supervised(first), *map(run.round, sorted(digits))]
+
+
+def _removed(run: RunDir) -> RemovedRecord:
+    """Return what the run has removed; nothing if the record is damaged, so that it is made again."""
+    try:
+        return read_removed(run.root)
+    except Damaged:
+        return RemovedRecord()
 
 
 def _completed(run: RunDir) -> list[str]:
