@@ -63,7 +63,8 @@ def drive(folder: Path, workers: int | None = WORKERS) -> None:
     while True:
         lap = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
         run = folder / f"lap{lap}"
-        with sector.run(run, workers=workers, track=TRACKERS, **{**LAP, "seed": lap}) as events:
+        settings: dict[str, Any] = {**LAP, "seed": lap}
+        with sector.run(run, workers=workers, track=TRACKERS, **settings) as events:
             last = [event.metrics for event in events if isinstance(event, PhaseAudited)]
         gc.collect()
         line = {"lap": lap, "driver": begun, "at": time.time(), "phases": len(last), **held()}

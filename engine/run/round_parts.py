@@ -30,6 +30,22 @@ _ENTROPY = "vote_entropy"
 _EXAMPLES, _CANDIDATES = "examples", "candidates"
 
 
+class Origin(Record):
+    """Origin of the examples of a part."""
+
+    seed: Count
+    """Seed of the attempt at the round."""
+    engine: str
+    """Name of the engine."""
+    weights_sha256: Sha256
+    """Digest of the weights that generated."""
+
+    @classmethod
+    def of(cls, provenance: Provenance) -> "Origin":
+        """Return the origin of rows with a provenance."""
+        return cls(seed=provenance.seed, engine=provenance.engine, weights_sha256=provenance.weights_sha256)
+
+
 class Label(Record):
     """Metadata of both files of a part."""
 
@@ -43,12 +59,8 @@ class Label(Record):
     """Rows of examples of each accepted candidate."""
     seconds: Seconds
     """Seconds that the part took."""
-    seed: Count
-    """Seed of the attempt at the round."""
-    engine: str
-    """Name of the engine."""
-    weights_sha256: Sha256
-    """Digest of the weights that generated."""
+    origin: Origin
+    """Origin of the examples."""
 
     @property
     def end(self) -> int:
@@ -91,7 +103,7 @@ class RoundPartMaker:
             decided=block.num_decided,
             lessons=len(block.lessons()),
             seconds=time.perf_counter() - began,
-            **_origin(self.provenance),
+            origin=Origin.of(self.provenance),
         )
         spread = pa.array(entropies(block.ballot.guesses, block.ballot.valid).tolist(), pa.float64())
         tables = {
@@ -133,7 +145,7 @@ class RoundParts:
         """Find the whole parts that an interrupted generation left."""
         for path in sorted(self.folder.glob(f"*.{_EXAMPLES}.parquet")):
             label = read_label(path, Label)
-            if label and label.model_dump().items() >= _origin(self.provenance).items():
+            if label and label.origin == Origin.of(self.provenance):
                 twin = self._path(label.first, _CANDIDATES)
                 if path == self._path(label.first, _EXAMPLES) and read_label(twin, Label) == label:
                     self.labels[label.first] = label
@@ -205,11 +217,6 @@ class RoundParts:
 
     def _path(self, first: int, kind: str) -> Path:
         return self.folder / f"{first:010d}.{kind}.parquet"
-
-
-def _origin(provenance: Provenance) -> dict[str, int | str]:
-    """Return what a label holds of the origin of its examples."""
-    return {"seed": provenance.seed, "engine": provenance.engine, "weights_sha256": provenance.weights_sha256}
 
 
 def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
