@@ -26,7 +26,8 @@ class Division(sector.Task):
     example = "8432/7"
     problem = "{a:N}/{d:1}+{r:1?}:{m:1?}"  # m is 0 for division and 1 for its inverse
     end = ("r",)
-    at_once = 2  # a longer quotient at once needs the remainders of all its beginnings
+    at_once = 1  # a longer quotient at once needs the remainders of all its beginnings
+    settings = {"supervised": {"cycle_steps": 4000, "trainer": {"shard_rows": 32}}}
     checks = (
         sector.check("complement", "nines' complement", complement),
         sector.check("commutative", "inverse operation", inverse, needs_answers=True),
