@@ -1,7 +1,6 @@
 """Division with remainder and its inverse, multiplication: one model learns both, and each checks the other.
 
-`8432/7` is 1204 and 4 are left. `4021/7+4:1` is the inverse: 7 times 1204, and 4, with digits in reverse order. A step
-of both takes the first digit. `r` is the remainder or the carry so far.
+`8432/7` is 1204 and 4 are left. `4021/7+4:1` is the inverse: 7*1204 + 4, backwards. A step takes the first digit.
 """
 
 import sector
@@ -24,7 +23,7 @@ def complement(p, answer):
 class Division(sector.Task):
     name = "division"
     example = "8432/7"
-    problem = "{a:N}/{d:1}+{r:1?}:{m:1?}"  # m is 0 for division and 1 for its inverse
+    problem = "{a:N}/{d:1}+{r:1?}:{m:1?}"  # r: remainder or carry so far; m: 0 for division and 1 for its inverse
     end = ("r",)
     at_once = 1  # a longer quotient at once needs the remainders of all its beginnings
     settings = {"supervised": {"cycle_steps": 4000, "trainer": {"shard_rows": 32}}}
