@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,34 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(
     labels = make(folder)
     assert contents(folder) == expected
     assert labels.this_call is not None and labels.this_call.parts == (3 if name in PARTS else 5)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for the manifest and half of the parts."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode
+    ):
+        pytest.skip("needs a right to mount")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_part_loses_no_whole_part(
+    small_disk: Path, expected: dict[str, bytes]
+) -> None:
+    folder = small_disk / "parts"
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; finished parts are kept"):
+        make(folder)
+    left = [name for name in contents(folder) if name in PARTS]
+    assert 0 < len(left) < len(PARTS) and all(contents(folder)[name] == expected[name] for name in left)
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    labels = make(folder)
+    assert labels.this_call is not None and labels.this_call.parts == len(PARTS) - len(left)
+    assert contents(folder) == expected
 
 
 def test_files_that_killed_processes_left_aside_are_removed_at_the_end(
