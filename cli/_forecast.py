@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
-from sector.cli._output import Output, clock, unwrapped
+from sector.cli._output import Output, clock
 from sector.engine.config import Values, run_config
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _view(result: "Forecast") -> Group:
         f"An estimate: measured in {result.seconds_measured:.0f} s by this engine and trainer on {result.weights} "
         f"weights at {measured} digits, beside what else runs now."
     )
-    return Group(table, unwrapped(told))
+    return Group(table, Text(told))
 
 
 def _row(phase: "PhaseForecast") -> list[str]:

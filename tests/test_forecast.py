@@ -51,6 +51,8 @@ def test_the_command_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     values = json.loads(result.stdout)
     assert values["forecast"] == "an estimate, measured now" and set(values["total"]) == {"least", "most"}
     said = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    # Each sentence begins a line, however narrow the terminal.
+    assert {"At least", "At most"} <= {line[:8].strip() for line in said.splitlines()}
     assert "At least" in said and "An estimate" in said and "shipped weights" in said
 
 
