@@ -7,6 +7,10 @@ and after any number of deaths: the block of a dead worker goes to the next free
 The model is sent once through the object store, as the files of a checkpoint. A worker gets a block only after a proof
 of its weights: their digest as its engine holds them, and its outputs for fixed problems, which must equal the outputs
 of the driver's engine.
+
+Ray starts, places and ends the actors. Which worker gets the next piece, and what follows a death, is decided here and
+not by Ray's `max_restarts` and `max_task_retries`: an actor that Ray restarts holds no weights and has proved none, Ray
+does not tell the driver of the restart, and it counts per actor, not per piece of work.
 """
 
 import hashlib
