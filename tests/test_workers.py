@@ -23,7 +23,7 @@ from sector.engine.config import Filter
 from sector.engine.errors import InputError, WorkersDied
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.rows import cat
-from sector.engine.models.checkpoint import load_checkpoint
+from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy import workers as module
 from sector.engine.policy.generate import Assignment, generate
@@ -155,6 +155,19 @@ def test_a_machine_may_take_all_its_workers_along() -> None:
         deaths.add(start, RuntimeError("gone"))
     with pytest.raises(WorkersDied, match="65 workers died in a row"):
         deaths.add(64, RuntimeError("gone"))
+
+
+def test_a_model_enters_the_object_store_once_for_all_workers(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, put, sizes = new_model("tiny", seed=4), crew._ray.put, []
+    monkeypatch.setattr(crew._ray, "put", lambda value: sizes.append(len(value)) or put(value))
+    sampler = NativeSampler(other)
+    crew.load(other, sampler)
+    crew.load(other, sampler)
+    assert sizes == [len(checkpoint_files(other))] and len(crew.proofs) == 2
+    crew.load(model, engine)
+    assert len(sizes) == 2
 
 
 def test_new_weights_reach_every_worker_and_are_proved(crew: Workers, engine: NativeSampler) -> None:
