@@ -116,7 +116,9 @@ def test_a_worker_killed_mid_batch_changes_no_byte(
             yield block
 
     assert in_files(tmp_path, kill_on_the_way()) == expected
-    assert crew.proofs[0].pid != before[0].pid and crew.proofs[1].pid == before[1].pid
+    # The worker in its place may still have been loading when the last block came.
+    assert crew.proofs.get(0) != before[0] and crew.proofs[1].pid == before[1].pid
+    assert in_files(tmp_path, solve(ASKED)) == expected
 
 
 def test_when_all_die_again_and_again_it_gives_up(
