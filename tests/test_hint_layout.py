@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import LETTERS, read_alphabet, with_letters, with_marks
+from sector.engine.language.examples import with_zeros
 from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems, draw_problems
@@ -62,12 +63,12 @@ def test_zeros_in_front_change_nothing_else() -> None:
         draw_problems(3, 40, torch.Generator().manual_seed(1)),
         find_task("subtraction").draw(3, 40, torch.Generator().manual_seed(2)),
     ):
-        written = label(problems).with_zeros(2)
+        written = with_zeros(label(problems), 2)
         expected = label(type(problems).parse(problems.texts(), 5))
         assert written.problems.texts() == expected.problems.texts()
         assert torch.equal(written.answers, expected.answers) and torch.equal(written.digit, expected.digit)
         assert written.rest.texts() == expected.rest.texts() and torch.equal(written.rest.carry, expected.rest.carry)
-    single = label(draw_problems(1, 5, torch.Generator().manual_seed(3))).with_zeros(2)
+    single = with_zeros(label(draw_problems(1, 5, torch.Generator().manual_seed(3))), 2)
     assert single.rest.is_nothing and single.answers.shape == (5, 4)
 
 

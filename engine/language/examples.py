@@ -1,16 +1,18 @@
 """Training examples: problems with their answers and first simplifications."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from sector.engine.language.layout import B
+from sector.engine.language.operands import Problems
 from sector.engine.language.rows import Record
 
 
 @dataclass(frozen=True, slots=True)
-class Examples(Record):
+class Examples(Record, Generic[B]):
     """Problems with the two completions to distill: the answer (fast) and the first simplification (slow).
 
     problems: batch of B problems of N digits (`layout.Batch`).
@@ -20,9 +22,9 @@ class Examples(Record):
     digit: `[B]` digit split off by the simplification.
     """
 
-    problems: Any
+    problems: B
     answers: Tensor
-    rest: Any
+    rest: B
     digit: Tensor
 
     def __len__(self) -> int:
@@ -31,21 +33,22 @@ class Examples(Record):
     @property
     def digits(self) -> int:
         """N, the digits of a problem."""
-        return int(self.problems.digits)
+        return self.problems.digits
 
     @property
     def task(self) -> str:
         """Name of the task."""
-        return str(self.problems.task)
+        return self.problems.task
 
-    def with_zeros(self, count: int) -> "Examples":
-        """Return the same examples with `count` zeros in front of all numbers: examples of N + `count` digits.
-
-        Examples without simplifications stay so. Only problems in columns (`Task.columns`) can be written so.
-        """
-        rest = self.rest if self.rest.is_nothing else self.rest.with_zeros(count)
-        return Examples(self.problems.with_zeros(count), F.pad(self.answers, (count, 0)), rest, self.digit)
-
-    def answers_only(self) -> "Examples":
+    def answers_only(self) -> "Examples[B]":
         """Return the same problems and answers without simplifications."""
         return Examples(self.problems, self.answers, self.problems.without_digits(), self.answers[:, -1])
+
+
+def with_zeros(examples: Examples[Problems], count: int) -> Examples[Problems]:
+    """Return the same examples with `count` zeros in front of all numbers: examples of N + `count` digits.
+
+    Examples without simplifications stay so.
+    """
+    rest = examples.rest if examples.rest.is_nothing else examples.rest.with_zeros(count)
+    return Examples(examples.problems.with_zeros(count), F.pad(examples.answers, (count, 0)), rest, examples.digit)

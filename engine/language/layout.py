@@ -7,10 +7,11 @@ leaves problems of N-1 digits.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Generic, Protocol, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from sector.engine.language import tokens
 
@@ -21,7 +22,8 @@ class Batch(Protocol):
     task: name of the task of these problems.
     """
 
-    task: ClassVar[str]
+    @property
+    def task(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -70,8 +72,12 @@ class Batch(Protocol):
         ...
 
 
+# Problems of a task; code for any task leaves the parameter out.
+B = TypeVar("B", bound=Batch, default=Any)
+
+
 @dataclass(frozen=True, slots=True)
-class Simplifications:
+class Simplifications(Generic[B]):
     """Outputs of the slow policy.
 
     rest: the remaining problems of N-1 digits.
@@ -79,7 +85,7 @@ class Simplifications:
     valid: `[B]` bool, which rows parse.
     """
 
-    rest: Any
+    rest: B
     digit: Tensor
     valid: Tensor
 

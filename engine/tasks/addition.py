@@ -25,7 +25,7 @@ from sector.engine.tasks.oracle import Truth
 from sector.engine.tasks.task import Family, Task
 
 
-class ColumnTruth(Truth):
+class ColumnTruth(Truth[Problems]):
     """Truth of a task that works column by column, from the last to the first, with carries between columns.
 
     sign: 1 if b is added to a, -1 if it is subtracted. Carries are borrows then.
@@ -43,7 +43,7 @@ class ColumnTruth(Truth):
         digits = (problems.a + self.sign * (problems.b + carries[:, 1:])) % 10
         return torch.cat([carries[:, :1], digits], dim=1)
 
-    def simplifications(self, problems: Problems) -> Simplifications:
+    def simplifications(self, problems: Problems) -> Simplifications[Problems]:
         """Return the problems without their last columns, whose carries become carry-ins, and the last digits."""
         carries, answers = self.carries(problems), self.answers(problems)
         valid = torch.ones_like(problems.carry, dtype=torch.bool)
@@ -56,7 +56,7 @@ class ColumnTruth(Truth):
         """Return the first mistake of each answer `[B, N+1]`, from the last column on."""
         return in_columns(answers, self.answers(problems), self.carries(problems), self.sign)
 
-    def simplification_mistakes(self, problems: Problems, outputs: Simplifications) -> list[Mistake]:
+    def simplification_mistakes(self, problems: Problems, outputs: Simplifications[Problems]) -> list[Mistake]:
         """Return the first mistake of each simplification, in writing order: copies, then carry, then digit."""
         truth = self.simplifications(problems)
         copied = (outputs.rest.a == truth.rest.a) & (outputs.rest.b == truth.rest.b)
@@ -134,7 +134,7 @@ def same_remainder(answers: Tensor, expected: Tensor) -> Tensor:
     return ((answers - expected) * worth).sum(dim=1) % 99 == 0
 
 
-class Addition(Task):
+class Addition(Task[Problems]):
     """The task `a+b` and `a+b+1`, with N digits per operand."""
 
     name = "addition"
@@ -172,7 +172,7 @@ class Addition(Task):
         """Return `b+a`."""
         return problems.swapped()
 
-    def restated(self, examples: Examples) -> list[Examples]:
+    def restated(self, examples: Examples[Problems]) -> list[Examples[Problems]]:
         """Return `b+a`, and the nines' complements of both; their simplifications follow as their answers do."""
         swapped = Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit)
         return [swapped, _complemented(examples), _complemented(swapped)]
@@ -191,7 +191,7 @@ class Addition(Task):
         }
 
 
-def _complemented(examples: Examples) -> Examples:
+def _complemented(examples: Examples[Problems]) -> Examples[Problems]:
     """Return the nines' complements of the examples whose answers start with 0 or 1; other answers are no sums."""
     sums = examples[examples.answers[:, 0] <= 1]
     rest = sums.rest if sums.rest.is_nothing else sums.rest.complement()

@@ -127,7 +127,7 @@ def _expected(answers: list[str | None], width: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DeclaredTruth(Truth):
+class DeclaredTruth(Truth[DeclaredProblems]):
     """Truth of a declared task, one problem at a time.
 
     declaration: the task in plain Python.
@@ -142,7 +142,7 @@ class DeclaredTruth(Truth):
         answers = [self._answer(numbers, problems.digits) for numbers in problems.rows()]
         return digit_tensor(answers, problems.answer_width)
 
-    def simplifications(self, problems: DeclaredProblems) -> Simplifications:
+    def simplifications(self, problems: DeclaredProblems) -> Simplifications[DeclaredProblems]:
         """Return the true first simplifications; if N is 1 the remaining problems have no digits."""
         steps = [self._step(numbers, problems.digits) for numbers in problems.rows()]
         digit = torch.tensor([int(piece) for piece, _ in steps], dtype=torch.int64)
@@ -155,7 +155,9 @@ class DeclaredTruth(Truth):
         wrong = (answers != self.answers(problems)).any(dim=1)
         return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
-    def simplification_mistakes(self, problems: DeclaredProblems, outputs: Simplifications) -> list[Mistake]:
+    def simplification_mistakes(
+        self, problems: DeclaredProblems, outputs: Simplifications[DeclaredProblems]
+    ) -> list[Mistake]:
         """Return the first mistake of each simplification: COPIED in a number of N digits, else ADDED."""
         truth = self.simplifications(problems)
         kinds = torch.full_like(outputs.digit, index_of(Mistake.RIGHT))
@@ -190,7 +192,7 @@ class DeclaredTruth(Truth):
         return answer
 
 
-class DeclaredTask(Task):
+class DeclaredTask(Task[DeclaredProblems]):
     """A task made of a declaration.
 
     declaration: the task in plain Python.

@@ -56,7 +56,7 @@ _WRITTEN = re.compile(r"(\d+)\*(\d*)\+(\d+)(?:~(\d+(?:,\d+){4}))?", re.ASCII)
 _IS_CARRY = (False, False, True, False, True, False)
 
 
-class Multiples(Truth):
+class Multiples(Truth[Products]):
     """Truth of multiplication: long multiplication, one digit of the multiplier a step."""
 
     def answers(self, problems: Products) -> Tensor:
@@ -68,7 +68,7 @@ class Multiples(Truth):
             problems = step.rest
         return torch.cat([problems.c, *reversed(digits)], dim=1)
 
-    def simplifications(self, problems: Products) -> Simplifications:
+    def simplifications(self, problems: Products) -> Simplifications[Products]:
         """Return the problems with one digit less of the multiplier; the rest has no digits if there is none left."""
         if problems.digits:
             return _step(problems)
@@ -80,7 +80,7 @@ class Multiples(Truth):
         wrong = (answers != self.answers(problems)).any(dim=1)
         return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
-    def simplification_mistakes(self, problems: Products, outputs: Simplifications) -> list[Mistake]:
+    def simplification_mistakes(self, problems: Products, outputs: Simplifications[Products]) -> list[Mistake]:
         """Return the first mistake of each simplification, in writing order, each number from its last digit on.
 
         A carry below the true one is CARRY_MISSED, one above it CARRY_INVENTED. Another wrong digit is ADDED, and a
@@ -105,7 +105,7 @@ def _swapped(problems: Products, answers: Tensor) -> tuple[Products, Tensor]:
     return problems.swapped(), answers
 
 
-class Multiplication(Task):
+class Multiplication(Task[Products]):
     """The task `a*b`, with N digits per factor."""
 
     name = "multiplication"
@@ -199,7 +199,7 @@ class Multiplication(Task):
         return
 
 
-def _step(problems: Products) -> Simplifications:
+def _step(problems: Products) -> Simplifications[Products]:
     """Compute c + a*d by long multiplication, where d is the multiplier's last digit."""
     products = problems.a * problems.b[:, -1:]
     tens, units = products // 10, products % 10
@@ -223,7 +223,7 @@ def _add(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(carries[-2::-1], dim=1), torch.stack(digits[::-1], dim=1)
 
 
-def _written_numbers(step: Simplifications) -> tuple[Tensor, ...]:
+def _written_numbers(step: Simplifications[Products]) -> tuple[Tensor, ...]:
     """Return the numbers that a step writes: its work, and c + a*d."""
     return *split_work(step.rest.work), torch.cat([step.rest.c, step.digit.unsqueeze(1)], dim=1)
 

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
 
+from sector.engine.language.layout import B, Simplifications
+
 if TYPE_CHECKING:
-    from sector.engine.language.layout import Simplifications
     from sector.engine.tasks.mistakes import Mistake
 
 _seals = 0
@@ -67,7 +68,7 @@ def guard(cls: type, names: Iterable[str]) -> None:
             setattr(cls, name, _guarded(value))
 
 
-class Truth(ABC):
+class Truth(ABC, Generic[B]):
     """The truth of a task's problems. Every method of a derived class raises OracleSealed while sealed.
 
     A derived class may not hold static methods, class methods or properties, which could not be guarded: TypeError.
@@ -77,17 +78,17 @@ class Truth(ABC):
         guard(cls, list(vars(cls)))
 
     @abstractmethod
-    def answers(self, problems: Any) -> Tensor:
+    def answers(self, problems: B) -> Tensor:
         """Return the true answers, `[B, W]` digits, most significant first."""
 
     @abstractmethod
-    def simplifications(self, problems: Any) -> "Simplifications":
+    def simplifications(self, problems: B) -> Simplifications[B]:
         """Return the true first simplifications; if N is 1 the remaining problems have no digits."""
 
     @abstractmethod
-    def answer_mistakes(self, problems: Any, answers: Tensor) -> "list[Mistake]":
+    def answer_mistakes(self, problems: B, answers: Tensor) -> "list[Mistake]":
         """Return the first mistake of each answer `[B, W]`."""
 
     @abstractmethod
-    def simplification_mistakes(self, problems: Any, outputs: "Simplifications") -> "list[Mistake]":
+    def simplification_mistakes(self, problems: B, outputs: Simplifications[B]) -> "list[Mistake]":
         """Return the first mistake of each simplification, in writing order."""

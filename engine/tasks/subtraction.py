@@ -55,7 +55,7 @@ def _inverse(problems: Differences, answers: Tensor) -> tuple[Differences, Tenso
     return Differences(problems.a, answers[:, 1:], problems.carry), expected
 
 
-class Subtraction(Task):
+class Subtraction(Task[Problems]):
     """The task `a-b` and `a-b-1`, with N digits per operand."""
 
     name = "subtraction"
@@ -101,11 +101,11 @@ class Subtraction(Task):
             raise InputError(f"{text.strip()!r} has a negative answer; write the larger number first")
         return len(first)
 
-    def swapped(self, problems: Differences) -> Differences:
+    def swapped(self, problems: Problems) -> Problems:
         """Return the problems themselves: a difference can be posed in one way only."""
         return problems
 
-    def draft(self, problems: Differences, answers: Tensor | None, layout: Layout) -> Tensor:
+    def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
         """Return a draft; see `column_draft`."""
         return column_draft(problems, answers, layout, sign=-1)
 

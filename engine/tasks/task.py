@@ -9,14 +9,15 @@ leaves problems of N-1 digits.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
-from sector.engine.language.layout import Layout
+from sector.engine.language.examples import Examples
+from sector.engine.language.layout import B, Layout
 from sector.engine.language.number_text import NumberText
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_layout import DigitOrder
@@ -25,7 +26,7 @@ from sector.engine.tasks.check import Check
 from sector.engine.tasks.oracle import Truth
 
 
-class Task(ABC):
+class Task(ABC, Generic[B]):
     """A kind of problem to learn. To add a task, add a module to `engine/tasks/` with an instance named TASK.
 
     name: name in the config and in checkpoints.
@@ -42,7 +43,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     example: ClassVar[str]
-    truth: ClassVar[Truth]
+    truth: Truth[B]
     checks: ClassVar[tuple[Check, ...]]
     at_once: ClassVar[int | None] = None
     settings: ClassVar[Mapping[str, object]] = {}
@@ -79,14 +80,14 @@ class Task(ABC):
         return NumberText(alphabet, self.writing, DigitOrder(order))
 
     @abstractmethod
-    def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
+    def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> B:
         """Draw problems of N = `digits`; a share `hard_share` of them is harder than uniform digits."""
 
     def num_lessons(self, digits: int) -> int:
         """Return the number of kinds of problems that the supervised phase must teach at N = `digits`."""
         return 1
 
-    def draw_lesson(self, digits: int, lesson: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Any:
+    def draw_lesson(self, digits: int, lesson: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> B:
         """Draw problems of one kind, from 0 to `num_lessons` - 1."""
         return self.draw(digits, count, draws, hard_share)
 
@@ -94,11 +95,11 @@ class Task(ABC):
         """Return the size of a problem as `Batch.texts` writes it. Problems of one size can form a batch."""
         return digits
 
-    def answers_at_once(self, problems: Any) -> bool:
+    def answers_at_once(self, problems: B) -> bool:
         """Return whether the direct answers to these problems are taught."""
         return self.at_once is None or problems.digits <= self.at_once
 
-    def num_simplifications(self, problems: Any, num_guesses: int) -> int:
+    def num_simplifications(self, problems: B, num_guesses: int) -> int:
         """Return the number of simplifications for a number of guesses.
 
         A guess follows each simplification that leaves a problem to answer at once. A one-digit problem that is
@@ -128,7 +129,7 @@ class Task(ABC):
         return answers[..., :width]
 
     @abstractmethod
-    def parse(self, texts: list[str], digits: int | None = None) -> Any:
+    def parse(self, texts: list[str], digits: int | None = None) -> B:
         """Parse problems as typed, padded to one size. InputError names the first text that is not a problem."""
 
     @abstractmethod
@@ -136,10 +137,10 @@ class Task(ABC):
         """Return N of a problem as typed. InputError as in `parse`."""
 
     @abstractmethod
-    def swapped(self, problems: Any) -> Any:
+    def swapped(self, problems: B) -> B:
         """Return problems with the same answers, posed in another way; the problems themselves if there is no other."""
 
-    def restated(self, examples: Any) -> list[Any]:
+    def restated(self, examples: Examples[B]) -> list[Examples[B]]:
         """Return the examples as other problems that checks pose, with the answers and simplifications that follow.
 
         The list is empty if their simplifications do not follow.
@@ -147,7 +148,7 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def draft(self, problems: Any, answers: Tensor | None, layout: Layout) -> Tensor | None:
+    def draft(self, problems: B, answers: Tensor | None, layout: Layout) -> Tensor | None:
         """Return a draft of the first ids of a simplification, or None. A wrong draft costs time only.
 
         answers: `[B, >= W]` leading digits of earlier answers of the model, or None.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
-from sector.engine.language.examples import Examples
+from sector.engine.language.examples import Examples, with_zeros
 from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import (
     Model,
@@ -282,7 +282,7 @@ def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: tor
     """Return examples of one length as a shard for a model."""
     if isinstance(model, TextModel):
         if config.zeros:
-            examples = examples.with_zeros(int(torch.randint(0, config.zeros + 1, (), generator=draws)))
+            examples = with_zeros(examples, int(torch.randint(0, config.zeros + 1, (), generator=draws)))
         return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
     return lay_out(examples, model.config.digit_order, config, draws)
 
