@@ -159,7 +159,9 @@ def test_hints_and_zeros_are_for_columns_of_two_numbers() -> None:
     with pytest.raises(InputError, match="for 50 digits at most, with zeros in front; lower until or trainer"):
         run_config({"preset": "text-tiny", "until": 43, **zeros})
     assert run_config({"pretrained": "model", "task": "subtraction", **zeros}).round.trainer.zeros == 8
-    assert run_config({"preset": "text-tiny", "until": 42, **zeros}).text_layout == "hints"
+    assert run_config({"preset": "text-tiny", "until": 42}).round.trainer.zeros == 8
+    without = {"round": {"trainer": {"zeros": 0}}}
+    assert run_config({"preset": "text-tiny", "until": 50, **without}).round.trainer.zeros == 0
 
 
 def test_differences_as_text_have_one_order_of_digits() -> None:
