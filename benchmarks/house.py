@@ -46,7 +46,7 @@ def measure(root: Path) -> dict[str, str]:
     lines = [len(text.splitlines()) for text in code]
     has_docstring = [ast.get_docstring(function) is not None for function in functions if function.name[0] != "_"]
     has_clause = [bool(CLAUSES.search(text)) for _, text in docstrings(root)]
-    untyped = sum(text.count("dict[str, object]") for text in code)
+    untyped = sum(text.count("dict[str, Any]") for text in code)
     return {
         "files": str(len(files)),
         "lines": f"{sum(lines):,}",
@@ -56,7 +56,7 @@ def measure(root: Path) -> dict[str, str]:
         "arguments": _spread([_arguments(function) for function in functions]),
         "public functions with docstring": _share(has_docstring),
         "docstrings with a clause in the place of a noun": _share(has_clause),
-        "`dict[str, object]` per 1,000 lines": f"{1000 * untyped / sum(lines):.1f}",
+        "`dict[str, Any]` per 1,000 lines": f"{1000 * untyped / sum(lines):.1f}",
         "folders of code": str(len({path.parent for path in files})),
         "arrows between folders": str(len(_arrows(root, files, trees))),
         "lines of README.md": str(len((root / "README.md").read_text(encoding="utf-8").splitlines())),
