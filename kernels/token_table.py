@@ -18,7 +18,6 @@ class TokenTable:
 
     num_digits: classes below it are digits.
     num_local: classes below it have a place.
-    num_shifts: variants of each mark except `pad`.
     max_place: the largest place.
     end, eos: classes of the end of a number and of a sequence.
     carry_0: class of the carry mark 0; carry_0 + 1 is the carry mark 1.
@@ -29,7 +28,6 @@ class TokenTable:
 
     num_digits: int
     num_local: int
-    num_shifts: int
     max_place: int
     end: int
     carry_0: int

@@ -105,7 +105,6 @@ def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
     return TokenTable(
         num_digits=NUM_DIGITS,
         num_local=NUM_LOCAL,
-        num_shifts=NUM_SHIFTS,
         max_place=MAX_PLACE,
         end=END,
         carry_0=CARRY_0,
