@@ -26,8 +26,7 @@ from sector.engine.models.bound import check_learned
 from sector.engine.models.layers import Block, rope_table
 from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
-from sector.engine.models.sector_config import PRESETS
-from sector.engine.models.sector_config import SectorConfig
+from sector.engine.models.sector_config import PRESETS, SectorConfig
 
 # The longest row of any task, in prompts: a simplification of a product is nearly four prompts long.
 _PROMPTS_OF_A_ROW = 5
