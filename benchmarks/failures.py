@@ -31,12 +31,12 @@ SETTINGS = small(
 # A process that runs `sector`, except that the loss is NaN from the fifth step of training at 7 digits on.
 NAN = """
 import sys
-from sector.engine.training import distill
-true_loss, calls = distill.Rows.loss, []
+from sector.engine.training.place_rows import Rows
+true_loss, calls = Rows.loss, []
 def poisoned(model, rows, weight):
     calls.append(1)
     return true_loss(model, rows, weight) * (float("nan") if len(calls) > 16 else 1.0)
-distill.Rows.loss = poisoned
+Rows.loss = poisoned
 from sector.cli.app import main
 sys.argv[0] = "sector"
 main()

@@ -19,13 +19,12 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import random
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,22 +49,19 @@ from sector.engine.training.dataset import Provenance, improved_table
 # Candidates a second of an H200: `tiny`, 20 digits, the filter strict, float32, 4,000 rows at once.
 H200_RATE = 16_200.0
 _DIGITS = 20
+_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Processor time of one block of candidates, in seconds, on this machine.
 
-    unpack: to unpack the block from a worker, as the driver does for `--out FILE.parquet`.
     table: to make its rows.
     encode: to encode them as parquet.
-    num_bytes: size of the block as it travels.
     """
 
-    unpack: float
     table: float
     encode: float
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +154,11 @@ class StandIns(Workers):
         self.num_started += 1
         return actor.remote(*self._of_actor, self.num_started)
 
+    def unpack_seconds(self, block: object) -> float:
+        """Return the processor time to unpack a block from a worker, as the driver does for `--out FILE.parquet`."""
+        reference = self._ray.put(block)
+        return _seconds(lambda: self._ray.get(reference))
+
     def _replace(self, index: int) -> None:
         """Start a process in the place of the dead one, for all its workers; the first one that tells does so."""
         place = index % self.num_processes
@@ -201,28 +202,26 @@ def main() -> None:
     write_record(arguments.json, "scale", costs=_named(costs), weather=_named(weather), cells=cells, same_bytes=same)
 
 
-def measured_costs(setup: Setup, repeats: int = 5) -> Costs:
-    """Return what a block costs driver and worker, in the median of some repeats."""
+def measured_costs(setup: Setup) -> Costs:
+    """Return what the table of a block costs."""
     rows, block = generate_blocks(setup.sampler, 0, setup.assignment)
-    content = pickle.dumps((rows, block), protocol=5)
     provenance = Provenance(_DIGITS, 0, "native", setup.settings.weights_sha256)
-    layout = setup.assignment.layout
-
-    def seconds(work: Any) -> float:
-        times = []
-        for _ in range(repeats):
-            start = time.process_time()
-            work()
-            times.append(time.process_time() - start)
-        return statistics.median(times)
-
+    layout, fates = setup.assignment.layout, Fates.of(block)
     table = improved_table(block, rows, layout, provenance)
     return Costs(
-        seconds(lambda: pickle.loads(content)),
-        seconds(lambda: improved_table(block, rows, layout, provenance)),
-        seconds(lambda: encoded(table, Fates.of(block), setup.settings.compression)),
-        len(content),
+        _seconds(lambda: improved_table(block, rows, layout, provenance)),
+        _seconds(lambda: encoded(table, fates, setup.settings.compression)),
     )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the processor time of work, in the median of some repeats."""
+    times = []
+    for _ in range(_REPEATS):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Costs) -> dict[str, Any]:
@@ -236,6 +235,8 @@ def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Co
         with StandIns(count, processes, proof, weather) as crew:
             started = time.perf_counter()
             crew.load(setup.model, setup.sampler)
+            loaded = time.perf_counter()
+            unpack = crew.unpack_seconds(generate_blocks(setup.sampler, 0, setup.assignment))
             ready, used = time.perf_counter(), time.process_time()
             maker = StandInMaker(out, settings)
             collect(folder, crew.make_parts(folder.missing(), setup.assignment, maker), lambda *_: None)
@@ -246,13 +247,13 @@ def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Co
     parts = len(settings.starts)
     work = [weather.seconds(min(settings.part_rows, settings.count - start), start) for start in settings.starts]
     best = max(math.ceil(parts / count) * statistics.fmean(work), max(work))
-    before = (costs.unpack + costs.table) / BLOCK
+    before = (unpack + costs.table) / BLOCK
     return {
         "workers": count,
         "candidates": settings.count,
         "parts": parts,
         "part_seconds": statistics.fmean(work),
-        "start_up_seconds": ready - started,
+        "start_up_seconds": loaded - started,
         "seconds": seconds,
         "seconds_of_perfect_workers": best,
         "efficiency": best / seconds,
@@ -261,6 +262,7 @@ def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Co
         "driver_seconds": used,
         "driver_us_per_candidate": 1e6 * used / settings.count,
         "driver_us_per_candidate_of_a_file": 1e6 * before,
+        "unpack_seconds": unpack,
         "deaths_of_processes": deaths,
         "sha256": digest,
     }

@@ -32,7 +32,7 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, TrainingStep
 from sector.engine.run.open import open_run
 from sector.engine.selfplay import self_play
-from sector.engine.training import distill
+from sector.engine.training import distill, place_rows
 from sector.engine.training.data_parallel import Gradient
 
 
@@ -227,16 +227,16 @@ def test_a_loss_that_is_no_number_is_never_saved(
     fresh_run: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Once, at a step of round 7: the error names it, and the same command goes on as if nothing had been."""
-    true_loss, calls, shards = distill.Rows.loss, [], RoundConfig().trainer.num_shards
+    true_loss, calls, shards = place_rows.Rows.loss, [], RoundConfig().trainer.num_shards
 
     def poisoned(*args: Any) -> torch.Tensor:
         calls.append(1)
         return true_loss(*args) * (float("nan") if len(calls) > shards * (at - 1) else 1.0)
 
-    monkeypatch.setattr(distill.Rows, "loss", poisoned)
+    monkeypatch.setattr(place_rows.Rows, "loss", poisoned)
     with pytest.raises(Diverged, match=f"nan at step {(at - 1) % 5}"):
         go_on(fresh_run)
-    monkeypatch.setattr(distill.Rows, "loss", true_loss)
+    monkeypatch.setattr(place_rows.Rows, "loss", true_loss)
     go_on(fresh_run)
     assert_same(fresh_run, finished_run)
 

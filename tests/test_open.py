@@ -58,7 +58,6 @@ REFUSED: dict[str, list[str]] = {
     "no_model": ["run", "--pretrained", "nowhere"],
     "task": ["run", "--pretrained", "llama", "--task", "subtraction"],
     "digits": ["run", "--pretrained", "bad"],
-    "text_by_workers": ["run", "--pretrained", "llama", "--workers", "1"],
     "workers": ["run", "--workers", "1000"],
     "setting": ["run", "--set", "round.trainer.learning_rate=inf"],
     "tracker": ["run", "--track", "wandb"],

@@ -21,7 +21,7 @@ from sector.engine import outside, tasks
 from sector.engine.config import Filter, VllmConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.operands import plain_decimals
-from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint, weights_bytes
+from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from sector.engine.models.sector import new_model
 from sector.engine.outside import load_origins, origins
 from sector.engine.policy.generate import Assignment, generate
@@ -215,7 +215,7 @@ def test_a_worker_in_another_process_solves_an_outside_task(parity: Path) -> Non
     ((_, expected),) = generate(engine, assignment)
     expected_proof = prove(engine, task, task.layout("msd"))
     weights, sent = (
-        pickle.dumps((weights_bytes(model), model.config.to_json_string(), origins())),
+        pickle.dumps((checkpoint_files(model), origins())),
         pickle.dumps(assignment),
     )
     forget()

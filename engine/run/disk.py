@@ -15,6 +15,9 @@ from sector.engine.run.directory import RunDir
 from sector.engine.run.phase import Phase
 from sector.engine.run.records import Damaged, RemovedRecord, dump_file
 
+# Page and pictures of `sector report`, in the run by default.
+_REPORT = ("report.html", "report")
+
 
 def bound_disk(run: RunDir, config: RunConfig, advanced: Phase) -> None:
     """Remove files of finished phases that the settings do not keep.
@@ -64,14 +67,18 @@ def forget_lost(run: RunDir, config: RunConfig) -> None:
 
 
 def disk_of(root: Path) -> dict[str, int]:
-    """Return the bytes that the files of a run take, by kind; `total` is their sum."""
+    """Return the bytes that the files of a run take, by kind; `total` is their sum.
+
+    Its report does not count, so that a second report tells the same.
+    """
     kinds = dict.fromkeys(("checkpoints", "candidates", "examples", "failed", "other"), 0)
     for folder, _, names in os.walk(root):
         for name in names:
             # A file may vanish while the run goes on.
             with suppress(OSError):
-                path = Path(folder, name)
-                kinds[_kind(path.relative_to(root))] += path.lstat().st_size
+                path = Path(folder, name).relative_to(root)
+                if path.parts[0] not in _REPORT:
+                    kinds[_kind(path)] += (root / path).lstat().st_size
     return {**kinds, "total": sum(kinds.values())}
 
 

@@ -44,7 +44,7 @@ class GraphedGradients:
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
     def gradient_of(self, model: SectorForCausalLM, shard: Any) -> Gradient:
-        """Return the loss and the gradient of a shard (`distill.Rows`) that is on the CPU."""
+        """Return the loss and the gradient of a shard (`place_rows.Rows`) that is on the CPU."""
         key = (*shard.ids.shape, *shard.lengths)
         if key not in self._graphs:
             self._graphs[key] = self._new(model, shard)
