@@ -31,12 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS
 from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout
 from sector.engine.outside import Origin
 from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
+from sector.engine.policy.improve import Improved
 from sector.engine.policy.workers import Proof, Workers, prove
 from sector.engine.run.generate_folder import collect
 from sector.engine.run.part_folder import PartFolder
@@ -98,7 +100,7 @@ class StandInMaker:
 
     def __call__(self, sampler: Sampler | None, assignment: Assignment, start: int) -> PartRecord:
         """Write the file of the part that begins with a candidate, and return its record."""
-        tried = min(self.settings.part_rows, self.settings.count - start)
+        tried = _candidates(self.settings, start)
         path, content = self.folder / self.settings.file_of(start), hashlib.sha256(str(start).encode()).digest()
         write_file(path, content)
         fates = Fates(tried=tried, accepted=tried, agreed=tried, tokens=640 * tried, rejected={})
@@ -118,8 +120,7 @@ class StandIn:
 
     async def make(self, start: int, assignment: Assignment, make_part: StandInMaker) -> PartRecord:
         """Wait as long as a worker needs for the part, and write it; or die, with all workers of this process."""
-        candidates = min(make_part.settings.part_rows, assignment.count - start)
-        await asyncio.sleep(self._weather.seconds(candidates, start))
+        await asyncio.sleep(self._weather.seconds(_candidates(make_part.settings, start), start))
         if self._chance.random() < self._weather.deaths:
             os._exit(1)
         return make_part(None, assignment, start)
@@ -177,12 +178,14 @@ class Setup:
     sampler: the driver's engine.
     assignment: the work.
     settings: settings of the data set.
+    solved: its first block, candidate indices and improved batch, for measuring.
     """
 
     model: Model
     sampler: Sampler
     assignment: Assignment
     settings: DatasetSettings
+    solved: tuple[Tensor, Improved]
 
 
 def main() -> None:
@@ -203,8 +206,8 @@ def main() -> None:
 
 
 def measured_costs(setup: Setup) -> Costs:
-    """Return what the table of a block costs."""
-    rows, block = generate_blocks(setup.sampler, 0, setup.assignment)
+    """Return the cost of the table of a block."""
+    rows, block = setup.solved
     provenance = Provenance(_DIGITS, 0, "native", setup.settings.weights_sha256)
     layout, fates = setup.assignment.layout, Fates.of(block)
     table = improved_table(block, rows, layout, provenance)
@@ -236,7 +239,7 @@ def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Co
             started = time.perf_counter()
             crew.load(setup.model, setup.sampler)
             loaded = time.perf_counter()
-            unpack = crew.unpack_seconds(generate_blocks(setup.sampler, 0, setup.assignment))
+            unpack = crew.unpack_seconds(setup.solved)
             ready, used = time.perf_counter(), time.process_time()
             maker = StandInMaker(out, settings)
             collect(folder, crew.make_parts(folder.missing(), setup.assignment, maker), lambda *_: None)
@@ -245,7 +248,7 @@ def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Co
         folder.finish()
         digest = _digest(out)
     parts = len(settings.starts)
-    work = [weather.seconds(min(settings.part_rows, settings.count - start), start) for start in settings.starts]
+    work = [weather.seconds(_candidates(settings, start), start) for start in settings.starts]
     best = max(math.ceil(parts / count) * statistics.fmean(work), max(work))
     before = (unpack + costs.table) / BLOCK
     return {
@@ -299,7 +302,12 @@ def work_of(candidates: int, part_rows: int) -> Setup:
         part_rows=part_rows,
         compression="zstd",
     )
-    return Setup(model, sampler, assignment, settings)
+    return Setup(model, sampler, assignment, settings, generate_blocks(sampler, 0, assignment))
+
+
+def _candidates(settings: DatasetSettings, start: int) -> int:
+    """Return the number of candidates of the part that begins with a candidate; the last part may have fewer."""
+    return min(settings.part_rows, settings.count - start)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def bound_disk(run: RunDir, config: RunConfig, advanced: Phase) -> None:
 
 
 def read_removed(root: Path) -> RemovedRecord:
-    """Read what a run has removed; nothing without a record. Raise Damaged if the record is."""
+    """Read the record of removed files; an empty one if there is none. Raise Damaged if it is damaged."""
     return Phase(root, 1, is_round=False).removed
 
 

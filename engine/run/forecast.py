@@ -166,7 +166,7 @@ def forecast(config: RunConfig) -> Forecast:
 
 
 def _weights(config: RunConfig) -> tuple[Model, str]:
-    """Return weights of the shape of a run, and what they are: those that ship for its task, if they fit, or new ones.
+    """Return weights of the shape of a run, and their kind: those that ship for its task, if they fit, or new ones.
 
     Trained weights end their answers, so their speed is that of a run.
     """

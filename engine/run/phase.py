@@ -78,7 +78,7 @@ class Phase:
 
     @property
     def removed(self) -> RemovedRecord:
-        """Record of what the run has removed."""
+        """Record of the files that the run has removed."""
         path = self.root / f"{RemovedRecord.name}.json"
         return read_record(path, RemovedRecord, made_again(self.root)) or RemovedRecord()
 

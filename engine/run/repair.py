@@ -91,7 +91,7 @@ def _phases(run: RunDir, first: int) -> list[Phase]:
 
 
 def _removed(run: RunDir) -> RemovedRecord:
-    """Return what the run has removed; nothing if the record is damaged, so that it is made again."""
+    """Return the record of removed files; an empty one if it is damaged, so that it is made again."""
     try:
         return read_removed(run.root)
     except Damaged:
