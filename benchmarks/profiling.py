@@ -35,6 +35,7 @@ from sector.engine.samplers.protocol import Sampler
 from sector.engine.seeding import stream_seed
 from sector.engine.spans import span
 from sector.engine.training.distill import start_training, train_cycle
+from sector.engine.training.locations import LocationLike
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def profile_generate(
 
 
 def profile_distill(
-    model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int, recording: Recording
+    model: Path, data: Sequence[LocationLike], replay: Sequence[LocationLike], seed: int, recording: Recording
 ) -> dict[str, object]:
     """Profile training steps on files as `distill_files` takes them; return the figures. No weights are written."""
     training = open_training(model, data, replay, seed)

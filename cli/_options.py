@@ -153,9 +153,10 @@ GymSettings = Annotated[
     list[str] | None,
     option("KEY=VALUE", "Change a setting of the generator, as in max_terms=2. Repeatable.", "--gym-set"),
 ]
-Data = Annotated[list[Path], option("FILE|DIR", "Parquet file or folder of examples to train on. Repeatable.")]
+# Not paths, which would take an address such as s3://bucket/nine for one.
+Data = Annotated[list[str], option("FILE|DIR", "Parquet file or folder of examples to train on. Repeatable.")]
 Replay = Annotated[
-    list[Path] | None, option("FILE|DIR", "Parquet file or folder of earlier examples to replay. Repeatable.")
+    list[str] | None, option("FILE|DIR", "Parquet file or folder of earlier examples to replay. Repeatable.")
 ]
 
 RunPreset = Annotated[

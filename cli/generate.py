@@ -37,6 +37,7 @@ def generate(
     FILE.preview.jsonl, beside the Parquet file, holds a few examples to read.
     A name with a slash at its end is a folder of Parquet files with
     manifest.json. After an interruption the same command goes on with it.
+    It may be an address of fsspec, such as s3://bucket/nine/.
 
     Examples:
 

@@ -12,7 +12,7 @@ from sector.cli._streams import printable
 
 def report(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="RUN...",
             help="Run directories, or a folder of `sector generate`. The directory of a grid stands for all its runs.",

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from forked import forked
 from recorded import training
-from scripted import Scripted
 from small_run import SMALL, assert_same, give_weights, kill_when, start
 
 from sector.benchmarks import poison
@@ -19,13 +18,13 @@ from sector.engine.config import run_config
 from sector.engine.errors import NoAgreement
 from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import weights_sha256
+from sector.engine.policy.workers import Measure
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, FrontierMoved, TrainingStep
 from sector.engine.run.goals import Goals
 from sector.engine.run.phase import Phase
 from sector.engine.run.phases import Phases
 from sector.engine.run.plan import replay_sets
-from sector.engine.samplers.protocol import Sampler
 from sector.engine.selfplay import run_phases, self_play
 from sector.engine.tasks import oracle, true_answers
 from sector.engine.tasks.addition import TASK as ADDITION
@@ -250,11 +249,11 @@ def test_how_far_a_leap_is(max_leap: int, until: int, agrees_to: int, leap: int)
     asked = []
 
     class Agreeing(Goals):
-        def agreement(self, sampler: Sampler, digits: int) -> float:
+        def agreement(self, measure: Measure, digits: int) -> float:
             asked.append(digits)
             return config.round.leap_agreement if digits <= agrees_to else 0.0
 
-    assert Agreeing(config, ADDITION, PlaceLayout()).leap(Scripted(), 8) == leap
+    assert Agreeing(config, ADDITION, PlaceLayout()).leap(list, 8) == leap
     # No probe beyond the first that fails, nor beyond the end.
     assert all(digits <= until for digits in asked) and sum(digits > agrees_to for digits in asked) <= 1
 

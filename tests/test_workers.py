@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from forked import forked
+from small_run import give_weights, start
 
 from sector.benchmarks.small_run import workers_of
 from sector.engine.config import Filter
@@ -27,7 +28,10 @@ from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy import workers as module
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.workers import Deaths, Workers, prove, with_weights
+from sector.engine.policy.workers import Deaths, Workers, measure_on, prove, with_weights
+from sector.engine.run.audit import Exam
+from sector.engine.run.goals import Goals
+from sector.engine.run.phases import Phases
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.tasks.addition import TASK as ADDITION
 from sector.engine.training.dataset import Provenance, candidates_table, improved_table, write_table
@@ -147,16 +151,58 @@ def test_work_that_kills_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         deaths.add(250, RuntimeError("gone"))
         deaths.in_a_row = 0
     deaths.add(500, RuntimeError("gone"))
-    with pytest.raises(WorkersDied, match="4 workers died at the candidates from 250 on; the last: gone"):
+    with pytest.raises(WorkersDied, match=r"4 workers died at one piece of work \(250\); the last: gone"):
         deaths.add(250, RuntimeError("gone"))
 
 
 def test_a_machine_may_take_all_its_workers_along() -> None:
     deaths = Deaths(64)
-    for start in range(64):
-        deaths.add(start, RuntimeError("gone"))
+    for number in range(64):
+        deaths.add(number, RuntimeError("gone"))
     with pytest.raises(WorkersDied, match="65 workers died in a row"):
         deaths.add(64, RuntimeError("gone"))
+
+
+def test_workers_measure_what_one_engine_measures(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [
+        Exam(ADDITION, PlaceLayout(), policy, ASKED.settings, 1, digits, 60)
+        for policy in ("fast", "slow", "improved")
+        for digits in (5, 7)
+    ]
+    expected = [job(engine) for job in jobs]
+    assert len({score.correct for score in expected}) > 1
+    measure = measure_on(crew, model, engine)
+    monkeypatch.delattr(NativeSampler, "sample")
+    assert measure(jobs) == expected
+
+
+def test_a_run_probes_and_audits_on_its_workers(
+    crew: Workers, model: SectorForCausalLM, engine: NativeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the proof of the weights asks the engine of the driver."""
+    sample, asked = NativeSampler.sample, []
+
+    def counting(sampler: NativeSampler, prompts: Any, *rest: Any, **named: Any) -> Any:
+        asked.append(len(prompts))
+        return sample(sampler, prompts, *rest, **named)
+
+    monkeypatch.setattr(NativeSampler, "sample", counting)
+    found = []
+    for workers in (None, crew):
+        asked.clear()
+        run, config = start(tmp_path / str(workers is crew), until=7)
+        give_weights(run)
+        for _ in Phases(run, config, workers).supervise():
+            pass
+        goals = Goals(config, ADDITION, PlaceLayout())
+        reached = goals.reached(run.supervised(6), measure_on(workers, model, engine), cycle=0)
+        assert (max(asked) == module._PROOF_ROWS) == (workers is crew)
+        (line,) = run.metrics()
+        audited = {name: value for name, value in line.as_json().items() if not name.startswith("seconds")}
+        found.append((audited, reached, goals.tokens))
+    assert found[0] == found[1] and goals.tokens > 0
 
 
 def test_a_model_enters_the_object_store_once_for_all_workers(

@@ -13,13 +13,14 @@ from sector.engine.run.labels import Labels
 from sector.engine.run.part_folder import is_dataset
 from sector.engine.run.request import Request
 from sector.engine.run.steps import OnProgress, no_progress
+from sector.engine.training.locations import LocationLike, is_address, location_of, name_of
 
 
 def generate(
     model: ModelLike,
     digits: int,
     count: int,
-    out: str | os.PathLike[str] | None = None,
+    out: LocationLike | None = None,
     *,
     engine: str = "native",
     filter: str | Filter | Values = "strict",
@@ -42,7 +43,7 @@ def generate(
     count: problems to try.
     out: parquet file to write, with a preview beside it; None writes no file. A name with a slash at its end, or of a
         data set, is a folder of parts: a call with the same arguments goes on with it, and memory does not grow with
-        `count`.
+        `count`. It may be an address that fsspec reaches, as `s3://bucket/nine/`.
     engine: engine that generates: a name, FILE.py:NAME or MODULE:NAME.
     filter: checks that an answer must pass, by name, as a `Filter`, or as a table of settings.
     k: guesses of a vote; by default that of the filter.
@@ -63,12 +64,20 @@ def generate(
         settings, workers,
     )  # fmt: skip
     if out is not None and _is_folder(out):
-        return generate_folder(opened(model), Path(out), request, part_rows, compression)
+        return generate_folder(opened(model), location_of(out), request, part_rows, compression)
     if part_rows is not None or compression is not None:
         raise InputError("part_rows and compression are for a folder; end the name in --out with a slash")
-    return generate_examples(opened(model), None if out is None else Path(out), request)
+    return generate_examples(opened(model), None if out is None else Path(name_of(out)), request)
 
 
-def _is_folder(out: str | os.PathLike[str]) -> bool:
-    """Return whether a name is that of a folder: it ends with a slash, or is that of a data set."""
-    return os.fspath(out).endswith(("/", os.sep)) or is_dataset(Path(out))
+def _is_folder(out: LocationLike) -> bool:
+    """Return whether a name is that of a folder: it ends with a slash, or is that of a data set.
+
+    Raise InputError for a single file in a store.
+    """
+    name = name_of(out)
+    if name.endswith(("/", os.sep)) or is_dataset(location_of(out)):
+        return True
+    if is_address(name):
+        raise InputError(f"{out} would be one file, which a call writes at its end; end it with a slash for a folder")
+    return False

@@ -1,4 +1,5 @@
 """Generation by several workers: blocks of candidates go to Ray actors, and come back in the order of their indices.
+Measurements of the weights, the probes and audits of a run, go to the same actors.
 
 A block (`generate.BLOCK` candidates) depends only on its index and the weights, and every worker solves it with one
 thread, in the same tiles. So the output is the same to the byte for any number of workers, for any order of the blocks,
@@ -25,7 +26,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -106,6 +107,11 @@ class Worker:
         assert self._sampler is not None, "weights are loaded before the first part"
         return make_part(self._sampler, assignment, start)
 
+    def measure(self, job: "Job[T]") -> T:
+        """Call a function with the engine, and return its result, which is small."""
+        assert self._sampler is not None, "weights are loaded before the first job"
+        return job(self._sampler)
+
 
 def prove(sampler: Sampler, task: Task, layout: Layout) -> Proof:
     """Return the proof of an engine: the digests of its weights and of its outputs for fixed problems."""
@@ -136,7 +142,7 @@ class Deaths:
     def add(self, start: int | None, error: Exception) -> None:
         """Count the death of a worker. Raise WorkersDied if too many died in a row, or on one piece of work.
 
-        start: first candidate of its piece of work; None if it was loading weights.
+        start: number of its piece of work, of most the first candidate; None if it was loading weights.
         """
         self.in_a_row += 1
         if self.in_a_row > self._limit:
@@ -146,7 +152,7 @@ class Deaths:
         self._by_start[start] += 1
         if self._by_start[start] > MAX_DEATHS:
             raise WorkersDied(
-                f"{self._by_start[start]} workers died at the candidates from {start} on; the last: {first_line(error)}"
+                f"{self._by_start[start]} workers died at one piece of work ({start}); the last: {first_line(error)}"
             ) from error
 
 
@@ -223,12 +229,17 @@ class Workers:
         work = self._ray.put(assignment), self._ray.put(make_part)
         return self._run(deque(starts), lambda worker, start: worker.make.remote(start, *work))
 
+    def measure(self, jobs: "Sequence[Job[T]]") -> list[T]:
+        """Call each function with an engine, and return the results in order. Raise WorkersDied if too many die."""
+        done = dict(self._run(deque(range(len(jobs))), lambda worker, index: worker.measure.remote(jobs[index])))
+        return [done[index] for index in range(len(jobs))]
+
     def _run(self, starts: deque[int], send: Callable[[Any, int], Any] | None = None) -> Iterator[tuple[int, Any]]:
         """Send work to free workers, and yield each result as it comes; a worker without the weights loads them first.
 
         The last result ends it: no worker that still loads is waited for.
 
-        starts: first candidates of the pieces of work.
+        starts: numbers of the pieces of work, of most their first candidates.
         send: function that sends a worker a piece of work, and returns Ray's reference of the result; None if the
             workers are to load the weights and do nothing else.
         """
@@ -342,6 +353,16 @@ def _blocks_of_a_call(assignment: Assignment) -> int:
 
 # Arguments: engine, assignment, first candidate of the part.
 MakePart = Callable[[Sampler, Assignment, int], T]
+# A measurement of the weights that an engine holds: a function of a module that is installed everywhere.
+Job = Callable[[Sampler], T]
+
+
+class Measure(Protocol):
+    """Function that calls jobs with an engine that holds the weights in question, and returns the results in order."""
+
+    def __call__(self, jobs: Sequence[Job[T]]) -> list[T]: ...
+
+
 # `generate.generate` with its engine bound.
 Generate = Callable[[Assignment], Iterator[tuple[Tensor, Improved]]]
 
@@ -404,6 +425,17 @@ def make_parts(
         return ((start, make_part(sampler, assignment, start)) for start in starts)
     workers.load(model, sampler)
     return workers.make_parts(starts, assignment, make_part)
+
+
+def measure_on(workers: Workers | None, model: Model, sampler: Sampler) -> Measure:
+    """Return the function that measures a model: on the workers, which get its weights first, or in this process.
+
+    sampler: the engine of this process, which holds the model.
+    """
+    if workers is None:
+        return lambda jobs: [job(sampler) for job in jobs]
+    workers.load(model, sampler)
+    return workers.measure
 
 
 def _import_ray() -> Any:

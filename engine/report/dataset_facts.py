@@ -1,13 +1,13 @@
 """Facts of a report on a data set in parts: its counts and settings, and its first rows as they are on disk."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sector.engine.config import flat
 from sector.engine.run.part_folder import part_files, read_manifest
 from sector.engine.run.parts import DatasetSettings
 from sector.engine.run.records import Fates
 from sector.engine.training.columns import read_table
+from sector.engine.training.locations import Location
 
 _SHOWN = 20
 
@@ -24,7 +24,7 @@ class DatasetFacts:
     shown: the first rows of the first part.
     """
 
-    root: Path
+    root: Location
     settings: DatasetSettings
     fates: Fates
     parts: int
@@ -53,7 +53,7 @@ class DatasetFacts:
         return {**record, **self.fates.as_json(), "settings": self.settings.as_json()}
 
 
-def read_dataset(root: Path) -> DatasetFacts:
+def read_dataset(root: Location) -> DatasetFacts:
     """Read the facts of a data set. Raise InputError if it is incomplete or damaged."""
     files, manifest = part_files(root), read_manifest(root)
     assert manifest is not None, "part_files has read it"

@@ -21,6 +21,7 @@ from sector.engine.report.outcomes import Mean, means_of
 from sector.engine.report.templates import environment
 from sector.engine.run.part_folder import is_dataset
 from sector.engine.shares import hundredths, percent
+from sector.engine.training.locations import Location, LocationLike, location_of
 
 # A page about more runs than this has no charts of each run; they would take minutes and tens of megabytes.
 MOST_DRAWN = 24
@@ -62,17 +63,21 @@ class Compared:
     alarms: list[Alarm]
 
 
-def write_report(paths: Sequence[Path], out: Path | None) -> Report:
+def write_report(names: Sequence[LocationLike], out: Path | None) -> Report:
     """Write a page about runs, and its pictures beside it; or a page about one data set, without pictures.
 
     Raise InputError for a path that is no run, a damaged file in one, or a page that cannot be written.
 
-    paths: run directories; a grid's directory stands for all its runs. Or the folder of a data set.
+    names: run directories; a grid's directory stands for all its runs. Or the folder of a data set, or its address.
     out: the page, by default `report.html` in the only path, or beside a data set; the folder of the pictures has its
         name.
     """
-    if any(map(is_dataset, paths)):
-        return _write_dataset_report(paths, out)
+    locations = [location_of(name) for name in names]
+    if any(map(is_dataset, locations)):
+        return _write_dataset_report(locations, out)
+    paths = [location for location in locations if isinstance(location, Path)]
+    if addresses := [location for location in locations if not isinstance(location, Path)]:
+        raise InputError(f"{addresses[0]} is no data set, and runs are read from folders of this machine")
     page = out or _default_page(paths)
     roots = run_roots(paths)
     check_writable(page)
@@ -97,15 +102,15 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Report:
     return Report(page, beside, pictures, runs, alarms)
 
 
-def _write_dataset_report(paths: Sequence[Path], out: Path | None) -> Report:
+def _write_dataset_report(locations: Sequence[Location], out: Path | None) -> Report:
     """Write a page about a data set. Raise InputError if there are several paths, or if it is incomplete or damaged."""
-    if len(paths) > 1:
+    if len(locations) > 1:
         raise InputError("a data set has a page of its own; name its folder alone")
-    # Beside the folder, since libraries would take the page for one of its parts.
-    root = paths[0].absolute()
-    page = out or root.with_name(f"{root.name}.html")
+    # Beside the folder, since libraries would take the page for one of its parts. That of a store is here.
+    root = locations[0].absolute()
+    page = out or (root.with_name(f"{root.name}.html") if isinstance(root, Path) else Path(f"{root.name}.html"))
     check_writable(page)
-    data = read_dataset(paths[0])
+    data = read_dataset(locations[0])
     template = _environment().get_template("dataset.html.jinja")
     write_text(page, template.render(title=root.name, data=data, version=__version__))
     return Report(page, page.parent, [], [], [], data)

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from sector.engine.config import Filter
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode, Simplifications
 from sector.engine.language.operands import batches
@@ -180,6 +181,32 @@ def score(solver: Solver, name: str, problems: Batch) -> Score:
     """Measure the accuracy of a solver on problems; `name` is their kind."""
     correct = sum(int(outputs_correct(solver, batch).sum()) for batch in batches(problems, EVAL_BATCH))
     return Score(name, problems.digits, correct, len(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """Problems of one length with uniform digits, and the policy that is to solve them; an engine is its argument.
+
+    task, layout: task of the problems, and token layout of the weights.
+    policy: as in `Solver`.
+    settings: vote and checks of the improved policy.
+    seed: seed of the problems and of sampling.
+    digits: digits per operand.
+    samples: count of the problems.
+    """
+
+    task: Task
+    layout: Layout
+    policy: str
+    settings: Filter
+    seed: int
+    digits: int
+    samples: int
+
+    def __call__(self, sampler: Sampler) -> Score:
+        """Measure the accuracy."""
+        solver = Solver(sampler, self.layout, self.policy, self.settings, self.seed)
+        return score_length(solver, self.task, self.digits, self.samples, self.seed)
 
 
 def score_length(solver: Solver, task: Task, digits: int, samples: int, seed: int) -> Score:

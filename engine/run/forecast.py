@@ -27,6 +27,7 @@ from sector.engine.models.sector import best_device, new_model
 from sector.engine.models.shelf import from_shelf
 from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
 from sector.engine.policy.solver import Solver
+from sector.engine.policy.workers import measure_on
 from sector.engine.run import audit
 from sector.engine.run.disk import size_of
 from sector.engine.run.goals import Goals
@@ -193,12 +194,13 @@ class _Measured:
         self.config, self._model, self._folder = config, model, folder
         self._task, self._layout = find_task(config.task), task_and_layout(model)[1]
         self._sampler = make_sampler(config.engine, model, config.vllm)
+        self._measure = measure_on(None, model, self._sampler)
         self._goals = Goals(config, self._task, self._layout)
         save_checkpoint(model, folder / "checkpoint")
         self.checkpoint_bytes = size_of(folder / "checkpoint")
         self.supervised_bytes = self._supervised_files()
         first, last = config.supervised.max_digits, config.until
-        self.supervised_probe = _timed(lambda: self._goals.measure(self._phase(first, False), self._sampler, 0))
+        self.supervised_probe = _timed(lambda: self._goals.reached(self._phase(first, False), self._measure, 0))
         lengths = np.linspace(min(first + 1, last), last, _LENGTHS).round().astype(int)
         self.rates = {int(digits): self._rates(int(digits)) for digits in dict.fromkeys(lengths.tolist())}
         draw, steps = supervised.curriculum(config)(0), config.supervised.cycle_steps
@@ -239,7 +241,7 @@ class _Measured:
         write_table(files / "candidates.parquet", candidates_table(block))
         write_examples(files / "examples.parquet", improved_table(block, rows, self._layout, origin))
         solver = Solver(self._sampler, self._layout, "fast", config.filter, config.seed)
-        probe = _timed(lambda: self._goals.measure(self._phase(digits, True), self._sampler, 0))
+        probe = _timed(lambda: self._goals.reached(self._phase(digits, True), self._measure, 0))
         score = _timed(lambda: audit.score_length(solver, self._task, digits, config.audit_samples, config.seed))
         drawn = [supervised.label(self._draw(length, settings.trainer.shard_rows)) for length in range(1, digits + 1)]
         batches = mixed_batches(

@@ -12,18 +12,18 @@ from sector.engine.models.checkpoint import TrainedModel
 from sector.engine.policy.generate import BLOCK
 from sector.engine.policy.workers import make_parts, start_workers
 from sector.engine.run.labels import Labels, ThisCall
-from sector.engine.run.locks import locked
 from sector.engine.run.made_with import code_sha256, task_sha256
 from sector.engine.run.part_folder import PartFolder
 from sector.engine.run.parts import DatasetSettings, PartMaker, PartRecord
 from sector.engine.run.records import Fates
 from sector.engine.run.request import Request
 from sector.engine.run.steps import OnProgress, check_digits
+from sector.engine.training.locations import Location, exists
 
 
 def generate_folder(
     model: Path | TrainedModel,
-    out: Path,
+    out: Location,
     request: Request,
     part_rows: int | None = None,
     compression: str | None = None,
@@ -33,13 +33,14 @@ def generate_folder(
     Memory does not grow with `count`: a part is in memory only while it is made.
 
     model: as in `Request.open`.
-    out: folder, which need not exist.
+    out: folder, which need not exist, or its address in a store.
     part_rows: candidates of a part, whole blocks; None for PART_ROWS.
     compression: compression of the parquet files; None for COMPRESSION.
     """
     check_digits(request.digits)
     part_rows, compression = _check_form(PART_ROWS if part_rows is None else part_rows, compression or COMPRESSION)
-    check_writable(out, folder=True)
+    if isinstance(out, Path):
+        check_writable(out, folder=True)
     opened = request.open(model)
     described = DatasetSettings(
         task=opened.assignment.task.name,
@@ -56,8 +57,8 @@ def generate_folder(
         part_rows=part_rows,
         compression=compression,
     )
-    with locked(out, "`sector generate`"):
-        folder = PartFolder(out, described)
+    folder = PartFolder(out, described)
+    with folder.held():
         folder.open()
         missing, start = folder.missing(), time.perf_counter()
         if missing:
@@ -80,7 +81,7 @@ def collect(folder: PartFolder, parts: Iterable[tuple[int, PartRecord]], on_prog
     """
     whole = Fates.sum(folder.parts.values())
     for start, record in parts:
-        if not (folder.root / record.file).exists():
+        if not exists(folder.root / record.file):
             raise InputError(f"a worker wrote {record.file} elsewhere; name a folder in --out that all workers share")
         folder.parts[start] = record
         whole = Fates.sum([whole, record])

@@ -1,7 +1,6 @@
 """Result of `sector generate`: examples that the filter accepted, in memory or in a folder of parts."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ from sector.engine.errors import InputError
 from sector.engine.run.part_folder import part_files
 from sector.engine.run.records import Count, GenerationRecord, Record
 from sector.engine.training.columns import read_table
+from sector.engine.training.locations import Location
 
 
 class ThisCall(Record):
@@ -43,7 +43,7 @@ class Labels:
     rows: pa.Table | None
     digits: int
     counts: GenerationRecord
-    file: Path | None
+    file: Location | None
     num_parts: int = 0
     this_call: ThisCall | None = None
 

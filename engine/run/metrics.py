@@ -5,10 +5,12 @@ To add a field: declare it with a default in `RoundMetrics` (`records.py`), fill
 """
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 from sector.engine.config import RunConfig
-from sector.engine.policy.solver import Solver
+from sector.engine.language.layout import Layout
+from sector.engine.policy.workers import Measure
 from sector.engine.run import audit
 from sector.engine.run.phase import Phase
 from sector.engine.run.records import FrontierMistakes, GenerationRecord, RoundMetrics
@@ -17,21 +19,26 @@ from sector.engine.tasks.task import Task
 from sector.engine.training.dataset import read_candidates, read_examples
 
 
-def audit_phase(phase: Phase, config: RunConfig, task: Task, solver: Solver, started: float) -> RoundMetrics:
+def audit_phase(
+    phase: Phase, config: RunConfig, task: Task, layout: Layout, measure: Measure, started: float
+) -> RoundMetrics:
     """Audit a phase with the fast policy of its weights.
 
+    measure: calls jobs with engines that hold the weights.
     started: start of the run by `time.perf_counter`, moved back by the time that earlier commands took.
     """
     start = time.perf_counter()
     training, generation = phase.training, phase.read(GenerationRecord)
     assert (generation is not None) == phase.is_round, "rounds generate, the supervised phase does not"
-    scores = [
-        audit.score_length(solver, task, length, config.audit_samples, config.seed)
-        for length in range(1, _furthest(phase, config) + 1)
-    ]
+    scores = measure(
+        [
+            audit.Exam(task, layout, "fast", config.filter, config.seed, length, config.audit_samples)
+            for length in range(1, _furthest(phase, config) + 1)
+        ]
+    )
     draws = generator(config.seed, "frontier", phase.digits + 1)
     ahead = task.draw(phase.digits + 1, config.audit_samples, draws, config.hard_share)
-    frontier = audit.frontier_mistakes(solver.sampler, solver.layout, ahead)
+    (frontier,) = measure([partial(audit.frontier_mistakes, layout=layout, problems=ahead)])
     errors = _label_errors(phase)
     now = time.perf_counter()
     return RoundMetrics(

@@ -5,18 +5,24 @@
 
 The manifest is written before the first part, as incomplete, and again when no part is missing. It names no time and no
 host, so the folder has the same bytes after any interruption, and for any number of workers.
+
+The folder may be an address in a store that the workers reach (`locations.py`). A store has no locks and needs none:
+two calls with the same settings write the same bytes, and a call with others finds the manifest of the first.
 """
 
 import hashlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
 from sector.engine.errors import InputError
 from sector.engine.files import aside_of
+from sector.engine.run.locks import locked
 from sector.engine.run.made_with import digest
 from sector.engine.run.parts import DatasetSettings, PartRecord, read_part, write_file
-from sector.engine.run.records import Damaged, Record, Sha256, dump_file, read_record
+from sector.engine.run.records import Damaged, Record, Sha256, dump_file, read_content, read_record
+from sector.engine.training.locations import Location, create, exists, listed, opened
 
 MANIFEST = "manifest.json"
 _GO_ON = "the `sector generate` that wrote it makes it again"
@@ -49,18 +55,22 @@ class Manifest(Record):
 
 
 class PartFolder:
-    """Folder of a data set that is to be made or finished; lock it before (`locks.locked`).
+    """Folder of a data set that is to be made or finished, in a block `with folder.held()`.
 
-    root: path of the folder.
+    root: path of the folder, or its address.
     settings: settings of the data set.
     parts: records of the parts that are there and whole, by first candidate.
     mended: names of files that were damaged, and are made again.
     """
 
-    def __init__(self, root: Path, settings: DatasetSettings) -> None:
+    def __init__(self, root: Location, settings: DatasetSettings) -> None:
         self.root, self.settings = root, settings
         self.parts: dict[int, PartRecord] = {}
         self.mended: list[str] = []
+
+    def held(self) -> AbstractContextManager[None]:
+        """Lock a folder of this machine, as `locks.locked` does."""
+        return locked(self.root, "`sector generate`") if isinstance(self.root, Path) else nullcontext()
 
     def open(self) -> None:
         """Find the parts that are whole. Raise InputError if the folder holds something else than this data set."""
@@ -71,7 +81,7 @@ class PartFolder:
                 record = self._read(path)
             if record is not None and record.first == start:
                 self.parts[start] = record
-            elif path.exists():
+            elif exists(path):
                 self.mended.append(path.name)
 
     def missing(self) -> list[int]:
@@ -79,21 +89,32 @@ class PartFolder:
         return [start for start in self.settings.starts if start not in self.parts]
 
     def begin(self) -> None:
-        """Write an incomplete manifest, which shows from the first part on that the folder is a data set."""
+        """Write an incomplete manifest, which shows from the first part on that the folder is a data set.
+
+        Raise InputError if another call has begun another data set there since.
+        """
+        if not isinstance(self.root, Path) and not create(self.root / MANIFEST, self._content([])):
+            self._listed()
         self._write([])
 
     def finish(self) -> None:
         """Write the manifest of the whole data set, and remove the files that killed processes left aside."""
         self._write([self.parts[start] for start in self.settings.starts])
+        if not isinstance(self.root, Path):
+            return
         for name in ("part-*.parquet", MANIFEST):
             for left in self.root.glob(aside_of(self.root / name, ".*").name):
                 left.unlink(missing_ok=True)
 
     def _write(self, parts: list[PartRecord]) -> None:
         """Write the manifest, unless the file says the same already."""
-        path, content = self.root / MANIFEST, dump_file(Manifest.of(self.settings, parts)).encode()
-        if not path.exists() or path.read_bytes() != content:
+        path, content = self.root / MANIFEST, self._content(parts)
+        if read_content(path, _GO_ON) != content:
             write_file(path, content)
+
+    def _content(self, parts: list[PartRecord]) -> bytes:
+        """Return the bytes of a manifest."""
+        return dump_file(Manifest.of(self.settings, parts)).encode()
 
     def _listed(self) -> dict[int, PartRecord]:
         """Return the parts that the manifest lists, by first candidate.
@@ -113,7 +134,7 @@ class PartFolder:
 
     def _check_files(self) -> None:
         """Raise InputError if a folder without a whole manifest holds files, but no part of this data set."""
-        files = [path for path in sorted(self.root.iterdir()) if not path.name.startswith(".")]
+        files = [path for path in listed(self.root) if not path.name.startswith(".")]
         parts = [path for path in files if self._read(path)]
         if files and not parts:
             raise InputError(
@@ -121,20 +142,20 @@ class PartFolder:
                 "empty folder, or a file"
             )
 
-    def _read(self, path: Path) -> PartRecord | None:
+    def _read(self, path: Location) -> PartRecord | None:
         """Return the record of a part; None if it is missing or damaged. Raise InputError for another data set's."""
         if found := read_part(path):
             self.settings.check_same(path, found[0])
         return found[1] if found else None
 
 
-def is_dataset(path: Path) -> bool:
+def is_dataset(path: Location) -> bool:
     """Return whether a path is the folder of a data set."""
     # Unlike a method of Path, this takes names of any length.
-    return os.path.isfile(path / MANIFEST)
+    return os.path.isfile(path / MANIFEST) if isinstance(path, Path) else exists(path / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Location) -> Manifest | None:
     """Read the manifest of a folder; None without one. Raise Damaged if it was changed or is not whole."""
     path = folder / MANIFEST
     manifest = read_record(path, Manifest, _GO_ON)
@@ -143,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def part_files(folder: Path) -> list[Path]:
+def part_files(folder: Location) -> list[Location]:
     """Return the parquet files of a data set in order.
 
     Raise InputError if the folder is none, if it is not complete, or if a file is not as the manifest lists it.
@@ -159,10 +180,10 @@ def part_files(folder: Path) -> list[Path]:
     return [folder / record.file for record in manifest.parts]
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Location) -> str:
     """Return the digest of a file; empty if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

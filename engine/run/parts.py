@@ -9,7 +9,6 @@ import io
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pyarrow as pa
@@ -18,11 +17,11 @@ from pydantic import Field, JsonValue
 
 from sector.engine.config import flat
 from sector.engine.errors import InputError
-from sector.engine.files import write_atomically
 from sector.engine.policy.generate import Assignment, generate
 from sector.engine.run.records import Count, Damaged, Digits, Fates, R, Record, Sha256, Share, parse_record
 from sector.engine.samplers.protocol import Sampler
 from sector.engine.training.dataset import Provenance, improved_table
+from sector.engine.training.locations import Location, read_bytes, write_bytes
 
 # Keys of the metadata of a part.
 _LABEL, _SHA256 = b"sector.part", b"sector.sha256"
@@ -72,7 +71,7 @@ class DatasetSettings(Record):
         width = max(5, len(str(len(self.starts) - 1)))
         return f"part-{start // self.part_rows:0{width}d}.parquet"
 
-    def check_same(self, path: Path, found: "DatasetSettings") -> None:
+    def check_same(self, path: Location, found: "DatasetSettings") -> None:
         """Raise InputError naming the first setting in which a file was made otherwise."""
         old, new = dict(flat(found.as_json())), dict(flat(self.as_json()))
         for key in [*new, *old]:
@@ -111,11 +110,11 @@ class _Label(Record):
 class PartMaker:
     """Function that makes a part of a data set and writes it; workers receive it by value.
 
-    folder: folder that the driver and the workers share.
+    folder: folder, or address in a store, that the driver and the workers share.
     settings: settings of the data set.
     """
 
-    folder: Path
+    folder: Location
     settings: DatasetSettings
 
     def __call__(self, sampler: Sampler, assignment: Assignment, start: int) -> PartRecord:
@@ -133,16 +132,16 @@ class PartMaker:
         return record_of(path, start, label.fates, table.num_rows, content)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Location, content: bytes) -> None:
     """Write a file of a data set atomically. Raise InputError if the system refuses, as when the disk is full."""
     try:
         # A worker that a killed driver left behind may still write the same part, so the name aside is of this process.
-        write_atomically(path, lambda aside: aside.write_bytes(content), mark=f".{socket.gethostname()}-{os.getpid()}")
+        write_bytes(path, content, f".{socket.gethostname()}-{os.getpid()}")
     except InputError as error:
         raise InputError(f"{error}; finished parts are kept, and the same command goes on") from error
 
 
-def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
+def read_part(path: Location) -> tuple[DatasetSettings, PartRecord] | None:
     """Return the settings of the data set and the record of a part; None if it is missing, damaged, or no part.
 
     Raise InputError if a later release wrote it.
@@ -153,7 +152,7 @@ def read_part(path: Path) -> tuple[DatasetSettings, PartRecord] | None:
     return label.settings, record_of(path, label.first, label.fates, rows, content)
 
 
-def read_label(path: Path, kind: type[R]) -> R | None:
+def read_label(path: Location, kind: type[R]) -> R | None:
     """Return the label of a file that `encoded` made; None if it is missing, damaged, or has no such label.
 
     Raise InputError if a later release wrote it.
@@ -162,10 +161,10 @@ def read_label(path: Path, kind: type[R]) -> R | None:
     return found[0] if found else None
 
 
-def _read_whole(path: Path, kind: type[R]) -> tuple[R, bytes, int] | None:
+def _read_whole(path: Location, kind: type[R]) -> tuple[R, bytes, int] | None:
     """Return the label, the content and the count of rows of a file; None as `read_label`."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         file = pq.read_metadata(io.BytesIO(content))
         metadata = file.metadata or {}
         if not _is_whole(content, metadata.get(_SHA256)):
@@ -175,7 +174,7 @@ def _read_whole(path: Path, kind: type[R]) -> tuple[R, bytes, int] | None:
         return None
 
 
-def record_of(path: Path, first: int, fates: Fates, rows: int, content: bytes) -> PartRecord:
+def record_of(path: Location, first: int, fates: Fates, rows: int, content: bytes) -> PartRecord:
     """Return the record of a part.
 
     path: its file.

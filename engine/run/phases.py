@@ -22,8 +22,7 @@ from sector.engine.models.checkpoint import Model, load_checkpoint, plain, save_
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment, blocks_with_room
-from sector.engine.policy.solver import Solver
-from sector.engine.policy.workers import Workers, make_parts
+from sector.engine.policy.workers import Measure, Workers, make_parts, measure_on
 from sector.engine.run import rollback
 from sector.engine.run.directory import RunDir
 from sector.engine.run.disk import bound_disk
@@ -192,9 +191,8 @@ class Phases:
             if not has_plots(self._run):
                 plot_run(self._run)
             return
-        sampler = self._engine(phase.load_checkpoint())
-        solver = Solver(sampler, self._layout, "fast", self._config.filter, self._config.seed)
-        metrics = audit_phase(phase, self._config, self._task, solver, self._started)
+        measure = self._measure(phase.load_checkpoint())
+        metrics = audit_phase(phase, self._config, self._task, self._layout, measure, self._started)
         self._run.add_metrics(metrics)
         plot_run(self._run)
         yield PhaseAudited(metrics)
@@ -234,8 +232,8 @@ class Phases:
                     tokens_per_s=state.tokens / (time.perf_counter() - start),
                 )
             trained = time.perf_counter() - start
-            sampler = self._engine(model)
-            reached = self._goals.measure(phase, sampler, cycle)
+            measure = self._measure(model)
+            reached = self._goals.reached(phase, measure, cycle)
             probing += time.perf_counter() - start - trained
             yield GoalMeasured(phase.number, cycle + 1, **asdict(reached))
             if reached.met or cycle + 1 == len(cycles):
@@ -244,7 +242,7 @@ class Phases:
             start = time.perf_counter() - trained
             cycle, state = cycle + 1, start_training(model, plan.trainer, tokens=state.tokens)
         done = time.perf_counter()
-        leap = self._goals.leap(sampler, phase.digits) if reached.met else 1
+        leap = self._goals.leap(measure, phase.digits) if reached.met else 1
         probing += time.perf_counter() - done
         record = TrainingRecord(
             cycles=cycle + 1,
@@ -308,6 +306,10 @@ class Phases:
             labelled_table(examples, self._layout, provenance) for examples in supervised.kept_examples(self._config)
         ]
         write_examples(self._supervised.examples, pa.concat_tables(tables))
+
+    def _measure(self, model: Model) -> Measure:
+        """Return the function that measures a model, on the workers if there are any."""
+        return measure_on(self._workers, plain(model), self._engine(model))
 
     def _engine(self, model: Model) -> Sampler:
         """Return the only engine of the run, with these weights."""

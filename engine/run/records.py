@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from sector.engine.config import MAX_DIGITS, MAX_K
 from sector.engine.errors import InputError
+from sector.engine.training.locations import Location, read_bytes
 
 if TYPE_CHECKING:
     from sector.engine.policy.improve import Improved
@@ -389,7 +390,7 @@ class EvaluationRecord(Record):
 R = TypeVar("R", bound=Record)
 
 
-def read_record(path: Path, kind: type[R], mend: str) -> R | None:
+def read_record(path: Location, kind: type[R], mend: str) -> R | None:
     """Read a file with one record; None without the file. Raise Damaged as `parse_record`."""
     content = read_content(path, mend)
     return None if content is None else parse_record(content, kind, str(path), mend)
@@ -400,10 +401,10 @@ def read_metrics(path: Path, mend: str) -> list[RoundMetrics]:
     return list(parse_metrics(read_content(path, mend) or b"", str(path), mend))
 
 
-def read_content(path: Path, mend: str) -> bytes | None:
+def read_content(path: Location, mend: str) -> bytes | None:
     """Read a file of a run; None without the file. Raise Damaged if it cannot be read, for example a directory."""
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         return None
     except OSError as error:

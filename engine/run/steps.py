@@ -27,7 +27,7 @@ from sector.engine.models.checkpoint import (
 )
 from sector.engine.models.sector import best_device
 from sector.engine.run.directory import RunDir
-from sector.engine.run.part_folder import part_files
+from sector.engine.run.part_folder import is_dataset, part_files
 from sector.engine.run.plan import trained_model
 from sector.engine.run.records import Count, Digits, Record, Seconds, Sha256
 from sector.engine.samplers import make_sampler
@@ -38,6 +38,7 @@ from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
 from sector.engine.training.dataset import read_examples
 from sector.engine.training.distill import DrawExamples, start_training, train_cycle, tune_allocator
+from sector.engine.training.locations import LocationLike, location_of
 from sector.engine.training.stream import Stream, read_parts
 from sector.engine.training.torchrun import leads
 
@@ -99,8 +100,8 @@ class DistillRecord(Record):
 
 def distill_files(
     model: Path,
-    data: Sequence[Path],
-    replay: Sequence[Path],
+    data: Sequence[LocationLike],
+    replay: Sequence[LocationLike],
     out: Path,
     *,
     steps: int | None,
@@ -113,7 +114,8 @@ def distill_files(
     Under torchrun the ranks share the training, and the first one writes.
 
     model: checkpoint, or a run directory, whose settings apply and whose rounds are replayed too.
-    data: files of examples, or folders of parts. The longest length in them is new, and shorter ones are replayed.
+    data: files of examples, or folders of parts, or addresses of either. The longest length in them is new, and shorter
+        ones are replayed.
     replay: files and folders of further examples to replay.
     out: new directory of the checkpoint.
     steps: training steps; None for the most that a round of the loop may train.
@@ -173,7 +175,7 @@ class Training:
 
 
 def open_training(
-    model: Path, data: Sequence[Path], replay: Sequence[Path], seed: int, window: int | None = None
+    model: Path, data: Sequence[LocationLike], replay: Sequence[LocationLike], seed: int, window: int | None = None
 ) -> Training:
     """Read weights, examples and settings. Raise InputError naming the first bad file."""
     config = _run_config(model)
@@ -206,14 +208,15 @@ def open_training(
     )
 
 
-def _read_all(paths: Sequence[Path], task: str, window: int | None) -> list[Examples | Stream]:
+def _read_all(names: Sequence[LocationLike], task: str, window: int | None) -> list[Examples | Stream]:
     """Read files and folders of examples as one set each and length.
 
     Raise InputError if one is empty or of another task.
     """
     sets: list[Examples | Stream] = []
-    for path in paths:
-        of_path = read_parts(part_files(path), window) if path.is_dir() else read_examples(path).values()
+    for path in map(location_of, names):
+        is_folder = path.is_dir() if isinstance(path, Path) else is_dataset(path)
+        of_path = read_parts(part_files(path), window) if is_folder else read_examples(path).values()
         if not of_path:
             raise InputError(f"{path} holds no examples; nothing was accepted when it was generated")
         if (learned := next(iter(of_path)).task) != task:

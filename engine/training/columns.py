@@ -5,7 +5,6 @@ long or dictionary-encoded text, to wider integers, and to floats in a column wi
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,12 +13,13 @@ import pyarrow.parquet as pq
 from sector.engine.errors import InputError, first_line
 from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.task import Task, one_task
+from sector.engine.training.locations import Location, opened
 
 TASK = "task"
 
 
 def read_columns(
-    path: Path, schema: pa.Schema, names: Sequence[str], optional: Sequence[str] = ()
+    path: Location, schema: pa.Schema, names: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[Task, list[list[Any]]]:
     """Return the task of all rows, and the named columns in the types of a schema.
 
@@ -33,24 +33,24 @@ def read_columns(
     return _task(path, table, schema), columns
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Location) -> pa.Table:
     """Read all columns as they are, without metadata. Raise InputError if the file cannot be read."""
     return _read(path).replace_schema_metadata(None)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Location) -> list[dict[str, Any]]:
     """Read all rows as they are. Raise InputError if the file cannot be read."""
     return _read(path).to_pylist()
 
 
-def _read(path: Path, names: Sequence[str] | None = None, needed: Sequence[str] = ()) -> pa.Table:
+def _read(path: Location, names: Sequence[str] | None = None, needed: Sequence[str] = ()) -> pa.Table:
     """Read the named columns that the file has; all columns by default.
 
     Raise InputError if the file cannot be read, lacks one of `needed`, or has two columns of one name.
     """
     try:
         # pyarrow cannot open a path that is not UTF-8, so Python opens it.
-        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             present = file.schema_arrow.names
             if repeated := next((name for name in names or () if present.count(name) > 1), None):
                 raise InputError(f"{path} has several columns {repeated!r}; leave one")
@@ -63,7 +63,7 @@ def _read(path: Path, names: Sequence[str] | None = None, needed: Sequence[str] 
         raise InputError(f"{path} is not a readable parquet file ({first_line(error)})") from error
 
 
-def _column(path: Path, table: pa.Table, field: pa.Field, optional: bool) -> list[Any]:
+def _column(path: Location, table: pa.Table, field: pa.Field, optional: bool) -> list[Any]:
     """Read one column in the type of its field. Raise InputError for a value that this type cannot hold exactly."""
     column = table.column(field.name)
     stored = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -87,7 +87,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(predicate(kind) for predicate in predicates)
 
 
-def _task(path: Path, table: pa.Table, schema: pa.Schema) -> Task:
+def _task(path: Location, table: pa.Table, schema: pa.Schema) -> Task:
     """Return the task of the rows. Raise InputError if they have several, or one that does not exist.
 
     Rows of older files name no task: it is in the metadata, or it is the default one.

@@ -19,6 +19,7 @@ from sector.engine.policy.improve import BELIEVED, Improved
 from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
 from sector.engine.training.columns import TASK, read_columns
+from sector.engine.training.locations import Location
 
 PREVIEW_ROWS = 20
 # Exceptions that malformed rows can raise while they are parsed.
@@ -205,7 +206,7 @@ def write_examples(path: Path, table: pa.Table) -> None:
     write_text(preview_of(path), "".join(line + "\n" for line in lines))
 
 
-def read_examples(path: Path) -> dict[Any, Examples]:
+def read_examples(path: Location) -> dict[Any, Examples]:
     """Read the examples of a file by length; by size (`Task.size_of`) for all but the largest size of a length.
 
     Raise InputError if the file is not readable or a row does not fit its own length.
@@ -216,7 +217,7 @@ def read_examples(path: Path) -> dict[Any, Examples]:
     return {size[0] if largest[size[0]] == size else size[1]: examples for size, examples in sets.items()}
 
 
-def read_sets(path: Path) -> dict[tuple[int, Any], Examples]:
+def read_sets(path: Location) -> dict[tuple[int, Any], Examples]:
     """Read the examples of a file by length and size, in order. Raise InputError as `read_examples`."""
     task, columns = read_columns(path, SCHEMA, _LEARNED)
     return {size: examples for size, examples, _ in _sets(path, task, [*columns, [None] * len(columns[0])])}
@@ -235,7 +236,7 @@ def read_missed(path: Path) -> list[tuple[Examples, Tensor]]:
 _LEARNED = ("problem", "answer", "simplification", "digits")
 
 
-def _sets(path: Path, task: Task, columns: list[list[Any]]) -> list[tuple[Any, Examples, Tensor]]:
+def _sets(path: Location, task: Task, columns: list[list[Any]]) -> list[tuple[Any, Examples, Tensor]]:
     """Sort rows into sets of one size; return size, examples and indices of missed rows of each, in order of size."""
     by_size: dict[Any, list[tuple[Any, ...]]] = {}
     try:

@@ -6,7 +6,6 @@ the rows come in random order, each once. A set that fits in one window is in me
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from sector.engine.config import WINDOW_ROWS
 from sector.engine.language.examples import Examples
 from sector.engine.seeding import generator
 from sector.engine.training.dataset import read_sets
+from sector.engine.training.locations import Location
 
 
 class Stream:
@@ -24,7 +24,7 @@ class Stream:
     task: name of their task.
     """
 
-    def __init__(self, task: str, size: tuple[int, Any], windows: Sequence[dict[Path, int]]) -> None:
+    def __init__(self, task: str, size: tuple[int, Any], windows: Sequence[dict[Location, int]]) -> None:
         """Describe a stream; no rows are read.
 
         size: length and size of the problems, as in `read_sets`.
@@ -65,7 +65,7 @@ class Stream:
         return Examples.cat(read_sets(path)[self._size] for path in self._windows[window])
 
 
-def read_parts(paths: Iterable[Path], window_rows: int | None = None) -> list[Examples | Stream]:
+def read_parts(paths: Iterable[Location], window_rows: int | None = None) -> list[Examples | Stream]:
     """Read the examples of all parts, as one set for each size, smallest first.
 
     A set with more rows than a window becomes a stream. All rows are read once, to check them. Raise InputError if a
@@ -74,7 +74,7 @@ def read_parts(paths: Iterable[Path], window_rows: int | None = None) -> list[Ex
     window_rows: most rows of a window; None for WINDOW_ROWS.
     """
     window_rows = window_rows or WINDOW_ROWS
-    counts: dict[tuple[int, Any], dict[Path, int]] = {}
+    counts: dict[tuple[int, Any], dict[Location, int]] = {}
     task = ""
     for path in paths:
         for size, examples in read_sets(path).items():
@@ -84,9 +84,9 @@ def read_parts(paths: Iterable[Path], window_rows: int | None = None) -> list[Ex
     return [stream if len(stream) > window_rows else stream.read(0) for stream in streams]
 
 
-def _windows(counts: dict[Path, int], window_rows: int) -> list[dict[Path, int]]:
+def _windows(counts: dict[Location, int], window_rows: int) -> list[dict[Location, int]]:
     """Return consecutive parts together, as many as have at most `window_rows` rows; a larger part is alone."""
-    windows: list[dict[Path, int]] = [{}]
+    windows: list[dict[Location, int]] = [{}]
     for path, count in counts.items():
         if windows[-1] and sum(windows[-1].values()) + count > window_rows:
             windows.append({})
