@@ -153,8 +153,7 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
     ("settings", "fault"),
     [
         ({"text_layout": "hints"}, "text_layout is for models of text"),
-        ({"network": {"hidden_size": 8}}, "network changes the presets text-tiny and text-base"),
-        ({"pretrained": "x", "network": {"hidden_size": 8}}, "network changes the presets"),
+        ({"pretrained": "x", "network": {"hidden_size": 8}}, "network changes a new model"),
         ({"preset": "text-tiny", "until": 51}, "for 50 digits at most, with zeros in front; lower until"),
         ({"preset": "text-tiny", "text_layout": "plain"}, "plain text has the most significant digit first"),
     ],

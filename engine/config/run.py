@@ -1,6 +1,7 @@
 """Settings of a run: all sections."""
 
 import re
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -72,9 +73,10 @@ class RunConfig(Settings):
     """Kind and size of a new model. `base` is slower and has more room to learn. `text-tiny` and `text-base` are
     ordinary transformers that read text, of 0.3 and 14 million parameters; they change some defaults."""
     network: dict[str, NetworkValue] = {}
-    """Keys of a config of transformers that replace those of the preset `text-tiny` or `text-base`, such as
-    `hidden_size`: numbers and switches, and the names `model_type`, `hidden_act` and `layer_types`. With another
-    `model_type`, such as `llama`, they replace all."""
+    """Keys of the network's config that replace those of the preset. `tiny` and `base` have `hidden_size`,
+    `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `initializer_range`, `rms_norm_eps`, `rope_theta`
+    and `rope_max_frequency`. `text-tiny` and `text-base` have those of transformers: numbers and switches, and the
+    names `model_type`, `hidden_act` and `layer_types`. With another `model_type`, such as `llama`, they replace all."""
     text_layout: Literal["plain", "hints"] = "plain"
     """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition
     only. The presets `text-tiny` and `text-base` take it by default."""
@@ -161,8 +163,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
-        if self.network and (self.pretrained or not self.is_text):
-            raise ValueError("network changes the presets text-tiny and text-base; choose one of them, or leave it out")
+        if self.network and self.pretrained:
+            raise ValueError("network changes a new model, and a pretrained one has its own; leave out one of the two")
         if not self.is_text:
             if self.text_layout != "plain":
                 raise ValueError("text_layout is for models of text; leave it out, or choose the preset text-tiny")
@@ -183,6 +185,15 @@ class RunConfig(Settings):
                 "without use_chain and temperature text has only two guesses, one per operand order; lower k"
             )
         return self
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _check_finite(cls, network: object) -> object:
+        """Refuse infinite numbers, of which a union would say that they are no switches."""
+        for key, value in network.items() if isinstance(network, dict) else ():
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{key} must be a finite number, not {value}")
+        return network
 
     @field_validator("network")
     @classmethod

@@ -1,5 +1,6 @@
 """Config of sector's own models: sizes, presets, and the task and digit order that weights have learned."""
 
+from math import inf
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -19,6 +20,18 @@ PRESETS: dict[str, dict[str, object]] = {
         "initializer_range": 0.033,
     },
 }
+
+# Keys of the config that a run may choose (`network`); the others follow from its task, or from the code.
+CHOSEN = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_max_frequency",
+)
 
 
 class SectorConfig(PretrainedConfig):
@@ -81,11 +94,12 @@ def _check(config: SectorConfig) -> None:
     """Raise ValueError, naming the rule, if no model can have this config."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
+        # A switch is a number to Python.
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, not {value!r}")
     for name in ("rope_theta", "rope_max_frequency", "rms_norm_eps", "initializer_range"):
         value = getattr(config, name)
-        if not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
             raise ValueError(f"{name} must be a positive number, not {value!r}")
     if config.hidden_size % (2 * config.num_attention_heads):
         raise ValueError(

@@ -23,7 +23,7 @@ import safetensors.torch
 from sector.engine.config import RunConfig, TrainerConfig
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
-from sector.engine.models.sector import best_device, new_model
+from sector.engine.models.sector import best_device
 from sector.engine.models.shelf import from_shelf
 from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
 from sector.engine.policy.solver import Solver
@@ -32,6 +32,7 @@ from sector.engine.run import audit
 from sector.engine.run.disk import size_of
 from sector.engine.run.goals import Goals
 from sector.engine.run.phase import Phase
+from sector.engine.run.plan import new_sector_model
 from sector.engine.samplers import make_sampler
 from sector.engine.seeding import generator
 from sector.engine.tasks import find_task
@@ -171,10 +172,10 @@ def _weights(config: RunConfig) -> tuple[Model, str]:
 
     Trained weights end their answers, so their speed is that of a run.
     """
-    new = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
+    new = new_sector_model(config)
     if shipped := from_shelf(Path(config.task)):
         trained = load_checkpoint(shipped)
-        shape = ("hidden_size", "num_hidden_layers", "digit_order", "task")
+        shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "digit_order", "task")
         if all(getattr(trained.config, name) == getattr(new.config, name) for name in shape):
             return trained.to(best_device()), "shipped"  # type: ignore[arg-type]
     return new.to(best_device()), "new"  # type: ignore[arg-type]

@@ -101,9 +101,10 @@ class Phases:
         for name in self._run.mended:
             yield FileMended(name)
         self._fetch()
+        # Made first, since sizes that no model can have are refused before a file is written.
+        model = None if phase.is_trained else initial_model(self._run, self._config)
         self._write_labelled()
-        if not phase.is_trained:
-            model = initial_model(self._run, self._config)
+        if model is not None:
             yield from self._train(model, plan_of(self._run, self._config, phase, self._config.seed))
             self._run.save_checkpoint(model, phase)
         self._run.mark_latest(phase)

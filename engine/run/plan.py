@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sector.engine.config import RunConfig, TrainerConfig
-from sector.engine.errors import NoAgreement
+from sector.engine.errors import InputError, NoAgreement, first_line
 from sector.engine.language.examples import Examples
 from sector.engine.models.adapter import AdaptedModel
 from sector.engine.models.checkpoint import Model, load_checkpoint
-from sector.engine.models.sector import best_device, new_model
+from sector.engine.models.sector import SectorForCausalLM, best_device, new_model
+from sector.engine.models.sector_config import CHOSEN
 from sector.engine.models.text import TextModel
 from sector.engine.run.directory import RunDir
 from sector.engine.run.phase import Phase
@@ -57,8 +58,18 @@ def initial_model(run: RunDir, config: RunConfig) -> Model:
         return _with_adapter(run, config)
     if config.is_text:
         return load_checkpoint(run.pretrained)
-    model = new_model(config.preset, config.seed, digit_order=config.digit_order, task=config.task)
-    return model.to(best_device())  # type: ignore[arg-type]
+    return new_sector_model(config).to(best_device())  # type: ignore[arg-type]
+
+
+def new_sector_model(config: RunConfig) -> SectorForCausalLM:
+    """Return a fresh model of sector's own. Raise InputError if no model can have the keys of `network`."""
+    if unknown := next((key for key in config.network if key not in CHOSEN), None):
+        raise InputError(f"network: the preset {config.preset} has no {unknown}; choose from {', '.join(CHOSEN)}")
+    learned = {"digit_order": config.digit_order, "task": config.task}
+    try:
+        return new_model(config.preset, config.seed, **learned, **config.network)
+    except ValueError as error:
+        raise InputError(f"network: {first_line(error)}") from error
 
 
 def trained_model(run: RunDir, config: RunConfig, checkpoint: Path) -> Model:
