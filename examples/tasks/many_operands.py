@@ -1,7 +1,4 @@
-"""Addition of four operands: `12+34+56+78`, and a carry from 0 to 3.
-
-A step adds the last column.
-"""
+"""Addition of four operands, `12+34+56+78`, and a carry from 0 to 3. A step adds the last column."""
 
 import sector
 
@@ -25,6 +22,16 @@ class ManyOperands(sector.Task):
     example = "12+34+56+78"
     problem = "{a:N}+{b:N}+{c:N}+{d:N}+{k:1?}"
     end = ("k",)
+    at_once = 1  # a longer sum at once needs all its carries
+    settings = {  # at higher rates the sum of a column is learned late, and lost again
+        "supervised": {
+            "cycle_steps": 6000,
+            "more_steps": 2000,
+            "max_cycles": 2,
+            "trainer": {"learning_rate": 2e-3, "muon_learning_rate": 1e-2},
+        },
+        "round": {"trainer": {"learning_rate": 4e-4, "muon_learning_rate": 2e-3}},
+    }
     checks = (
         sector.check("complement", "nines' complements", complement),
         sector.check("commutative", "operands in another order", rotated),
