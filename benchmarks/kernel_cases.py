@@ -41,6 +41,7 @@ from sector.kernels.layout import parse_answers_kernel, parse_simplifications_ke
 from sector.kernels.megakernel import complete_kernel
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import Field, advance_kernel, begin_kernel
+from sector.kernels.simplification import simplification_ids_kernel
 
 # Rows of a call, and slots of context that its rows attend to.
 _ROWS = 1000
@@ -130,6 +131,11 @@ def _simplifications(digits: int, least_first: bool) -> Case:
     return Case(lambda: parse_simplifications_kernel(ids, digits, row, kernel_table(), least_first))
 
 
+def _drafts(digits: int) -> Case:
+    rest, row = _integers(_ROWS, digits)[:, :-1], _integers(_ROWS)
+    return Case(lambda: simplification_ids_kernel(rest, rest, row, row, row, kernel_table()))
+
+
 def _answers(digits: int) -> Case:
     return Case(lambda: parse_answers_kernel(_integers(_ROWS, digits + 2), digits, _integers(_ROWS), kernel_table()))
 
@@ -206,6 +212,7 @@ CASES: dict[str, Case] = {
     "prompts 29": _prompts(29),
     "simplifications 29": _simplifications(29, False),
     "simplifications 256 least first": _simplifications(256, True),
+    "drafts 29": _drafts(29),
     "answers 29": _answers(29),
     "layer tiny fp32": _layer(4, 16, FP32),
     "layer tiny bf16": _layer(4, 16, BF16),

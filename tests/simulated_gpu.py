@@ -33,6 +33,7 @@ from sector.kernels import (
     layout,
     megakernel,
     sequences,
+    simplification,
 )
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -55,6 +56,7 @@ _REFERENCES = {
     layer: ["add_norm_reference", "rotate_to_cache_reference", "square_of_relu_reference"],
     layout: ["prompt_ids_reference", "parse_simplifications_reference", "parse_answers_reference"],
     megakernel: ["complete_reference"],
+    simplification: ["simplification_ids_reference"],
     sequences: ["advance_reference", "begin_reference"],
 }
 _READS = {"item", "__bool__", "__int__", "__float__", "__index__", "tolist"}

@@ -24,6 +24,7 @@ from sector.kernels import (
     layout,
     megakernel,
     sequences,
+    simplification,
 )
 from sector.kernels._triton import AVAILABLE
 
@@ -66,9 +67,9 @@ def record() -> dict[str, Any]:
 
 def test_no_kernel_is_forgotten(compiled: list[Card]) -> None:
     modules = (acceptance, consistency, decode_attention, digit_sampler, embedding)
-    modules += (layer, layout, megakernel, sequences)
+    modules += (layer, layout, megakernel, sequences, simplification)
     kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel") and name.startswith("_")}
-    assert len(kernels) == 14
+    assert len(kernels) == 15
     assert kernels <= {card["kernel"] for card in compiled}
 
 
