@@ -26,7 +26,7 @@ __all__ = ["gpu"]
 
 ROWS, DIGITS = 60, 9
 # Launches, graphs apart, and waits of one `improve` at these sizes. Lower them when fewer are needed.
-MOST = {Decode.KERNELS: (1996, 87), Decode.MEGAKERNEL: (988, 21)}
+MOST = {Decode.KERNELS: (1711, 87), Decode.MEGAKERNEL: (703, 21)}
 # The same at 20 digits with a model that has learned them: the table in docs/how_to/gpu.md.
 TAUGHT_DIGITS = 20
 MOST_TAUGHT = {Decode.KERNELS: (1014, 38), Decode.MEGAKERNEL: (471, 19)}
