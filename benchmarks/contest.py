@@ -1,4 +1,4 @@
-"""A contest of engines: the same checkpoint and problems, in one process, after a warm-up, taking turns.
+"""A contest of engines: the same checkpoint and problems, in one process, taking turns after a warm-up of full size.
 
 The engines take turns so that other work on the machine disturbs all of them alike. The figures are medians, and ratios
 are ratios of medians.
@@ -25,8 +25,6 @@ from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
 from sector.engine.tasks.task import Task
-
-_WARM_UP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +136,9 @@ class Contest:
             seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
             peaks = dict.fromkeys(seconds, 0)
             results: dict[str, Improved] = {}
+            # With all rows: an engine on a GPU compiles and captures for each size of batch, once.
             for contender in contenders:
-                self.improve(contender, problems[:_WARM_UP], workload.batch)
+                self.improve(contender, problems, workload.batch)
             for turn in range(repeats):
                 # The order is reversed every other turn, so that no contender is always first.
                 for contender in contenders if turn % 2 == 0 else reversed(contenders):

@@ -109,8 +109,8 @@ for part in "$@"; do
       # On a machine without a GPU no test has the mark `gpu`; a rehearsal collects all of these files.
       [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
       run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
-        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance}.py \
-        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,gpu,improve,training_graphs,precision}.py
+        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance,embedding}.py \
+        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,sequences,gpu,improve,training_graphs,precision}.py
       ;;
     kernels)
       for model in "$tiny" "$STATE/base"; do

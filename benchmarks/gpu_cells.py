@@ -5,8 +5,9 @@
 
 GPU time is lent in short slices that may end at any time. So each cell is written as soon as it is measured, and a cell
 that fails is a line that says why. A cell is a dtype, a way to decode and a count of rows, which are solved at once.
-Every result is compared with that of the native engine on the CPU in float32, on the first rows (`--compare`). With
-`--kernels` a cell is a kernel by itself.
+Every result is compared with that of the native engine on the CPU in float32, on the first rows (`--compare`), and
+`unlike_repetitions` is the largest count of rows on which a repetition differs from the last one. With `--kernels` a
+cell is a kernel by itself.
 """
 
 import argparse
@@ -108,16 +109,21 @@ class Bench:
         device = contender.sampler.device
         reset_peak(device)
         seconds: list[float] = []
+        results: list[Improved] = []
         for turn in range(1 + repeats):
             start = time.perf_counter()
-            improved = self._contest.improve(contender, self._problems[slice(rows)], batch=0)
+            results.append(self._contest.improve(contender, self._problems[slice(rows)], batch=0))
             seconds.append(time.perf_counter() - start)
             if turn and seconds[-1] > _SLOW_SECONDS:
                 break
         warm_up, *seconds = seconds
+        improved = results[-1]
+        # Not 0 if threads race for memory.
+        unlike = max(int(differs(improved, other).sum()) for other in results[:-1])
         accepted = int(improved.accepted.sum())
         cell = Cell(contender.name, self._workload(rows), seconds, improved.tokens, accepted, peak_bytes(device))
-        return improved, {"filter": self._arguments.filter, "warm_up_seconds": warm_up, **cell.as_json()}
+        own = {"filter": self._arguments.filter, "warm_up_seconds": warm_up, "unlike_repetitions": unlike}
+        return improved, own | cell.as_json()
 
 
 def _sampler(model: SectorForCausalLM, decode: str) -> Sampler:

@@ -35,10 +35,13 @@ from sector.kernels.completion import Request
 from sector.kernels.consistency import majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
+from sector.kernels.embedding import embed_kernel
 from sector.kernels.layer import add_norm_kernel, rotate_to_cache_kernel, square_of_relu_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
 from sector.kernels.megakernel import complete_kernel
 from sector.kernels.philox import Stream
+from sector.kernels.sequences import Field, advance_kernel, begin_kernel
+from sector.kernels.simplification import simplification_ids_kernel
 
 # Rows of a call, and slots of context that its rows attend to.
 _ROWS = 1000
@@ -86,12 +89,19 @@ def _integers(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int64)
 
 
-def _sampler(size: int, dtype: torch.dtype, temperature: float, hidden_dtype: torch.dtype | None = None) -> Case:
+def _sampler(
+    size: int,
+    dtype: torch.dtype,
+    temperature: float,
+    hidden_dtype: torch.dtype | None = None,
+    update_dtype: torch.dtype | None = None,
+) -> Case:
     head = Head(torch.zeros(size, dtype=dtype), torch.zeros(32, size, dtype=dtype), 1e-6)
     stream = Stream(_integers(1), _integers(_ROWS), _integers(_ROWS), _integers(_ROWS))
     hidden = torch.zeros(_ROWS, size, dtype=hidden_dtype or dtype)
+    update = None if update_dtype is None else torch.zeros(_ROWS, size, dtype=update_dtype)
     return Case(
-        lambda: sample_digits_kernel(hidden, _integers(_ROWS), head, kernel_table(), temperature, stream),
+        lambda: sample_digits_kernel(hidden, _integers(_ROWS), head, kernel_table(), temperature, stream, None, update),
         extent=("BLOCK_HIDDEN", size),
     )
 
@@ -121,6 +131,11 @@ def _simplifications(digits: int, least_first: bool) -> Case:
     return Case(lambda: parse_simplifications_kernel(ids, digits, row, kernel_table(), least_first))
 
 
+def _drafts(digits: int) -> Case:
+    rest, row = _integers(_ROWS, digits)[:, :-1], _integers(_ROWS)
+    return Case(lambda: simplification_ids_kernel(rest, rest, row, row, row, kernel_table()))
+
+
 def _answers(digits: int) -> Case:
     return Case(lambda: parse_answers_kernel(_integers(_ROWS, digits + 2), digits, _integers(_ROWS), kernel_table()))
 
@@ -146,6 +161,21 @@ def _acceptance(length: int, drafted: bool) -> Case:
     return Case(lambda: accept_kernel(ids, ids, ids if drafted else None, 0))
 
 
+def _embedding(size: int, dtype: torch.dtype) -> Case:
+    return Case(lambda: embed_kernel(_integers(_ROWS), torch.zeros(32, size, dtype=dtype), kernel_table()))
+
+
+def _beginning() -> Case:
+    """Return the beginning of two sequences a row."""
+    counts, output = _integers(2, _ROWS // 2), _integers(10 * _ROWS + 1)
+    return Case(lambda: begin_kernel(_integers(2, 2), 20, counts, output, _integers(_ROWS // 2), 3, kernel_table()))
+
+
+def _advance() -> Case:
+    state, stopped = _integers(len(Field), _ROWS), torch.zeros(_ROWS, dtype=torch.bool)
+    return Case(lambda: advance_kernel(state, stopped, _integers(10 * _ROWS + 1)))
+
+
 def _megakernel(preset: str, dtype: torch.dtype, temperature: float) -> Case:
     """Return the call that completes fast answers and simplifications of 8 digits."""
     rows, lengths = 40, (10, 20)
@@ -166,9 +196,11 @@ BF16, FP32 = torch.bfloat16, torch.float32
 CASES: dict[str, Case] = {
     "digit_sampler tiny fp32 sampled": _sampler(64, FP32, 0.7),
     "digit_sampler base bf16 sampled": _sampler(384, BF16, 0.7),
-    # As stepwise decoding calls it: the residual stream is float32 whatever the weights.
     "digit_sampler base bf16 under fp32 sampled": _sampler(384, BF16, 0.7, FP32),
     "digit_sampler base bf16 under fp32 greedy": _sampler(384, BF16, 0.0, FP32),
+    # As stepwise decoding calls it: the residual stream is float32 whatever the weights, and the last update is added.
+    "digit_sampler tiny fp32 with update greedy": _sampler(64, FP32, 0.0, FP32, FP32),
+    "digit_sampler base bf16 with update greedy": _sampler(384, BF16, 0.0, FP32, BF16),
     "digit_sampler base fp32 greedy": _sampler(384, FP32, 0.0),
     "digit_sampler odd bf16 greedy": _sampler(90, BF16, 0.0),
     "decode_attention tiny fp32": _attention(4, 16, FP32),
@@ -180,6 +212,7 @@ CASES: dict[str, Case] = {
     "prompts 29": _prompts(29),
     "simplifications 29": _simplifications(29, False),
     "simplifications 256 least first": _simplifications(256, True),
+    "drafts 29": _drafts(29),
     "answers 29": _answers(29),
     "layer tiny fp32": _layer(4, 16, FP32),
     "layer tiny bf16": _layer(4, 16, BF16),
@@ -187,6 +220,10 @@ CASES: dict[str, Case] = {
     "layer base bf16": _layer(12, 32, BF16),
     "acceptance 62 drafted": _acceptance(62, True),
     "acceptance 31 plain": _acceptance(31, False),
+    "embedding tiny fp32": _embedding(64, FP32),
+    "embedding base bf16": _embedding(384, BF16),
+    "sequences begin": _beginning(),
+    "sequences advance": _advance(),
     "megakernel tiny bf16 sampled": _megakernel("tiny", BF16, 0.8),
     "megakernel base bf16 sampled": _megakernel("base", BF16, 0.8),
     "megakernel tiny fp32 sampled": _megakernel("tiny", FP32, 0.8),

@@ -12,7 +12,7 @@ from sector.kernels._triton import block_rows, expect, next_power_of_2, num_prog
 _COMPILED_NUMBERS = 2048
 
 
-def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
+def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int, counts: Tensor | None = None) -> Tensor:
     """Write the accepted choices of a branch and padding into `output [B, T]`; return their count `[B]`.
 
     A choice is accepted if the model itself chose every drafted token before it, which makes drafts lossless.
@@ -20,6 +20,7 @@ def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) ->
     output: int64, rows adjacent.
     chosen: `[B, U]` int64, U <= T, the model's choices after the mark and after each token of the draft.
     draft: `[B, >= U - 1]` int64; None accepts every choice.
+    counts: `[B]` int64, optional memory for the result.
     """
     count, width = chosen.shape
     expect("output", output, (count, None), torch.int64, chosen.device)
@@ -30,10 +31,14 @@ def accept(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) ->
             raise ValueError(f"draft must have {width - 1} tokens at least, not {draft.shape[1]}")
     if width > output.shape[1]:
         raise ValueError(f"output must have room for {width} choices, not {output.shape[1]}")
-    return (accept_kernel if runs_kernel(chosen) else accept_reference)(output, chosen, draft, pad_id)
+    if counts is not None:
+        expect("counts", counts, (count,), torch.int64, chosen.device)
+    return (accept_kernel if runs_kernel(chosen) else accept_reference)(output, chosen, draft, pad_id, counts)
 
 
-def accept_reference(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
+def accept_reference(
+    output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int, counts: Tensor | None = None
+) -> Tensor:
     """Compute `accept` in plain torch."""
     count = chosen.shape[1]
     accepted = torch.ones_like(chosen)
@@ -41,13 +46,15 @@ def accept_reference(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_i
         accepted[:, 1:] = (chosen[:, :-1] == draft[:, : count - 1]).long().cumprod(dim=1)
     output.fill_(pad_id)
     output[:, :count] = torch.where(accepted.bool(), chosen, pad_id)
-    return accepted.sum(dim=1)
+    return torch.sum(accepted, dim=1, out=counts)
 
 
-def accept_kernel(output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int) -> Tensor:
+def accept_kernel(
+    output: Tensor, chosen: Tensor, draft: Tensor | None, pad_id: int, counts: Tensor | None = None
+) -> Tensor:
     """Compute `accept` with the Triton kernel."""
     (count, length), width = output.shape, chosen.shape[1]
-    counts = torch.empty(count, dtype=torch.int64, device=chosen.device)
+    counts = torch.empty(count, dtype=torch.int64, device=chosen.device) if counts is None else counts
     if count == 0:
         return counts
     columns = next_power_of_2(length)

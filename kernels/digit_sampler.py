@@ -69,17 +69,19 @@ def sample_digits(
     temperature: float = 0.0,
     stream: Stream | None = None,
     out: Sampled | None = None,
+    update: Tensor | None = None,
 ) -> Sampled:
     """Sample the tokens that follow `ids [B]`.
 
     hidden: `[B, D]` states of these tokens, before the final norm.
     temperature: 0 is greedy and needs no stream.
     out: optional memory for the result; `out.ids` may be `ids`.
+    update: `[B, D]` to be added to the states; None adds nothing.
     """
-    _check(hidden, ids, head, table, temperature, stream, out)
+    _check(hidden, ids, head, table, temperature, stream, out, update)
     if runs_kernel(hidden):
-        return sample_digits_kernel(hidden, ids, head, table, temperature, stream, out)
-    sampled = sample_digits_reference(hidden, ids, head, table, temperature, stream)
+        return sample_digits_kernel(hidden, ids, head, table, temperature, stream, out, update)
+    sampled = sample_digits_reference(hidden, ids, head, table, temperature, stream, update)
     if out is None:
         return sampled
     out.ids.copy_(sampled.ids)
@@ -89,10 +91,17 @@ def sample_digits(
 
 
 def sample_digits_reference(
-    hidden: Tensor, ids: Tensor, head: Head, table: TokenTable, temperature: float = 0.0, stream: Stream | None = None
+    hidden: Tensor,
+    ids: Tensor,
+    head: Head,
+    table: TokenTable,
+    temperature: float = 0.0,
+    stream: Stream | None = None,
+    update: Tensor | None = None,
 ) -> Sampled:
     """Compute `sample_digits` in plain torch."""
-    normed = F.rms_norm(hidden.float(), (hidden.shape[1],), head.norm.float(), head.eps)
+    hidden = hidden.float() if update is None else hidden.float() + update.float()
+    normed = F.rms_norm(hidden, (hidden.shape[1],), head.norm.float(), head.eps)
     logits = F.linear(normed, head.classes.float()).masked_fill(~table.may_follow(ids), float("-inf"))
     scores = logits
     if temperature > 0 and stream is not None:
@@ -110,6 +119,7 @@ def sample_digits_kernel(
     temperature: float = 0.0,
     stream: Stream | None = None,
     out: Sampled | None = None,
+    update: Tensor | None = None,
 ) -> Sampled:
     """Compute `sample_digits` with the Triton kernel."""
     count, size = hidden.shape
@@ -122,6 +132,7 @@ def sample_digits_kernel(
     _digit_sampler_kernel[(num_programs(count, block),)](
         hidden,
         hidden.stride(0),
+        hidden if update is None else update,
         ids,
         head.norm,
         head.classes,
@@ -141,6 +152,7 @@ def sample_digits_kernel(
         BLOCK_HIDDEN=max(16, min(_BLOCK_HIDDEN, next_power_of_2(size))),
         BLOCK_ROWS=block,
         GREEDY=temperature == 0,
+        ADDS=update is not None,
         NUM_LOCAL=table.num_local,
         NUM_DIGITS=table.num_digits,
         MAX_PLACE=table.max_place,
@@ -159,6 +171,7 @@ def _check(
     temperature: float,
     stream: Stream | None,
     out: Sampled | None,
+    update: Tensor | None,
 ) -> None:
     """Raise ValueError unless the arguments have the shapes, dtypes and device that the kernel expects."""
     if hidden.ndim != 2 or hidden.stride(1) != 1:
@@ -171,6 +184,8 @@ def _check(
     expect("head.norm", head.norm, (size,), FLOATS, device)
     expect("head.classes", head.classes, (table.num_classes, size), FLOATS, device)
     expect("table.legal", table.legal, (table.num_classes,), torch.int32, device)
+    if update is not None:
+        expect("update", update, (count, size), FLOATS, device)
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
     if temperature > 0 and stream is None:
@@ -190,6 +205,7 @@ def _check(
 def _digit_sampler_kernel(
     hidden_ptr,  # [B, D]
     stride_hidden,
+    update_ptr,  # [B, D]
     ids_ptr,  # [B]
     norm_ptr,  # [D]
     head_ptr,  # [C, D]
@@ -209,6 +225,7 @@ def _digit_sampler_kernel(
     BLOCK_HIDDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     GREEDY: tl.constexpr,
+    ADDS: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
     MAX_PLACE: tl.constexpr,
@@ -227,8 +244,11 @@ def _digit_sampler_kernel(
     for start in range(0, HIDDEN, BLOCK_HIDDEN):
         o_hidden = start + tl.arange(0, BLOCK_HIDDEN)
         m_hidden = o_hidden < HIDDEN
-        b_hidden = tl.load(p_rows + o_hidden[None, :], mask=m_rows[:, None] & m_hidden[None, :], other=0.0)
-        b_hidden = b_hidden.to(tl.float32)
+        mask = m_rows[:, None] & m_hidden[None, :]
+        b_hidden = tl.load(p_rows + o_hidden[None, :], mask=mask, other=0.0).to(tl.float32)
+        if ADDS:
+            p_update = update_ptr + o_rows.to(tl.int64)[:, None] * HIDDEN + o_hidden[None, :]
+            b_hidden += tl.load(p_update, mask=mask, other=0.0).to(tl.float32)
         b_norm = tl.load(norm_ptr + o_hidden, mask=m_hidden, other=0.0).to(tl.float32)
         p_head = head_ptr + o_classes[None, :] * HIDDEN + o_hidden[:, None]
         b_head = tl.load(p_head, mask=m_hidden[:, None], other=0.0).to(tl.float32)

@@ -100,19 +100,19 @@ def prompt_ids_reference(
     least_first: bool = False,
 ) -> Tensor:
     """Compute `prompt_ids` in plain torch."""
-    places = _place_ids(a.shape[1], variants, table)
+    places = place_ids(a.shape[1], variants, table)
     last = places[:, -1:]
     columns = [
-        _mark(table.start, variants, table),
+        mark_ids(table.start, variants, table),
         places + (a.flip(1) if least_first else a),
         last + table.end,
-        _mark(table.plus, variants, table),
+        mark_ids(table.plus, variants, table),
         places + (b.flip(1) if least_first else b),
         last + table.end,
         last + table.carry_0 + carry.unsqueeze(1),
     ]
     if mode is not None:
-        columns.append(_mark(mode, variants, table))
+        columns.append(mark_ids(mode, variants, table))
     return torch.cat(columns, dim=1)
 
 
@@ -121,13 +121,13 @@ def parse_simplifications_reference(
 ) -> Simplified:
     """Compute `parse_simplifications` in plain torch."""
     rest = digits - 1
-    places = _place_ids(digits, variants, table)
+    places = place_ids(digits, variants, table)
     before, last = places[:, -2:-1], places[:, -1:]
     lowest = torch.cat(
         [
             places[:, :-1],
             before + table.end,
-            _mark(table.join, variants, table),
+            mark_ids(table.join, variants, table),
             places[:, :-1],
             before + table.end,
             before + table.carry_0,
@@ -152,7 +152,7 @@ def parse_answers_reference(
     ids: Tensor, digits: int, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Compute `parse_answers` in plain torch."""
-    places = _place_ids(digits + 1, variants, table)
+    places = place_ids(digits + 1, variants, table)
     lowest = torch.cat([places, places[:, -1:] + table.eos], dim=1)
     span = torch.tensor([table.num_digits - 1] * (digits + 1) + [0], device=ids.device)
     values, valid = _parse(ids, lowest, span)
@@ -175,7 +175,7 @@ def prompt_ids_kernel(
     out = _memory(a.device, count, width)
     if count == 0:
         return out
-    grid, blocks = _launch_shape(count, width)
+    grid, blocks = launch_shape(count, width)
     _prompt_kernel[grid](
         a,
         b,
@@ -212,7 +212,7 @@ def parse_simplifications_kernel(
     )
     if count == 0:
         return out
-    grid, blocks = _launch_shape(count, 2 * rest + 6)
+    grid, blocks = launch_shape(count, 2 * rest + 6)
     _simplification_kernel[grid](
         ids,
         ids.stride(0),
@@ -247,7 +247,7 @@ def parse_answers_kernel(
     valid = torch.empty(count, dtype=torch.bool, device=ids.device)
     if count == 0:
         return answers, valid
-    grid, blocks = _launch_shape(count, length + 1)
+    grid, blocks = launch_shape(count, length + 1)
     _answer_kernel[grid](
         ids,
         ids.stride(0),
@@ -267,7 +267,7 @@ def parse_answers_kernel(
     return answers, valid
 
 
-def _launch_shape(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
+def launch_shape(rows: int, width: int) -> tuple[tuple[int], dict[str, int]]:
     """Return the grid and the block sizes of a launch that covers `[rows, width]` ids."""
     columns = next_power_of_2(width)
     block = block_rows(rows, compiled=max(1, _COMPILED_IDS // columns))
@@ -279,13 +279,13 @@ def _memory(device: torch.device, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.int64, device=device)
 
 
-def _place_ids(length: int, variants: Tensor, table: TokenTable) -> Tensor:
+def place_ids(length: int, variants: Tensor, table: TokenTable) -> Tensor:
     """Return the `[B, length]` ids of the digit 0 at the places of a number."""
     first = 1 + table.mark_base[table.start - table.num_local + variants].long()
     return table.num_local * (first.unsqueeze(1) + torch.arange(length, device=variants.device))
 
 
-def _mark(kind: int, variants: Tensor, table: TokenTable) -> Tensor:
+def mark_ids(kind: int, variants: Tensor, table: TokenTable) -> Tensor:
     """Return the `[B, 1]` ids of a mark in each row's variant."""
     return (kind - table.num_local + variants).unsqueeze(1)
 
@@ -327,7 +327,7 @@ def _check_marks(variants: Tensor, table: TokenTable, rows: Tensor) -> None:
 
 
 @triton.jit
-def _first_place(mark_base_ptr, variants, START: tl.constexpr, NUM_LOCAL: tl.constexpr):
+def first_place(mark_base_ptr, variants, START: tl.constexpr, NUM_LOCAL: tl.constexpr):
     """Return the place of the first digit of a number after marks of these variants."""
     return 1 + tl.load(mark_base_ptr + (START - NUM_LOCAL) + variants)
 
@@ -359,7 +359,7 @@ def _prompt_kernel(
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
     m_rows = o_rows < num_rows
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = _first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
     b_carry = tl.load(carry_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
 
     m_a = (o_columns >= 1) & (o_columns <= digits)
@@ -414,7 +414,7 @@ def _simplification_kernel(
     m_all = m_rows[:, None] & (o_columns < 2 * rest + 6)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = _first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
     b_variant = b_variant[:, None]
 
     m_a = o_columns < rest
@@ -471,7 +471,7 @@ def _answer_kernel(
     m_all = m_rows[:, None] & (o_columns <= length)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = _first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
     m_digits = o_columns < length
     b_end = NUM_LOCAL * (b_first + length - 1) + EOS
     b_value = b_ids - tl.where(m_digits, NUM_LOCAL * (b_first + o_columns), b_end)

@@ -71,7 +71,8 @@ def make_plan(model: Model, **overrides: Any) -> Plan:
     head_dim = hidden // model.num_heads
     if hidden % model.num_heads or head_dim != next_power_of_2(head_dim):
         raise ValueError(f"the size of a head must be a power of two, not {hidden}/{model.num_heads}")
-    # With these sizes the presets compile for sm_90 with few or no spills (tests/test_megakernel.py). Not timed.
+    # With these sizes the presets compile for sm_90 with few or no spills (tests/test_kernels_compile.py); others, and
+    # four warps, are compared on paper in docs/research/gpu_review.md.
     exact = model.weights.qkv.dtype == torch.float32
     whole = hidden <= _WHOLE and hidden == next_power_of_2(hidden)
     inner = hidden if whole else _largest_divisor(hidden, 32 if exact else 64)

@@ -23,7 +23,18 @@ from torch.utils._pytree import tree_leaves
 
 from sector.engine.samplers import gpu_steps
 from sector.engine.training import distill, graphs
-from sector.kernels import acceptance, consistency, decode_attention, digit_sampler, layer, layout, megakernel
+from sector.kernels import (
+    acceptance,
+    consistency,
+    decode_attention,
+    digit_sampler,
+    embedding,
+    layer,
+    layout,
+    megakernel,
+    sequences,
+    simplification,
+)
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -41,9 +52,12 @@ _REFERENCES = {
     consistency: ["majority_reference"],
     decode_attention: ["decode_attention_reference"],
     digit_sampler: ["sample_digits_reference"],
+    embedding: ["embed_reference"],
     layer: ["add_norm_reference", "rotate_to_cache_reference", "square_of_relu_reference"],
     layout: ["prompt_ids_reference", "parse_simplifications_reference", "parse_answers_reference"],
     megakernel: ["complete_reference"],
+    simplification: ["simplification_ids_reference"],
+    sequences: ["advance_reference", "begin_reference"],
 }
 _READS = {"item", "__bool__", "__int__", "__float__", "__index__", "tolist"}
 _SELECTIONS = {"nonzero", "masked_select", "unique", "equal", "is_nonzero", "allclose"}

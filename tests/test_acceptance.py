@@ -23,7 +23,9 @@ def test_the_kernel_is_the_reference(
         draft = torch.cat([draft, draft[:, :1]], dim=1)
     outputs = [torch.full((count, length), -1, device=kernel_device) for _ in range(2)]
     counts = accept_kernel(outputs[0], chosen, draft, PAD)
-    assert torch.equal(counts, accept_reference(outputs[1], chosen, draft, PAD))
+    given = torch.full_like(counts, -7)
+    assert accept_reference(outputs[1], chosen, draft, PAD, given) is given
+    assert torch.equal(counts, given)
     assert torch.equal(*outputs)
 
 
@@ -38,5 +40,7 @@ def test_arguments_are_checked() -> None:
     chosen, output = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="draft must have 2 tokens"):
         accept(output, chosen, chosen[:, :1], PAD)
+    with pytest.raises(ValueError, match="counts must be"):
+        accept(output, chosen, None, PAD, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="room for 3 choices"):
         accept(output[:, :2].contiguous(), chosen, None, PAD)

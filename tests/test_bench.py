@@ -139,6 +139,15 @@ def test_a_contest_sees_what_is_unlike_and_takes_turns(model: SectorForCausalLM)
     assert [text.split(",")[0] for text in seen] == ["right", "wrong", "wrong", "right", "right", "wrong"]
 
 
+def test_the_warm_up_is_of_full_size() -> None:
+    """Otherwise the first timed repetition on a GPU would capture the graphs of its sizes."""
+    sampler = Scripted()
+    asked = terms().run([contest.Contender("one", sampler)], [Workload(3, 70, 0)], 1, CPU, lambda *_: None)
+    assert len(list(asked)) == 1
+    half = len(sampler.asked) // 2
+    assert half >= 70 and sampler.asked[:half] == sampler.asked[half:]
+
+
 def test_figures_are_medians_and_ratios_are_of_the_first() -> None:
     one = Cell("one", Workload(4, 100, 10), [1.0, 2.0, 9.0], 400, 80, 5)
     more = Cell("one", Workload(8, 100, 10), [2.0, 2.0, 2.0], 800, 60, 7)

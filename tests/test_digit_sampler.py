@@ -1,5 +1,6 @@
 """The digit sampler: the kernel against plain torch, plain torch against the engine, and samples against their law."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -201,6 +202,20 @@ def test_no_rows(kernel_device: torch.device) -> None:
     assert out.ids.shape == out.logprobs.shape == out.stopped.shape == (0,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("run", [sample_digits_kernel, sample_digits_reference], ids=["kernel", "reference"])
+def test_an_update_is_added_to_the_states(
+    run: Callable[..., Sampled], dtype: torch.dtype, kernel_device: torch.device
+) -> None:
+    head, table = _head(90, dtype, kernel_device), tokens.kernel_table(kernel_device)
+    hidden, ids, stream = _inputs(40, 90, torch.float32, kernel_device)
+    update = (2 * _inputs(41, 90, torch.float32, kernel_device)[0][1:]).to(dtype)
+    out = run(hidden, ids, head, table, 0.8, stream, update=update)
+    expected = run(hidden + update.float(), ids, head, table, 0.8, stream)
+    assert torch.equal(out.ids, expected.ids) and torch.equal(out.logprobs, expected.logprobs)
+    assert not torch.equal(out.ids, run(hidden, ids, head, table, 0.8, stream).ids)
+
+
 @pytest.mark.parametrize("kernel_runs", [True, False], ids=["kernel", "reference"])
 def test_which_one_runs(kernel_runs: bool, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel on a GPU, the reference elsewhere; both write where they are told."""
@@ -233,6 +248,7 @@ def test_the_cpu_runs_the_reference() -> None:
             {"head": Head(torch.ones(64), torch.zeros(31, 64), 1e-6)}, r"head.classes must be \[32, 64\]", id="head"
         ),
         pytest.param({"ids": torch.zeros(4, dtype=torch.int64, device="meta")}, "ids must be on cpu", id="device"),
+        pytest.param({"update": torch.zeros(3, 64)}, r"update must be \[4, 64\]", id="update"),
         pytest.param({"temperature": -1.0}, "must not be negative", id="temperature"),
         pytest.param({"temperature": 1.0}, "needs a stream", id="stream"),
         pytest.param({"out": Sampled.empty(5, torch.device("cpu"))}, r"out.ids must be \[4\]", id="out"),

@@ -24,6 +24,11 @@ from sector.kernels.layout import (
     prompt_ids_kernel,
     prompt_ids_reference,
 )
+from sector.kernels.simplification import (
+    simplification_ids,
+    simplification_ids_kernel,
+    simplification_ids_reference,
+)
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
 MODES = pytest.mark.parametrize("mode", [None, tokens.ANSWER, tokens.THINK], ids=["prefix", "answer", "think"])
@@ -102,6 +107,25 @@ def test_simplifications_say_what_the_policy_reads(
     _check_simplified(simplified, ids, digits, PlaceLayout(order, variants))
     if count > 100:
         assert 0.2 < simplified.valid.double().mean() < 0.8
+
+
+@SIZES
+@ORDERS
+@pytest.mark.parametrize(
+    "function", [simplification_ids_reference, simplification_ids_kernel], ids=["reference", "kernel"]
+)
+def test_written_simplifications_are_the_policys(
+    count: int, digits: int, order: DigitOrder, function: Callable[..., Tensor], kernel_device
+) -> None:
+    problems, variants = _problems(count, digits)
+    digit = torch.arange(count) % 10
+    # Without their last digits, as drafts have them: rows are not side by side.
+    rest = Problems(problems.a[:, :-1], problems.b[:, :-1], problems.carry)
+    expected = PlaceLayout(order, variants).simplification_ids(rest, digit)
+    a, b = problems.a.to(kernel_device)[:, :-1], problems.b.to(kernel_device)[:, :-1]
+    given = (tensor.to(kernel_device) for tensor in (problems.carry, digit, variants))
+    written = function(a, b, *given, tokens.kernel_table(kernel_device), order is DigitOrder.LSD)
+    assert torch.equal(written.cpu(), expected)
 
 
 @SIZES
@@ -214,5 +238,9 @@ def test_what_the_kernels_would_misread_is_refused() -> None:
         parse_answers(ids.T, 1, torch.zeros(11, dtype=torch.int64), table)
     with pytest.raises(ValueError, match=r"variants must be \[3\]"):
         parse_answers(ids, 4, row[:2], table)
+    with pytest.raises(ValueError, match="a must have digits, adjacent"):
+        simplification_ids(torch.zeros(4, 3, dtype=torch.int64).T, operand, row, row, row, table)
+    with pytest.raises(ValueError, match=r"digit must be \[3\]"):
+        simplification_ids(operand, operand, row, row[:2], row, table)
     with pytest.raises(ValueError, match="no problem of 0 digits"):
         parse_answers(ids, 0, row, table)

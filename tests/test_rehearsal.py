@@ -108,6 +108,7 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
         ("bfloat16", "kernels"),
     ]
     assert all(cell["accepted"] == cell["rows"] == 8 for cell in cells), cells
+    assert all(cell["unlike_repetitions"] == 0 for cell in cells), cells
     assert cells[1]["differing"] == 0
     description, *steps = map(json.loads, lines[-3:])
     assert description["commit"] == "rehearsed"

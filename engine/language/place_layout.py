@@ -21,6 +21,7 @@ from sector.engine.language.constant import Constant
 from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import Problems
 from sector.kernels import layout as kernels
+from sector.kernels import simplification
 from sector.kernels.token_table import TokenTable
 
 # A letter for each token class, so that regular expressions match the shapes of completions.
@@ -119,6 +120,10 @@ class PlaceLayout:
 
     def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
         """Return the `[B, 2N+4]` ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
+        if _by_kernels(digit):
+            operands = _adjacent(rest.a), _adjacent(rest.b), rest.carry.contiguous(), digit.contiguous()
+            terms = self._kernel_terms(digit)
+            return simplification.simplification_ids(*operands, *terms, least_first=self.order is DigitOrder.LSD)
         place = self._place_ids(len(rest), rest.digits + 1, digit.device)[:, -1:]
         parts = [self._problem_ids(rest, tokens.JOIN), self._carry_ids(rest), place + digit.unsqueeze(1)]
         return torch.cat([*parts, place + tokens.EOS], dim=1)
@@ -217,6 +222,11 @@ class PlaceLayout:
 def _by_kernels(tensor: Tensor) -> bool:
     """Return whether a tensor is on a device where kernels run."""
     return tensor.is_cuda
+
+
+def _adjacent(digits: Tensor) -> Tensor:
+    """Return digits `[B, N]` whose rows have them side by side in memory."""
+    return digits if digits.stride(1) == 1 else digits.contiguous()
 
 
 def digit_classes(ids: Tensor) -> Tensor:

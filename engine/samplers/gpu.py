@@ -103,7 +103,9 @@ class GpuSampler:
             # The rows of several cuts take turns in the cache, so nothing of a call is left for the next.
             kept = beginning if len(cuts) == 1 else None
             parts = [self._complete(request, drafts, rows, kept) for rows in cuts]
-            return [torch.cat(outputs).to(prefix.device) for outputs in zip(*parts, strict=True)]
+            # A single part is not copied.
+            outputs = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+            return [output.to(prefix.device) for output in outputs]
 
     def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
         """Return the count of rows that are completed at once; see `protocol.Room`."""
