@@ -133,6 +133,14 @@ def test_a_damaged_file_is_made_again(store: Store, expected: dict[str, bytes], 
     assert report["this_call"]["mended"] == [name] and store.contents(f"flipped-{name}") == expected
 
 
+def test_a_damaged_manifest_is_named_once(store: Store, expected: dict[str, bytes]) -> None:
+    """Also where a part is missing, so that the manifest is read a second time."""
+    for name in (*PARTS[1:], MANIFEST):
+        store.put("twice", name, expected[name] if name != MANIFEST else b"{")
+    report = json.loads(run(*WORDS, "--out", f"s3://{BUCKET}/twice/", "--json").stdout)
+    assert report["this_call"]["mended"] == [MANIFEST] and store.contents("twice") == expected
+
+
 def test_other_settings_are_refused(store: Store, expected: dict[str, bytes]) -> None:
     for name, content in expected.items():
         store.put("seeds", name, content)

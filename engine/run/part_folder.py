@@ -124,7 +124,9 @@ class PartFolder:
         try:
             manifest = read_manifest(self.root)
         except Damaged:
-            self.mended.append(MANIFEST)
+            # It is read again where another call may have written since.
+            if MANIFEST not in self.mended:
+                self.mended.append(MANIFEST)
             manifest = None
         if manifest is None:
             self._check_files()
