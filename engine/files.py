@@ -73,8 +73,11 @@ def check_writable(path: Path, folder: bool = False) -> None:
             raise InputError(f"cannot write {path}: it is a directory; name a file in it")
         _refuse_special(path)
         # Only an attempt shows whether it works: the name may be too long, the disk full or read-only.
-        home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-        aside = aside_of(home / path.name)
+        if path.is_dir():
+            aside = aside_of(path / "file")
+        else:
+            home = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+            aside = aside_of(home / path.name)
         if not aside.is_char_device():
             aside.unlink(missing_ok=True)
             aside.touch()
@@ -97,9 +100,14 @@ def _make_room(path: Path, aside: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def is_special(path: Path) -> bool:
+    """Return whether `path` is a device, a pipe or a socket: a reader may wait for ever, a writer would replace it."""
+    return any(holds(path) for holds in _SPECIAL)
+
+
 def _refuse_special(path: Path) -> None:
     """Raise InputError if `path` is a device, a pipe or a socket, which a rename would replace."""
-    if any(is_special(path) for is_special in _SPECIAL):
+    if is_special(path):
         raise InputError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
 
 

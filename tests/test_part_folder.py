@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from sector.engine.files import aside_of
 from sector.engine.run import generate_folder, request
 from sector.engine.run.labels import Labels
 from sector.engine.run.locks import HOLDER, LOCK, locked
-from sector.engine.run.part_folder import MANIFEST, part_files
+from sector.engine.run.part_folder import MANIFEST, part_files, read_manifest
 from sector.engine.run.parts import DatasetSettings, read_part
+from sector.engine.run.records import Damaged
 
 MODEL = sector.load("addition")
 # Five parts, the last one short, at a temperature: rows must keep their own random streams.
@@ -235,6 +236,84 @@ def test_a_disk_that_fills_in_the_middle_of_a_part_loses_no_whole_part(
     assert contents(folder) == expected
 
 
+def test_no_flipped_bit_of_a_manifest_passes_or_looks_like_a_later_release(
+    folder: Path, expected: dict[str, bytes]
+) -> None:
+    for place in range(0, len(expected[MANIFEST]), 3):
+        changed = bytearray(expected[MANIFEST])
+        changed[place] ^= 1 << place % 8
+        (folder / MANIFEST).write_bytes(changed)
+        # Some bits turn white space into other white space.
+        if changed.split() != expected[MANIFEST].split():
+            with pytest.raises(Damaged, match="makes it again"):
+                read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", [PARTS[1], MANIFEST], ids=str)
+@pytest.mark.parametrize("place", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_named_and_not_waited_for(
+    folder: Path, expected: dict[str, bytes], name: str, place: Callable[[Path], None]
+) -> None:
+    (folder / name).unlink()
+    place(folder / name)
+    with pytest.raises(
+        InputError, match=f"{name} is a folder, a device or a pipe, not a file; remove it, and the same"
+    ):
+        make(folder)
+    with pytest.raises(InputError, match=f"{name} (is damaged or missing|cannot be read)"):
+        part_files(folder)
+    (folder / name).rmdir() if (folder / name).is_dir() else (folder / name).unlink()
+    make(folder)
+    assert contents(folder) == expected
+
+
+def test_a_part_under_another_name_is_not_left_for_readers(folder: Path, expected: dict[str, bytes]) -> None:
+    (folder / PARTS[1]).rename(folder / "part-00009.parquet")
+    with pytest.raises(InputError, match=r"part-00009.parquet is no part of this data set, .* remove it") as refusal:
+        make(folder)
+    assert "\n" not in str(refusal.value)
+    (folder / "part-00009.parquet").rename(folder / PARTS[1])
+    assert make(folder).num_parts == 5 and contents(folder) == expected
+
+
+def test_a_part_of_another_data_set_is_to_be_removed(folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    make(tmp_path / "other", seed=4, count=250)
+    (folder / PARTS[1]).write_bytes((tmp_path / "other" / PARTS[0]).read_bytes())
+    with pytest.raises(InputError, match=f"{PARTS[1]} was made with .* remove it, and the same command makes it again"):
+        make(folder)
+    (folder / PARTS[1]).unlink()
+    make(folder)
+    assert contents(folder) == expected
+
+
+def test_a_folder_that_a_power_failure_left_empty_files_in_is_begun_again(
+    folder: Path, expected: dict[str, bytes]
+) -> None:
+    for name in expected:
+        empty(folder / name)
+    labels = make(folder)
+    assert labels.this_call is not None and labels.this_call.mended == [MANIFEST, *PARTS]
+    assert contents(folder) == expected
+
+
+def test_a_folder_that_was_moved_meanwhile_is_not_called_whole(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    for name in PARTS[2:]:
+        (folder / name).unlink()
+    moved = tmp_path / "moved"
+
+    def move(done: int, total: int, note: str) -> None:
+        if not moved.exists():
+            folder.rename(moved)
+
+    with pytest.raises(InputError, match=f"{PARTS[0]} was removed meanwhile; the same command makes it again"):
+        make(folder, on_progress=move)
+    assert not json.loads((moved / MANIFEST).read_text())["complete"]
+    make(folder)
+    assert contents(folder) == expected
+
+
 def test_files_that_killed_processes_left_aside_are_removed_at_the_end(
     folder: Path, expected: dict[str, bytes]
 ) -> None:
@@ -293,6 +372,17 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"is a directory that holds other files \\({name}\\)"):
         make(tmp_path)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
+
+
+def test_files_of_others_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"is a directory that holds other files \(pipe\)"):
+        make(tmp_path)
+
+
+def test_the_root_of_all_folders_is_one_of_other_files() -> None:
+    with pytest.raises(InputError, match="cannot write /: it is a directory that holds other files"):
+        sector.generate(MODEL, out="/", **ASKED)
 
 
 def test_a_folder_needs_the_slash_only_before_it_is_a_data_set(folder: Path, tmp_path: Path) -> None:

@@ -221,5 +221,22 @@ def test_without_its_package_an_address_is_refused(monkeypatch: pytest.MonkeyPat
         location_of(f"s3://{BUCKET}/parts/")
 
 
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("s3:///nine/", "cannot be reached .* check its address"),
+        ("dir://nine/", "cannot be reached .* check its address"),
+        ("://nine/", "names no protocol"),
+        ("x://nine/", "names no protocol"),
+        ("unknown://nine/", "install fsspec's driver for unknown"),
+    ],
+    ids=["no bucket", "a driver that needs more", "no protocol", "a drive", "unknown"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_bad_address_is_refused(address: str, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        location_of(address)
+
+
 def test_a_file_address_is_a_path(tmp_path: Path) -> None:
-    assert location_of(f"file://{tmp_path}/x") == tmp_path / "x"
+    assert location_of(f"file://{tmp_path}/x") == location_of(f"local://{tmp_path}/x") == tmp_path / "x"

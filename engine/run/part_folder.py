@@ -11,6 +11,7 @@ two calls with the same settings write the same bytes, and a call with others fi
 """
 
 import hashlib
+import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from sector.engine.files import aside_of
 from sector.engine.run.locks import locked
 from sector.engine.run.made_with import digest
 from sector.engine.run.parts import DatasetSettings, PartRecord, read_part, write_file
-from sector.engine.run.records import Damaged, Record, Sha256, dump_file, read_content, read_record
+from sector.engine.run.records import Damaged, Record, Sha256, dump_file, parse_record, read_content
 from sector.engine.training.locations import Location, create, exists, listed, opened
 
 MANIFEST = "manifest.json"
@@ -46,12 +47,7 @@ class Manifest(Record):
     def of(cls, settings: DatasetSettings, parts: list[PartRecord]) -> "Manifest":
         """Return the manifest of a whole data set, or of an incomplete one without parts."""
         manifest = cls(sha256="", complete=bool(parts), settings=settings, parts=parts)
-        return manifest.model_copy(update={"sha256": manifest.true_sha256})
-
-    @property
-    def true_sha256(self) -> str:
-        """Digest of the other keys as they are."""
-        return digest(self.model_dump(mode="json", exclude={"sha256"}))
+        return manifest.model_copy(update={"sha256": digest(manifest.model_dump(mode="json", exclude={"sha256"}))})
 
 
 class PartFolder:
@@ -67,6 +63,8 @@ class PartFolder:
         self.root, self.settings = root, settings
         self.parts: dict[int, PartRecord] = {}
         self.mended: list[str] = []
+        # Whether the manifest says that the folder has these settings.
+        self._confirmed = False
 
     def held(self) -> AbstractContextManager[None]:
         """Lock a folder of this machine, as `locks.locked` does."""
@@ -74,9 +72,13 @@ class PartFolder:
 
     def open(self) -> None:
         """Find the parts that are whole. Raise InputError if the folder holds something else than this data set."""
-        listed = self._listed()
-        for start in self.settings.starts:
-            path, record = self.root / self.settings.file_of(start), listed.get(start)
+        names = [self.settings.file_of(start) for start in self.settings.starts]
+        for name in (MANIFEST, *names):
+            _check_file(self.root / name)
+        records = self._listed()
+        self._check_strays(names)
+        for start, name in zip(self.settings.starts, names, strict=True):
+            path, record = self.root / name, records.get(start)
             if record is None or _sha256(path) != record.sha256:
                 record = self._read(path)
             if record is not None and record.first == start:
@@ -98,7 +100,16 @@ class PartFolder:
         self._write([])
 
     def finish(self) -> None:
-        """Write the manifest of the whole data set, and remove the files that killed processes left aside."""
+        """Write the manifest of the whole data set, and remove the files that killed processes left aside.
+
+        Raise InputError if a part is gone, as when the folder was moved meanwhile.
+        """
+        if isinstance(self.root, Path):
+            for record in self.parts.values():
+                if not (self.root / record.file).exists():
+                    raise InputError(
+                        f"{self.root / record.file} was removed meanwhile; the same command makes it again"
+                    )
         self._write([self.parts[start] for start in self.settings.starts])
         if not isinstance(self.root, Path):
             return
@@ -132,22 +143,39 @@ class PartFolder:
             self._check_files()
             return {}
         self.settings.check_same(self.root / MANIFEST, manifest.settings)
+        self._confirmed = True
         return {record.first: record for record in manifest.parts}
 
     def _check_files(self) -> None:
         """Raise InputError if a folder without a whole manifest holds files, but no part of this data set."""
-        files = [path for path in listed(self.root) if not path.name.startswith(".")]
-        parts = [path for path in files if self._read(path)]
+        files = [path for path in listed(self.root) if not path.name.startswith(".") and not _is_cut_to_nothing(path)]
+        # Other files are not read: they may be of any size.
+        parts = [path for path in files if _is_part_name(path.name) and self._read(path)]
         if files and not parts:
             raise InputError(
-                f"cannot write {self.root}: it is a directory that holds other files ({files[0].name}); name a new or "
-                "empty folder, or a file"
+                f"cannot write {self.root}: it is a directory that holds other files ({files[0].name}) and no "
+                "whole part; remove them if `sector generate` wrote them, or name a new or empty folder, or a file"
             )
+
+    def _check_strays(self, names: list[str]) -> None:
+        """Raise InputError for a part under another name, whose rows other libraries would read with the folder.
+
+        names: names of the parts.
+        """
+        own = set(names)
+        for path in listed(self.root):
+            if _is_part_name(path.name) and path.name not in own:
+                raise InputError(
+                    f"{path} is no part of this data set, but other libraries would read its rows with the folder; "
+                    "remove it, and the same command goes on"
+                )
 
     def _read(self, path: Location) -> PartRecord | None:
         """Return the record of a part; None if it is missing or damaged. Raise InputError for another data set's."""
         if found := read_part(path):
-            self.settings.check_same(path, found[0])
+            # The files of a folder that has these settings stay, but for the one that came from elsewhere.
+            mend = ("remove it, and the same command makes it again",) if self._confirmed else ()
+            self.settings.check_same(path, found[0], *mend)
         return found[1] if found else None
 
 
@@ -160,10 +188,22 @@ def is_dataset(path: Location) -> bool:
 def read_manifest(folder: Location) -> Manifest | None:
     """Read the manifest of a folder; None without one. Raise Damaged if it was changed or is not whole."""
     path = folder / MANIFEST
-    manifest = read_record(path, Manifest, _GO_ON)
-    if manifest is not None and manifest.sha256 != manifest.true_sha256:
+    content = read_content(path, _GO_ON)
+    if content is None:
+        return None
+    # First of all, since a garbled key looks like one of a later release.
+    if not _is_unchanged(content):
         raise Damaged(f"{path} was changed; {_GO_ON}")
-    return manifest
+    return parse_record(content, Manifest, str(path), _GO_ON)
+
+
+def _is_unchanged(content: bytes) -> bool:
+    """Return whether a manifest has the digest that it names."""
+    try:
+        values = json.loads(content)
+        return digest({key: values[key] for key in values if key != "sha256"}) == values["sha256"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return False
 
 
 def part_files(folder: Location) -> list[Location]:
@@ -180,6 +220,23 @@ def part_files(folder: Location) -> list[Location]:
         if _sha256(folder / record.file) != record.sha256:
             raise InputError(f"{folder / record.file} is damaged or missing; {_GO_ON}")
     return [folder / record.file for record in manifest.parts]
+
+
+def _check_file(path: Location) -> None:
+    """Raise InputError if there is something else than a file in its place."""
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder, a device or a pipe, not a file; remove it, and the same command goes on")
+
+
+def _is_part_name(name: str) -> bool:
+    """Return whether a file has the name of a part, of any data set."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+def _is_cut_to_nothing(path: Location) -> bool:
+    """Return whether a file of a data set is empty, as a power failure may leave it."""
+    named = path.name == MANIFEST or _is_part_name(path.name)
+    return named and isinstance(path, Path) and path.stat().st_size == 0
 
 
 def _sha256(path: Location) -> str:

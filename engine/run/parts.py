@@ -25,6 +25,7 @@ from sector.engine.training.locations import Location, read_bytes, write_bytes
 
 # Keys of the metadata of a part.
 _LABEL, _SHA256 = b"sector.part", b"sector.sha256"
+_OTHERWISE = "give the settings of that data set to go on with it, or choose another --out"
 # Stands in the place of the digest while it is computed.
 _BLANK = b"?" * 64
 
@@ -71,15 +72,12 @@ class DatasetSettings(Record):
         width = max(5, len(str(len(self.starts) - 1)))
         return f"part-{start // self.part_rows:0{width}d}.parquet"
 
-    def check_same(self, path: Location, found: "DatasetSettings") -> None:
-        """Raise InputError naming the first setting in which a file was made otherwise."""
+    def check_same(self, path: Location, found: "DatasetSettings", mend: str = _OTHERWISE) -> None:
+        """Raise InputError naming the first setting in which a file was made otherwise, and the mend."""
         old, new = dict(flat(found.as_json())), dict(flat(self.as_json()))
         for key in [*new, *old]:
             if old.get(key) != new.get(key):
-                raise InputError(
-                    f"{path} was made with {key} = {old.get(key)!r}, not {new.get(key)!r}; give the settings of that "
-                    "data set to go on with it, or choose another --out"
-                )
+                raise InputError(f"{path} was made with {key} = {old.get(key)!r}, not {new.get(key)!r}; {mend}")
 
 
 class PartRecord(Fates):

@@ -4,6 +4,7 @@ An address is `s3://bucket/nine`, or of another protocol that fsspec has a drive
 not at all, has no locks, and its errors are those of its own libraries.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from sector.engine.errors import InputError, first_line
-from sector.engine.files import write_atomically
+from sector.engine.files import is_special, write_atomically
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -24,12 +25,15 @@ LocationLike = Union[str, "os.PathLike[str]", "UPath"]
 
 
 def location_of(name: LocationLike) -> Location:
-    """Return the location of a name. Raise InputError if what its protocol needs is not installed."""
+    """Return the location of a name.
+
+    Raise InputError if what its protocol needs is not installed, or if its driver refuses the address.
+    """
     text = name_of(name)
     if not is_address(text):
         return Path(text)
     protocol, _, rest = text.partition("://")
-    if protocol == "file":
+    if protocol in ("file", "local"):
         return Path(rest)
     try:
         from upath import UPath
@@ -40,6 +44,14 @@ def location_of(name: LocationLike) -> Location:
     except (ImportError, ValueError) as error:
         extra = "pip install 'sector-lm[s3]'" if protocol == "s3" else f"install fsspec's driver for {protocol}"
         raise InputError(f"{text} cannot be opened ({first_line(error)}); {extra}") from error
+    # A driver may connect at once, and each has its own errors.
+    except Exception as error:
+        raise _unreached(text, error) from error
+    with reached(location):
+        # A bucket without a name shows here.
+        location / "name"
+    if isinstance(location, Path):
+        raise InputError(f"{text} names no protocol; write an address such as s3://bucket/nine/, or a path without ://")
     return location
 
 
@@ -64,20 +76,34 @@ def reached(location: Location) -> Iterator[None]:
     except Exception as error:
         if isinstance(location, Path):
             raise
-        raise InputError(
-            f"{location} cannot be reached ({first_line(error)}); check its address and your credentials"
-        ) from error
+        raise _unreached(location, error) from error
+
+
+def _unreached(location: LocationLike, error: Exception) -> InputError:
+    """Return the error that says that a store cannot be reached."""
+    return InputError(f"{location!s} cannot be reached ({first_line(error)}); check its address and your credentials")
 
 
 def read_bytes(location: Location) -> bytes:
-    """Return the content of a file. Raise InputError if a store cannot be reached, and OSError as `Path.read_bytes`."""
+    """Return the content of a file.
+
+    Raise InputError if a store cannot be reached, and OSError as `Path.read_bytes`, also for a device or a pipe.
+    """
+    _refuse_special(location)
     with reached(location):
         return location.read_bytes()
 
 
 def opened(location: Location) -> BufferedIOBase:
     """Open a file to read it; one of a store is read at once. Raise as `read_bytes`."""
+    _refuse_special(location)
     return location.open("rb") if isinstance(location, Path) else BytesIO(read_bytes(location))
+
+
+def _refuse_special(location: Location) -> None:
+    """Raise OSError for a device or a pipe, which may keep its reader waiting for ever."""
+    if isinstance(location, Path) and is_special(location):
+        raise OSError(errno.EINVAL, "it is a device or a pipe", str(location))
 
 
 def exists(location: Location) -> bool:
