@@ -127,6 +127,29 @@ def test_candidates_that_are_none_are_refused_in_one_line(tmp_path: Path, column
 
 
 @pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [
+        ("answer", "", "answer '' to a problem"),
+        ("digits", 0, "no problems of 0 digits"),
+        ("digits", 2**31 - 1, "no problems of 2147483647 digits"),
+        ("simplification", "123+456|10", r"simplification '123\+456\|10' splits no digit off"),
+        ("simplification", "123+456|-1", r"simplification '123\+456\|-1' splits no digit off"),
+    ],
+    ids=["no answer", "no digits", "too many digits", "two digits split off", "a sign split off"],
+)
+def test_a_value_out_of_range_is_named_before_it_is_trained_on(
+    tmp_path: Path, column: str, value: object, named: str
+) -> None:
+    path, table = tmp_path / "some.parquet", labelled_table(labelled(4, 5), PlaceLayout(), OURS)
+    place, values = table.column_names.index(column), table[column].to_pylist()
+    values[3] = value
+    changed = pa.array(values, table.schema.field(column).type)
+    pq.write_table(table.set_column(place, column, changed), path)
+    with pytest.raises(InputError, match=f"holds a row that is no example .*{named}"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize(
     "break_it",
     [
         lambda path: path.write_bytes(b"not parquet"),

@@ -15,6 +15,7 @@ from sector.engine.files import write_atomically, write_text
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.language.operands import plain_decimals
+from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.policy.improve import BELIEVED, Improved
 from sector.engine.tasks import task_of
 from sector.engine.tasks.task import Task
@@ -285,19 +286,25 @@ def _without(pad: int, ids: Tensor) -> list[list[int]]:
 
 
 def _examples(task: Task, rows: list[tuple[Any, ...]], digits: int) -> Examples:
-    """Parse rows of the columns `_LEARNED` into examples of one size."""
+    """Parse rows of the columns `_LEARNED` into examples of one size. Raise ValueError for a row that is no example."""
+    # Before anything is padded with zeros to this length.
+    if not 1 <= digits <= MAX_DIGITS:
+        raise ValueError(f"there are no problems of {digits} digits, only of 1 to {MAX_DIGITS}")
     problems = task.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], problems)
     if not any(row[2] for row in rows):
         return Examples(problems, answers, problems.without_digits(), answers[:, -1])
     simplified = [row[2].rpartition("|") for row in rows]
     rest = task.parse([part[0] for part in simplified], digits - 1)
+    for rest_text, mark, digit in simplified:
+        if len(digit) != 1 or not digit.isdecimal():
+            raise ValueError(f"simplification {rest_text + mark + digit!r} splits no digit off")
     return Examples(problems, answers, rest, torch.tensor([int(part[2]) for part in simplified]))
 
 
 def _answers(texts: list[str], problems: Batch) -> Tensor:
     """Parse decimal strings into `[B, W]` digits. Raise ValueError for one that is no answer to these problems."""
     width = problems.answer_width
-    if bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None):
+    if (bad := next((text for text in texts if not text.isdecimal() or len(text) > width), None)) is not None:
         raise ValueError(f"answer {bad!r} to a problem of {problems.digits} digits")
     return torch.tensor([[int(digit) for digit in text.zfill(width)] for text in texts]).view(len(texts), width)
