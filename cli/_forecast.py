@@ -1,5 +1,6 @@
 """View of `sector run --dry-run`: phases with their time, tokens and disk."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -13,14 +14,22 @@ if TYPE_CHECKING:
     from sector.engine.run.forecast import Forecast, PhaseForecast
 
 
-def show_forecast(values: Values, source: str, as_json: bool) -> None:
-    """Measure and print the forecast of a run with these settings. Raise InputError if they are invalid."""
+def show_forecast(values: Values, source: str, as_json: bool, out: Path | None, workers: int | None) -> None:
+    """Measure and print the forecast of a run with these settings. Raise InputError if they are invalid.
+
+    out: directory of the run; the forecast does not read it.
+    workers: workers of the run; the forecast measures without them.
+    """
     config = run_config(values, source)
     from sector.engine.run.forecast import forecast
 
     output = Output(as_json)
     with output.progress("measuring this machine"):
         result = forecast(config)
+    if out is not None and out.exists():
+        output.say(f"{out} exists; the forecast is of a new run with the settings of this command")
+    if workers is not None:
+        output.say("measured in this process alone; workers shorten the generation, the probes and the audits")
     output.data(result.as_json(), lambda: _view(result))
 
 

@@ -62,6 +62,6 @@ def run(
 
     values, source = chosen.chosen(until)
     if dry_run:
-        show_forecast(values, source, as_json)
+        show_forecast(values, source, as_json, out, workers)
         return
     play(out or default_out(values), values, source, as_json, chosen.track or (), workers)

@@ -68,6 +68,7 @@ def check_writable(path: Path, folder: bool = False) -> None:
     Missing folders are not created, since the work may be refused for another reason.
     folder: whether `path` may be an existing folder.
     """
+    refuse_address(path)
     try:
         if path.is_dir() and not folder:
             raise InputError(f"cannot write {path}: it is a directory; name a file in it")
@@ -84,6 +85,17 @@ def check_writable(path: Path, folder: bool = False) -> None:
             aside.unlink()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def refuse_address(path: Path) -> None:
+    """Raise InputError if `path` is an address such as s3://bucket/nine, unless a folder `s3:` exists here."""
+    # A path has one slash where an address has two; a drive has one letter.
+    first, *rest = path.parts or ("",)
+    if len(first) > 2 and first.endswith(":") and not os.path.lexists(first):
+        raise InputError(
+            f"cannot write {first}//{'/'.join(rest)}: it is an address, where only `sector generate --out` writes, a "
+            "folder; name a path of this machine"
+        )
 
 
 def aside_of(path: Path, mark: str = "") -> Path:

@@ -130,12 +130,12 @@ def test_candidates_that_are_none_are_refused_in_one_line(tmp_path: Path, column
     ("column", "value", "named"),
     [
         ("answer", "", "answer '' to a problem"),
-        ("digits", 0, "no problems of 0 digits"),
-        ("digits", 2**31 - 1, "no problems of 2147483647 digits"),
+        ("digits", -1, "no problems of -1 digits exist"),
+        ("digits", 2**31 - 1, "no problems of 2147483647 digits exist"),
         ("simplification", "123+456|10", r"simplification '123\+456\|10' splits no digit off"),
         ("simplification", "123+456|-1", r"simplification '123\+456\|-1' splits no digit off"),
     ],
-    ids=["no answer", "no digits", "too many digits", "two digits split off", "a sign split off"],
+    ids=["no answer", "negative digits", "too many digits", "two digits split off", "a sign split off"],
 )
 def test_a_value_out_of_range_is_named_before_it_is_trained_on(
     tmp_path: Path, column: str, value: object, named: str

@@ -6,6 +6,7 @@ import pytest
 
 from sector.engine.errors import InputError
 from sector.engine.files import check_writable, decoded, read_text, write_atomically
+from sector.engine.run.locks import locked
 
 TEXT = "1+2\r\n3+4\n"
 
@@ -64,3 +65,26 @@ def test_two_processes_may_write_one_file_at_a_time(tmp_path: Path) -> None:
 
     write_atomically(path, write, mark=".a")
     assert path.read_text() == "half and half" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name", ["s3://bucket/run", "s3://bucket", "file:///tmp/run"], ids=["folder", "bucket", "file"]
+)
+def test_an_address_is_not_taken_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"it is an address, .* name a path of this machine"):
+        check_writable(Path(name), folder=True)
+    with pytest.raises(InputError, match="it is an address"), locked(Path(name), "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "s3:").mkdir()
+    check_writable(Path("s3:/bucket"))
+
+
+def test_a_folder_that_is_there_is_tried_itself(tmp_path: Path) -> None:
+    # A long name leaves no room for that of a file aside.
+    long = tmp_path / ("x" * 250)
+    long.mkdir()
+    check_writable(long, folder=True)
+    check_writable(Path("/"), folder=True)
+    assert not list(long.iterdir())

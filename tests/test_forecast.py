@@ -56,6 +56,27 @@ def test_checkpoints_that_are_not_kept_do_not_count(told: Forecast) -> None:
     assert bounded.kept_bytes < bounded.total["least"]["bytes"] == told.kept_bytes
 
 
+def test_candidates_that_are_not_kept_do_not_count(told: Forecast) -> None:
+    settings = {**SETTINGS, "round": {**SETTINGS["round"], "max_leap": 1}}
+    every = forecast(run_config(settings))
+    last = forecast(run_config({**settings, "keep_candidates": 1}))
+    removed = sum(20 * told.rates[digits]["candidates_bytes"] for digits in (7, 8))
+    # Of nine digits the size is interpolated.
+    assert removed < every.kept_bytes - last.kept_bytes < 2 * removed
+    assert every.kept_bytes == every.total["least"]["bytes"]
+
+
+def test_the_command_tells_which_of_its_options_it_does_not_measure(
+    told: Forecast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "forecast", lambda config: told)
+    result = CliRunner().invoke(app, ["run", "--dry-run", "--json", "--out", str(tmp_path), "--workers", "2"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["least"]
+    assert f"{tmp_path} exists; the forecast is of a new run" in result.stderr
+    assert "measured in this process alone" in result.stderr
+    assert CliRunner().invoke(app, ["run", "--dry-run", "--json"]).stderr == ""
+
+
 def test_the_command_writes_nothing(told: Forecast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["run", "--until", "10", "--dry-run", "--set", "round.candidates=20", "--set", "audit_samples=5"]

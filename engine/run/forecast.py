@@ -135,6 +135,7 @@ class Rates:
     probe: seconds of measuring the goal once.
     score: seconds of the audit of this length.
     bytes: bytes of the files of a candidate, accepted or not.
+    candidates_bytes: those of them that `keep_candidates` may remove.
     """
 
     generate: float
@@ -144,6 +145,7 @@ class Rates:
     probe: float
     score: float
     bytes: float
+    candidates_bytes: float
 
 
 def forecast(config: RunConfig) -> Forecast:
@@ -249,7 +251,10 @@ class _Measured:
             drawn[-1:], drawn[:-1], settings.trainer.num_shards, settings.trainer.shard_rows, settings.replay_share, 0
         )
         step, step_tokens = self._step(batches, settings.cycle_steps, settings.trainer)
-        return Rates(seconds / count, block.tokens / count, step, step_tokens, probe, score, size_of(files) / count)
+        removable = (files / "candidates.parquet").stat().st_size / count
+        return Rates(
+            seconds / count, block.tokens / count, step, step_tokens, probe, score, size_of(files) / count, removable
+        )
 
     def _draw(self, digits: int, rows: int) -> Any:
         return self._task.draw(digits, rows, generator(0, "forecast", digits), self.config.hard_share)
@@ -310,6 +315,9 @@ def _round(measured: _Measured, digits: int, cycles: int) -> PhaseForecast:
 
 
 def _kept(config: RunConfig, measured: _Measured, phases: list[PhaseForecast]) -> float:
-    """Return the bytes that stay on disk by the setting `keep_checkpoints`."""
+    """Return the bytes that stay on disk by the settings `keep_checkpoints` and `keep_candidates`."""
     removed = max(0, len(phases) - config.keep_checkpoints) if config.keep_checkpoints else 0
-    return sum(phase.bytes for phase in phases) - removed * measured.checkpoint_bytes
+    rounds = [phase.digits for phase in phases if phase.phase == "round"]
+    old = rounds[: -config.keep_candidates] if config.keep_candidates else []
+    candidates = config.round.candidates * sum(measured.at("candidates_bytes", digits) for digits in old)
+    return sum(phase.bytes for phase in phases) - removed * measured.checkpoint_bytes - candidates

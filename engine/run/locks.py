@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sector.engine.errors import InputError
-from sector.engine.files import write_text
+from sector.engine.files import refuse_address, write_text
 
 LOCK = ".lock"
 HOLDER = ".holder.json"
@@ -28,6 +28,7 @@ def locked(root: Path, work: str) -> Iterator[None]:
 
     work: name of the work that other processes may do there, for the message.
     """
+    refuse_address(root)
     lock, holder = FileLock(root / LOCK), root / HOLDER
     created = [path for path in (root, *root.parents) if not path.exists()]
     try:

@@ -288,8 +288,8 @@ def _without(pad: int, ids: Tensor) -> list[list[int]]:
 def _examples(task: Task, rows: list[tuple[Any, ...]], digits: int) -> Examples:
     """Parse rows of the columns `_LEARNED` into examples of one size. Raise ValueError for a row that is no example."""
     # Before anything is padded with zeros to this length.
-    if not 1 <= digits <= MAX_DIGITS:
-        raise ValueError(f"there are no problems of {digits} digits, only of 1 to {MAX_DIGITS}")
+    if not 0 <= digits <= MAX_DIGITS:
+        raise ValueError(f"no problems of {digits} digits exist, only of 0 to {MAX_DIGITS}")
     problems = task.parse([row[0] for row in rows], digits)
     answers = _answers([row[1] for row in rows], problems)
     if not any(row[2] for row in rows):
