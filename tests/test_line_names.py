@@ -17,7 +17,7 @@ GAP = 0.04
 def test_names_stand_apart_and_within_the_axes(ends: list[float]) -> None:
     places = _spread(sorted(ends, reverse=True), GAP)
     assert all(upper - lower >= GAP - 1e-9 for upper, lower in pairwise(places))
-    assert -1e-9 <= places[-1] and places[0] <= 1 + 1e-9
+    assert places[-1] >= -1e-9 and places[0] <= 1 + 1e-9
 
 
 def test_a_name_alone_stands_at_its_end() -> None:
