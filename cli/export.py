@@ -13,6 +13,10 @@ from sector.cli._streams import printable
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory; it is only read.")],
     to: Annotated[Path, options.option("DIR", "Directory to create.")],
+    wide_heads: Annotated[
+        bool,
+        typer.Option("--wide-heads", help="Widen the heads of a model of text with zeros, for vLLM on a CPU."),
+    ] = False,
     task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
@@ -27,13 +31,13 @@ def export(
     Examples:
 
       sector export runs/first --to first-on-hub
-      sector export runs/first --to first-on-hub --json
+      sector export runs/text --to text-served --wide-heads
     """
     from sector.engine.api.hub import export as write
 
     output = Output(as_json)
     with output.progress("exporting") as bar:
-        written = write(run, to, on_progress=bar.at)
+        written = write(run, to, wide_heads=wide_heads, on_progress=bar.at)
     output.data(
         written.as_json(),
         lambda: printable(f"model: {written.model}\ndataset: {written.dataset} ({written.rows:,} rows)", keep="\n"),

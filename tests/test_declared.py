@@ -9,14 +9,18 @@ import torch
 from declared_tasks import Parity, Quotients, Sums
 from empty_doors import empty_doors
 
-from sector.engine.config import CHECKS
+from sector.engine.config import CHECKS, Filter
 from sector.engine.errors import InputError
 from sector.engine.language.declared_form import read_template
 from sector.engine.language.operands import Problems
+from sector.engine.policy.improve import improve
+from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.tasks import TASK_DOOR, find_task, oracle
-from sector.engine.tasks.declared import CHECK_NAMES, as_task
+from sector.engine.tasks.check import Check
+from sector.engine.tasks.declared import CHECK_NAMES, as_task, check
 from sector.engine.tasks.mistakes import Mistake
+from sector.engine.testing.knowing import Knowing
 from sector.engine.training.supervised import label
 
 
@@ -82,6 +86,24 @@ def test_mistakes_are_copied_or_computed_numbers() -> None:
     assert task.truth.answer_mistakes(problems, answers) == [Mistake.RIGHT] * 2 + [Mistake.ADDED, Mistake.RIGHT]
 
 
+def _turned(name: str, right: bool = True) -> Check:
+    """The check of turned operands by another name, or one that no answer passes."""
+    return check(name, "turned", lambda p, answer: ({**p, "a": p["b"], "b": p["a"]}, answer if right else None))
+
+
+def test_a_check_of_another_name_is_one_of_the_filter_s() -> None:
+    """It is listed by name, after the ones that filters list by default, and decides like them."""
+    checks = (*Sums.checks, _turned("mine"), _turned("never", right=False))
+    task = as_task(type("Turned", (Sums,), {"name": "turned", "checks": checks})())
+    TASK_DOOR.register(task)
+    knowing, problems = Knowing(task), task.draw(3, 20, generator(0, "turned"), 0.0)
+    sampling = Sampling(0.0, 0, torch.arange(20), stage=0)
+    for name, verdict in (("mine", "accepted"), ("never", "not_never")):
+        settings = Filter(checks=("commutative", name), think_through=False)
+        improved = improve(knowing, problems, settings, knowing.layout("msd"), sampling)
+        assert set(improved.verdicts) == {verdict}
+
+
 @pytest.mark.parametrize(
     ("template", "fault"),
     [
@@ -111,6 +133,10 @@ def test_a_template_that_is_none_is_refused(template: str, fault: str) -> None:
         ({"join": lambda self, piece, rest: rest[1:] + piece}, "join must return"),
         ({"join": lambda self, piece, rest: rest, "end": ()}, "so end must name a number"),
         ({"checks": ()}, "checks are none; name at least one of complement, commutative"),
+        ({"checks": (_turned("mine"),)}, "checks are mine; name at least one of complement, commutative"),
+        ({"checks": (_turned("commutative"), _turned("commutative"))}, "each once"),
+        ({"checks": (_turned("commutative"), _turned("direct"))}, "a check cannot be named 'direct'"),
+        ({"checks": (_turned("commutative"), _turned("My own"))}, "a check cannot be named 'My own'"),
         ({"at_once": 0}, "at_once is 0"),
         ({"example": "12*34"}, "is not a problem"),
     ],

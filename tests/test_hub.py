@@ -158,6 +158,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(finished_run: Pat
     assert "not a run directory" in refused("export", tmp_path / "no", "--to", tmp_path / "out")
     assert "not a run directory" in refused("export", finished_run / "checkpoints", "--to", tmp_path / "out")
     assert "cannot write" in refused("export", finished_run, "--to", tmp_path / "file" / "out")
+    assert "leave out --wide-heads" in refused("export", finished_run, "--to", tmp_path / "out", "--wide-heads")
     with pytest.raises(InputError, match="exists"):
         sector.export(finished_run, tmp_path / "taken")
     assert sorted(tmp_path.rglob("*")) == before

@@ -185,3 +185,23 @@ def test_commands_read_the_model(finished: RunDir, tmp_path: Path) -> None:
     assert made.exit_code == 0 and json.loads(made.stdout)["tried"] == 20
     scored = _sector("eval", "--model", finished.root, "--digits", "1-3", "--samples", 4, "--json")
     assert [line["samples"] for line in json.loads(scored.stdout)["lengths"]] == [4, 4, 4]
+
+
+def test_the_tokenizer_writes_what_it_reads() -> None:
+    tokenizer = new_text_model("text-tiny", 0, {}).tokenizer
+    text = "a3b2c1d0+a6b5c4d0+a0>\n 12|3"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@torch.no_grad()
+def test_an_export_with_wide_heads(finished: RunDir, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(finished.root), "--to", str(tmp_path / "out"), "--wide-heads"])
+    assert result.exit_code == 0, result.output
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert wide.config.head_dim == 32
+    model = load_checkpoint(finished.root)
+    ids = torch.tensor(
+        [AutoTokenizer.from_pretrained(tmp_path / "out" / "model")("a3b2c1d0+a6b5c4d0+a0=")["input_ids"]]
+    )
+    assert torch.allclose(wide(ids).logits, model(ids).logits, atol=1e-4)
+    assert "Its heads of attention are widened" in (tmp_path / "out" / "model" / "README.md").read_text()

@@ -40,7 +40,7 @@ def score(accuracy: float) -> LengthScore:
 
 
 def test_a_finished_run_in_figures(tmp_path: Path) -> None:
-    run = run_of(tmp_path, line(6), line(7), line(8, accepted=300, label_error=0.05), line(9, own=0.5), seed=4)
+    run = run_of(tmp_path, line(6), line(7), line(8, accepted=300, label_error=0.05), line(9, own=0.4), seed=4)
     run.supervised(6).write(StartRecord(snapshot="other", seconds=60.0))
     (run.plots()).mkdir()
     evaluation = EvaluationRecord(
@@ -60,9 +60,9 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
     assert (outcome.rounds, outcome.rounds_survived) == (3, 2)
     assert outcome.collapsed_at == 9
     assert outcome.label_errors == {7: 0.01, 8: 0.05, 9: 0.01}
-    assert outcome.accuracies == {7: 1.0, 8: 1.0, 9: 0.5} and outcome.agreements == {7: 0.9, 8: 0.9, 9: 0.9}
+    assert outcome.accuracies == {7: 1.0, 8: 1.0, 9: 0.4} and outcome.agreements == {7: 0.9, 8: 0.9, 9: 0.9}
     assert outcome.mean_label_error == pytest.approx((0.01 * 100 + 0.05 * 300 + 0.01 * 100) / 500)
-    assert outcome.final_accuracy == pytest.approx((8 + 0.5) / 9)
+    assert outcome.final_accuracy == pytest.approx((8 + 0.4) / 9)
     assert (outcome.eval_accuracy, outcome.eval_lowest) == (0.75, 0.5)
     assert (outcome.tokens, outcome.seconds) == (4 * 30, 18.0 + 60.0)
 
@@ -89,9 +89,9 @@ def test_why_a_run_is_over(tmp_path: Path, last: dict, generation: GenerationRec
     ("own", "last", "fate", "survived", "at"),
     [
         (1.0, {}, "alive", 2, None),
-        (0.89, {}, "collapsed", 1, 8),
-        (0.9, {"next_agreement": 0.2}, "stopped", 2, None),
-        (0.5, {"next_agreement": 0.2}, "collapsed", 1, 8),
+        (0.49, {}, "collapsed", 1, 8),
+        (0.5, {"next_agreement": 0.2}, "stopped", 2, None),
+        (0.4, {"next_agreement": 0.2}, "collapsed", 1, 8),
     ],
     ids=["alive", "collapsed", "stopped", "collapsed, then stopped"],
 )
@@ -105,7 +105,7 @@ def test_a_run_that_stops_before_it_collapses_has_starved(
 
 
 def test_a_run_that_recovers_has_collapsed_all_the_same(tmp_path: Path) -> None:
-    outcome = outcome_of(run_of(tmp_path, line(6), line(7, own=0.8), line(8), line(9)))
+    outcome = outcome_of(run_of(tmp_path, line(6), line(7, own=0.4), line(8), line(9)))
     assert outcome is not None and (outcome.fate, outcome.rounds_survived, outcome.collapsed_at) == ("collapsed", 0, 7)
 
 

@@ -25,7 +25,8 @@ class Exported:
     metrics: its finished phases.
     evaluation: the evaluation of the exported weights; None if there is none.
     parameters: count of the weights.
-    weights_sha256: digest of the weights.
+    weights_sha256: digest of the run's weights.
+    wide_heads: whether the exported heads are wider than those of the run.
     """
 
     config: RunConfig
@@ -33,6 +34,7 @@ class Exported:
     evaluation: EvaluationRecord | None
     parameters: int
     weights_sha256: str
+    wide_heads: bool
 
     @property
     def digits(self) -> int:
@@ -48,6 +50,7 @@ def model_card(facts: Exported) -> str:
         "model_card.md.jinja",
         facts,
         parameters=facts.parameters,
+        wide_heads=facts.wide_heads,
         supervised=facts.config.supervised.max_digits,
         digits=facts.digits,
         example=find_task(facts.config.task).example,

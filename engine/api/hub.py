@@ -11,7 +11,9 @@ from sector.engine.api.cards import Exported, dataset_card, model_card
 from sector.engine.api.hub_rows import exported_rows
 from sector.engine.errors import InputError, made_again
 from sector.engine.files import check_writable, write_text
-from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint, weights, weights_sha256
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, weights, weights_sha256
+from sector.engine.models.text import TextModel
+from sector.engine.models.wide_heads import with_wide_heads
 from sector.engine.run.directory import RunDir
 from sector.engine.run.steps import OnProgress, no_progress
 from sector.engine.training.dataset import write_table
@@ -44,16 +46,24 @@ class Export:
         }
 
 
-def export(run: str | os.PathLike[str], to: str | os.PathLike[str], *, on_progress: OnProgress = no_progress) -> Export:
+def export(
+    run: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    wide_heads: bool = False,
+    on_progress: OnProgress = no_progress,
+) -> Export:
     """Write the best weights of a run to `to/model`, and its examples to `to/dataset`.
 
     Both are written aside and renamed, so `to` is complete or missing. The run is only read.
 
     run: run directory.
     to: new directory.
+    wide_heads: whether to widen the heads of a model of text for vLLM on a CPU; its answers stay the same.
     on_progress: called with the phases that are read, their total, and a note.
 
-    Raise InputError if `to` exists or cannot be written, or if `run` has no trained weights.
+    Raise InputError if `to` exists or cannot be written, if `run` has no trained weights, or if its heads cannot be
+    widened.
     """
     source, target = RunDir(Path(run)), Path(to)
     if not source.exists:
@@ -70,7 +80,8 @@ def export(run: str | os.PathLike[str], to: str | os.PathLike[str], *, on_progre
         _remove(aside)
         model = load_checkpoint(source.root)
         digest = weights_sha256(model)
-        save_checkpoint(model, aside / "model")
+        exported = _widened(model) if wide_heads else model
+        save_checkpoint(exported, aside / "model")
         tables = []
         for table in exported_rows(source, config, done):
             tables.append(table)
@@ -82,8 +93,9 @@ def export(run: str | os.PathLike[str], to: str | os.PathLike[str], *, on_progre
             config=config,
             metrics=done,
             evaluation=evaluation if evaluation and evaluation.weights_sha256 == digest else None,
-            parameters=sum(tensor.numel() for tensor in weights(model).values()),
+            parameters=sum(tensor.numel() for tensor in weights(exported).values()),
             weights_sha256=digest,
+            wide_heads=exported is not model,
         )
         write_text(aside / "model" / "README.md", model_card(facts))
         write_text(aside / "dataset" / "README.md", dataset_card(facts, rows.num_rows))
@@ -92,7 +104,14 @@ def export(run: str | os.PathLike[str], to: str | os.PathLike[str], *, on_progre
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         _remove(aside)
-    return Export(target / "model", target / "dataset", rows.num_rows, digest)
+    return Export(target / "model", target / "dataset", rows.num_rows, weights_sha256(exported))
+
+
+def _widened(model: Model) -> Model:
+    """Return a model of text with wide heads. Raise InputError for a model of ours, whose heads vLLM need not have."""
+    if isinstance(model, TextModel):
+        return with_wide_heads(model)
+    raise InputError("only a model of text has wide heads; leave out --wide-heads, since vLLM takes this one as it is")
 
 
 def _remove(aside: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -80,5 +81,7 @@ def character_tokenizer() -> PreTrainedTokenizerBase:
     """Return a tokenizer with a token per character."""
     backend = Tokenizer(WordLevel({name: index for index, name in enumerate(_NAMES)}, unk_token="<unk>"))
     backend.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    # Without it a server shows tokens with spaces between them.
+    backend.decoder = Fuse()
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from sector.engine.files import write_atomically
 from sector.engine.report.facts import RunFacts, gate_answer, round_seconds
+from sector.engine.report.line_names import margin_of, name_lines, named_lines
 from sector.engine.report.outcomes import Mean, mean_of, means_by_round
 from sector.engine.run.plots import (
     COLORS,
@@ -164,7 +165,7 @@ def draw_chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
 
 
 def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
-    """Draw a figure with its legend below the axes.
+    """Draw a figure with its legend below the axes; of more lines than there are colours, with names at their ends.
 
     size: width and height in inches, without the legend.
     letters: length of a line of the legend; it has as many columns as fit.
@@ -178,6 +179,9 @@ def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
     fill(axes)
     axes.set_title("")
     handles, labels = axes.get_legend_handles_labels()
+    is_named = len(named_lines(axes)) > len(CELL_COLORS)
+    if is_named:
+        handles, labels = [], []
     columns = max(1, letters // (8 + max(map(len, labels), default=1)))
     rows = -(-len(handles) // columns)
     height = size[1] + rows * _LEGEND_ROW
@@ -187,7 +191,11 @@ def _figure(size: tuple[float, float], letters: int, fill: Fill) -> Figure:
     if handles:
         figure.legend(handles, labels, loc="lower left", ncols=columns, columnspacing=1.2, handlelength=1.4)
     bottom = (0.5 + rows * _LEGEND_ROW) / height
-    figure.subplots_adjust(left=0.72 / size[0], right=1 - 0.1 / size[0], top=1 - 0.1 / height, bottom=bottom)
+    right = margin_of(axes) if is_named else 0.1
+    figure.subplots_adjust(left=0.8 / size[0], right=1 - right / size[0], top=1 - 0.1 / height, bottom=bottom)
+    if is_named:
+        box = axes.get_position()
+        name_lines(axes, box.width * size[0], box.height * height)
     return figure
 
 

@@ -92,5 +92,6 @@ def _phases(axes: Axes, phases: Phases) -> None:
                 axes.plot(at[leak], run.outcome.rounds_survived, marker, color=color, ms=4.5, alpha=0.8)
     axes.set_xticks(range(len(leaks)), [f"{100 * leak:g} %" for leak in leaks])
     axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", integer=True)
     axes.grid(color=FAINT)
     axes.set(xlabel="leak of the gate", ylabel="rounds survived")

@@ -38,8 +38,11 @@ from sector.engine.tasks.task import Task
 Problem = Mapping[str, str | int]
 # Numbers and voted answer of a problem -> the problem to solve, and the answer that it must have; None is no answer.
 PoseOne = Callable[[Numbers, str], tuple[Problem, str | None]]
-# Names of checks that the filter of a run can list, besides those that every task has.
+# Names of checks that filters list by default, besides those that every task has.
 CHECK_NAMES = ("complement", "commutative")
+# Form of the name of a task or check, and names of checks that are no task's own.
+_NAME = re.compile("[a-z][a-z0-9_]*")
+_NOT_OWN = ("direct", "through", "shifted", "remainder")
 
 
 class Declaration(ABC):
@@ -101,7 +104,8 @@ class Join(Enum):
 def check(name: str, label: str, pose: PoseOne, solve: Solve = Solve.BY_VOTE, needs_answers: bool = False) -> Check:
     """Return a check that poses one problem at a time.
 
-    name: `complement` or `commutative`, by which the filter of a run lists it.
+    name: name by which the filter of a run lists it. Filters list `complement` and `commutative` by default; a task
+        with another one names it in its settings.
     label: noun for display, such as `swapped operands`.
     pose: function from the numbers and the voted answer of a problem to the problem to solve, and the answer that it
         must have; None in the place of the answer if the voted one cannot be right.
@@ -290,7 +294,7 @@ def _order(declaration: Declaration) -> Join:
 
 def _form(declaration: Declaration, order: Join) -> Form:
     """Return the form of the problems of a declaration. InputError if it has none."""
-    if not re.fullmatch("[a-z][a-z0-9_]*", declaration.name):
+    if not _NAME.fullmatch(declaration.name):
         raise InputError(f"{declaration.name!r} is no name of a task; use lower case letters, digits and _")
     fields, end = read_template(declaration.problem), tuple(declaration.end)
     fixed = [field.name for field in fields if field.width]
@@ -308,10 +312,12 @@ def _form(declaration: Declaration, order: Join) -> Form:
 def _check_settings(declaration: Declaration, form: Form) -> None:
     """Raise InputError if checks or `at_once` of a declaration are not valid."""
     names = [check.name for check in declaration.checks]
-    if not names or len(set(names)) < len(names) or not set(names) <= set(CHECK_NAMES):
+    if set(names).isdisjoint(CHECK_NAMES) or len(set(names)) < len(names):
         raise InputError(
             f"{form.task}: checks are {', '.join(names) or 'none'}; name at least one of {', '.join(CHECK_NAMES)}, "
             "each once"
         )
+    if wrong := next((name for name in names if name in _NOT_OWN or not _NAME.fullmatch(name)), None):
+        raise InputError(f"{form.task}: a check cannot be named {wrong!r}; use other lower case letters, digits and _")
     if declaration.at_once is not None and declaration.at_once < 1:
         raise InputError(f"{form.task}: at_once is {declaration.at_once}; it is None, or 1 or more")

@@ -17,13 +17,34 @@ def rotated(p, answer):
     return {"a": p["d"], "b": p["a"], "c": p["b"], "d": p["c"], "k": p["k"]}, answer
 
 
+def exchanged(p, answer):
+    """Trade one in a column for ten in the next, or ten for one: columns have other sums, and the answer stays."""
+    columns = [[int(p[name][place]) for name in NUMBERS] for place in range(len(p["a"]))]
+    for high, low in zip(columns[::2], columns[1::2], strict=False):
+        one, ten = (-1, 10) if sum(low) <= 18 else (1, -10)
+        if 0 <= sum(high) + one <= 36:
+            spread(high, one)
+            spread(low, ten)
+    numbers = ("".join(map(str, digits)) for digits in zip(*columns, strict=True))
+    return dict(zip(NUMBERS, numbers, strict=True)) | {"k": p["k"]}, answer
+
+
+def spread(column, change):
+    """Change the sum of a column, one digit after another."""
+    for index, digit in enumerate(column):
+        column[index] = min(max(digit + change, 0), 9)
+        change -= column[index] - digit
+
+
 class ManyOperands(sector.Task):
     name = "many_operands"
     example = "12+34+56+78"
     problem = "{a:N}+{b:N}+{c:N}+{d:N}+{k:1?}"
     end = ("k",)
     at_once = 1  # a longer sum at once needs all its carries
-    settings = {  # at higher rates the sum of a column is learned late, and lost again
+    settings = {
+        "filter": {"checks": ["direct", "complement", "shifted", "exchanged", "through"]},
+        # At higher rates the sum of a column is learned late, and lost again.
         "supervised": {
             "cycle_steps": 6000,
             "more_steps": 2000,
@@ -35,6 +56,7 @@ class ManyOperands(sector.Task):
     checks = (
         sector.check("complement", "nines' complements", complement),
         sector.check("commutative", "operands in another order", rotated),
+        sector.check("exchanged", "other sums of columns", exchanged),
     )
 
     def draw(self, digits, rng):

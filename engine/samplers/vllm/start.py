@@ -23,8 +23,10 @@ from sector.engine.language.tokens import row_length
 from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.text import TextModel
+from sector.engine.models.wide_heads import HEAD_MULTIPLE, with_wide_heads
 from sector.engine.samplers.vllm import register
 from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
+from sector.engine.samplers.vllm.own_classes import own_classes
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -42,9 +44,6 @@ _STEP_TOKENS = 1 << 15
 
 # Bytes of logits in a step of a text model, for which vLLM's own sampler chooses.
 _LOGITS_BYTES = 1 << 28
-
-# The attention on a CPU requires head sizes that are a multiple of this.
-_HEAD_MULTIPLE = 32
 
 # Environment variables to set before vLLM is imported; the user's own values win.
 _ENVIRONMENT = {
@@ -84,7 +83,7 @@ _started: "list[LLM]" = []
 
 def padded_head(size: int) -> int:
     """Return the size of a head in vLLM's cache; the added components are zero, which changes no product."""
-    return size + -size % _HEAD_MULTIPLE
+    return size + -size % HEAD_MULTIPLE
 
 
 def check_installed() -> None:
@@ -102,13 +101,14 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
     check_installed()
     arguments = engine_arguments(model, settings)
     _check_memory(model, settings, arguments)
+    served = _served(model)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM runs in this process: new weights need no transfer to another one, and drafts and sampler are at hand.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     set_num_threads = torch.set_num_threads
     try:
-        with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
+        with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder, own_classes(served) as classes:
             from vllm import LLM
             from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -118,8 +118,10 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
             register()
             if not takes_drafts():
                 arguments["speculative_config"] = None
-            _save(model, Path(folder) / "model")
+            _save(served, Path(folder) / "model")
             _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
+            classes.give_back()
+            _started[-1].collective_rpc(classes.apply)
             return _started[-1]
     except Exception as error:
         raise InputError(
@@ -132,8 +134,19 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
 
 def vllm_weights(model: Model) -> dict[str, Tensor]:
     """Return the weights for vLLM: a tied matrix under both of its names, since vLLM would reload only one of them."""
+    model = _served(model)
     state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _served(model: Model) -> Model:
+    """Return the model that vLLM runs in the place of `model`, with the same function. Ours pads its heads by itself.
+
+    Raise InputError if vLLM cannot have its heads.
+    """
+    if isinstance(model, TextModel) and model.device.type == "cpu":
+        return with_wide_heads(model)
+    return model
 
 
 def _save(model: Model, path: Path) -> None:
@@ -176,6 +189,8 @@ def engine_arguments(model: Model, settings: VllmConfig) -> dict[str, Any]:
         # The share that must be free at the start. vLLM takes only weights and `memory_mib`, since a trainer uses the
         # same GPU.
         "gpu_memory_utilization": 0.5,
+        # Else it takes an architecture that it runs by transformers for one that scores texts.
+        "runner": "generate",
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
