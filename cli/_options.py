@@ -104,7 +104,7 @@ RunSettings = Annotated[
 ]
 
 Json = Annotated[bool, flag("--json", "Print JSON on stdout, and messages on stderr.")]
-MODEL_HELP = "Checkpoint directory, run directory to use its best checkpoint, or the name of shipped weights."
+MODEL_HELP = "Checkpoint directory, run directory to use its best checkpoint, or shipped weights, such as addition."
 Model = Annotated[Path, option("DIR", MODEL_HELP)]
 Digits = Annotated[int, number("N", "Digits per operand.", 1, MOST)]
 _policy = partial(

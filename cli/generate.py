@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from sector.cli import _options as options
+from sector.cli._errors import Interrupted
 from sector.cli._groups import EngineOptions, with_groups
 from sector.cli._output import Output, unwrapped
 from sector.engine.config import MOST
@@ -47,13 +48,18 @@ def generate(
       sector generate --model c9 --digits 9 --count 1000000 --out nine/
     """
     from sector.engine.api.labels import generate as label
+    from sector.engine.api.labels import is_folder
 
     output = Output(as_json)
-    with output.progress(f"generating {digits} digits") as bar:
-        labels = label(
-            model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed, workers=workers,
-            part_rows=part_rows, compression=compression, on_progress=bar.at, **chosen.arguments,
-        )  # fmt: skip
+    try:
+        with output.progress(f"generating {digits} digits") as bar:
+            labels = label(
+                model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed, workers=workers,
+                part_rows=part_rows, compression=compression, on_progress=bar.at, **chosen.arguments,
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        kept = "finished parts are kept, and the same command goes on" if is_folder(out) else "nothing is written"
+        raise Interrupted(f"interrupted; {kept}") from error
     for name in labels.this_call.mended if labels.this_call else ():
         output.say(f"{name} was damaged; made again")
     output.data(labels.as_json(), lambda: _view(labels))
@@ -74,9 +80,19 @@ def _view(labels: "Labels") -> Group:
     table.add_row("tried", f"{counts.tried:,}", "")
     for name, count in fates.items():
         table.add_row(name, f"{count:,}", percent(count / counts.tried))
-    table.add_row("generated tokens/s", f"{labels.tokens_per_s:,.0f}", f"{counts.tokens:,} tokens")
-    table.add_row("accepted examples/s", f"{labels.accepted_per_s:,.0f}", f"{counts.seconds:.1f} s")
+    table.add_row("tokens", f"{counts.tokens:,}", "")
+    if labels.work.tried:
+        table.add_row("generated tokens/s", f"{labels.tokens_per_s:,.0f}", "")
+        table.add_row("accepted examples/s", f"{labels.accepted_per_s:,.0f}", f"{counts.seconds:.1f} s")
     written = f"written to {labels.file}"
     if labels.this_call:
-        written += f": {labels.num_parts:,} parts, {labels.this_call.parts:,} of them by this call"
+        written += f" ({_parts(labels.num_parts)})"
+        if not labels.this_call.parts:
+            written = f"complete before this call: {labels.file} ({_parts(labels.num_parts)})"
+        elif labels.this_call.parts < labels.num_parts:
+            written += f"; seconds and rates are of this call, which made {_parts(labels.this_call.parts)}"
     return Group(table, unwrapped(written))
+
+
+def _parts(count: int) -> str:
+    return f"{count:,} part{'s' * (count != 1)}"

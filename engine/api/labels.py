@@ -63,14 +63,14 @@ def generate(
         digits, count, chosen_engine(engine), filter_settings(filter, k, temperature), hard_share, seed, on_progress,
         settings, workers,
     )  # fmt: skip
-    if out is not None and _is_folder(out):
+    if out is not None and is_folder(out):
         return generate_folder(opened(model), location_of(out), request, part_rows, compression)
     if part_rows is not None or compression is not None:
         raise InputError("part_rows and compression are for a folder; end the name in --out with a slash")
     return generate_examples(opened(model), None if out is None else Path(name_of(out)), request)
 
 
-def _is_folder(out: LocationLike) -> bool:
+def is_folder(out: LocationLike) -> bool:
     """Return whether a name is that of a folder: it ends with a slash, or is that of a data set.
 
     Raise InputError for a single file in a store.

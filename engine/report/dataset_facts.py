@@ -1,5 +1,6 @@
 """Facts of a report on a data set in parts: its counts and settings, and its first rows as they are on disk."""
 
+import json
 from dataclasses import dataclass
 
 from sector.engine.config import flat
@@ -40,12 +41,12 @@ class DatasetFacts:
     def verdicts(self) -> dict[str, int]:
         """Candidates by verdict."""
         at_once = self.fates.accepted - self.fates.thought_through
-        return {"accepted": at_once, "thought_through": self.fates.thought_through, **self.fates.rejected}
+        return {"accepted at once": at_once, "thought_through": self.fates.thought_through, **self.fates.rejected}
 
     @property
-    def flat_settings(self) -> dict[str, object]:
-        """Settings by dotted key."""
-        return dict(flat(self.settings.as_json()))
+    def flat_settings(self) -> dict[str, str]:
+        """Settings by dotted key, as in JSON."""
+        return {key: json.dumps(value) for key, value in flat(self.settings.as_json())}
 
     def as_json(self) -> dict[str, object]:
         """Return the facts, except for the rows, as a JSON object."""

@@ -20,6 +20,7 @@ from sector.engine.run import audit
 from sector.engine.run.audit import Gate
 from sector.engine.run.directory import RunDir
 from sector.engine.run.disk import disk_of, read_removed
+from sector.engine.run.part_folder import is_dataset
 from sector.engine.run.records import RoundMetrics
 from sector.engine.shares import percent
 from sector.engine.tasks import find_task
@@ -149,9 +150,18 @@ def run_roots(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         of_grid = sorted(config.parent for config in path.glob("cells/*/seed*/config.toml"))
         if not RunDir(path).exists and not of_grid:
-            raise InputError(f"{path} is no run directory; make one with `sector run --out {path}`")
+            raise InputError(_no_run(path))
         roots += [path] if RunDir(path).exists else of_grid
     return list(dict.fromkeys(roots))
+
+
+def _no_run(path: Path) -> str:
+    """Return why a path is no run, and the mend."""
+    if not path.exists():
+        return f"{path} does not exist; `sector run --out {path}` makes a run, and `sector generate --out` a data set"
+    if is_dataset(path.parent):
+        return f"{path} is a file of a data set; name its folder, {path.parent}"
+    return f"{path} is neither a run nor a data set; name the folder that `sector run` or `sector generate` made"
 
 
 def read_run(root: Path) -> RunFacts | None:

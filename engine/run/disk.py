@@ -71,7 +71,7 @@ def disk_of(root: Path) -> dict[str, int]:
 
     Its report does not count, so that a second report tells the same.
     """
-    kinds = dict.fromkeys(("checkpoints", "candidates", "examples", "failed", "other"), 0)
+    kinds = dict.fromkeys(("checkpoints", "candidates", "examples", "failed", "snapshot", "other"), 0)
     for folder, _, names in os.walk(root):
         for name in names:
             # A file may vanish while the run goes on.
@@ -91,6 +91,8 @@ def _kind(path: Path) -> str:
     """Return the kind of a file of a run by its path in it."""
     if path.parts[0] in ("checkpoints", "failed"):
         return path.parts[0]
+    if path.name == "training.safetensors":
+        return "snapshot"
     return path.name.split(".")[0] if path.name.startswith(("candidates.", "examples.")) else "other"
 
 

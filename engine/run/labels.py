@@ -56,14 +56,19 @@ class Labels:
         return pa.concat_tables([read_table(path) for path in part_files(self.file)])
 
     @property
+    def work(self) -> ThisCall | GenerationRecord:
+        """Counts of the work of this call."""
+        return self.this_call or self.counts
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens that this call generated per second."""
-        return (self.this_call or self.counts).tokens / self.counts.seconds
+        return self.work.tokens / self.counts.seconds
 
     @property
     def accepted_per_s(self) -> float:
         """Candidates that this call accepted per second."""
-        return (self.this_call or self.counts).accepted / self.counts.seconds
+        return self.work.accepted / self.counts.seconds
 
     def to_dataset(self) -> Any:
         """Return the examples as a Dataset of the library `datasets`. Raise InputError if it is not installed."""

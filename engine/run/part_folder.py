@@ -215,7 +215,9 @@ def part_files(folder: Location) -> list[Location]:
     if manifest is None:
         raise InputError(f"{folder} has no {MANIFEST}; name a parquet file, or a folder of `sector generate`")
     if not manifest.complete:
-        raise InputError(f"{folder} is not complete; the `sector generate` that began it goes on with it")
+        raise InputError(
+            f"{folder} is not complete; wait for the `sector generate` that makes it, or start the same command again"
+        )
     for record in manifest.parts:
         if _sha256(folder / record.file) != record.sha256:
             raise InputError(f"{folder / record.file} is damaged or missing; {_GO_ON}")
