@@ -80,6 +80,8 @@ def run_grid(
     stopping: as in `self_play`.
     budget: time for the grid; runs that do not fit in it are left out. A run that was started is not cut short.
     """
+    # Also if no run is left to do: the file may be gone.
+    write_results(grid, out)
     for index, (cell, seed) in enumerate(grid.runs()):
         root = run_root(out, cell, seed)
         # Asked before the run is opened, which would leave a directory behind.
@@ -96,8 +98,13 @@ def run_grid(
                 yield Step(index, cell, seed, event)
             if (run.root / "checkpoints" / "latest").exists():
                 _evaluate(run, config, grid, on_evaluation)
-        write_text(out / RESULTS, json.dumps(results(grid, out), indent=2) + "\n")
+        write_results(grid, out)
         yield Step(index, cell, seed, None, outcome_of(run))
+
+
+def write_results(grid: Grid, out: Path) -> None:
+    """Write the results so far to `results.json`."""
+    write_text(out / RESULTS, json.dumps(results(grid, out), indent=2) + "\n")
 
 
 def _play(run: RunDir, config: RunConfig, stopping: Stopping | None) -> Iterator[Event | Stopped]:

@@ -104,9 +104,17 @@ def test_a_run_that_stops_before_it_collapses_has_starved(
     assert outcome.as_json()["fate"] == fate
 
 
-def test_a_run_that_recovers_has_collapsed_all_the_same(tmp_path: Path) -> None:
-    outcome = outcome_of(run_of(tmp_path, line(6), line(7, own=0.4), line(8), line(9)))
-    assert outcome is not None and (outcome.fate, outcome.rounds_survived, outcome.collapsed_at) == ("collapsed", 0, 7)
+@pytest.mark.parametrize(
+    ("own", "fate", "survived", "at"),
+    [((0.4, 1.0, 1.0), "alive", 3, None), ((0.4, 0.5, 0.4), "collapsed", 2, 9), ((0.4, 0.4, 0.4), "collapsed", 0, 7)],
+    ids=["recovers", "falls again", "never recovers"],
+)
+def test_a_run_that_recovers_has_not_collapsed(
+    tmp_path: Path, own: tuple[float, ...], fate: str, survived: int, at: int | None
+) -> None:
+    rounds = [line(digits, own=accuracy) for digits, accuracy in zip((7, 8, 9), own, strict=True)]
+    outcome = outcome_of(run_of(tmp_path, line(6), *rounds))
+    assert outcome is not None and (outcome.fate, outcome.rounds_survived, outcome.collapsed_at) == (fate, survived, at)
 
 
 def test_before_the_supervised_phase_is_done_there_is_nothing_to_say(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from sector.engine.config import RunConfig
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import GenerationRecord, RoundMetrics, StartRecord
 
-# A round survived if the audit finds at least this share of the answers right at its own length. A run collapses in the
-# first round that does not survive: its model is more often wrong than right. A small model with a strict gate falls to
-# 80 % at some lengths, and recovers. A run that stops before that, since it accepts or agrees with too little, has not
-# collapsed: its gate has starved it.
+# A run collapses in the round from which on, to its end, the audit finds less than this share of the answers right at the
+# round's own length: its model is more often wrong than right. A small model with a strict gate falls below it at some
+# lengths, and recovers, since its labels stay right. A run that stops before that, since it accepts or agrees with too
+# little, has not collapsed: its gate has starved it.
 SURVIVES = 0.5
 # Reason of a run that stopped at its end.
 REACHED = "reached"
@@ -33,7 +33,7 @@ class Outcome:
     final_digits: digits of the last phase that is done.
     rounds: count of rounds.
     rounds_survived: count of rounds before the collapse (`SURVIVES`); all rounds of a run without one.
-    collapsed_at: digits of the round in which the run collapsed; None if it has not.
+    collapsed_at: digits of the round in which the run collapsed for good; None if it has not.
     label_errors: label error by digits of the round; None for a round that accepted nothing.
     accuracies: audited accuracy at the round's own length, by digits of the round.
     agreements: share of the candidates on which vote and checks agree, by digits of the round.
@@ -184,4 +184,6 @@ def means_by_round(outcomes: Sequence[Outcome], name: ByRound) -> dict[int, Mean
 
 def collapse_of(rounds: Sequence[RoundMetrics]) -> int | None:
     """Return the index of the round in which a run collapses, from 0; None if it does not."""
-    return next((index for index, line in enumerate(rounds) if line.own_accuracy < SURVIVES), None)
+    survived = [line.own_accuracy >= SURVIVES for line in rounds]
+    index = len(rounds) - next((count for count, each in enumerate(reversed(survived)) if each), len(rounds))
+    return index if index < len(rounds) else None
