@@ -14,10 +14,10 @@ from sector.engine.config import RunConfig
 from sector.engine.run.directory import RunDir
 from sector.engine.run.records import GenerationRecord, RoundMetrics, StartRecord
 
-# A run collapses in the round from which on, to its end, the audit finds less than this share of the answers right at the
-# round's own length: its model is more often wrong than right. A small model with a strict gate falls below it at some
-# lengths, and recovers, since its labels stay right. A run that stops before that, since it accepts or agrees with too
-# little, has not collapsed: its gate has starved it.
+# A run collapses in the round from which on, to its end, the audit finds less than this share of the answers right at
+# the round's own length: its model is more often wrong than right. A small model with a strict gate falls below it at
+# some lengths, and recovers, since its labels stay right. A run that stops before that, since it accepts or agrees with
+# too little, has not collapsed: its gate has starved it.
 SURVIVES = 0.5
 # Reason of a run that stopped at its end.
 REACHED = "reached"
