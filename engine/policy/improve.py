@@ -8,7 +8,8 @@ No true answer is used here.
 In the shape descriptions B is the batch, W the digits of an answer (N+1 for sums), K the number of guesses, R the rows
 that a check takes.
 
-Rejected candidates stay in candidates.parquet with their verdict (`run/phases.py`).
+A rejected candidate is no example: `Improved.examples` leaves it out, so that no weights are trained on it. It stays in
+candidates.parquet with its verdict (`run/phases.py`).
 """
 
 from collections.abc import Sequence

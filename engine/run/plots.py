@@ -1,7 +1,7 @@
-"""Plots of a run (accuracy, and labels) and of an evaluation.
+"""Plots of a run (`plots/accuracy.png` and `plots/labels.png`) and of an evaluation.
 
-They are drawn after every round, so they must be cheap. matplotlib is imported when the first one is drawn. pyplot is
-not used, because of its global state.
+`report/charts.py` draws the HTML page from the same parts. The plots are drawn after every round, so they must be cheap.
+matplotlib is imported when the first one is drawn. pyplot is not used, because of its global state.
 """
 
 from __future__ import annotations
