@@ -1,6 +1,6 @@
 """Plots of a run (`plots/accuracy.png` and `plots/labels.png`) and of an evaluation.
 
-`report/charts.py` draws the HTML page from the same parts. The plots are drawn after every round, so they must be cheap.
+`report/charts.py` draws the HTML page from the same parts. Plots are drawn after every round, so they must be cheap.
 matplotlib is imported when the first one is drawn. pyplot is not used, because of its global state.
 """
 
