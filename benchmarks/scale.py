@@ -39,7 +39,8 @@ from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_lay
 from sector.engine.outside import Origin
 from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
 from sector.engine.policy.improve import Improved
-from sector.engine.policy.workers import Proof, Workers, prove
+from sector.engine.policy.worker import Proof, prove
+from sector.engine.policy.workers import Actor, Workers
 from sector.engine.run.generate_folder import collect
 from sector.engine.run.part_folder import PartFolder
 from sector.engine.run.parts import DatasetSettings, PartRecord, encoded, record_of, write_file
@@ -137,7 +138,7 @@ class StandIns(Workers):
         super().__init__(count, "native")
         self.num_processes = min(count, processes)
         self._of_actor = proof, weather
-        self._hosts: list[Any] = []
+        self._hosts: list[Actor] = []
         self.num_started = 0
 
     def _start(self, num_bytes: int) -> None:
@@ -149,7 +150,7 @@ class StandIns(Workers):
         self._hosts = [self._start_actor() for _ in range(self.num_processes)]
         self._actors = [self._hosts[index % self.num_processes] for index in range(self._count)]
 
-    def _start_actor(self) -> Any:
+    def _start_actor(self) -> Actor:
         """Return a process that stands for as many workers as it is asked to."""
         actor = self._ray.remote(num_cpus=1, max_restarts=0, max_concurrency=self._count + 1)(StandIn)
         self.num_started += 1
