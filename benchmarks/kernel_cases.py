@@ -58,7 +58,7 @@ class Case:
         covers; None if the kernel has no such loop.
     """
 
-    call: Callable[[], Any]
+    call: Callable[[], object]
     tokens: int = _ROWS
     extent: tuple[str, int] | None = None
 

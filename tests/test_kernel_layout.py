@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.training.supervised import label
 from sector.kernels import layout
 from sector.kernels.layout import (

@@ -6,7 +6,6 @@ In the shape descriptions B is the batch, N the digits per operand and S the sim
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +125,7 @@ def solve(solver: Solver, task: Task, texts: Sequence[str], show: bool = False) 
             by_length.setdefault(check_problem(task, text), []).append(index)
         except InputError as error:
             solutions[index] = Solution(text, None, solver.policy, str(error), unread=True)
-    policies: dict[str, Callable[[Solver, Any, bool], list[_Outcome]]] = {
+    policies: dict[str, Callable[[Solver, Batch, bool], list[_Outcome]]] = {
         "fast": _solve_fast,
         "slow": _solve_slowly,
         "improved": _solve_improved,
@@ -232,10 +231,10 @@ def _tried(settings: Filter, problems: Batch, improved: Improved) -> list[list[T
 
 def think(solver: Solver, problems: Batch, num_steps: int) -> "Chain":
     """Simplify `num_steps` times."""
-    rests: list[Any] = []
+    rests: list[Batch] = []
     found = torch.zeros(len(problems), 0, dtype=torch.int64)
     parsed = torch.zeros(len(problems), dtype=torch.int64)
-    current: Any = problems
+    current = problems
     for step in range(num_steps):
         simplified = solver.simplify(current)
         parsed += simplified.valid & (parsed == step)
@@ -254,7 +253,7 @@ class Chain:
     parsed: `[B]` count of simplifications before the first that did not parse.
     """
 
-    rests: list[Any]
+    rests: list[Batch]
     found: Tensor
     parsed: Tensor
 
