@@ -123,7 +123,7 @@ def _vote(guesses: int, length: int) -> Case:
 
 def _prompts(digits: int) -> Case:
     operand, row = _integers(_ROWS, digits), _integers(_ROWS)
-    return Case(lambda: prompt_ids_kernel(operand, operand, row, row, kernel_table(), kernel_table().think))
+    return Case(lambda: prompt_ids_kernel(operand, operand, row, row, kernel_table()))
 
 
 def _simplifications(digits: int, least_first: bool) -> Case:

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sector.benchmarks.cells import numbers
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS
 from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout
@@ -333,13 +334,9 @@ def _named(values: Costs | Weather) -> dict[str, float]:
     return {name: getattr(values, name) for name in values.__slots__}
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=_numbers, default=[1, 8, 64, 256])
+    parser.add_argument("--workers", type=numbers, default=[1, 8, 64, 256])
     parser.add_argument("--candidates", type=int, default=10_000_000)
     parser.add_argument("--part-rows", type=int, default=20 * BLOCK)
     parser.add_argument("--rate", type=float, default=H200_RATE, help="candidates a second of a worker")

@@ -54,7 +54,7 @@ def held() -> dict[str, int]:
     return {"bytes": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads()}
 
 
-def drive(folder: Path, workers: int | None = WORKERS) -> None:
+def drive(folder: Path) -> None:
     """Do laps until the process is killed, and append the figures of each lap to `laps.jsonl`."""
     import sector
 
@@ -64,7 +64,7 @@ def drive(folder: Path, workers: int | None = WORKERS) -> None:
         lap = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
         run = folder / f"lap{lap}"
         settings: dict[str, Any] = {**LAP, "seed": lap}
-        with sector.run(run, workers=workers, track=TRACKERS, **settings) as events:
+        with sector.run(run, workers=WORKERS, track=TRACKERS, **settings) as events:
             last = [event.metrics for event in events if isinstance(event, PhaseAudited)]
         gc.collect()
         line = {"lap": lap, "driver": begun, "at": time.time(), "phases": len(last), **held()}

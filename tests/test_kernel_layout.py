@@ -32,7 +32,6 @@ from sector.kernels.simplification import (
 )
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
-MODES = pytest.mark.parametrize("mode", [None, tokens.ANSWER, tokens.THINK], ids=["prefix", "answer", "think"])
 # Widths on both sides of powers of two, one row to several programs of them, and the longest problem.
 SIZES = pytest.mark.parametrize(
     ("count", "digits"), [(1, 2), (33, 13), (31, 14), (257, 5), (255, 29), (300, 30), (5, 256)], ids=str
@@ -80,16 +79,14 @@ def _check_simplified(simplified: Simplified, ids: Tensor, digits: int, look: Pl
 
 @SIZES
 @ORDERS
-@MODES
 @pytest.mark.parametrize("function", [prompt_ids_reference, prompt_ids_kernel], ids=["reference", "kernel"])
 def test_prompts_are_the_policys(
-    count: int, digits: int, order: DigitOrder, mode: int | None, function: Callable[..., Tensor], kernel_device
+    count: int, digits: int, order: DigitOrder, function: Callable[..., Tensor], kernel_device
 ) -> None:
     problems, variants = _problems(count, digits)
-    look = PlaceLayout(order, variants)
-    expected = look.prefix_ids(problems) if mode is None else look.prompt_ids(problems, mode)
+    expected = PlaceLayout(order, variants).prefix_ids(problems)
     given = (tensor.to(kernel_device) for tensor in (problems.a, problems.b, problems.carry, variants))
-    laid_out = function(*given, tokens.kernel_table(kernel_device), mode, order is DigitOrder.LSD)
+    laid_out = function(*given, tokens.kernel_table(kernel_device), order is DigitOrder.LSD)
     assert torch.equal(laid_out.cpu(), expected)
 
 
@@ -175,8 +172,8 @@ def test_a_chain_of_thought_never_meets_the_host(kernel_device: torch.device) ->
         ids = look.simplification_ids(truth.rest, truth.digit).to(kernel_device)
         step = parse_simplifications(ids, digits, held, table)
         assert step.valid.all()
-        prompts = prompt_ids(step.a, step.b, step.carry, held, table, tokens.THINK)
-        assert torch.equal(prompts.cpu(), look.prompt_ids(truth.rest, tokens.THINK))
+        prompts = prompt_ids(step.a, step.b, step.carry, held, table)
+        assert torch.equal(prompts.cpu(), look.prefix_ids(truth.rest))
         problems = truth.rest
 
 

@@ -144,7 +144,7 @@ def _chains(task: Task, examples: list[_Row], before: Sequence[Phase], config: R
     chains: dict[str, list[str]] = {}
     for batch in batches(task.parse(texts, examples[0]["digits"]), BATCH):
         chain = think(solver, batch, task.num_simplifications(batch, len(examples[0]["guesses"])))
-        steps = [simplification_texts(rest, chain.found[:, -1 - step]) for step, rest in enumerate(chain.rests)]
-        for row, (text, length) in enumerate(zip(batch.texts(), chain.parsed.tolist(), strict=True)):
+        steps = [simplification_texts(step.rest, step.digit) for step in chain.steps]
+        for row, (text, length) in enumerate(zip(batch.texts(), chain.num_parsed.tolist(), strict=True)):
             chains[text] = [texts[row] for texts in steps[:length]]
     return chains

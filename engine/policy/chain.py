@@ -50,6 +50,12 @@ class Chain(Generic[B]):
         found = torch.zeros(len(problems), 0, dtype=torch.int64, device=problems.device)
         return cls(problems, found, torch.ones(len(problems), dtype=torch.bool, device=problems.device))
 
+    @property
+    def num_parsed(self) -> Tensor:
+        """Count of simplifications in each row before the first that did not parse, `[B]`."""
+        valid = torch.stack([torch.ones_like(self.alive), *(step.valid for step in self.steps)])
+        return valid.long().cumprod(dim=0).sum(dim=0) - 1
+
     def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
         """Join a guess of the rest to the digits found, record it, and return the full answers `[B, W]`."""
         full = task_of(self.current).join(self.found, answers)
