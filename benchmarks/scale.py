@@ -129,7 +129,7 @@ class StandIn:
 
 
 class StandIns(Workers):
-    """Workers of which a few processes hold all.
+    """Many workers that a few processes stand for.
 
     num_processes: processes that stand for all workers.
     num_started: processes that were started, those in the place of dead ones included.
@@ -152,7 +152,7 @@ class StandIns(Workers):
         self._actors = [self._hosts[index % self.num_processes] for index in range(self._count)]
 
     def _start_actor(self) -> Actor:
-        """Return a process that stands for as many workers as it is asked to."""
+        """Return a process that stands for several workers."""
         actor = self._ray.remote(num_cpus=1, max_restarts=0, max_concurrency=self._count + 1)(StandIn)
         self.num_started += 1
         return actor.remote(*self._of_actor, self.num_started)
@@ -163,7 +163,7 @@ class StandIns(Workers):
         return _seconds(lambda: self._ray.get(reference))
 
     def _replace(self, index: int) -> None:
-        """Start a process in the place of the dead one, for all its workers; the first one that tells does so."""
+        """Start a process in the place of a dead one and all its workers, when the first of them reports the death."""
         place = index % self.num_processes
         if self._actors[index] is self._hosts[place]:
             self._ray.kill(self._hosts[place])

@@ -105,7 +105,7 @@ def size_of(root: Path) -> int:
 
 
 def soak(folder: Path, seconds: float, kill_seconds: float, sample_seconds: float) -> Iterator[dict[str, Any]]:
-    """Keep a driver going, kill it every `kill_seconds`, and yield a sample every `sample_seconds`."""
+    """Run a driver, kill it every `kill_seconds` and start another; yield a sample every `sample_seconds`."""
     environment = {**os.environ, _MARK: str(folder), "RAY_TMPDIR": str(folder / "ray"), "WANDB_MODE": "offline"}
     environment |= {"WANDB_SILENT": "true", "WANDB_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "sector.benchmarks.soak", "--drive", str(folder)]

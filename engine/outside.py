@@ -61,7 +61,7 @@ class Door(Generic[Thing]):
     kind: noun of the kind.
     usage: how a user names a file, for messages.
     built_in: function that returns the names of this package, which nothing can replace.
-    things: tasks, engines or checks of users by name, as far as they are loaded.
+    things: tasks, engines or checks of users by name, those that are loaded.
     origins: their origins by name.
     """
 

@@ -87,7 +87,7 @@ def _forms(example: _Row, texts: _Texts) -> Iterator[_Row]:
 
 
 def _key(example: _Row) -> tuple[int, str]:
-    """Return the digits and the problem of an example, by which its texts are found."""
+    """Return the key of the texts of an example: its digits and its problem."""
     return example["digits"], example["problem"]
 
 

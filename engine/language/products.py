@@ -139,7 +139,7 @@ class ProductWriting:
 
 @dataclass(frozen=True, slots=True)
 class ProductLayout(NumberLayout[Products, Size]):
-    """Layout of products as place-coupled ids, as `tasks/multiplication.py` shows. Sizes are `Size`."""
+    """Layout of products as place-coupled ids, as `tasks/multiplication.py` shows."""
 
     def beginning_length(self, size: Size, /) -> int:
         """Return the length of `< a ) +`, which no simplification changes."""

@@ -9,7 +9,7 @@ MAX_DEATHS = 5
 
 
 class Deaths:
-    """Deaths of workers on some work, which end it if they go on.
+    """Count of the deaths of workers during some work; too many end the work.
 
     in_a_row: deaths since a worker last finished something. A machine may take all its workers along, so that as many
         deaths as there are workers prove nothing.

@@ -86,7 +86,7 @@ class Solution:
     answer: plain decimals; None if there is no answer.
     policy: the policy that solved it.
     error: why there is no answer.
-    thought: the reasoning, if it was asked for.
+    thought: the reasoning; None unless it is to be shown.
     unread: whether the text is not a problem, so that the model never saw it.
     """
 

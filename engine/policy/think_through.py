@@ -51,7 +51,7 @@ def think_through(
     """Solve the problems, and the problems that the checks pose, by chains of thought to the end.
 
     The two operand orders of a sum are not enough. A column of two equal digits is the same column in `b+a`, so if the
-    slow policy adds it up wrongly (0+0 with a carry, say), it does so in both orders. A complement has no column in
+    slow policy adds it up wrongly (as 0+0 with a carry), it does so in both orders. A complement has no column in
     common with its problem.
 
     The chains are few and take a pass per column, so they run together as one batch. Checks that need the answer

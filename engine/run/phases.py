@@ -1,6 +1,6 @@
 """Phases of a run: supervise, generate, distill, audit, advance.
 
-How a run resumes: it passes through all phases again, and a phase whose files are there does nothing. A training that
+How a run resumes: it passes through all phases again, and a phase whose files exist does nothing. A training that
 was interrupted continues at the step of its snapshot (`RunDir.load_training`). Each phase loads its weights from disk,
 so a resumed run does the same as an uninterrupted one.
 """
@@ -78,7 +78,7 @@ class Phases:
         """Prepare a run.
 
         workers: processes that generate; None for this one.
-        stopping: asks to save the current training step, if the run is to stop.
+        stopping: request to save the current training step and stop; by default never made.
         ranks: processes that share the training; None for this one.
 
         Raises InputError if there are more ranks than shards, or if the engine or peft is not installed.

@@ -97,7 +97,7 @@ def plot_run(run: RunDir) -> None:
 
 
 def has_plots(run: RunDir) -> bool:
-    """Return whether both plots of the run are there."""
+    """Return whether both plots of the run exist."""
     return all(path.exists() for path in _pictures(run))
 
 

@@ -27,7 +27,7 @@ class MeanGradient:
     def __init__(self, target: Tensor, num_shards: int, wave: int | None, ranks: Ranks | None) -> None:
         """Prepare a training cycle.
 
-        wave: shards whose gradients are held at the same time; None for all. With ranks it is a shard for each.
+        wave: shards whose gradients are held at the same time; None for all. With ranks it is one per rank.
         """
         self.target = target
         self._adds_up = wave is not None

@@ -107,7 +107,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
 
 
 def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of the blocks of a model, and all other parameters that are no vectors."""
+    """Return the matrices of the blocks of a model, and all its other parameters except vectors."""
     if not isinstance(model, TextModel):
         inner: list[Tensor] = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
         return inner, [model.embed.weight, model.head.weight]
