@@ -38,12 +38,7 @@ class Simplified:
 
 
 def prompt_ids(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Return the `[B, 2N+5]` ids of `< a ) + b ) c`: prompts without their mode marks.
 
@@ -89,12 +84,7 @@ def parse_answers(
 
 
 def prompt_ids_reference(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `prompt_ids` in plain torch."""
     places = place_ids(a.shape[1], variants, table)
@@ -156,12 +146,7 @@ def parse_answers_reference(
 
 
 def prompt_ids_kernel(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `prompt_ids` with the Triton kernel."""
     count, digits = a.shape

@@ -51,12 +51,7 @@ class Ballot(Generic[B]):
 
 
 def hold_vote(
-    sampler: Sampler,
-    problems: B,
-    settings: Filter,
-    layout: Layout[B],
-    sampling: Sampling,
-    draft: Tensor | None = None,
+    sampler: Sampler, problems: B, settings: Filter, layout: Layout[B], sampling: Sampling, draft: Tensor | None = None
 ) -> Ballot[B]:
     """Simplify and guess K times, and count the votes.
 

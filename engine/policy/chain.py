@@ -71,12 +71,7 @@ class Chain(Generic[B]):
 
 
 def simplify_then_guess(
-    sampler: Sampler,
-    problems: B,
-    num_guesses: int,
-    layout: Layout[B],
-    sampling: Sampling,
-    draft: Tensor | None,
+    sampler: Sampler, problems: B, num_guesses: int, layout: Layout[B], sampling: Sampling, draft: Tensor | None
 ) -> Chain[B]:
     """Simplify, and guess the rest after each simplification, until there are `num_guesses` guesses.
 

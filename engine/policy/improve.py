@@ -222,12 +222,7 @@ def simplify(sampler: Sampler, problems: B, layout: Layout[B], sampling: Samplin
 
 
 def improve(
-    sampler: Sampler,
-    problems: B,
-    settings: Filter,
-    layout: Layout[B],
-    sampling: Sampling,
-    drop_decided: bool = True,
+    sampler: Sampler, problems: B, settings: Filter, layout: Layout[B], sampling: Sampling, drop_decided: bool = True
 ) -> Improved[B]:
     """Run the improved policy on B candidates; return the result on the CPU.
 
