@@ -1,6 +1,6 @@
 """Chain-of-thought layout on the device: problems to prompts, and completions to digits.
 
-The functions compute the same as `engine/language/place_layout.py` and never wait for the host, so that a whole
+`engine/language/place_layout.py` calls these functions. The kernels never wait for the host, so that a whole
 simplify-then-guess runs as launches. Sequences are read by columns. Each column allows one kind of token, which is one
 interval of ids. A row is well-formed if every id lies in the interval of its column; the offset of an id within its
 interval is the digit.

@@ -1,6 +1,6 @@
 """Simplifications as ids, on the device: the drafts of a chain of thought, each written by one launch.
 
-It computes the same as `PlaceLayout.simplification_ids`. `layout.py` reads such ids back.
+`PlaceLayout.simplification_ids` calls it. `layout.py` reads such ids back.
 
 Legend: B rows, M digits of an operand of the remaining problem.
 """

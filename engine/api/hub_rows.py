@@ -92,7 +92,7 @@ def _key(example: _Row) -> tuple[int, str]:
 
 
 def _texts(examples: list[_Row]) -> dict[tuple[int, str], _Texts]:
-    """Return examples as text in the words of their columns, by digits and problem."""
+    """Return the texts of examples, as their columns hold them, by digits and problem."""
     return {
         _key(example): _Texts(example["problem"], example["answer"].zfill(example["digits"]), example["simplification"])
         for example in examples
