@@ -44,3 +44,8 @@ def timed_steps(
 def names(text: str) -> list[str]:
     """Return the names in an argument, which commas separate."""
     return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """Return the whole numbers in an argument, which commas separate."""
+    return [int(number) for number in text.split(",")]

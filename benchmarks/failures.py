@@ -112,8 +112,8 @@ class Failure(NamedTuple):
 
     name: the failure in words.
     cause: how it is caused, in words.
-    reached: whether an event is the one after which to strike.
-    strike: causes the failure.
+    reached: function that returns whether an event is the one after which the failure is caused.
+    strike: function that causes the failure.
     program: the words that start `sector`.
     options: further options of `sector run`.
     """

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from sector.benchmarks.cells import measured, names
+from sector.benchmarks.cells import measured, names, numbers
 from sector.benchmarks.contest import Cell, Contender, Contest, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
@@ -132,14 +132,10 @@ def _sampler(model: SectorForCausalLM, decode: str) -> Sampler:
     return HuggingFaceSampler(model) if decode == "hf" else GpuSampler(model, Decode(decode), cache_bytes)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint or run directory")
-    parser.add_argument("--rows", type=_numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
+    parser.add_argument("--rows", type=numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
     parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
     parser.add_argument("--decode", type=names, default=["kernels", "megakernel"], help="kernels, megakernel, auto, hf")
     parser.add_argument("--kernels", action="store_true", help="measure each kernel by itself")

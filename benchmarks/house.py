@@ -86,7 +86,7 @@ def _arguments(function: Function) -> int:
 
 
 def _arrows(root: Path, files: list[Path], trees: list[ast.Module]) -> set[tuple[Path, Path]]:
-    """Return pairs of folders, the first of which imports from the second."""
+    """Return pairs of folders; the first imports from the second."""
     arrows = set()
     for path, tree in zip(files, trees, strict=True):
         for node in ast.walk(tree):

@@ -58,7 +58,7 @@ class Case:
         covers; None if the kernel has no such loop.
     """
 
-    call: Callable[[], Any]
+    call: Callable[[], object]
     tokens: int = _ROWS
     extent: tuple[str, int] | None = None
 
@@ -123,7 +123,7 @@ def _vote(guesses: int, length: int) -> Case:
 
 def _prompts(digits: int) -> Case:
     operand, row = _integers(_ROWS, digits), _integers(_ROWS)
-    return Case(lambda: prompt_ids_kernel(operand, operand, row, row, kernel_table(), kernel_table().think))
+    return Case(lambda: prompt_ids_kernel(operand, operand, row, row, kernel_table()))
 
 
 def _simplifications(digits: int, least_first: bool) -> Case:

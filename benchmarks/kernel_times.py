@@ -126,10 +126,10 @@ def _prompts(device: torch.device, rows: int, digits: int) -> Case:
     table = tokens.kernel_table(device)
     a, b = (torch.randint(0, 10, (rows, digits), device=device) for _ in range(2))
     carry = a.new_zeros(rows)
-    arguments = (a, b, carry, carry, table, table.think)
+    arguments = (a, b, carry, carry, table)
     return Case(
         "prompt_ids",
-        2 * (a.nbytes + b.nbytes) + 8 * 6 * rows,
+        2 * (a.nbytes + b.nbytes) + 8 * 5 * rows,
         lambda: layout.prompt_ids_kernel(*arguments),
         lambda: layout.prompt_ids_reference(*arguments),
     )

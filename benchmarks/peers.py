@@ -62,7 +62,7 @@ _END = 0
 
 
 class PeerFailed(RuntimeError):
-    """A peer cannot be measured; the message says why in one line."""
+    """A peer cannot be measured; the message gives the reason in one line."""
 
 
 @dataclass(slots=True)

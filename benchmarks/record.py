@@ -39,7 +39,7 @@ class BenchOptions:
     kernels: also time the kernels one by one.
     training: also measure the trainer.
     peers: also measure other engines at equal shape.
-    engine_settings: settings of the engine `vllm`, as `given` in `steps.open_engine`.
+    engine_settings: settings of the engine `vllm`, as in `steps.open_engine`.
     """
 
     model: Path

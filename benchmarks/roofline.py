@@ -16,7 +16,8 @@ import torch
 
 from sector.benchmarks.timing import timed
 from sector.engine.config import Filter
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.policy.checks import DIRECT, checks_of
 from sector.engine.tasks import DEFAULT, find_task

@@ -33,13 +33,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sector.benchmarks.cells import numbers
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS
 from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout
 from sector.engine.outside import Origin
 from sector.engine.policy.generate import BLOCK, Assignment, generate_blocks
 from sector.engine.policy.improve import Improved
-from sector.engine.policy.workers import Proof, Workers, prove
+from sector.engine.policy.worker import Proof, prove
+from sector.engine.policy.workers import Actor, Workers
 from sector.engine.run.generate_folder import collect
 from sector.engine.run.part_folder import PartFolder
 from sector.engine.run.parts import DatasetSettings, PartRecord, encoded, record_of, write_file
@@ -127,7 +129,7 @@ class StandIn:
 
 
 class StandIns(Workers):
-    """Workers of which a few processes hold all.
+    """Many workers that a few processes stand for.
 
     num_processes: processes that stand for all workers.
     num_started: processes that were started, those in the place of dead ones included.
@@ -137,7 +139,7 @@ class StandIns(Workers):
         super().__init__(count, "native")
         self.num_processes = min(count, processes)
         self._of_actor = proof, weather
-        self._hosts: list[Any] = []
+        self._hosts: list[Actor] = []
         self.num_started = 0
 
     def _start(self, num_bytes: int) -> None:
@@ -149,8 +151,8 @@ class StandIns(Workers):
         self._hosts = [self._start_actor() for _ in range(self.num_processes)]
         self._actors = [self._hosts[index % self.num_processes] for index in range(self._count)]
 
-    def _start_actor(self) -> Any:
-        """Return a process that stands for as many workers as it is asked to."""
+    def _start_actor(self) -> Actor:
+        """Return a process that stands for several workers."""
         actor = self._ray.remote(num_cpus=1, max_restarts=0, max_concurrency=self._count + 1)(StandIn)
         self.num_started += 1
         return actor.remote(*self._of_actor, self.num_started)
@@ -161,7 +163,7 @@ class StandIns(Workers):
         return _seconds(lambda: self._ray.get(reference))
 
     def _replace(self, index: int) -> None:
-        """Start a process in the place of the dead one, for all its workers; the first one that tells does so."""
+        """Start a process in the place of a dead one and all its workers, when the first of them reports the death."""
         place = index % self.num_processes
         if self._actors[index] is self._hosts[place]:
             self._ray.kill(self._hosts[place])
@@ -332,13 +334,9 @@ def _named(values: Costs | Weather) -> dict[str, float]:
     return {name: getattr(values, name) for name in values.__slots__}
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=_numbers, default=[1, 8, 64, 256])
+    parser.add_argument("--workers", type=numbers, default=[1, 8, 64, 256])
     parser.add_argument("--candidates", type=int, default=10_000_000)
     parser.add_argument("--part-rows", type=int, default=20 * BLOCK)
     parser.add_argument("--rate", type=float, default=H200_RATE, help="candidates a second of a worker")

@@ -54,7 +54,7 @@ def held() -> dict[str, int]:
     return {"bytes": process.memory_info().rss, "files": process.num_fds(), "threads": process.num_threads()}
 
 
-def drive(folder: Path, workers: int | None = WORKERS) -> None:
+def drive(folder: Path) -> None:
     """Do laps until the process is killed, and append the figures of each lap to `laps.jsonl`."""
     import sector
 
@@ -64,7 +64,7 @@ def drive(folder: Path, workers: int | None = WORKERS) -> None:
         lap = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
         run = folder / f"lap{lap}"
         settings: dict[str, Any] = {**LAP, "seed": lap}
-        with sector.run(run, workers=workers, track=TRACKERS, **settings) as events:
+        with sector.run(run, workers=WORKERS, track=TRACKERS, **settings) as events:
             last = [event.metrics for event in events if isinstance(event, PhaseAudited)]
         gc.collect()
         line = {"lap": lap, "driver": begun, "at": time.time(), "phases": len(last), **held()}
@@ -105,7 +105,7 @@ def size_of(root: Path) -> int:
 
 
 def soak(folder: Path, seconds: float, kill_seconds: float, sample_seconds: float) -> Iterator[dict[str, Any]]:
-    """Keep a driver going, kill it every `kill_seconds`, and yield a sample every `sample_seconds`."""
+    """Run a driver, kill it every `kill_seconds` and start another; yield a sample every `sample_seconds`."""
     environment = {**os.environ, _MARK: str(folder), "RAY_TMPDIR": str(folder / "ray"), "WANDB_MODE": "offline"}
     environment |= {"WANDB_SILENT": "true", "WANDB_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "sector.benchmarks.soak", "--drive", str(folder)]

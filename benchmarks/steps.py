@@ -24,7 +24,7 @@ from sector.engine.seeding import generator
 
 
 def measure(model: Path, lengths: list[int], samples: int, seed: int) -> Iterator[dict[str, object]]:
-    """Yield for each length the share of right answers, the share of answers that parse, and the steps by mistake."""
+    """Yield for each length the shares of answers that are right and that parse, and steps by kind of mistake."""
     sampler, task, layout = open_engine(model, "native")
     sampling = Sampling(0.0, 0, torch.arange(samples), stage=0)
     for digits in lengths:

@@ -31,7 +31,7 @@ class Event:
 
     name: str
     category: str
-    thread: tuple[Any, Any]
+    thread: tuple[object, object]
     start: float
     end: float
 
@@ -130,7 +130,7 @@ def cpu_shares(events: Sequence[Event], seconds: float, processor: ProcessorTime
     host: a core works for this process outside of operations: Python, and the recording itself.
     idle: a core does not work for this process.
     """
-    by_thread: dict[Any, list[Event]] = defaultdict(list)
+    by_thread: dict[object, list[Event]] = defaultdict(list)
     for event in events:
         if event.is_operation:
             by_thread[event.thread].append(event)
@@ -155,7 +155,7 @@ def covered(events: Iterable[Event]) -> float:
 def self_seconds(events: Sequence[Event]) -> list[float]:
     """Return the seconds of each event without the events inside it; events of all threads, by start."""
     self_times = [event.seconds for event in events]
-    open_by_thread: dict[Any, list[int]] = defaultdict(list)
+    open_by_thread: dict[object, list[int]] = defaultdict(list)
     # Of two events that start together, the longer one contains the other.
     for index in sorted(range(len(events)), key=lambda index: (events[index].start, -events[index].end)):
         event, stack = events[index], open_by_thread[events[index].thread]

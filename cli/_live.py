@@ -2,7 +2,6 @@
 
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
@@ -55,9 +54,7 @@ class LiveView:
         self._timer.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._timer.__exit__(None, None, None)
         self._stopping.is_shown = False
         self._draw()
@@ -68,7 +65,7 @@ class LiveView:
             self._draw()
 
     def _draw_if_silent(self) -> None:
-        """Redraw after Ctrl-C, and if there was no event for long, so that the clock goes on."""
+        """Redraw after Ctrl-C, and after long without an event, so that the clock moves."""
         is_new = self._stopping.interrupted and not self._notice
         if is_new or time.perf_counter() - self._last > SILENCE_SECONDS:
             # If the terminal is gone, the next event fails in the same way and reports it.
@@ -86,7 +83,7 @@ class LiveView:
 def frame(title: str, tally: "Tally", width: int, height: int, notice: str = "") -> RenderableType:
     """Return one frame of the view, for a terminal of `width` columns and `height` lines.
 
-    notice: line in the place of the tally's note.
+    notice: line that replaces the tally's note.
     """
     note = Text(notice, style="bold yellow") if notice else Text(printable(tally.note), style="dim")
     parts: list[RenderableType] = [_header(title, tally, width - 2), "", _bars(tally), note, ""]

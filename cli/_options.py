@@ -37,12 +37,12 @@ class Tracker(StrEnum):
     TRACKIO = "trackio"
 
 
-def option(metavar: str, text: str, *names: str, **settings: Any) -> Any:
+def option(metavar: str, text: str, *names: str, **settings: Any) -> object:
     """Return a Typer option with a value."""
     return typer.Option(*names, metavar=metavar, help=text, **settings)
 
 
-def number(metavar: str, text: str, least: float, most: float, *names: str, **settings: Any) -> Any:
+def number(metavar: str, text: str, least: float, most: float, *names: str, **settings: Any) -> object:
     """Return a Typer option for a number from `least` to `most`.
 
     Not by typer's `min` and `max`: on a help screen these ranges would take the room of the meanings.
@@ -57,7 +57,7 @@ def number(metavar: str, text: str, least: float, most: float, *names: str, **se
     return option(metavar, text, *names, callback=check, **settings)
 
 
-def flag(name: str, text: str) -> Any:
+def flag(name: str, text: str) -> object:
     """Return a Typer option for a switch without a value; an empty metavar hides its type from the help screen."""
     return option("", text, name)
 

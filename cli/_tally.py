@@ -81,7 +81,7 @@ class Tally:
         return max(self._phase_left(), total - max(0.0, self.seconds - ends[-1]))
 
     def _rounds_ahead(self) -> list[int]:
-        """Return the lengths of the rounds that are not done, as far as they can be foreseen."""
+        """Return the lengths of the coming rounds, if each leaps as far as the last one."""
         before, last = self.rounds[-2:]
         if last.digits >= self.until:
             return []
@@ -124,7 +124,7 @@ class Tally:
         self._last_event = now
 
     def saved(self, event: Event) -> None:
-        """Note that the state after this event is saved. Only training steps can be."""
+        """Record that the state after an event is saved; only states after training steps are."""
         if isinstance(event, TrainingStep):
             self.lost = ""
 

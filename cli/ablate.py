@@ -63,20 +63,12 @@ def ablate(
     from sector.benchmarks.ablate import results
     from sector.benchmarks.budget import Budget, plan_runs, seconds_of
     from sector.benchmarks.grid import read_grid
-    from sector.engine.run.stopping import Terminated, stop_on_signals
 
     output = Output(as_json)
     seconds = None if budget is None else seconds_of(budget)
     grid = read_grid(grid_file)
     if not plan:
-        with stop_on_signals() as stopping:
-            try:
-                _run(grid, out, output, stopping, None if seconds is None else Budget(seconds))
-            except (Terminated, KeyboardInterrupt) as error:
-                if isinstance(error, KeyboardInterrupt) or stopping.interrupted:
-                    raise Interrupted(f"interrupted; the same command resumes {out}") from error
-                output.say(f"sector: stopped by a signal; the same command resumes {out}")
-                raise typer.Exit from error
+        _run_or_stop(grid, out, output, None if seconds is None else Budget(seconds))
     comparison = results(grid, out)
     if plan and seconds is not None:
         comparison["planned"] = [
@@ -84,6 +76,20 @@ def ablate(
             for run in plan_runs(grid, out, seconds)
         ]
     output.data({"event": "done", **comparison}, lambda: _plan(comparison) if plan else _view(comparison))
+
+
+def _run_or_stop(grid: "Grid", out: Path, output: Output, budget: "Budget | None") -> None:
+    """Run the unfinished runs; on a signal, save the current step, name the command that resumes, and exit."""
+    from sector.engine.run.stopping import Terminated, stop_on_signals
+
+    with stop_on_signals() as stopping:
+        try:
+            _run(grid, out, output, stopping, budget)
+        except (Terminated, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or stopping.interrupted:
+                raise Interrupted(f"interrupted; the same command resumes {out}") from error
+            output.say(f"sector: stopped by a signal; the same command resumes {out}")
+            raise typer.Exit from error
 
 
 def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping", budget: "Budget | None") -> None:

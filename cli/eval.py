@@ -91,7 +91,7 @@ def evaluate(
 
 
 def _refuse(context: typer.Context, *names: str) -> None:
-    """Raise InputError if one of these options was given, which say nothing of a generator's problems."""
+    """Raise InputError if one of these options is used: they do not apply to a generator's problems."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

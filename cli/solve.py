@@ -208,7 +208,7 @@ def _facts(thought: "Thought", width: int) -> Table:
 
 
 def _stand_at_front(pairs: list[tuple[str | None, str]]) -> bool:
-    """Return whether the task finds the first digits of an answer first: guesses then begin with them."""
+    """Return whether guesses begin with the digits found, as for tasks that find the first digit of an answer first."""
     guessed = [(guess, found) for guess, found in pairs if guess]
     return all(guess.startswith(found) for guess, found in guessed) and not all(
         guess.endswith(found) for guess, found in guessed

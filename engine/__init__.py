@@ -13,4 +13,7 @@ a new field of the metrics: `run/metrics.py`.
 the count of wrong labels: `run/audit.py`.
 the learning rate: `training/distill.py` (schedule) and `config/trainer.py` (peaks).
 the place where a run resumes: `run/phases.py`.
+the teacher of a round: `run/teacher.py`; the leap to the next round: `run/goals.py`.
+accuracy.png: `run/plots.py`; the charts of the HTML page: `report/charts.py`.
+the weights of a Ray worker: `policy/workers.py` sends them, `policy/worker.py` loads and proves them.
 """

@@ -17,7 +17,7 @@ class Diverged(RuntimeError):
 
 
 class EngineFailed(RuntimeError):
-    """An engine died, or has other weights than it was given. The CLI exits with code 1; all files stay complete."""
+    """An engine died, or does not hold the weights that were loaded. Exit code 1; all files stay complete."""
 
 
 class WorkersDied(RuntimeError):

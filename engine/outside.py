@@ -61,7 +61,7 @@ class Door(Generic[Thing]):
     kind: noun of the kind.
     usage: how a user names a file, for messages.
     built_in: function that returns the names of this package, which nothing can replace.
-    things: tasks, engines or checks of users by name, as far as they are loaded.
+    things: tasks, engines or checks of users by name, those that are loaded.
     origins: their origins by name.
     """
 
@@ -90,11 +90,11 @@ class Door(Generic[Thing]):
         """Return all names, those of this package first. No code is imported."""
         return (*self.built_in(), *sorted({*self.things, *self.installed()}))
 
-    def has(self, name: Any) -> bool:
+    def has(self, name: object) -> bool:
         """Return whether there is a thing of a name. No code is imported."""
         return isinstance(name, str) and name in self.names()
 
-    def unknown(self, name: Any) -> str:
+    def unknown(self, name: object) -> str:
         """Return the message for a name that nothing has, with the mend."""
         return (
             f"unknown {self.kind} {name!r}; choose one of {', '.join(self.names())}; or install the package that "
@@ -217,7 +217,7 @@ def origins() -> list[Origin]:
     return [origin for door in _DOORS.values() for origin in door.origins.values()]
 
 
-def is_plain_name(name: Any) -> bool:
+def is_plain_name(name: object) -> bool:
     """Return whether a value could be the name of a task, an engine or a check; a reference to code cannot."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
@@ -231,7 +231,7 @@ def _installed(group: str) -> dict[str, list[EntryPoint]]:
     return points
 
 
-def _is_own(value: Any, module: ModuleType) -> bool:
+def _is_own(value: object, module: ModuleType) -> bool:
     """Return whether a module defines a value itself; values that are no classes count as its own."""
     return not isinstance(value, type) or value.__module__ == module.__name__
 

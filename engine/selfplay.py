@@ -30,7 +30,7 @@ def self_play(
 
     run: directory of the run, locked by this process.
     workers: processes that generate; None for this one.
-    stopping: asks to save the current training step, if the run is to stop.
+    stopping: request to save the current training step and stop; by default never made.
     ranks: processes that share the training; None for this one.
     Raises NoAgreement if the model no longer agrees with itself; the best checkpoint is the last one that did.
     """
@@ -48,9 +48,9 @@ def run_phases(phases: Phases) -> Iterator[Event]:
 
 
 def _sealed(events: Iterator[Event]) -> Iterator[Event]:
-    """Yield events; seal the oracle while each is made.
+    """Yield events, and seal the oracle while each is made.
 
-    It is open between events, so that a caller who stops at one, or reads the truth there, finds it so.
+    The oracle is open between events, since a caller may stop there or read the truth.
     """
     while True:
         with oracle.sealed():

@@ -55,7 +55,7 @@ class Model:
 
     weights: its tensors.
     table: its tokens.
-    num_heads: H, which no shape tells.
+    num_heads: H, which cannot be read off a shape.
     eps: epsilon of the RMS norms.
     """
 

@@ -1,7 +1,7 @@
 """The parts of a layer between its matrix products, for many tokens at once: each reads and writes memory once.
 
 Between two products a small model is bound by memory, and plain torch reads and writes each intermediate: about 60
-kilobytes a token for the preset tiny in float32, of which these kernels leave half.
+kilobytes a token for the preset tiny in float32. These kernels halve that.
 
 Arithmetic is float32 for all dtypes.
 

@@ -1,6 +1,6 @@
 """Chain-of-thought layout on the device: problems to prompts, and completions to digits.
 
-The functions compute the same as `engine/language/place_layout.py` and never wait for the host, so that a whole
+`engine/language/place_layout.py` calls these functions. The kernels never wait for the host, so that a whole
 simplify-then-guess runs as launches. Sequences are read by columns. Each column allows one kind of token, which is one
 interval of ids. A row is well-formed if every id lies in the interval of its column; the offset of an id within its
 interval is the digit.
@@ -38,26 +38,19 @@ class Simplified:
 
 
 def prompt_ids(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
-    """Return the `[B, 2N+5]` ids of `< a ) + b ) c`, or `[B, 2N+6]` with a mode mark at the end.
+    """Return the `[B, 2N+5]` ids of `< a ) + b ) c`: prompts without their mode marks.
 
     a, b: `[B, N]` int64 digits, most significant first.
     carry: `[B]` int64.
     variants: `[B]` int64, the variant of each row's marks.
-    mode: class of the mode mark, `table.answer` or `table.think`.
     least_first: whether the ids have the least significant digit first.
     """
     _check_problems(a, b, carry, variants, table)
     if runs_kernel(a):
-        return prompt_ids_kernel(a, b, carry, variants, table, mode, least_first)
-    return prompt_ids_reference(a, b, carry, variants, table, mode, least_first)
+        return prompt_ids_kernel(a, b, carry, variants, table, least_first)
+    return prompt_ids_reference(a, b, carry, variants, table, least_first)
 
 
 def parse_simplifications(
@@ -91,13 +84,7 @@ def parse_answers(
 
 
 def prompt_ids_reference(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `prompt_ids` in plain torch."""
     places = place_ids(a.shape[1], variants, table)
@@ -111,8 +98,6 @@ def prompt_ids_reference(
         last + table.end,
         last + table.carry_0 + carry.unsqueeze(1),
     ]
-    if mode is not None:
-        columns.append(mark_ids(mode, variants, table))
     return torch.cat(columns, dim=1)
 
 
@@ -161,17 +146,11 @@ def parse_answers_reference(
 
 
 def prompt_ids_kernel(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    mode: int | None = None,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `prompt_ids` with the Triton kernel."""
     count, digits = a.shape
-    width = 2 * digits + 5 if mode is None else 2 * digits + 6
+    width = 2 * digits + 5
     out = _memory(a.device, count, width)
     if count == 0:
         return out
@@ -190,7 +169,6 @@ def prompt_ids_kernel(
         NUM_LOCAL=table.num_local,
         START=table.start,
         PLUS=table.plus,
-        MODE=table.pad if mode is None else mode,
         END=table.end,
         CARRY_0=table.carry_0,
         **blocks,
@@ -347,13 +325,12 @@ def _prompt_kernel(
     NUM_LOCAL: tl.constexpr,
     START: tl.constexpr,
     PLUS: tl.constexpr,
-    MODE: tl.constexpr,
     END: tl.constexpr,
     CARRY_0: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Write prompts. Columns: `<` 0, a 1..N, `)` N+1, `+` N+2, b N+3..2N+2, `)` 2N+3, c 2N+4, mode mark 2N+5."""
+    """Write prompts. Columns: `<` 0, a 1..N, `)` N+1, `+` N+2, b N+3..2N+2, `)` 2N+3, c 2N+4."""
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -370,7 +347,7 @@ def _prompt_kernel(
     b_digit += tl.load(b_ptr + o_digit, mask=m_rows[:, None] & m_b, other=0)
 
     b_last = NUM_LOCAL * (b_first + digits - 1)
-    b_mark = tl.where(o_columns == 0, START, tl.where(o_columns == digits + 2, PLUS, MODE)) - NUM_LOCAL
+    b_mark = tl.where(o_columns == 0, START, PLUS) - NUM_LOCAL
     b_ids = b_mark + b_variant[:, None]
     b_ids = tl.where((o_columns == digits + 1) | (o_columns == 2 * digits + 3), b_last + END, b_ids)
     b_ids = tl.where(o_columns == 2 * digits + 4, b_last + CARRY_0 + b_carry[:, None], b_ids)

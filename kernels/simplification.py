@@ -1,6 +1,6 @@
 """Simplifications as ids, on the device: the drafts of a chain of thought, each written by one launch.
 
-It computes the same as `PlaceLayout.simplification_ids`. `layout.py` reads such ids back.
+`PlaceLayout.simplification_ids` calls it. `layout.py` reads such ids back.
 
 Legend: B rows, M digits of an operand of the remaining problem.
 """
@@ -14,13 +14,7 @@ from sector.kernels.token_table import TokenTable
 
 
 def simplification_ids(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    digit: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, digit: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Return the `[B, 2M+6]` ids of `a ) & b ) c d E`: the remaining problem, the digit split off, and the end.
 
@@ -42,13 +36,7 @@ def simplification_ids(
 
 
 def simplification_ids_reference(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    digit: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, digit: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `simplification_ids` in plain torch."""
     places = place_ids(a.shape[1] + 1, variants, table)
@@ -67,13 +55,7 @@ def simplification_ids_reference(
 
 
 def simplification_ids_kernel(
-    a: Tensor,
-    b: Tensor,
-    carry: Tensor,
-    digit: Tensor,
-    variants: Tensor,
-    table: TokenTable,
-    least_first: bool = False,
+    a: Tensor, b: Tensor, carry: Tensor, digit: Tensor, variants: Tensor, table: TokenTable, least_first: bool = False
 ) -> Tensor:
     """Compute `simplification_ids` with the Triton kernel."""
     count, rest = a.shape

@@ -21,7 +21,7 @@ class TokenTable:
     max_place: the largest place.
     end, eos: classes of the end of a number and of a sequence.
     carry_0: class of the carry mark 0; carry_0 + 1 is the carry mark 1.
-    start, answer, think, plus, join, pad: classes of marks; except for `pad`, the first of their variants.
+    start, plus, join, pad: classes of marks; except for `pad`, the first of their variants.
     legal: `[2 * num_local]` int32, bit j of entry i is set if class j may follow class i.
     mark_base: `[num_local]` int32, the place before the first digit after each mark, by id.
     """
@@ -33,8 +33,6 @@ class TokenTable:
     carry_0: int
     eos: int
     start: int
-    answer: int
-    think: int
     plus: int
     join: int
     pad: int

@@ -8,7 +8,8 @@ from torch import Tensor
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import Problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.text_layout import TextLayout
 from sector.engine.tasks.addition import Addition, _swapped
 from sector.engine.tasks.check import Check, Solve

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sector.engine.language.operands import Problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.tokens import ANSWER, NUM_LOCAL, NUM_SHIFTS, PAD_ID
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.training.supervised import label

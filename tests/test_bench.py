@@ -25,7 +25,8 @@ from sector.cli.app import app
 from sector.cli.bench import view
 from sector.engine.config import FILTERS, Filter
 from sector.engine.language.operands import draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.policy.improve import improve

@@ -8,7 +8,8 @@ from sector.engine.errors import Diverged
 from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.layers import MAX_GAP
 from sector.engine.models.sector import new_model
 from sector.engine.seeding import generator

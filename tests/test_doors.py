@@ -28,7 +28,7 @@ from sector.engine.outside import origins
 from sector.engine.policy.checks import checks_of, load_check
 from sector.engine.policy.generate import Assignment, generate
 from sector.engine.policy.improve import answer_fast, improve
-from sector.engine.policy.workers import Worker, prove
+from sector.engine.policy.worker import Worker, prove
 from sector.engine.run.directory import RunDir
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run

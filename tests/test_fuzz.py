@@ -19,7 +19,8 @@ from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import Problems, draw_problems, problem_digits
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.models.sector import new_model
 from sector.engine.models.tokenizer import SectorTokenizer

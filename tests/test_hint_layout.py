@@ -11,7 +11,7 @@ from sector.engine.language.examples import with_zeros
 from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.ordinary import character_tokenizer
 from sector.engine.tasks import find_task
 from sector.engine.tasks.subtraction import Differences

@@ -8,8 +8,8 @@ import torch
 from scripted import Scripted
 
 from sector.engine.config import FILTERS, Filter
-from sector.engine.language import place_layout
 from sector.engine.language.operands import Problems, draw_problems
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import load_sector
 from sector.engine.policy.improve import STAGES, Improved, Verdict, improve
@@ -17,6 +17,7 @@ from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.tasks import true_answers
 from sector.engine.training.supervised import label
+from sector.kernels import layout, simplification
 
 K = 5
 # All looks of the filter `strict`, and what they reject is rejected.
@@ -30,7 +31,7 @@ def without(settings: Filter, *names: str) -> Filter:
 
 def ask(sampler: Scripted, problems: Problems, settings: Filter, k: int = K):
     sampling = Sampling(0.0, 0, torch.arange(len(problems)), 0)
-    return improve(sampler, problems, settings.model_copy(update={"k": k}), place_layout.PlaceLayout(), sampling)
+    return improve(sampler, problems, settings.model_copy(update={"k": k}), PlaceLayout(), sampling)
 
 
 def found(improved: Improved, name: str) -> torch.Tensor:
@@ -222,7 +223,8 @@ def test_layout_by_kernels_changes_nothing(name: str, digits: int, monkeypatch: 
     texts = problems.texts()
     sampler = Scripted({texts[2]: 1, problems[3:4].complement().texts()[0]: 1}, {texts[4]})
     plain = ask(sampler, problems, FILTERS[name])
-    monkeypatch.setattr(place_layout, "_by_kernels", lambda tensor: True)
+    for module in (layout, simplification):
+        monkeypatch.setattr(module, "runs_kernel", lambda tensor: True)
     by_kernels = ask(sampler, problems, FILTERS[name])
     assert plain.tokens == by_kernels.tokens and torch.equal(plain.verdict, by_kernels.verdict)
     for field in ("guesses", "valid", "answers", "direct", "digit"):
@@ -261,7 +263,7 @@ def test_without_thinking_every_guess_reads_another_prompt(problems: Problems) -
     assert improved.accepted.all() and (improved.ballot.votes == 6).all()
     assert torch.equal(improved.examples().answers, label(problems).answers)
     assert len({tuple(each[0].tolist()) for each in prompts}) == 6 == len(prompts)
-    plain = place_layout.PlaceLayout().prefix_ids(problems)
+    plain = PlaceLayout().prefix_ids(problems)
     assert torch.equal(prompts[0], plain)
 
 
@@ -274,7 +276,7 @@ def test_without_thinking_there_is_no_simplification_and_the_majority_decides(pr
     right = (improved.ballot.answers == label(problems).answers).all(dim=1)
     assert right.tolist() == [row != 0 for row in range(len(problems))]
     assert improved.ballot.votes[:3].tolist() == [3, 3, 5]
-    assert improved.tokens == 5 * len(problems) * place_layout.PlaceLayout().answer_length(problems.digits)
+    assert improved.tokens == 5 * len(problems) * PlaceLayout().answer_length(problems.digits)
     verdict = ask(sampler, problems, FAST.model_copy(update={"vote": "unanimous"})).verdict
     assert verdict[:3].tolist() == [Verdict.OUTVOTED, Verdict.OUTVOTED, Verdict.ACCEPTED]
 

@@ -1,4 +1,4 @@
-"""Layout on the device: kernels and plain torch both against `engine/language/place_layout.py`, column by column."""
+"""Layout on the device: kernels and plain torch both against the rule of places (`tokens.next_ids`), token by token."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.training.supervised import label
 from sector.kernels import layout
 from sector.kernels.layout import (
@@ -31,7 +31,6 @@ from sector.kernels.simplification import (
 )
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)
-MODES = pytest.mark.parametrize("mode", [None, tokens.ANSWER, tokens.THINK], ids=["prefix", "answer", "think"])
 # Widths on both sides of powers of two, one row to several programs of them, and the longest problem.
 SIZES = pytest.mark.parametrize(
     ("count", "digits"), [(1, 2), (33, 13), (31, 14), (257, 5), (255, 29), (300, 30), (5, 256)], ids=str
@@ -42,6 +41,45 @@ def _problems(count: int, digits: int) -> tuple[Problems, Tensor]:
     draws = torch.Generator().manual_seed(count + digits)
     variants = torch.randint(0, tokens.NUM_SHIFTS, (count,), generator=draws)
     return draw_problems(digits, count, draws, hard_share=0.5), variants
+
+
+def _by_rule(mark: int, classes: Tensor, variants: Tensor) -> Tensor:
+    """Ids `[B, T]` of classes `[B, T]` that follow a mark, each id by the one before it."""
+    previous, ids = mark + variants - tokens.NUM_LOCAL, []
+    for column in classes.unbind(dim=1):
+        previous = tokens.next_ids(previous, column)
+        ids.append(previous)
+    return torch.stack(ids, dim=1)
+
+
+def _classes(problems: Problems, sign: int, variants: Tensor, order: DigitOrder) -> Tensor:
+    """Classes of `a ) + b ) c`, where `sign` is the first variant of the mark between the operands."""
+    a, b = (digits.flip(1) if order is DigitOrder.LSD else digits for digits in (problems.a, problems.b))
+    end, carry = torch.full((len(a), 1), tokens.END), tokens.CARRY_0 + problems.carry
+    return torch.cat([a, end, (sign + variants).unsqueeze(1), b, end, carry.unsqueeze(1)], dim=1)
+
+
+def _prompts(problems: Problems, variants: Tensor, order: DigitOrder) -> Tensor:
+    classes = _classes(problems, tokens.PLUS, variants, order)
+    first = (tokens.START + variants - tokens.NUM_LOCAL).unsqueeze(1)
+    return torch.cat([first, _by_rule(tokens.START, classes, variants)], dim=1)
+
+
+def _steps(rest: Problems, digit: Tensor, variants: Tensor, order: DigitOrder) -> Tensor:
+    end = torch.stack([digit, torch.full_like(digit, tokens.EOS)], dim=1)
+    return _by_rule(tokens.THINK, torch.cat([_classes(rest, tokens.JOIN, variants, order), end], dim=1), variants)
+
+
+def _answers(answers: Tensor, variants: Tensor, order: DigitOrder) -> Tensor:
+    digits = answers.flip(1) if order is DigitOrder.LSD else answers
+    return _by_rule(tokens.ANSWER, torch.cat([digits, torch.full((len(answers), 1), tokens.EOS)], dim=1), variants)
+
+
+def _digits(ids: Tensor, order: DigitOrder) -> Tensor:
+    """Digits of ids, 0 for another token, most significant first."""
+    classes = tokens.class_of(ids)
+    digits = torch.where(classes < tokens.NUM_DIGITS, classes, 0)
+    return digits.flip(1) if order is DigitOrder.LSD else digits
 
 
 def _damaged(ids: Tensor, seed: int) -> Tensor:
@@ -64,32 +102,32 @@ def _simplifications(count: int, digits: int, order: DigitOrder) -> tuple[Tensor
     """Completions, true but for damage, in a longer tensor (only the beginning is theirs), and their variants."""
     problems, variants = _problems(count, digits)
     truth = label(problems)
-    ids = PlaceLayout(order, variants).simplification_ids(truth.rest, truth.digit)
+    ids = _steps(truth.rest, truth.digit, variants, order)
     return torch.cat([_damaged(ids, digits), torch.full((count, 3), tokens.PAD_ID)], dim=1), variants
 
 
-def _check_simplified(simplified: Simplified, ids: Tensor, digits: int, look: PlaceLayout) -> None:
-    """Assert that the policy's own layout parses the same."""
-    expected = look.parse_simplifications(ids, digits)
-    assert torch.equal(simplified.valid.cpu(), expected.valid)
-    for name in ("a", "b", "carry"):
-        assert torch.equal(getattr(simplified, name).cpu(), getattr(expected.rest, name)), name
-    assert torch.equal(simplified.digit.cpu(), expected.digit)
+def _check_simplified(simplified: Simplified, ids: Tensor, digits: int, variants: Tensor, order: DigitOrder) -> None:
+    """Assert that rows are valid if the rule writes the same of their digits, and that others hold zeros."""
+    ids, width = ids[:, : 2 * digits + 4], digits - 1
+    carry = (tokens.class_of(ids[:, 2 * width + 3]) == tokens.CARRY_0 + 1).long()
+    rest = Problems(_digits(ids[:, :width], order), _digits(ids[:, width + 2 : 2 * width + 2], order), carry)
+    digit = _digits(ids[:, 2 * width + 4 : 2 * width + 5], order)[:, 0]
+    valid = (_steps(rest, digit, variants, order) == ids).all(dim=1)
+    expected = Simplified(rest.a * valid[:, None], rest.b * valid[:, None], carry * valid, digit * valid, valid)
+    for field in fields(Simplified):
+        assert torch.equal(getattr(simplified, field.name).cpu(), getattr(expected, field.name)), field.name
 
 
 @SIZES
 @ORDERS
-@MODES
 @pytest.mark.parametrize("function", [prompt_ids_reference, prompt_ids_kernel], ids=["reference", "kernel"])
 def test_prompts_are_the_policys(
-    count: int, digits: int, order: DigitOrder, mode: int | None, function: Callable[..., Tensor], kernel_device
+    count: int, digits: int, order: DigitOrder, function: Callable[..., Tensor], kernel_device
 ) -> None:
     problems, variants = _problems(count, digits)
-    look = PlaceLayout(order, variants)
-    expected = look.prefix_ids(problems) if mode is None else look.prompt_ids(problems, mode)
     given = (tensor.to(kernel_device) for tensor in (problems.a, problems.b, problems.carry, variants))
-    laid_out = function(*given, tokens.kernel_table(kernel_device), mode, order is DigitOrder.LSD)
-    assert torch.equal(laid_out.cpu(), expected)
+    laid_out = function(*given, tokens.kernel_table(kernel_device), order is DigitOrder.LSD)
+    assert torch.equal(laid_out.cpu(), _prompts(problems, variants, order))
 
 
 @SIZES
@@ -104,7 +142,7 @@ def test_simplifications_say_what_the_policy_reads(
     table = tokens.kernel_table(kernel_device)
     least_first = order is DigitOrder.LSD
     simplified = function(ids.to(kernel_device), digits, variants.to(kernel_device), table, least_first)
-    _check_simplified(simplified, ids, digits, PlaceLayout(order, variants))
+    _check_simplified(simplified, ids, digits, variants, order)
     if count > 100:
         assert 0.2 < simplified.valid.double().mean() < 0.8
 
@@ -121,7 +159,7 @@ def test_written_simplifications_are_the_policys(
     digit = torch.arange(count) % 10
     # Without their last digits, as drafts have them: rows are not side by side.
     rest = Problems(problems.a[:, :-1], problems.b[:, :-1], problems.carry)
-    expected = PlaceLayout(order, variants).simplification_ids(rest, digit)
+    expected = _steps(rest, digit, variants, order)
     a, b = problems.a.to(kernel_device)[:, :-1], problems.b.to(kernel_device)[:, :-1]
     given = (tensor.to(kernel_device) for tensor in (problems.carry, digit, variants))
     written = function(a, b, *given, tokens.kernel_table(kernel_device), order is DigitOrder.LSD)
@@ -135,27 +173,28 @@ def test_answers_say_what_the_policy_reads(
     count: int, digits: int, order: DigitOrder, function: Callable[..., tuple[Tensor, Tensor]], kernel_device
 ) -> None:
     problems, variants = _problems(count, digits)
-    look = PlaceLayout(order, variants)
-    ids = _damaged(look.answer_ids(label(problems).answers), digits)
+    ids = _damaged(_answers(label(problems).answers, variants, order), digits)
     ids = torch.cat([ids, torch.full((count, 2), tokens.PAD_ID)], dim=1)
     table = tokens.kernel_table(kernel_device)
     answers, valid = function(ids.to(kernel_device), digits, variants.to(kernel_device), table, order is DigitOrder.LSD)
-    expected, expected_valid = look.parse_answers(ids, digits)
-    assert torch.equal(valid.cpu(), expected_valid) and torch.equal(answers.cpu(), expected)
+    expected = _digits(ids[:, : digits + 1], order)
+    expected_valid = (_answers(expected, variants, order) == ids[:, : digits + 2]).all(dim=1)
+    assert torch.equal(valid.cpu(), expected_valid)
+    assert torch.equal(answers.cpu(), expected * expected_valid.unsqueeze(1))
 
 
-def test_every_id_in_every_column(kernel_device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "function", [parse_simplifications_reference, parse_simplifications_kernel], ids=["reference", "kernel"]
+)
+def test_every_id_in_every_column(function: Callable[..., Simplified], kernel_device: torch.device) -> None:
     """One simplification of two digits, with each id of the low places in each of its columns."""
-    look = PlaceLayout(DigitOrder.MSD, 1)
-    ids = look.simplification_ids(*_one_rest())
+    ids = _steps(*_one_rest(), torch.ones(1, dtype=torch.int64), DigitOrder.MSD)
     length, low = ids.shape[1], 16 * 10
     every = ids.repeat(length * low, 1)
     every[torch.arange(length * low), torch.arange(length).repeat_interleave(low)] = torch.arange(low).repeat(length)
     variants = torch.ones(len(every), dtype=torch.int64)
-    simplified = parse_simplifications_kernel(
-        every.to(kernel_device), 2, variants.to(kernel_device), tokens.kernel_table(kernel_device)
-    )
-    _check_simplified(simplified, every, 2, look)
+    simplified = function(every.to(kernel_device), 2, variants.to(kernel_device), tokens.kernel_table(kernel_device))
+    _check_simplified(simplified, every, 2, variants, DigitOrder.MSD)
     # Ten digits in three columns, two carry marks in one, and each of the other columns as it was.
     assert int(simplified.valid.sum()) == 3 * 10 + 2 + (length - 4)
 
@@ -167,15 +206,15 @@ def _one_rest() -> tuple[Problems, Tensor]:
 def test_a_chain_of_thought_never_meets_the_host(kernel_device: torch.device) -> None:
     """Each simplification is the next prompt's problem as it comes out of the kernel, down to one digit."""
     problems, variants = _problems(40, 6)
-    table, look = tokens.kernel_table(kernel_device), PlaceLayout(DigitOrder.MSD, variants)
+    table = tokens.kernel_table(kernel_device)
     held = variants.to(kernel_device)
     for digits in range(6, 1, -1):
         truth = label(problems)
-        ids = look.simplification_ids(truth.rest, truth.digit).to(kernel_device)
+        ids = _steps(truth.rest, truth.digit, variants, DigitOrder.MSD).to(kernel_device)
         step = parse_simplifications(ids, digits, held, table)
         assert step.valid.all()
-        prompts = prompt_ids(step.a, step.b, step.carry, held, table, tokens.THINK)
-        assert torch.equal(prompts.cpu(), look.prompt_ids(truth.rest, tokens.THINK))
+        prompts = prompt_ids(step.a, step.b, step.carry, held, table)
+        assert torch.equal(prompts.cpu(), _prompts(truth.rest, variants, DigitOrder.MSD))
         problems = truth.rest
 
 

@@ -5,7 +5,8 @@ import torch
 
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.products import Products
 from sector.engine.run.audit import answer_mistakes, simplification_mistakes
 from sector.engine.tasks import find_task

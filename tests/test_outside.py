@@ -25,7 +25,7 @@ from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint, s
 from sector.engine.models.sector import new_model
 from sector.engine.outside import load_origins, origins
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.workers import Worker, prove
+from sector.engine.policy.worker import Worker, prove
 from sector.engine.run.made_with import SETTINGS
 from sector.engine.run.open import open_run
 from sector.engine.samplers.native import NativeSampler

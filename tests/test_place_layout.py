@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sector.engine.language import place_layout, tokens
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.training import supervised
 
 ORDERS = pytest.mark.parametrize("order", list(DigitOrder), ids=str)

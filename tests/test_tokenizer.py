@@ -12,7 +12,8 @@ import sector  # noqa: F401 (registers)
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import TASK_DOOR

@@ -120,7 +120,7 @@ def test_too_little_address_space_is_one_line_at_once() -> None:
 
 @pytest.mark.parametrize("address", ["", "x:y", "127.0.0.1:1", "nowhere"], ids=str)
 def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sector.engine.policy.workers import check_cores
+    from sector.engine.policy.cluster import check_cores
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     if address:

@@ -10,7 +10,7 @@ from trained import trained
 from sector.engine.config import TrainerConfig
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.sector import SectorForCausalLM, new_model
 from sector.engine.seeding import generator
 from sector.engine.training.batches import mixed_batches

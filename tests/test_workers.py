@@ -26,9 +26,11 @@ from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint
 from sector.engine.models.sector import SectorForCausalLM, new_model
-from sector.engine.policy import workers as module
+from sector.engine.policy import cluster, worker
+from sector.engine.policy.deaths import Deaths
 from sector.engine.policy.generate import Assignment, generate
-from sector.engine.policy.workers import Deaths, Workers, measure_on, prove, with_weights
+from sector.engine.policy.worker import prove
+from sector.engine.policy.workers import Workers, measure_on, with_weights
 from sector.engine.run.audit import Exam
 from sector.engine.run.goals import Goals
 from sector.engine.run.phases import Phases
@@ -129,7 +131,7 @@ def test_when_all_die_again_and_again_it_gives_up(
     crew: Workers, model: SectorForCausalLM, engine: NativeSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     solve = with_weights(crew, model, engine)
-    monkeypatch.setattr(module, "MAX_DEATHS", 1)
+    monkeypatch.setattr("sector.engine.policy.deaths.MAX_DEATHS", 1)
     start_actor = crew._start_actor
 
     def start_and_kill() -> Any:
@@ -145,7 +147,7 @@ def test_when_all_die_again_and_again_it_gives_up(
 
 def test_work_that_kills_workers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where other workers finish their work in between."""
-    monkeypatch.setattr(module, "MAX_DEATHS", 3)
+    monkeypatch.setattr("sector.engine.policy.deaths.MAX_DEATHS", 3)
     deaths = Deaths(2)
     for _ in range(3):
         deaths.add(250, RuntimeError("gone"))
@@ -198,7 +200,7 @@ def test_a_run_probes_and_audits_on_its_workers(
             pass
         goals = Goals(config, ADDITION, PlaceLayout())
         reached = goals.reached(run.supervised(6), measure_on(workers, model, engine), cycle=0)
-        assert (max(asked) == module._PROOF_ROWS) == (workers is crew)
+        assert (max(asked) == worker._PROOF_ROWS) == (workers is crew)
         (line,) = run.metrics()
         audited = {name: value for name, value in line.as_json().items() if not name.startswith("seconds")}
         found.append((audited, reached, goals.tokens))
@@ -237,7 +239,7 @@ def test_a_worker_whose_proof_fails_gets_no_work(
     what: str,
 ) -> None:
     """The driver is made to expect something else: for a worker that is the same as to be wrong."""
-    monkeypatch.setattr(module, "prove", lambda *args: replace(prove(*args), **{field: "00"}))
+    monkeypatch.setattr("sector.engine.policy.workers.prove", lambda *args: replace(prove(*args), **{field: "00"}))
     with pytest.raises(RuntimeError, match=what):
         crew.load(model, engine)
 
@@ -267,7 +269,7 @@ def test_a_cluster_that_does_not_answer_is_named(
 def test_what_listens_and_is_no_cluster_is_named_soon(
     monkeypatch: pytest.MonkeyPatch, model: SectorForCausalLM, engine: NativeSampler, said: bytes, scheme: str
 ) -> None:
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

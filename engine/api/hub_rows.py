@@ -87,12 +87,12 @@ def _forms(example: _Row, texts: _Texts) -> Iterator[_Row]:
 
 
 def _key(example: _Row) -> tuple[int, str]:
-    """Return the digits and the problem of an example, by which its texts are found."""
+    """Return the key of the texts of an example: its digits and its problem."""
     return example["digits"], example["problem"]
 
 
 def _texts(examples: list[_Row]) -> dict[tuple[int, str], _Texts]:
-    """Return examples as text in the words of their columns, by digits and problem."""
+    """Return the texts of examples, as their columns hold them, by digits and problem."""
     return {
         _key(example): _Texts(example["problem"], example["answer"].zfill(example["digits"]), example["simplification"])
         for example in examples
@@ -144,7 +144,7 @@ def _chains(task: Task, examples: list[_Row], before: Sequence[Phase], config: R
     chains: dict[str, list[str]] = {}
     for batch in batches(task.parse(texts, examples[0]["digits"]), BATCH):
         chain = think(solver, batch, task.num_simplifications(batch, len(examples[0]["guesses"])))
-        steps = [simplification_texts(rest, chain.found[:, -1 - step]) for step, rest in enumerate(chain.rests)]
-        for row, (text, length) in enumerate(zip(batch.texts(), chain.parsed.tolist(), strict=True)):
+        steps = [simplification_texts(step.rest, step.digit) for step in chain.steps]
+        for row, (text, length) in enumerate(zip(batch.texts(), chain.num_parsed.tolist(), strict=True)):
             chains[text] = [texts[row] for texts in steps[:length]]
     return chains

@@ -189,7 +189,7 @@ class RunConfig(Settings):
     @field_validator("network", mode="before")
     @classmethod
     def _check_finite(cls, network: object) -> object:
-        """Refuse infinite numbers, of which a union would say that they are no switches."""
+        """Refuse infinite numbers here; the message of a union would call them no switches."""
         for key, value in network.items() if isinstance(network, dict) else ():
             if isinstance(value, float) and not isfinite(value):
                 raise ValueError(f"{key} must be a finite number, not {value}")

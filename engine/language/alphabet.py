@@ -30,8 +30,8 @@ class Alphabet:
     pad: the padding id, different from all ids above.
     ends: ids that end a completion, the newline first.
     size: size of the vocabulary.
-    letters: ids of LETTERS in their order, if they were asked for.
-    marks: other marks of a task with the ids of each, if they were asked for.
+    letters: ids of LETTERS in their order; empty if the layout needs none.
+    marks: other marks of a task with the ids of each; empty if it has none.
     """
 
     ids: tuple[int, ...]

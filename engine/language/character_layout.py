@@ -7,20 +7,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Generic, Self
 
 import torch
 from torch import Tensor
 
 from sector.engine.language.alphabet import CHARACTERS, Alphabet
-from sector.engine.language.layout import Mode, Simplifications
-from sector.engine.language.operands import Problems
+from sector.engine.language.layout import B, Mode, S_contra
 
 _MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class CharacterLayout(ABC):
+class CharacterLayout(ABC, Generic[B, S_contra]):
     """Layout of problems and completions as ids of an alphabet. Text has no places to shift: it has one variant."""
 
     alphabet: Alphabet
@@ -39,7 +38,7 @@ class CharacterLayout(ABC):
         """Return the layout of another variant, here itself."""
         return self
 
-    def beginning_length(self, size: Any) -> int:
+    def beginning_length(self, size: S_contra, /) -> int:
         """Return 0: pads may move all tokens of a prefix, or letters begin anew."""
         return 0
 
@@ -48,15 +47,15 @@ class CharacterLayout(ABC):
         """Return the pattern of completions of a mode. They may have been cut off, so ends are optional."""
 
     @abstractmethod
-    def answer_length(self, size: Any) -> int:
+    def answer_length(self, size: S_contra, /) -> int:
         """Return the tokens of a fast answer, newline included."""
 
     @abstractmethod
-    def simplification_length(self, size: Any) -> int:
+    def simplification_length(self, size: S_contra, /) -> int:
         """Return the tokens of a simplification, newline included."""
 
     @abstractmethod
-    def prefix_ids(self, problems: Any) -> Tensor:
+    def prefix_ids(self, problems: B) -> Tensor:
         """Return the ids that the fast and the slow prompt of a problem share."""
 
     @abstractmethod
@@ -64,14 +63,14 @@ class CharacterLayout(ABC):
         """Return the ids that follow `=` for the answers `[B, W]`."""
 
     @abstractmethod
-    def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
+    def simplification_ids(self, rest: B, digit: Tensor) -> Tensor:
         """Return the ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
 
     def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
         """Return the `[B, 1]` ids of `=` or `>`."""
         return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
 
-    def prompt_ids(self, problems: Any, mode: Mode) -> Tensor:
+    def prompt_ids(self, problems: B, mode: Mode) -> Tensor:
         """Return the ids of a whole prompt: the prefix and the mark."""
         return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.device)], dim=1)
 
@@ -97,14 +96,7 @@ class CharacterLayout(ABC):
         valid = (self.answer_ids(answers) == ids).all(dim=1)
         return answers * valid.unsqueeze(1), valid
 
-    def checked_simplifications(self, rest: Problems, digit: Tensor, ids: Tensor) -> Simplifications:
-        """Return remaining problems and digits `[B]` as read from ids; rows that are not written so hold zeros."""
-        valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
-        keep = valid.long()
-        rest = type(rest)(rest.a * keep.unsqueeze(1), rest.b * keep.unsqueeze(1), rest.carry * keep)
-        return Simplifications(rest, digit * keep, valid)
-
-    def lead_ids(self, problems: Any) -> Tensor:
+    def lead_ids(self, problems: B) -> Tensor:
         """Return the `[B, L]` ids that lead any text."""
         lead = torch.tensor(self.alphabet.lead, dtype=torch.int64, device=problems.device)
         return lead.expand(len(problems), -1)

@@ -24,13 +24,13 @@ from torch import Tensor
 from sector.engine.language.character_layout import CharacterLayout
 from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import Problems
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 
 _NUMBER = r"(?:[a-zA-Z]\d)+"
 
 
 @dataclass(frozen=True, slots=True)
-class HintLayout(CharacterLayout):
+class HintLayout(CharacterLayout[Problems, int]):
     """Layout of problems and completions as ids of an alphabet with letters.
 
     alphabet: ids of the characters, with letters.
@@ -63,11 +63,11 @@ class HintLayout(CharacterLayout):
         """Return the layout of some rows."""
         return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
-    def answer_length(self, digits: int) -> int:
+    def answer_length(self, digits: int, /) -> int:
         """Return the tokens of a fast answer, newline included."""
         return 2 * digits + 3
 
-    def simplification_length(self, digits: int) -> int:
+    def simplification_length(self, digits: int, /) -> int:
         """Return the tokens of a simplification, newline included."""
         return 4 * digits + 8
 
@@ -84,12 +84,12 @@ class HintLayout(CharacterLayout):
         parts = [self._sum(rest, 1), self.text_ids("|", digit), self._number(digit.unsqueeze(1), 0)]
         return torch.cat([*parts, self.text_ids("\n", digit)], dim=1)
 
-    def parse_answers(self, ids: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+    def parse_answers(self, ids: Tensor, digits: int, /) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >=2N+3]` as answers `[B, N+1]`; also return which rows parse `[B]`. Other rows hold zeros."""
         ids = ids[:, : self.answer_length(digits)]
         return self.checked_answers(self._read(ids, 0, digits + 1), ids)
 
-    def parse_simplifications(self, ids: Tensor, digits: int) -> Simplifications:
+    def parse_simplifications(self, ids: Tensor, digits: int, /) -> Simplifications[Problems]:
         """Parse ids `[B, >=4N+8]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
         ids = ids[:, : self.simplification_length(digits)]
         # With the zero in front, which is compared with what was written.
@@ -97,7 +97,9 @@ class HintLayout(CharacterLayout):
         a, b = (self._read(ids, start, digits)[:, 1:] for start in (0, width + 1))
         carry, digit = (self._read(ids, start, 1).squeeze(1) for start in (2 * width + 2, 2 * width + 5))
         # A larger digit in its place is no carry, and is compared with what was written.
-        return self.checked_simplifications(self.problems(a, b, carry.clamp(max=1)), digit, ids)
+        rest = self.problems(a, b, carry.clamp(max=1))
+        valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
+        return Simplifications(rest.where(valid), digit * valid, valid)
 
     def _sum(self, problems: Problems, place: int) -> Tensor:
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""

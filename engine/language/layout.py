@@ -15,8 +15,12 @@ from typing_extensions import TypeVar
 
 from sector.engine.language import tokens
 
+# Size of problems, by which a layout reads completions of them: N, or several lengths.
+S_co = TypeVar("S_co", covariant=True, default=Any)
+S_contra = TypeVar("S_contra", contravariant=True, default=Any)
 
-class Batch(Protocol):
+
+class Batch(Protocol[S_co]):
     """Problems of one size: tensors with one row a problem.
 
     task: name of the task of these problems.
@@ -44,7 +48,7 @@ class Batch(Protocol):
         ...
 
     @property
-    def size(self) -> Any:
+    def size(self) -> S_co:
         """Size by which a layout reads completions of these problems; equal for all problems of one shape."""
         ...
 
@@ -72,7 +76,7 @@ class Batch(Protocol):
         ...
 
 
-# Problems of a task; code for any task leaves the parameter out.
+# Problems of a task. Code for any task leaves this parameter out, and that of the size.
 B = TypeVar("B", bound=Batch, default=Any)
 
 
@@ -99,7 +103,7 @@ class Mode(IntEnum):
     """The first simplification, of the slow policy."""
 
 
-class Layout(Protocol):
+class Layout(Protocol[B, S_contra]):
     """Translator between problems and ids. No other part of the loop interprets an id."""
 
     @property
@@ -116,7 +120,7 @@ class Layout(Protocol):
         """Return the layout of another variant: one for the batch, or one a row `[B]`."""
         ...
 
-    def prefix_ids(self, problems: Any) -> Tensor:
+    def prefix_ids(self, problems: B) -> Tensor:
         """Return the `[B, P]` ids that the fast and the slow prompt of a problem share."""
         ...
 
@@ -124,7 +128,7 @@ class Layout(Protocol):
         """Return the `[B, 1]` ids that end a prompt and mark its mode."""
         ...
 
-    def prompt_ids(self, problems: Any, mode: Mode) -> Tensor:
+    def prompt_ids(self, problems: B, mode: Mode) -> Tensor:
         """Return the `[B, P+1]` ids of a whole prompt."""
         ...
 
@@ -132,30 +136,30 @@ class Layout(Protocol):
         """Return the completions, ends included, of prompts for the answers `[B, W]`."""
         ...
 
-    def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
+    def simplification_ids(self, rest: B, digit: Tensor) -> Tensor:
         """Return the completions, ends included, of prompts for the simplifications: rest, and digits `[B]`."""
         ...
 
-    def parse_answers(self, ids: Tensor, size: Any, /) -> tuple[Tensor, Tensor]:
+    def parse_answers(self, ids: Tensor, size: S_contra, /) -> tuple[Tensor, Tensor]:
         """Parse generated ids `[B, T]` as answers `[B, W]`; also return which rows parse `[B]`. Other rows hold zeros.
 
         size: size of the problems (`Batch.size`).
         """
         ...
 
-    def parse_simplifications(self, ids: Tensor, size: Any, /) -> Simplifications:
+    def parse_simplifications(self, ids: Tensor, size: S_contra, /) -> Simplifications[B]:
         """Parse generated ids `[B, T]` as simplifications of problems of a size. Rows that do not parse hold zeros."""
         ...
 
-    def answer_length(self, size: Any, /) -> int:
+    def answer_length(self, size: S_contra, /) -> int:
         """Return the tokens of a fast answer, end included."""
         ...
 
-    def simplification_length(self, size: Any, /) -> int:
+    def simplification_length(self, size: S_contra, /) -> int:
         """Return the tokens of a simplification, end included."""
         ...
 
-    def beginning_length(self, size: Any, /) -> int:
+    def beginning_length(self, size: S_contra, /) -> int:
         """Return how many tokens at the beginning of a prefix stay the same in the next simplification's prefix."""
         ...
 

@@ -12,27 +12,26 @@ In the shape descriptions B is the batch, W the digits of an answer and L the to
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sector.engine.language.character_layout import CharacterLayout
-from sector.engine.language.layout import Mode, Simplifications
+from sector.engine.language.layout import B, Mode, S_contra, Simplifications
 from sector.engine.language.number_layout import valid_steps
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.writing import Writing, Written
 
 
 @dataclass(frozen=True, slots=True)
-class NumberText(CharacterLayout):
+class NumberText(CharacterLayout[B, S_contra]):
     """Layout of the problems of a task as text; see the module's docstring.
 
     writing: form of the problems and steps.
     order: most or least significant digit first.
     """
 
-    writing: Writing
+    writing: Writing[B, S_contra]
     order: DigitOrder = DigitOrder.MSD
 
     def shape(self, mode: Mode) -> str:
@@ -42,15 +41,15 @@ class NumberText(CharacterLayout):
         *others, last = (re.escape(self.shown(self.alphabet.ids_of(written.mark))) for written in self.writing.step)
         return r"\d+".join(others) + rf"\d+{last}(?:\d+\n?)?"
 
-    def answer_length(self, size: Any) -> int:
+    def answer_length(self, size: S_contra, /) -> int:
         """Return the tokens of a fast answer, newline included."""
         return self.writing.answer_width(size) + 1
 
-    def simplification_length(self, size: Any) -> int:
+    def simplification_length(self, size: S_contra, /) -> int:
         """Return the tokens of a simplification, newline included."""
         return sum(self.writing.step_widths(size)) + sum(map(self._mark_length, self.writing.step)) + 1
 
-    def prefix_ids(self, problems: Any) -> Tensor:
+    def prefix_ids(self, problems: B) -> Tensor:
         """Return the ids of the leading tokens and of the problems as text."""
         numbers = self.writing.problem_numbers(problems)
         return torch.cat([self.lead_ids(problems), *self._segments(self.writing.problem, numbers)], dim=1)
@@ -59,17 +58,17 @@ class NumberText(CharacterLayout):
         """Return the `[B, W+1]` ids that follow `=` for the answers `[B, W]`."""
         return torch.cat([self.digit_ids(self._ordered(answers)), self.text_ids("\n", answers)], dim=1)
 
-    def simplification_ids(self, rest: Any, digit: Tensor) -> Tensor:
+    def simplification_ids(self, rest: B, digit: Tensor) -> Tensor:
         """Return the ids that follow `>` for the remaining problems and the digits `[B]`."""
         segments = self._segments(self.writing.step, self.writing.step_numbers(rest, digit))
         return torch.cat([*segments, self.text_ids("\n", digit)], dim=1)
 
-    def parse_answers(self, ids: Tensor, size: Any) -> tuple[Tensor, Tensor]:
+    def parse_answers(self, ids: Tensor, size: S_contra, /) -> tuple[Tensor, Tensor]:
         """Parse ids as answers `[B, W]`; see `Layout`."""
         ids = ids[:, : self.answer_length(size)]
         return self.checked_answers(self._ordered(self.values(ids[:, : self.writing.answer_width(size)])), ids)
 
-    def parse_simplifications(self, ids: Tensor, size: Any) -> Simplifications:
+    def parse_simplifications(self, ids: Tensor, size: S_contra, /) -> Simplifications[B]:
         """Parse ids as simplifications; see `Layout`."""
         ids = ids[:, : self.simplification_length(size)]
         numbers, start = [], 0

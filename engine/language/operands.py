@@ -53,6 +53,10 @@ class Problems(Record):
                 f"{tuple(self.carry.shape)}"
             )
 
+    def where(self, valid: Tensor) -> Self:
+        """Return the problems with zeros in rows that are not valid `[B]`."""
+        return type(self)(self.a * valid.unsqueeze(1), self.b * valid.unsqueeze(1), self.carry * valid)
+
     def __len__(self) -> int:
         return self.a.shape[0]
 

@@ -5,7 +5,7 @@ In the shape descriptions B is the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -138,10 +138,10 @@ class ProductWriting:
 
 
 @dataclass(frozen=True, slots=True)
-class ProductLayout(NumberLayout):
-    """Layout of products as place-coupled ids, as `tasks/multiplication.py` shows. Sizes are `Size`."""
+class ProductLayout(NumberLayout[Products, Size]):
+    """Layout of products as place-coupled ids, as `tasks/multiplication.py` shows."""
 
-    def beginning_length(self, size: Any, /) -> int:
+    def beginning_length(self, size: Size, /) -> int:
         """Return the length of `< a ) +`, which no simplification changes."""
         return size.width + 3
 

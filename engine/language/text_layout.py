@@ -22,7 +22,7 @@ from sector.engine.language.operands import Problems
 
 
 @dataclass(frozen=True, slots=True)
-class TextLayout(CharacterLayout):
+class TextLayout(CharacterLayout[Problems, int]):
     """Layout of problems and completions as plain text.
 
     problems: class of the remaining problems: sums, or another batch of two operands and a carry.
@@ -37,11 +37,11 @@ class TextLayout(CharacterLayout):
         sign = re.escape(self.shown(self.alphabet.ids_of(self.problems.sign)))
         return rf"\d+{sign}\d+({sign}1)?\|\d?\n?"
 
-    def answer_length(self, digits: int) -> int:
+    def answer_length(self, digits: int, /) -> int:
         """Return the tokens of a fast answer, newline included."""
         return digits + 2
 
-    def simplification_length(self, digits: int) -> int:
+    def simplification_length(self, digits: int, /) -> int:
         """Return the tokens of a simplification, newline included."""
         return 2 * digits + 4
 
@@ -66,7 +66,7 @@ class TextLayout(CharacterLayout):
         plain = torch.cat([ids, end, self._pads(ids, 2)], dim=1)
         return torch.where(rest.carry.unsqueeze(1) == 1, marked, plain)
 
-    def parse_answers(self, ids: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+    def parse_answers(self, ids: Tensor, digits: int, /) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >=N+2]` as answers `[B, N+1]`; also return which rows parse `[B]`. Other rows hold zeros."""
         ids = ids[:, : self.answer_length(digits)]
         values = self.values(ids[:, : digits + 1])
@@ -75,7 +75,7 @@ class TextLayout(CharacterLayout):
         answers[:, :1] = answers[:, :1].masked_fill(short, 0)
         return self.checked_answers(answers, ids)
 
-    def parse_simplifications(self, ids: Tensor, digits: int) -> Simplifications:
+    def parse_simplifications(self, ids: Tensor, digits: int, /) -> Simplifications[Problems]:
         """Parse ids `[B, >=2N+4]` as simplifications of N = `digits`. Rows that do not parse hold zeros."""
         rest_digits = digits - 1
         ids = ids[:, : self.simplification_length(digits)]
@@ -84,7 +84,9 @@ class TextLayout(CharacterLayout):
         carry = (ids[:, end : end + 1] == self.text_ids(self.problems.sign, ids)).long().squeeze(1)
         digit = torch.where(carry == 1, values[:, end + 3], values[:, end + 1])
         a, b = values[:, :rest_digits], values[:, rest_digits + 1 : end]
-        return self.checked_simplifications(self.problems(a, b, carry), digit, ids)
+        rest = self.problems(a, b, carry)
+        valid = (self.simplification_ids(rest, digit) == ids).all(dim=1)
+        return Simplifications(rest.where(valid), digit * valid, valid)
 
     def _sum(self, problems: Problems) -> Tensor:
         """Return the `[B, 2N+1]` ids of `a+b`."""

@@ -10,10 +10,11 @@ In the shape descriptions B is the batch and W the digits of an answer. Digits a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
+from sector.engine.language.layout import B, S_contra
 from sector.engine.language.operands import digit_strings
 
 
@@ -29,7 +30,7 @@ class Written:
     in_order: bool = True
 
 
-class Writing(Protocol):
+class Writing(Protocol[B, S_contra]):
     """Form of the problems and steps of a task.
 
     problem: numbers of a problem, in writing order.
@@ -42,27 +43,27 @@ class Writing(Protocol):
     @property
     def step(self) -> tuple[Written, ...]: ...
 
-    def problem_numbers(self, problems: Any) -> Sequence[Tensor]:
+    def problem_numbers(self, problems: B) -> Sequence[Tensor]:
         """Return the digits `[B, width]` of each number of the problems."""
         ...
 
-    def step_numbers(self, rest: Any, digit: Tensor) -> Sequence[Tensor]:
+    def step_numbers(self, rest: B, digit: Tensor) -> Sequence[Tensor]:
         """Return the digits `[B, width]` of each number of steps: remaining problems, and digits `[B]`."""
         ...
 
-    def step_widths(self, size: Any) -> list[int]:
+    def step_widths(self, size: S_contra) -> list[int]:
         """Return the digits of each number of a step from problems of a size."""
         ...
 
-    def answer_width(self, size: Any) -> int:
+    def answer_width(self, size: S_contra) -> int:
         """Return W for problems of a size."""
         ...
 
-    def read_problem(self, numbers: Sequence[Tensor]) -> Any:
+    def read_problem(self, numbers: Sequence[Tensor]) -> B:
         """Return the problems with these numbers; inverse of `problem_numbers`. InputError if widths do not fit."""
         ...
 
-    def read_step(self, numbers: Sequence[Tensor], size: Any) -> tuple[Any, Tensor]:
+    def read_step(self, numbers: Sequence[Tensor], size: S_contra) -> tuple[B, Tensor]:
         """Return remaining problems and digits `[B]`; inverse of `step_numbers`."""
         ...
 

@@ -19,7 +19,7 @@ from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.files import in_utf8
 from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained

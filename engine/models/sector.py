@@ -171,11 +171,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         class_logits = self.class_logits(hidden[:, positions], ids[:, positions])
         logits = scatter_logits(class_logits, ids[:, positions].to(class_logits.device), config.vocab_size)
-        loss = None
-        if shift_labels is not None or labels is not None:
-            loss = next_token_loss(logits, ids, labels, shift_labels, num_items_in_batch)
-        elif logits.requires_grad and not is_tracing(logits):
-            refuse_impossible_targets(logits)
+        loss = _loss(logits, ids, labels, shift_labels, num_items_in_batch)
         output = CausalLMOutputWithPast(
             # transformers annotates FloatTensor, but any Tensor fits.
             loss=loss,  # type: ignore[arg-type]
@@ -300,6 +296,17 @@ def _checked_ids(input_ids: Tensor | None, vocab_size: int) -> Tensor:
         if low < 0 or high >= vocab_size:
             raise ValueError(f"{low if low < 0 else high} is no token id; ids are 0 to {vocab_size - 1}")
     return input_ids
+
+
+def _loss(
+    logits: Tensor, ids: Tensor, labels: Tensor | None, shift_labels: Tensor | None, num_items: int | Tensor | None
+) -> Tensor | None:
+    """Return the loss of logits `[B, T, V]`; None without labels. The arguments are those of `forward`."""
+    if shift_labels is not None or labels is not None:
+        return next_token_loss(logits, ids, labels, shift_labels, num_items)
+    if logits.requires_grad and not is_tracing(logits):
+        refuse_impossible_targets(logits)
+    return None
 
 
 def _chosen(value: bool | None, default: bool | None) -> bool:

@@ -68,7 +68,7 @@ class TextModel(nn.Module):
             setattr(self.config, _ORDER, digit_order)
 
     def alphabet_with(self, marks: tuple[str, ...], letters: bool = False) -> Alphabet:
-        """Return the alphabet with the marks of a task, and with letters if they are asked for.
+        """Return the alphabet with the marks of a task, and with letters if the layout needs them.
 
         Raise InputError if the tokenizer does not keep them apart.
         """
@@ -111,7 +111,7 @@ class TextModel(nn.Module):
 
 
 def _ends(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a text by the config and by the tokenizer, which may differ."""
+    """Return the ids that end a text: those of the config and that of the tokenizer, which may differ."""
     ids = network.config.get_text_config().eos_token_id
     config_ids = ids if isinstance(ids, list) else [ids]
     return [index for index in (*config_ids, tokenizer.eos_token_id) if isinstance(index, int)]

@@ -17,7 +17,8 @@ from sector.engine.errors import InputError
 from sector.engine.language import tokens
 from sector.engine.language.layout import Layout, Mode
 from sector.engine.language.operands import Problems, digit_tensor
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.writing import Writing, Written
 from sector.engine.tasks import find_task
 from sector.engine.tasks.task import Task

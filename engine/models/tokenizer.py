@@ -27,7 +27,7 @@ from transformers import AddedToken, PreTrainedTokenizer
 
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.loss import IGNORED
 from sector.engine.models.token_text import TokenText, quoted, token_text
 from sector.engine.tasks import DEFAULT

@@ -4,13 +4,13 @@ In the shape descriptions B is the batch, W the digits of an answer (of sums N+1
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from sector.engine.config import Filter
-from sector.engine.language.layout import Batch, Layout, Simplifications
+from sector.engine.language.layout import B, Layout, Simplifications
 from sector.engine.policy.chain import NUM_VIEWS, Chain, guess_at_once, simplify_then_guess
 from sector.engine.samplers.protocol import Sampler, Sampling
 from sector.engine.spans import span
@@ -19,7 +19,7 @@ from sector.kernels.consistency import majority
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class Ballot(Generic[B]):
     """K guesses of each problem, and the vote over them.
 
     guesses: `[B, K, W]` full answers, one per simplification.
@@ -42,22 +42,17 @@ class Ballot:
     votes: Tensor
     parsed: Tensor
     decided: Tensor
-    rest: Any
+    rest: B
     digit: Tensor
     direct: Tensor
     direct_valid: Tensor
     tokens: int | Tensor
-    chain: tuple[Simplifications, ...] = ()
+    chain: tuple[Simplifications[B], ...] = ()
 
 
 def hold_vote(
-    sampler: Sampler,
-    problems: Batch,
-    settings: Filter,
-    layout: Layout,
-    sampling: Sampling,
-    draft: Tensor | None = None,
-) -> Ballot:
+    sampler: Sampler, problems: B, settings: Filter, layout: Layout[B], sampling: Sampling, draft: Tensor | None = None
+) -> Ballot[B]:
     """Simplify and guess K times, and count the votes.
 
     draft: `[B, W]` answers that the guesses are likely to repeat.
@@ -121,7 +116,7 @@ def _same(guesses: Tensor) -> Tensor:
     return torch.stack([(guesses == guess.unsqueeze(1)).all(dim=2) for guess in guesses.unbind(dim=1)], dim=1)
 
 
-def _direct_answers(chain: Chain, problems: Batch, answers: Tensor, parsed: Tensor) -> tuple[Tensor, Tensor]:
+def _direct_answers(chain: Chain[B], problems: B, answers: Tensor, parsed: Tensor) -> tuple[Tensor, Tensor]:
     """Return the fast answers `[B, W]` and which of them parsed `[B]`; zeros if the chain has none."""
     if chain.direct is not None:
         return chain.direct

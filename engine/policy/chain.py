@@ -4,12 +4,12 @@ In the shape descriptions B is the batch, N the digits of a problem, W the digit
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Generic, Self
 
 import torch
 from torch import Tensor
 
-from sector.engine.language.layout import Batch, Layout, Mode, Simplifications
+from sector.engine.language.layout import B, Layout, Mode, Simplifications
 from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.samplers.protocol import Beginning, Branch, Sampler, Sampling
 from sector.engine.spans import span
@@ -22,7 +22,7 @@ NUM_VIEWS = 2
 
 
 @dataclass(slots=True)
-class Chain:
+class Chain(Generic[B]):
     """A batch of chains of thought in progress.
 
     current: the problems that remain.
@@ -35,20 +35,26 @@ class Chain:
     tokens: count of generated tokens.
     """
 
-    current: Any
+    current: B
     found: Tensor
     alive: Tensor
     guesses: list[Tensor] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
-    steps: list[Simplifications] = field(default_factory=list)
+    steps: list[Simplifications[B]] = field(default_factory=list)
     direct: tuple[Tensor, Tensor] | None = None
     tokens: int | Tensor = 0
 
     @classmethod
-    def begun(cls, problems: Batch) -> "Chain":
+    def begun(cls, problems: B) -> Self:
         """Return the chains before their first simplification."""
         found = torch.zeros(len(problems), 0, dtype=torch.int64, device=problems.device)
         return cls(problems, found, torch.ones(len(problems), dtype=torch.bool, device=problems.device))
+
+    @property
+    def num_parsed(self) -> Tensor:
+        """Count of simplifications in each row before the first that did not parse, `[B]`."""
+        valid = torch.stack([torch.ones_like(self.alive), *(step.valid for step in self.steps)])
+        return valid.long().cumprod(dim=0).sum(dim=0) - 1
 
     def guess(self, answers: Tensor, parsed: Tensor) -> Tensor:
         """Join a guess of the rest to the digits found, record it, and return the full answers `[B, W]`."""
@@ -57,7 +63,7 @@ class Chain:
         self.valid.append(parsed & self.alive)
         return full
 
-    def simplify(self, step: Simplifications) -> None:
+    def simplify(self, step: Simplifications[B]) -> None:
         """Record a simplification and continue with the problems that remain."""
         self.current, self.alive = step.rest, self.alive & step.valid
         self.found = torch.cat([step.digit.unsqueeze(1), self.found], dim=1)
@@ -65,13 +71,8 @@ class Chain:
 
 
 def simplify_then_guess(
-    sampler: Sampler,
-    problems: Batch,
-    num_guesses: int,
-    layout: Layout,
-    sampling: Sampling,
-    draft: Tensor | None,
-) -> Chain:
+    sampler: Sampler, problems: B, num_guesses: int, layout: Layout[B], sampling: Sampling, draft: Tensor | None
+) -> Chain[B]:
     """Simplify, and guess the rest after each simplification, until there are `num_guesses` guesses.
 
     Stage j holds the problems after j simplifications. Its prefix is read once, for both the guess and the next
@@ -104,7 +105,7 @@ def simplify_then_guess(
     return chain
 
 
-def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor) -> Chain:
+def to_the_end(sampler: Sampler, problems: B, layout: Layout[B], sampling: Sampling, draft: Tensor) -> Chain[B]:
     """Simplify until one digit is left, and answer the rest: a chain whose only guess is of one digit.
 
     draft: `[B, W]` likely answers.
@@ -125,8 +126,8 @@ def to_the_end(sampler: Sampler, problems: Batch, layout: Layout, sampling: Samp
 
 
 def guess_at_once(
-    sampler: Sampler, problems: Batch, num_guesses: int, layout: Layout, sampling: Sampling, views: bool = True
-) -> Chain:
+    sampler: Sampler, problems: B, num_guesses: int, layout: Layout[B], sampling: Sampling, views: bool = True
+) -> Chain[B]:
     """Return fast answers without any simplification, as a baseline.
 
     Greedy decoding gives one answer per prompt, so each guess has a different prompt: six prompts take turns, with
@@ -150,7 +151,7 @@ def guess_at_once(
 
 
 def answer(
-    sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling, draft: Tensor | None
+    sampler: Sampler, problems: B, layout: Layout[B], sampling: Sampling, draft: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the fast policy; return answers `[B, W]`, which parsed `[B]`, and the count of tokens.
 
@@ -162,7 +163,7 @@ def answer(
     return *layout.parse_answers(ids, problems.size), layout.count_tokens(ids)
 
 
-def think_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
+def think_branch(problems: B, layout: Layout[B], draft: Tensor | None) -> Branch:
     """Return the branch that generates a simplification, with the draft of it that the task derives.
 
     draft: `[B, W]` likely full answers.
@@ -172,7 +173,7 @@ def think_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branc
     return Branch(mark, layout.simplification_length(problems.size), ids)
 
 
-def answer_branch(problems: Batch, layout: Layout, draft: Tensor | None) -> Branch:
+def answer_branch(problems: B, layout: Layout[B], draft: Tensor | None) -> Branch:
     """Return the branch that generates the fast answer.
 
     draft: `[B, W]` likely full answers; the answers of the remaining problems within them are used.

@@ -4,24 +4,23 @@ Complement and commutativity of sums are in `tasks/addition.py`. `engine/outside
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sector.engine.config import CHECK_DOOR, SHIFTED, Filter
-from sector.engine.language.layout import Layout
+from sector.engine.language.layout import B, Batch, Layout
 from sector.engine.tasks import task_of
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.task import Task
 
 
-def _pose_directly(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+def _pose_directly(problems: B, answers: Tensor) -> tuple[B, Tensor] | None:
     """Pose the problems themselves; None if the fast policy cannot answer them at once."""
     return (problems, answers) if task_of(problems).answers_at_once(problems) else None
 
 
-def _pose_to_the_end(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+def _pose_to_the_end(problems: B, answers: Tensor) -> tuple[B, Tensor] | None:
     """Pose the problems themselves; None if the vote has already solved them to the end."""
     return (problems, answers) if task_of(problems).at_once is None and problems.digits > 1 else None
 
@@ -50,7 +49,7 @@ def shifts_of(check: Check, rows: Tensor, layout: Layout) -> Tensor:
     return 1 + rows % (layout.num_variants - 1)
 
 
-def posed_elsewhere(checks: tuple[Check, ...], problems: Any, answers: Tensor) -> tuple[Check, ...]:
+def posed_elsewhere(checks: tuple[Check, ...], problems: Batch, answers: Tensor) -> tuple[Check, ...]:
     """Return the checks that pose other problems than the candidates; the last check of the task is always included."""
     others = [check for check in checks if (posed := check.pose(problems, answers)) and posed[0] is not problems]
     last = task_of(problems).checks[-1]
@@ -68,11 +67,11 @@ def load_check(reference: str) -> Check:
     return check
 
 
-def thing_of(member: Any) -> Check | None:
+def thing_of(member: object) -> Check | None:
     """Return the check that a member of a module is; None if it is none."""
     return member if isinstance(member, Check) else None
 
 
-def offers(member: Any) -> bool:
+def offers(member: object) -> bool:
     """Return whether a member of a module is a check."""
     return isinstance(member, Check)

@@ -6,7 +6,6 @@ Draws and random streams depend on the block alone, so the examples are the same
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +98,7 @@ def generate_blocks(sampler: Sampler, start: int, assignment: Assignment, blocks
     return rows, draw_accepted(improved, settings, sampling, BLOCK)
 
 
-def _draw(assignment: Assignment, start: int) -> Any:
+def _draw(assignment: Assignment, start: int) -> Batch:
     """Draw the pool of the block that starts at candidate `start`."""
     draws = generator(assignment.seed, "problems", assignment.digits, start)
     return assignment.task.draw(assignment.digits, BLOCK * assignment.pool, draws, assignment.hard_share)

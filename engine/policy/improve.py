@@ -8,21 +8,22 @@ No true answer is used here.
 In the shape descriptions B is the batch, W the digits of an answer (N+1 for sums), K the number of guesses, R the rows
 that a check takes.
 
-Rejected candidates stay in candidates.parquet with their verdict (`run/phases.py`).
+A rejected candidate is no example: `Improved.examples` leaves it out, so that no weights are trained on it. It stays in
+candidates.parquet with its verdict (`run/phases.py`).
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from sector.engine.config import CHECKS, MAX_CHECKS, Filter
 from sector.engine.language.examples import Examples
-from sector.engine.language.layout import Batch, Layout, Simplifications
+from sector.engine.language.layout import B, Layout, Simplifications
 from sector.engine.language.rows import move
 from sector.engine.policy import think_through as thinking
 from sector.engine.policy.ballot import Ballot, entropies, hold_vote
@@ -73,7 +74,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Improved:
+class Improved(Generic[B]):
     """The improved policy's output for B candidates.
 
     problems: the candidates.
@@ -84,8 +85,8 @@ class Improved:
     drawn: `[B]` bool, candidates that a gate of chance accepts (`chance.py`); None if the verdicts decide.
     """
 
-    problems: Any
-    ballot: Ballot
+    problems: B
+    ballot: Ballot[B]
     checks: tuple[Checked, ...]
     verdict: Tensor
     tokens: int
@@ -160,12 +161,12 @@ class Improved:
         names = [reason for reason in (*self.reasons, *verdicts) if reason not in BELIEVED]
         return {reason: verdicts.count(reason) for reason in dict.fromkeys([*_USUAL, *names])}
 
-    def examples(self) -> Examples:
+    def examples(self) -> Examples[B]:
         """Return the accepted problems with their voted answers and first simplifications."""
         rows, ballot = self.accepted, self.ballot
         return Examples(self.problems[rows], ballot.answers[rows], ballot.rest[rows], ballot.digit[rows])
 
-    def lessons(self) -> list[Examples]:
+    def lessons(self) -> list[Examples[B]]:
         """Return the examples to distill: the accepted ones, and one set per further step of their chains.
 
         The problems of a further step are the remaining problems of the step before; their answers lack its digit.
@@ -179,7 +180,7 @@ class Improved:
         return lessons
 
 
-def _remaining(examples: Examples) -> tuple[Any, Tensor]:
+def _remaining(examples: Examples[B]) -> tuple[B, Tensor]:
     """Return the remaining problems of simplified examples, and their answers."""
     rest = examples.rest
     return rest, task_of(rest).rest_answers(examples.answers, rest.answer_width)
@@ -195,7 +196,7 @@ BELIEVED = (Verdict.ACCEPTED.name.lower(), Verdict.THOUGHT_THROUGH.name.lower(),
 _USUAL = ("unparsable", "outvoted", *(f"not_{name}" for name in CHECKS))
 
 
-def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Tensor, Tensor, int]:
+def answer_fast(sampler: Sampler, problems: B, layout: Layout[B], sampling: Sampling) -> tuple[Tensor, Tensor, int]:
     """Run the fast policy; return answers `[B, W]`, which parsed `[B]`, and the count of tokens.
 
     Problems that are too long to be answered at once are simplified until they are short enough: one chain of thought
@@ -210,7 +211,7 @@ def answer_fast(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sam
     return answers.cpu(), parsed.cpu(), int(tokens)
 
 
-def simplify(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampling) -> tuple[Simplifications, int]:
+def simplify(sampler: Sampler, problems: B, layout: Layout[B], sampling: Sampling) -> tuple[Simplifications[B], int]:
     """Run the slow policy once; return the simplifications and the count of tokens. N must be at least 2."""
     problems = problems.to(sampler.device)
     branch = think_branch(problems, layout, draft=None)
@@ -221,13 +222,8 @@ def simplify(sampler: Sampler, problems: Batch, layout: Layout, sampling: Sampli
 
 
 def improve(
-    sampler: Sampler,
-    problems: Batch,
-    settings: Filter,
-    layout: Layout,
-    sampling: Sampling,
-    drop_decided: bool = True,
-) -> Improved:
+    sampler: Sampler, problems: B, settings: Filter, layout: Layout[B], sampling: Sampling, drop_decided: bool = True
+) -> Improved[B]:
     """Run the improved policy on B candidates; return the result on the CPU.
 
     The checks run one after another, on the engine's device. Outside of the engine, the host waits for the device only
@@ -244,8 +240,8 @@ def improve(
 
 
 def _improve(
-    sampler: Sampler, candidates: Batch, settings: Filter, layout: Layout, sampling: Sampling, drop_decided: bool
-) -> Improved:
+    sampler: Sampler, candidates: B, settings: Filter, layout: Layout[B], sampling: Sampling, drop_decided: bool
+) -> Improved[B]:
     """Run the improved policy; return the result on the engine's device. Arguments as in `improve`."""
     problems, sampling = candidates.to(sampler.device), _on(sampling, sampler.device)
     checks, checked = checks_of(settings, task_of(problems)), list[Checked]()
@@ -271,12 +267,12 @@ def _improve(
 
 def take_check(
     sampler: Sampler,
-    check: Check,
-    problems: Batch,
-    ballot: Ballot,
+    check: Check[B],
+    problems: B,
+    ballot: Ballot[B],
     rows: Tensor,
     settings: Filter,
-    layout: Layout,
+    layout: Layout[B],
     sampling: Sampling,
 ) -> tuple[Tensor, Tensor, int | Tensor] | None:
     """Let some rows of a ballot take a check; None if it poses no problem.
@@ -308,11 +304,11 @@ def _vote_verdict(ballot: Ballot) -> Tensor:
 
 def _solve(
     sampler: Sampler,
-    check: Check,
-    posed: Batch,
+    check: Check[B],
+    posed: B,
     expected: Tensor,
     settings: Filter,
-    layout: Layout,
+    layout: Layout[B],
     sampling: Sampling,
 ) -> _Answered:
     """Solve the problems that a check poses.
@@ -330,7 +326,7 @@ def _solve(
         return ballot.answers, ballot.decided, ballot.tokens
 
 
-def _scatter(check: Check, answers: Tensor, agrees: Tensor, rows: Tensor, undecided: Tensor) -> Checked:
+def _scatter(check: Check[B], answers: Tensor, agrees: Tensor, rows: Tensor, undecided: Tensor) -> Checked:
     """Scatter the result of a check from R rows to all B candidates.
 
     undecided: `[B]` bool, candidates that no earlier check has rejected; the result of others is left out.
@@ -346,8 +342,13 @@ def _scatter(check: Check, answers: Tensor, agrees: Tensor, rows: Tensor, undeci
 
 
 def _rescue(
-    sampler: Sampler, problems: Batch, improved: Improved, checks: Sequence[Check], layout: Layout, sampling: Sampling
-) -> Improved:
+    sampler: Sampler,
+    problems: B,
+    improved: Improved[B],
+    checks: Sequence[Check[B]],
+    layout: Layout[B],
+    sampling: Sampling,
+) -> Improved[B]:
     """Think the rejected candidates through, and accept those on which all chains to the end agree."""
     rows = (improved.verdict != Verdict.ACCEPTED).nonzero().squeeze(1)
     if not len(rows):

@@ -6,16 +6,13 @@ In the shape descriptions B is the batch, N the digits per operand and S the sim
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from sector.engine.config import Filter
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Batch
 from sector.engine.language.operands import batches, digit_strings, plain_decimals
 from sector.engine.language.tokens import MAX_DIGITS
+from sector.engine.policy.chain import Chain
 from sector.engine.policy.checks import checks_of
 from sector.engine.policy.improve import Improved
 from sector.engine.policy.solver import Solver
@@ -89,7 +86,7 @@ class Solution:
     answer: plain decimals; None if there is no answer.
     policy: the policy that solved it.
     error: why there is no answer.
-    thought: the reasoning, if it was asked for.
+    thought: the reasoning; None unless it is to be shown.
     unread: whether the text is not a problem, so that the model never saw it.
     """
 
@@ -126,7 +123,7 @@ def solve(solver: Solver, task: Task, texts: Sequence[str], show: bool = False) 
             by_length.setdefault(check_problem(task, text), []).append(index)
         except InputError as error:
             solutions[index] = Solution(text, None, solver.policy, str(error), unread=True)
-    policies: dict[str, Callable[[Solver, Any, bool], list[_Outcome]]] = {
+    policies: dict[str, Callable[[Solver, Batch, bool], list[_Outcome]]] = {
         "fast": _solve_fast,
         "slow": _solve_slowly,
         "improved": _solve_improved,
@@ -154,10 +151,8 @@ def _solve_slowly(solver: Solver, problems: Batch, show: bool) -> list[_Outcome]
     """Simplify down to one digit, and answer that problem fast: a chain of thought to the end."""
     outcomes: list[_Outcome] = []
     chain = think(solver, problems, problems.digits - 1)
-    answers, parsed = solver.answer_fast(chain.rests[-1] if chain.rests else problems)
-    parsed &= chain.parsed == problems.digits - 1
-    full = plain_decimals(task_of(problems).join(chain.found, answers))
-    for answer, steps, is_parsed in zip(full, chain.steps(), parsed.tolist(), strict=True):
+    answers = chain.guess(*solver.answer_fast(chain.current))
+    for answer, steps, is_parsed in zip(plain_decimals(answers), _steps(chain), chain.valid[0].tolist(), strict=True):
         guesses: list[str | None] = [answer] if is_parsed else []
         thought = Thought(steps, guesses) if show else None
         error = f"{_UNPARSABLE}, after {len(steps)} steps"
@@ -196,7 +191,7 @@ def _thoughts(solver: Solver, problems: Batch, improved: Improved) -> list[Thoug
     through = [verdict == "thought_through" for verdict in improved.verdicts]
     num_guessed = task_of(problems).num_simplifications(problems, ballot.guesses.shape[1])
     num_steps = problems.digits - 1 if any(through) else num_guessed
-    chains = think(solver, problems, num_steps).steps()
+    chains = _steps(think(solver, problems, num_steps))
     steps = [chain if whole else chain[:num_guessed] for chain, whole in zip(chains, through, strict=True)]
     guesses = [
         _where(plain_decimals(row), valid) for row, valid in zip(ballot.guesses, ballot.valid.tolist(), strict=True)
@@ -230,45 +225,25 @@ def _tried(settings: Filter, problems: Batch, improved: Improved) -> list[list[T
     return rows
 
 
-def think(solver: Solver, problems: Batch, num_steps: int) -> "Chain":
+def think(solver: Solver, problems: Batch, num_steps: int) -> Chain[Batch]:
     """Simplify `num_steps` times."""
-    rests: list[Any] = []
-    found = torch.zeros(len(problems), 0, dtype=torch.int64)
-    parsed = torch.zeros(len(problems), dtype=torch.int64)
-    current: Any = problems
-    for step in range(num_steps):
-        simplified = solver.simplify(current)
-        parsed += simplified.valid & (parsed == step)
-        found = torch.cat([simplified.digit.unsqueeze(1), found], dim=1)
-        current = simplified.rest
-        rests.append(current)
-    return Chain(rests, found, parsed)
+    chain = Chain.begun(problems)
+    for _ in range(num_steps):
+        chain.simplify(solver.simplify(chain.current))
+    return chain
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """S simplifications in a row.
-
-    rests: the problems that remain after each simplification.
-    found: `[B, S]` digits that were split off, the latest first.
-    parsed: `[B]` count of simplifications before the first that did not parse.
-    """
-
-    rests: list[Any]
-    found: Tensor
-    parsed: Tensor
-
-    def steps(self) -> list[list[Step]]:
-        """Return the chains as text, up to the first step that does not parse."""
-        texts = [rest.texts() for rest in self.rests]
-        found = [
-            digit_strings(task_of(rest).join(self.found[:, -step:], self.found[:, :0]))
-            for step, rest in enumerate(self.rests, start=1)
-        ]
-        return [
-            [Step(texts[step][row], found[step][row]) for step in range(length)]
-            for row, length in enumerate(self.parsed.tolist())
-        ]
+def _steps(chain: Chain[Batch]) -> list[list[Step]]:
+    """Return chains as text, up to the first step that does not parse."""
+    texts = [step.rest.texts() for step in chain.steps]
+    found = [
+        digit_strings(task_of(step.rest).join(chain.found[:, -count:], chain.found[:, :0]))
+        for count, step in enumerate(chain.steps, start=1)
+    ]
+    return [
+        [Step(texts[step][row], found[step][row]) for step in range(length)]
+        for row, length in enumerate(chain.num_parsed.tolist())
+    ]
 
 
 def check_problem(task: Task, text: str) -> int:

@@ -7,12 +7,11 @@ rows on which all chains agree, W the digits of an answer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sector.engine.language.layout import Batch, Layout, Simplifications
+from sector.engine.language.layout import B, Layout, Simplifications
 from sector.engine.policy.chain import STAGES_OF_A_CHAIN, to_the_end
 from sector.engine.policy.checks import shifts_of
 from sector.engine.samplers.protocol import Sampler, Sampling
@@ -42,17 +41,17 @@ class ThoughtThrough:
 
 def think_through(
     sampler: Sampler,
-    problems: Batch,
+    problems: B,
     draft: Tensor,
-    first: Simplifications,
-    checks: Sequence[Check],
-    layout: Layout,
+    first: Simplifications[B],
+    checks: Sequence[Check[B]],
+    layout: Layout[B],
     sampling: Sampling,
 ) -> ThoughtThrough:
     """Solve the problems, and the problems that the checks pose, by chains of thought to the end.
 
     The two operand orders of a sum are not enough. A column of two equal digits is the same column in `b+a`, so if the
-    slow policy adds it up wrongly (0+0 with a carry, say), it does so in both orders. A complement has no column in
+    slow policy adds it up wrongly (as 0+0 with a carry), it does so in both orders. A complement has no column in
     common with its problem.
 
     The chains are few and take a pass per column, so they run together as one batch. Checks that need the answer
@@ -95,14 +94,14 @@ def think_through(
     return ThoughtThrough(rows, answers[rows], said, tokens)
 
 
-def _pose(check: Check, problems: Batch, answers: Tensor) -> tuple[Any, Tensor]:
+def _pose(check: Check[B], problems: B, answers: Tensor) -> tuple[B, Tensor]:
     """Return the problems that a check poses and the answers `[B, W]` that they must have."""
     posed = check.pose(problems, answers)
     assert posed is not None, f"{check.name} poses other problems"
     return posed
 
 
-def _begins_with(first: Simplifications, steps: Simplifications, layout: Layout) -> Tensor:
+def _begins_with(first: Simplifications[B], steps: Simplifications[B], layout: Layout[B]) -> Tensor:
     """Return which chains begin with the simplification of their row in `first`, `[B]` bool.
 
     steps: first simplifications of all chains; those of the problems themselves come before the others.

@@ -85,38 +85,46 @@ def evaluate_model(
     for digits in lengths:
         check_digits(digits)
     source = source_of(model)
-    folder = out or _plots_of(source)
-    stem = None if folder is None else folder / f"eval-{policy}"
-    if stem:
-        for kind in (".png", ".json"):
-            check_writable(stem.with_suffix(kind))
+    files = _files(out or _plots_of(source), policy)
+    for file in files or ():
+        check_writable(file)
     sampler, task, layout = open_engine(model, engine, engine_settings)
     solver = Solver(sampler, layout, policy, settings, seed)
-    start, scores = time.perf_counter(), []
+    start, scores = time.perf_counter(), list[Score]()
     total = len(lengths) * (1 + (len(task.families()) if suite else 0))
     for measured in evaluate(solver, task, lengths, samples, seed, suite):
         scores.append(measured)
         on_progress(len(scores), total, f"{measured.digits} digits")
-    of_families = [score for score in scores if score.name != "uniform"]
-    record = EvaluationRecord(
-        policy=policy,
-        samples=samples,
-        lengths=[length_score(score) for score in scores if score.name == "uniform"],
-        suite=[FamilyScore(family=score.name, **dict(length_score(score))) for score in of_families],
-        seed=seed,
-        engine=engine,
-        weights_sha256=sampler.weights_sha256,
-        seconds=time.perf_counter() - start,
-    )
+    record = _record(scores, solver, samples, engine, time.perf_counter() - start)
     title = f"Accuracy of the {policy} policy, {resolve_checkpoint(source)}"
-    if stem is None:
+    if files is None:
         return Report(title, scores, record, None, None)
-    picture, file = stem.with_suffix(".png"), stem.with_suffix(".json")
+    picture, file = files
     if out is None and _holds_more(file, record):
         return Report(title, scores, record, None, file)
     plot_eval(scores, title, picture)
     write_text(file, dump_file(record))
-    return Report(title, scores, record, (picture, file), None)
+    return Report(title, scores, record, files, None)
+
+
+def _files(folder: Path | None, policy: str) -> tuple[Path, Path] | None:
+    """Return the paths of picture and record in a folder; None without a folder."""
+    return None if folder is None else (folder / f"eval-{policy}.png", folder / f"eval-{policy}.json")
+
+
+def _record(scores: list[Score], solver: Solver, samples: int, engine: str, seconds: float) -> EvaluationRecord:
+    """Return the record of an evaluation: its scores and their conditions."""
+    of_families = [score for score in scores if score.name != "uniform"]
+    return EvaluationRecord(
+        policy=solver.policy,
+        samples=samples,
+        lengths=[length_score(score) for score in scores if score.name == "uniform"],
+        suite=[FamilyScore(family=score.name, **dict(length_score(score))) for score in of_families],
+        seed=solver.seed,
+        engine=engine,
+        weights_sha256=solver.sampler.weights_sha256,
+        seconds=seconds,
+    )
 
 
 def _holds_more(file: Path, record: EvaluationRecord) -> bool:

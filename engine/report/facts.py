@@ -115,7 +115,7 @@ class RunFacts:
 
     @property
     def longest(self) -> int:
-        """Digits of the longest problems that an audit asked."""
+        """Digits of the longest problems of an audit."""
         return max(max(line.accuracy) for line in self.metrics)
 
     @property
@@ -124,7 +124,7 @@ class RunFacts:
         return [line for line in self.metrics if line.is_round]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict, the outcome, and the figures that only a report counts, for `--json`."""
+        """Return the run as `sector report --json` prints it: verdict, outcome, and the figures of the report."""
         gates = list(self.gates.values())
         return {
             "run": str(self.root),

@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def fate(self) -> Fate:
-        """Whether the run collapsed, stopped before that, or is alive: at its end, or still under way."""
+        """Fate of the run: collapsed, stopped before that, or alive (at its end or still under way)."""
         if self.collapsed_at is not None:
             return "collapsed"
         return "alive" if self.stopped_because in (None, REACHED) else "stopped"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from jinja2 import Environment
 
@@ -203,6 +202,6 @@ def _leads(alarm: Alarm) -> str:
     return f"{median(alarm.leads):g} ({alarm.leads[0]} to {alarm.leads[-1]})"
 
 
-def _shade(share: Any) -> int:
+def _shade(share: float) -> int:
     """Return the index of a share's shade in `_SHADES`, 0 for the best."""
     return next(index for index, bound in enumerate(_SHADES) if share >= bound)

@@ -4,7 +4,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def environment(room: str, *, escapes: bool) -> Environment:
-    """Return the environment of the templates in a package; a value that one needs and does not get is an error.
+    """Return the environment of the templates in a package. Rendering fails if a template lacks a value.
 
     escapes: whether values are escaped for HTML; otherwise the template's text is kept as it is, to its last newline.
     """

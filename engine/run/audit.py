@@ -32,7 +32,7 @@ class Score:
     name: kind of problems.
     digits: digits per operand.
     correct: problems answered correctly.
-    samples: problems asked.
+    samples: count of the problems.
     """
 
     name: str

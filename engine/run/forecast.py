@@ -22,6 +22,7 @@ import safetensors.torch
 
 from sector.engine.config import RunConfig, TrainerConfig
 from sector.engine.errors import InputError
+from sector.engine.language.layout import Batch
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
 from sector.engine.models.sector import best_device
 from sector.engine.models.shelf import from_shelf
@@ -256,7 +257,7 @@ class _Measured:
             seconds / count, block.tokens / count, step, step_tokens, probe, score, size_of(files) / count, removable
         )
 
-    def _draw(self, digits: int, rows: int) -> Any:
+    def _draw(self, digits: int, rows: int) -> Batch:
         return self._task.draw(digits, rows, generator(0, "forecast", digits), self.config.hard_share)
 
     def _step(self, draw: DrawExamples, steps: int, trainer: TrainerConfig) -> tuple[float, float]:

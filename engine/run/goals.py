@@ -54,7 +54,10 @@ class Goals:
         return self._round(phase, measure, cycle) if phase.is_round else self._supervised(phase, measure, cycle)
 
     def leap(self, measure: Measure, digits: int) -> int:
-        """Return the distance to the next round in digits: as far as the model agrees with itself."""
+        """Return the distance to the next round in digits.
+
+        It doubles from 1 up to `round.max_leap`, as long as the model agrees with itself at the new distance.
+        """
         settings = self._config.round
         leap, furthest = 1, min(settings.max_leap, self._config.until - digits)
         while leap < furthest:

@@ -43,7 +43,7 @@ class MadeWith(BaseModel):
 
     @property
     def digests(self) -> dict[str, object]:
-        """Digests of code from outside of this package, as far as there is any."""
+        """Digests of code from outside of this package; empty if there is none."""
         digests = {"task_sha256": self.task_sha256, "code_sha256": self.code_sha256}
         return {key: value for key, value in digests.items() if value}
 

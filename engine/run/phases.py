@@ -1,6 +1,6 @@
 """Phases of a run: supervise, generate, distill, audit, advance.
 
-How a run resumes: it passes through all phases again, and a phase whose files are there does nothing. A training that
+How a run resumes: it passes through all phases again, and a phase whose files exist does nothing. A training that
 was interrupted continues at the step of its snapshot (`RunDir.load_training`). Each phase loads its weights from disk,
 so a resumed run does the same as an uninterrupted one.
 """
@@ -78,7 +78,7 @@ class Phases:
         """Prepare a run.
 
         workers: processes that generate; None for this one.
-        stopping: asks to save the current training step, if the run is to stop.
+        stopping: request to save the current training step and stop; by default never made.
         ranks: processes that share the training; None for this one.
 
         Raises InputError if there are more ranks than shards, or if the engine or peft is not installed.
@@ -175,7 +175,7 @@ class Phases:
         while True:
             seed = rollback.seed_of_attempt(phase, self._config.seed)
             plan = plan_of(self._run, self._config, phase, seed)
-            model = trained_model(self._run, self._config, self._before(phase).checkpoint)
+            model = trained_model(self._run, self._config, self._all_before(phase)[-1].checkpoint)
             reached = yield from self._train(model, plan)
             earlier = [self._supervised, *self._run.rounds()]
             before = rollback.agreement_lost(earlier, phase, reached.trained, self._config.round.max_fall)
@@ -270,12 +270,8 @@ class Phases:
         """Goals of the run."""
         return Goals(self._config, self._task, self._layout)
 
-    def _before(self, phase: Phase) -> Phase:
-        """Return the phase before a round: the longest shorter round that has started, else the supervised phase."""
-        return self._all_before(phase)[-1]
-
     def _all_before(self, phase: Phase) -> list[Phase]:
-        """Return the phases before a round in order."""
+        """Return the phases before a round in order: the supervised phase, and the shorter rounds that have started."""
         return self._run.before(phase, self._supervised.digits)
 
     def _fetch(self) -> None:

@@ -1,19 +1,19 @@
-"""Plots of a run (accuracy, and labels) and of an evaluation.
+"""Plots of a run (`plots/accuracy.png` and `plots/labels.png`) and of an evaluation.
 
-They are drawn after every round, so they must be cheap. matplotlib is imported when the first one is drawn. pyplot is
-not used, because of its global state.
+`report/charts.py` draws the HTML page from the same parts. Plots are drawn after every round, so they must be cheap.
+matplotlib is imported when the first one is drawn. pyplot is not used, because of its global state.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from sector.engine.tasks import DEFAULT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Data = TypeVarTuple("Data")
 
 DPI = 120
 INK, SOFT, FAINT, EDGE = "#22272e", "#626b76", "#d5d9df", "#8b949e"
@@ -95,7 +97,7 @@ def plot_run(run: RunDir) -> None:
 
 
 def has_plots(run: RunDir) -> bool:
-    """Return whether both plots of the run are there."""
+    """Return whether both plots of the run exist."""
     return all(path.exists() for path in _pictures(run))
 
 
@@ -131,7 +133,7 @@ def load_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-def _draw(path: Path, size: tuple[float, float], fill: Any, *data: Any) -> None:
+def _draw(path: Path, size: tuple[float, float], fill: Callable[[Figure, *Data], None], *data: *Data) -> None:
     """Create a figure, let `fill` draw `data` on it, and write it atomically."""
     load_matplotlib()
     from matplotlib import rc_context

@@ -86,7 +86,7 @@ class RoundPartMaker:
 
     provenance: origin of the examples.
     blocks: blocks of a part at most.
-    held: first candidates of the parts that are there, at which a new one must end.
+    held: first candidates of the parts that exist; a new part ends before the next of them.
     """
 
     provenance: Provenance
@@ -119,7 +119,7 @@ class RoundPartMaker:
     def starts(self, ends: dict[int, int], count: int) -> Iterator[int]:
         """Yield the first candidates of the parts that are missing of `count` candidates.
 
-        ends: ends of the parts that are there, by first candidate.
+        ends: ends of the parts that exist, by first candidate.
         """
         start = 0
         while start < count:

@@ -27,8 +27,8 @@ class Terminated(BaseException):
 class Stopping:
     """Requests to stop.
 
-    asked: whether this process was asked to stop.
-    interrupted: whether Ctrl-C asked.
+    asked: whether this process is to stop.
+    interrupted: whether Ctrl-C is the reason.
     is_shown: whether a display on the terminal shows HINT; a line written into it would be drawn over.
     """
 

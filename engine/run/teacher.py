@@ -1,4 +1,8 @@
-"""The teacher of a round: the weights that generate its examples, by the setting `round.teacher`."""
+"""The teacher of a round: the weights that generate its examples, by the setting `round.teacher`.
+
+`last`: the weights of the phase before. `supervised`: those of the supervised phase. `slow`: the exponential moving
+average of the weights of all phases before.
+"""
 
 from collections.abc import Sequence
 

@@ -14,10 +14,10 @@ _WARM_UPS = 2
 
 
 class CudaCapture:
-    """Capture of work as CUDA graphs that share one memory: a replay may overwrite the temporaries of another.
+    """Recorder of work as CUDA graphs. All share one memory, so a replay may overwrite the temporaries of another.
 
     device: the GPU.
-    warm_ups: how often to do the work before its capture. The capture itself does nothing.
+    warm_ups: how often to do the work before its capture, which records the work without doing it.
     """
 
     def __init__(self, device: torch.device, warm_ups: int = _WARM_UPS) -> None:

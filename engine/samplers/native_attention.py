@@ -1,7 +1,7 @@
 """Attention over the parts of a row on a CPU: the beginning of a prompt, the rest of it, and the branches after it.
 
 The softmax does not subtract the maximum. So numerators and sums over several sets of keys add up, and two passes over
-the scores fall away. If the sums show that float32 does not hold the scores, attention is computed in float64.
+the scores are saved. If the sums show that float32 does not hold the scores, attention is computed in float64.
 
 Scores are in bits, since a power of two costs a CPU a third of an exponential. Heads are the first axis, so that heads
 and rows form one batch of plain products: with heads this small, the overhead of fused attention dominates (log.md).

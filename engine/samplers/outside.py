@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import TypeGuard
 
 from sector.engine.config import ENGINE_DOOR
 from sector.engine.errors import InputError, first_line
@@ -22,12 +22,12 @@ def load_engine(reference: str) -> Callable[..., Sampler]:
     return engine
 
 
-def thing_of(member: Any) -> Any:
+def thing_of(member: object) -> type | None:
     """Return the class of engines that a member of a module is; None if it is none."""
     return member if offers(member) else None
 
 
-def offers(member: Any) -> bool:
+def offers(member: object) -> TypeGuard[type]:
     """Return whether a member of a module is a class of engines."""
     return isinstance(member, type) and all(callable(getattr(member, name, None)) for name in ("load", "sample"))
 

@@ -236,7 +236,7 @@ class _Decoding:
         self._mask, self._position = self._mask[rows], self._position[rows]
 
     def copy(self) -> "_Decoding":
-        """Return the same rows, whose cache can go on by itself."""
+        """Return a copy of the rows with a cache of its own."""
         other = copy.copy(self)
         other._cache = copy.deepcopy(self._cache)
         return other

@@ -8,13 +8,14 @@ errors), `declared.py` (tasks in plain Python) and `outside.py` (tasks of users)
 import pkgutil
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from sector.engine.outside import Door
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sector.engine.language.layout import B, Batch
     from sector.engine.tasks.oracle import Truth
     from sector.engine.tasks.task import Task
 
@@ -60,16 +61,16 @@ def _import(name: str) -> "Task":
     return task
 
 
-def task_of(problems: Any) -> "Task":
+def task_of(problems: "B") -> "Task[B]":
     """Return the task of some problems."""
     return find_task(problems.task)
 
 
-def truth_of(problems: Any) -> "Truth":
+def truth_of(problems: "B") -> "Truth[B]":
     """Return the truth of the task of some problems."""
     return task_of(problems).truth
 
 
-def true_answers(problems: Any) -> "Tensor":
+def true_answers(problems: "Batch") -> "Tensor":
     """Return the true answers, `[B, W]` digits, most significant first."""
     return truth_of(problems).answers(problems)

@@ -16,7 +16,8 @@ from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import Problems, draw_problems, run_of_columns
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
 from sector.engine.tasks.check import Check, Solve

@@ -7,13 +7,15 @@ no truth. In the shape descriptions B is the batch and W the digits of an answer
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Generic
 
 from torch import Tensor
 
+from sector.engine.language.layout import B
+
 # Problems and their voted answers `[B, W]` -> problems to solve, and the answers `[B, W]` that they must have.
 # None if there is no problem to pose. The same problems are posed if they are to be solved in another way.
-Pose = Callable[[Any, Tensor], tuple[Any, Tensor] | None]
+Pose = Callable[[B, Tensor], tuple[B, Tensor] | None]
 # Answers to the posed problems and the answers that they must have, `[R, W]` each -> which agree, `[R]` bool.
 Compare = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,7 +37,7 @@ class Solve(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Check(Generic[B]):
     """A relation that answers must satisfy, and the policy that tests it.
 
     name: name in the setting `filter.checks`; a candidate that fails is filed as `not_<name>`.
@@ -49,7 +51,7 @@ class Check:
 
     name: str
     label: str
-    pose: Pose
+    pose: Pose[B]
     solve: Solve
     needs_answers: bool = False
     shifted: bool = False

@@ -27,7 +27,7 @@ from sector.engine.language.declared_form import DeclaredProblems, Form, Numbers
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings, digit_tensor
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.tasks import find_task
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of

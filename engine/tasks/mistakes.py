@@ -53,7 +53,7 @@ def in_columns(answers: Tensor, truth: Tensor, carries: Tensor, sign: int = 1) -
 
 
 def where_parsed(kinds: list[Mistake], valid: Tensor, well_formed: Sequence[bool]) -> list[Mistake]:
-    """Return the mistakes of outputs of which some do not parse.
+    """Return the mistakes of outputs; rows that do not parse get one of two kinds of their own.
 
     kinds: mistakes of the rows, as if all parsed.
     valid: `[B]` bool, which rows parse; the others are UNPARSABLE or of WRONG_LENGTH.

@@ -32,7 +32,7 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import digit_tensor
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.products import (
     ProductLayout,
     Products,

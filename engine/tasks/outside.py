@@ -1,6 +1,6 @@
 """Tasks of users, as `engine/outside.py` imports them."""
 
-from typing import Any
+from typing import TypeGuard
 
 from sector.engine.tasks import TASK_DOOR, find_task
 from sector.engine.tasks.declared import Declaration, as_task
@@ -20,7 +20,7 @@ def named_task(reference: str) -> Task:
     return find_task(TASK_DOOR.named(reference))
 
 
-def thing_of(member: Any) -> Task | None:
+def thing_of(member: object) -> Task | None:
     """Return the task that a member of a module is, or declares; None if it is none."""
     member = member() if offers(member) else member
     if isinstance(member, Declaration):
@@ -28,6 +28,6 @@ def thing_of(member: Any) -> Task | None:
     return member if isinstance(member, Task) else None
 
 
-def offers(member: Any) -> bool:
+def offers(member: object) -> TypeGuard[type[Declaration | Task]]:
     """Return whether a member of a module is a class of tasks."""
     return isinstance(member, type) and issubclass(member, Declaration | Task)

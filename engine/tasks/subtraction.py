@@ -16,7 +16,8 @@ from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.layout import Layout
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_layout import DigitOrder, PlaceLayout
+from sector.engine.language.place_ids import DigitOrder
+from sector.engine.language.place_layout import PlaceLayout
 from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
 from sector.engine.tasks.addition import ColumnTruth, column_draft

@@ -8,8 +8,8 @@ leaves problems of N-1 digits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.examples import Examples
-from sector.engine.language.layout import B, Layout
+from sector.engine.language.layout import B, Batch, Layout
 from sector.engine.language.number_text import NumberText
 from sector.engine.language.operands import Problems
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.writing import Writing, marks_of
 from sector.engine.tasks.check import Check
 from sector.engine.tasks.oracle import Truth
@@ -51,11 +51,11 @@ class Task(ABC, Generic[B]):
     text_orders: ClassVar[tuple[str, ...]] = tuple(DigitOrder)
 
     @abstractmethod
-    def layout(self, order: str) -> Layout:
+    def layout(self, order: str) -> Layout[B]:
         """Return the place-coupled layout, plain variant; order: `msd` or `lsd`."""
 
     @property
-    def writing(self) -> Writing | None:
+    def writing(self) -> Writing[B] | None:
         """Form of its problems and steps as numbers with marks between them; None if they have another form."""
         return None
 
@@ -69,7 +69,7 @@ class Task(ABC, Generic[B]):
         """Marks of its texts; `alphabet.CHARACTERS` need not be among them."""
         return () if self.writing is None else marks_of(self.writing)
 
-    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> Layout:
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> Layout[B]:
         """Return the layout for models of text. InputError if the task has none.
 
         alphabet: alphabet with `text_marks`.
@@ -91,7 +91,7 @@ class Task(ABC, Generic[B]):
         """Draw problems of one kind, from 0 to `num_lessons` - 1."""
         return self.draw(digits, count, draws, hard_share)
 
-    def size_of(self, text: str, digits: int) -> Any:
+    def size_of(self, text: str, digits: int) -> Hashable:
         """Return the size of a problem as `Batch.texts` writes it. Problems of one size can form a batch."""
         return digits
 
@@ -148,7 +148,7 @@ class Task(ABC, Generic[B]):
         return []
 
     @abstractmethod
-    def draft(self, problems: B, answers: Tensor | None, layout: Layout) -> Tensor | None:
+    def draft(self, problems: B, answers: Tensor | None, layout: Layout[B]) -> Tensor | None:
         """Return a draft of the first ids of a simplification, or None. A wrong draft costs time only.
 
         answers: `[B, >= W]` leading digits of earlier answers of the model, or None.
@@ -164,7 +164,7 @@ class Task(ABC, Generic[B]):
 class Family(Protocol):
     """Function that draws problems of one kind."""
 
-    def __call__(self, digits: int, samples: int, seed: int) -> Any:
+    def __call__(self, digits: int, samples: int, seed: int) -> Batch:
         """Draw `samples` problems of N = `digits` with a seed."""
         ...
 

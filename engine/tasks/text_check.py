@@ -4,15 +4,18 @@ In the shape descriptions B is the batch and W the digits of an answer.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError, first_line
+from sector.engine.language.layout import B, Batch
 from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.tasks import task_of
 from sector.engine.tasks.check import Check, Solve, equal
+
+Result = TypeVar("Result")
 
 # Problem and voted answer -> problem to solve, and the answer that it must have; None if the voted one cannot be right.
 PoseText = Callable[[str, str], tuple[str, str | None]]
@@ -43,7 +46,7 @@ def text_check(
     needs_answers: whether the posed problems depend on the answers, and not only on the problems.
     """
 
-    def pose_batch(problems: Any, answers: Tensor) -> tuple[Any, Tensor] | None:
+    def pose_batch(problems: Batch, answers: Tensor) -> tuple[Batch, Tensor] | None:
         rows = zip(problems.texts(), _texts(answers), strict=True)
         posed = [_called(name, pose, text, answer) for text, answer in rows]
         others = _parsed(name, problems, [text for text, _ in posed])
@@ -67,7 +70,7 @@ def _texts(answers: Tensor) -> list[str]:
     return digit_strings(answers.clamp(min=0))
 
 
-def _called(name: str, function: Callable[[str, str], Any], first: str, second: str) -> Any:
+def _called(name: str, function: Callable[[str, str], Result], first: str, second: str) -> Result:
     """Return the result of a user's function. InputError, with check and problem, if it fails."""
     try:
         return function(first, second)
@@ -78,7 +81,7 @@ def _called(name: str, function: Callable[[str, str], Any], first: str, second: 
         ) from error
 
 
-def _parsed(name: str, problems: Any, texts: list[str]) -> Any:
+def _parsed(name: str, problems: B, texts: list[str]) -> B:
     """Return posed problems as a batch of the digits of `problems`. InputError if one cannot be read."""
     if not texts:
         return problems

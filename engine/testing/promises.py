@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from sector.engine.config import FILTERS, Filter, RunConfig, Values, run_config
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
+from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Batch, Layout
 from sector.engine.language.operands import digit_strings
 from sector.engine.models.checkpoint import Model
@@ -142,7 +142,7 @@ def _tokens(task: Task) -> None:
             _check_written(layout, problems, examples)
 
 
-def _check_written(layout: Layout, problems: Batch, examples: Any) -> None:
+def _check_written(layout: Layout, problems: Batch, examples: Examples) -> None:
     """Raise BrokenPromise if a layout does not read its own ids back, or if the ids are not those that models write."""
     text = problems.texts()[0]
     hold_read_back(layout, examples)
@@ -310,7 +310,7 @@ def _examples(task: Task) -> None:
     _check_taught(task)
 
 
-def _as_text(examples: Any) -> tuple[list[str], list[str], list[str]]:
+def _as_text(examples: Examples) -> tuple[list[str], list[str], list[str]]:
     """Return problems, answers and remaining problems as texts."""
     return examples.problems.texts(), digit_strings(examples.answers), examples.rest.texts()
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.ordinary import character_tokenizer
 from sector.engine.models.token_text import has_token_text
 from sector.engine.models.tokenizer import SectorTokenizer

@@ -6,7 +6,6 @@ The sum is taken in the order of the shards, so it does not depend on cores or p
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from torch import Tensor
 from sector.engine.spans import span
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.precision import accumulating
+from sector.engine.training.shard import Shard
 
-Compute = Callable[[Sequence[Any]], Iterable[Gradient]]
+Compute = Callable[[Sequence[Shard]], Iterable[Gradient]]
 
 
 class MeanGradient:
@@ -27,14 +27,14 @@ class MeanGradient:
     def __init__(self, target: Tensor, num_shards: int, wave: int | None, ranks: Ranks | None) -> None:
         """Prepare a training cycle.
 
-        wave: shards whose gradients are held at the same time; None for all. With ranks it is a shard for each.
+        wave: shards whose gradients are held at the same time; None for all. With ranks it is one per rank.
         """
         self.target = target
         self._adds_up = wave is not None
         self._wave = num_shards if wave is None else ranks.size if ranks else wave
         self._exchange = ranks.exchange(target, self._wave) if ranks else None
 
-    def take(self, shards: Sequence[Any], compute: Compute, meanwhile: Callable[[], None]) -> float:
+    def take(self, shards: Sequence[Shard], compute: Compute, meanwhile: Callable[[], None]) -> float:
         """Compute the mean gradient of shards, and return their mean loss.
 
         meanwhile: called once, while the first gradients are computed.
@@ -72,9 +72,9 @@ class MeanGradient:
 
 
 def added_up(
-    pieces: Iterator[tuple[Any, float, float]],
+    pieces: Iterator[tuple[Shard, float, float]],
     parameters: Sequence[Tensor],
-    parts_of: Callable[[Any, float], tuple[Tensor, Sequence[Tensor]]],
+    parts_of: Callable[[Shard, float], tuple[Tensor, Sequence[Tensor]]],
 ) -> Gradient:
     """Return the loss and gradient of a shard from those of its pieces.
 

@@ -156,7 +156,7 @@ def candidates_table(improved: Improved) -> pa.Table:
     return pa.table(columns, schema=CANDIDATES)
 
 
-def read_candidates(path: Path, digits: int) -> tuple[Any, Tensor]:
+def read_candidates(path: Path, digits: int) -> tuple[Batch, Tensor]:
     """Read the problems that a round tried, and the fast answers `[B, W]`.
 
     Raise InputError if the file is not readable or a row does not fit.
@@ -169,7 +169,7 @@ def read_candidates(path: Path, digits: int) -> tuple[Any, Tensor]:
         raise InputError(f"{path} holds a row that is no candidate ({first_line(error)})") from error
 
 
-def read_votes(path: Path, digits: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+def read_votes(path: Path, digits: int) -> tuple[Batch, Tensor, Tensor, Tensor]:
     """Read problems, voted answers `[B, W]`, votes `[B]` and whether each was accepted `[B]`, of a round's candidates.
 
     Raise InputError if the file is not readable or a row does not fit.

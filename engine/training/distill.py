@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,28 +44,16 @@ from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.muon import Muon
-from sector.engine.training.place_rows import lay_out
+from sector.engine.training.place_rows import Rows, lay_out
 from sector.engine.training.precision import flat_gradient, working_model
 from sector.engine.training.recompute import recomputing
+from sector.engine.training.shard import Shard
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 DrawExamples = Callable[[int], Sequence[Examples]]
 """Function from a step to the examples of its shards, one item per shard."""
-
-
-class Shard(Protocol):
-    """Examples of one length, laid out for a model: `Rows` for our own, `text_rows.TextRows` for a text model."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that a forward pass reads."""
-        ...
-
-    def loss(self, model: Any, fast_weight: float) -> Tensor:
-        """Return the mean loss in nats per token; the fast loss has the weight `fast_weight`, the slow one the rest."""
-        ...
 
 
 @dataclass(slots=True)
@@ -119,7 +107,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
 
 
 def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of the blocks of a model, and all other parameters that are no vectors."""
+    """Return the matrices of the blocks of a model, and all its other parameters except vectors."""
     if not isinstance(model, TextModel):
         inner: list[Tensor] = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
         return inner, [model.embed.weight, model.head.weight]
@@ -140,7 +128,7 @@ def _rate(rate: float, device: torch.device) -> float | Tensor:
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """Return weights, their average and optimizer moments by name: the state of a training, except for its step."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in trained_weights(state.model).items()}
-    names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     for optimizer in state.optimizers:
         for parameter, moments in optimizer.state.items():
             for moment, value in moments.items():
@@ -157,7 +145,7 @@ def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
         for name, tensor in trained_weights(state.model).items():
             tensor.copy_(tensors[f"model.{name}"])
     state.step = step
-    names: dict[Any, str] = {parameter: name for name, parameter in state.model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     if state.average:
         for parameter, averaged in zip(trained_parameters(state.model), state.average, strict=True):
             averaged.copy_(tensors[f"average.{names[parameter]}"])
@@ -335,9 +323,10 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
     working, fast_weight = working_model(state.model, config.precision), config.fast_weight
     model, parameters = working.model, trained_parameters(working.model)
 
-    def gradient_of(shard: Any) -> Gradient:
+    def gradient_of(shard: Shard) -> Gradient:
         if not config.micro_batch:
             return _gradient_of(model, parameters, shard, fast_weight)
+        assert isinstance(shard, text_rows.TextRows), "only shards of text have pieces"
         pieces = shard.pieces(config.micro_batch, fast_weight)
         return added_up(pieces, parameters, partial(_parts_of, model, parameters))
 
@@ -354,7 +343,9 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
         elif isinstance(model, SectorForCausalLM):
             graphs = graphed_gradients(model, fast_weight)
             graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
-            yield _Compute(lambda shards: [graphs.gradient_of(model, shard) for shard in shards], graphed_update.step)
+            yield _Compute(
+                lambda shards: [graphs.gradient_of(model, cast(Rows, shard)) for shard in shards], graphed_update.step
+            )
         else:
             # A list, because `map` would compute nothing before the next step is laid out.
             yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)

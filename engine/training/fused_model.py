@@ -243,7 +243,7 @@ def _pieces(part: slice, prompt: int, like: Tensor) -> tuple[list[tuple[slice, s
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:
-    """Return where the parts of these lengths lie in a row."""
+    """Return the slices of a row that parts of these lengths take."""
     return [slice(stop - length, stop) for length, stop in zip(lengths, accumulate(lengths), strict=True)]
 
 

@@ -10,7 +10,6 @@ learning rates are tensors (`distill.start_training`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
 from sector.engine.training.data_parallel import Gradient
+from sector.engine.training.place_rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class GraphedGradients:
         self._fast_weight, self._capture = fast_weight, capture
         self._graphs: dict[tuple[int, ...], _Graph] = {}
 
-    def gradient_of(self, model: SectorForCausalLM, shard: Any) -> Gradient:
-        """Return the loss and the gradient of a shard (`place_rows.Rows`) that is on the CPU."""
+    def gradient_of(self, model: SectorForCausalLM, shard: Rows) -> Gradient:
+        """Return the loss and the gradient of a shard that is on the CPU."""
         key = (*shard.ids.shape, *shard.lengths)
         if key not in self._graphs:
             self._graphs[key] = self._new(model, shard)
@@ -56,11 +56,13 @@ class GraphedGradients:
         loss, flat = graph.result.clone().tensor_split([1])
         return Gradient(loss[0], flat)
 
-    def _new(self, model: SectorForCausalLM, shard: Any) -> _Graph:
+    def _new(self, model: SectorForCausalLM, shard: Rows) -> _Graph:
         """Return the graph of a shape, from one shard of it."""
         parameters = self._parameters
-        inputs = tuple(tensor.to(model.device, copy=True) for tensor in (shard.ids, shard.places, shard.targets))
-        static = type(shard)(*inputs, shard.answer_length)
+        ids, places, targets = (
+            tensor.to(model.device, copy=True) for tensor in (shard.ids, shard.places, shard.targets)
+        )
+        static = Rows(ids, places, targets, shard.answer_length)
         result = torch.empty(1 + sum(parameter.numel() for parameter in parameters), device=model.device)
 
         def run() -> None:
@@ -68,7 +70,7 @@ class GraphedGradients:
             parts = torch.autograd.grad(loss, parameters)
             torch.cat([loss.detach().view(1), *(part.flatten() for part in parts)], out=result)
 
-        return _Graph(inputs, result, self._capture(run))
+        return _Graph((ids, places, targets), result, self._capture(run))
 
 
 class GraphedUpdate:

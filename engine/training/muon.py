@@ -16,6 +16,7 @@ from torch import Tensor
 # Coefficients and number of steps of the quintic iteration, as in torch and in the original.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
+_MOMENTUM = 0.95
 _LEAST_NORM = 1e-7
 
 
@@ -27,10 +28,8 @@ class Muon(torch.optim.Optimizer):
     Raises ValueError if a parameter is not a matrix.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor, weight_decay: float, momentum: float = 0.95
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, params: Iterable[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -52,8 +51,8 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         """Update parameters in place by their gradients."""
         momenta = [self._momentum(parameter) for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = orthogonalize(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        updates = orthogonalize(torch._foreach_lerp(gradients, momenta, _MOMENTUM))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         # A tall matrix takes a longer step: its update has more rows of the same norm.
         scales = [-group["lr"] * math.sqrt(max(1.0, len(update) / update.shape[1])) for update in updates]

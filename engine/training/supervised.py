@@ -1,7 +1,6 @@
 """Data of the supervised phase: short problems with true answers and simplifications (SECToR section 4.1)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -50,7 +49,7 @@ def kept_examples(config: RunConfig) -> list[Examples]:
     """Return the labelled examples that later rounds replay, one set for each length and lesson."""
     task, settings = find_task(config.task), config.supervised
 
-    def draw(digits: int, lesson: int) -> Any:
+    def draw(digits: int, lesson: int) -> Batch:
         # The first lesson of a length draws as if there were no others.
         names = ("labelled", digits, lesson) if lesson else ("labelled", digits)
         draws = generator(config.seed, *names)

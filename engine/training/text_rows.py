@@ -60,7 +60,7 @@ class TextRows:
         return sum(part.ids.numel() for part in (self.fast, self.slow) if part)
 
     def loss(self, model: TextModel, fast_weight: float) -> Tensor:
-        """Return the mean loss of the shard; see `distill.Shard`. A branch that has no rows takes no part."""
+        """Return the mean loss of the shard; see `shard.Shard`. A branch that has no rows takes no part."""
         losses = [part.loss(model) for part in (self.fast, self.slow) if part]
         return losses[0] if len(losses) == 1 else fast_weight * losses[0] + (1 - fast_weight) * losses[1]
 

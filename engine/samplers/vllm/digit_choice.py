@@ -40,7 +40,7 @@ class DigitChoice:
     def ids(self, rows: Tensor, positions: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Choose the ids `[T]` that follow rows `[T, R]`.
 
-        positions: returns rows, stages and steps `[T]` of the random stream; called at temperature > 0 only.
+        positions: function that returns rows, stages and steps `[T]` of the random stream; for temperature > 0 only.
         """
         hidden, ids = split_ids(rows)
         head = Head(self._model.norm.weight, self._model.head.weight, self._model.norm.variance_epsilon)

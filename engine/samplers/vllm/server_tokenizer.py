@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from sector.engine.errors import InputError
-from sector.engine.language.place_layout import DigitOrder
+from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.tokens import VOCAB_SIZE
 from sector.engine.models.token_text import NumberTokens, TokenText, token_text
 from sector.engine.models.tokenizer import SectorTokenizer

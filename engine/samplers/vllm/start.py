@@ -150,7 +150,7 @@ def _served(model: Model) -> Model:
 
 
 def _save(model: Model, path: Path) -> None:
-    """Save a checkpoint for vLLM, with no weights tied."""
+    """Save a checkpoint for vLLM, with tied weights as separate tensors."""
     save_checkpoint(model, path)
     # Requests name the ids that end them; vLLM would add those of this file to every request again.
     (path / "generation_config.json").write_text("{}", encoding="utf-8")
