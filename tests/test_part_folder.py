@@ -449,6 +449,22 @@ def test_a_report_shows_counts_settings_and_rows(folder: Path, expected: dict[st
     refused = CliRunner().invoke(app, ["report", str(folder)])
     assert refused.exit_code == 2 and f"{PARTS[0]} is damaged" in refused.stderr
     assert CliRunner().invoke(app, ["report", str(folder), str(folder)]).exit_code == 2
+    part = CliRunner().invoke(app, ["report", str(folder / PARTS[1])])
+    assert part.exit_code == 2 and f"is a file of a data set; name its folder, {folder}" in part.stderr
+
+
+def test_the_table_tells_the_whole_from_this_call(folder: Path) -> None:
+    def said() -> str:
+        result = CliRunner().invoke(
+            app, [str(word) for word in command(folder) if word != "--json"], catch_exceptions=False
+        )
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    complete = said()
+    assert "complete before this call" in complete and "(5 parts)" in complete and "tokens/s" not in complete
+    (folder / PARTS[2]).unlink()
+    assert "rates are of this call, which made 1 part\n" in said().replace("\n ", " ")
 
 
 def test_an_incomplete_or_damaged_folder_is_not_read(folder: Path, tmp_path: Path) -> None:

@@ -402,8 +402,10 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_reported_is_one_line(run: Path, tmp_path: Path) -> None:
     empty = RunDir(tmp_path / "empty")
     empty.write_config(run_config({}))
+    (tmp_path / "folder").mkdir()
     for args, said in (
-        ((tmp_path / "nowhere",), "no run directory"),
+        ((tmp_path / "nowhere",), "nowhere does not exist"),
+        ((tmp_path / "folder",), "folder is neither a run nor a data set"),
         ((empty.root,), "nothing to report yet"),
         ((run, run, empty.root), "--out"),
         ((run, "--out", tmp_path), "directory"),

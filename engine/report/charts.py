@@ -146,7 +146,7 @@ _GATE = (
     "A dot is a round: the share of candidates that were accepted, which needs no label, against the share whose voted "
     "answer is right. On the line they are equal; below it, wrong answers pass."
 )
-_COMPARED = "Lines are means over seeds, bands Student's 95 % intervals."
+_COMPARED = "Lines are means over seeds, bands, where lines are few, Student's 95 % intervals."
 
 
 def draw_chart(name: str, title: str, caption: str, fill: Fill) -> Chart:
@@ -274,7 +274,7 @@ def _compare_accuracy(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     for (name, runs), color in zip(cells.items(), colors_of(len(cells)), strict=True):
         lengths = sorted({digits for run in runs for digits in run.evaluation})
         means = [mean_of([run.evaluation[digits] for run in runs if digits in run.evaluation]) for digits in lengths]
-        draw_band(axes, lengths, means, color, name)
+        draw_band(axes, lengths, means, color, name, has_band=_have_bands(cells))
         lowest, longest = min(lowest, *(mean.mean for mean in means)), max(longest, *lengths)
     scale_accuracy(axes, lowest)
     scale_lengths(axes, 1, longest)
@@ -286,21 +286,28 @@ def _compare_labels(axes: Axes, cells: dict[str, list[RunFacts]]) -> None:
     lengths: set[int] = set()
     for (name, runs), color in zip(cells.items(), colors_of(len(cells)), strict=True):
         errors = means_by_round([run.outcome for run in runs], "label_errors")
-        draw_band(axes, list(errors), list(errors.values()), color, name)
+        draw_band(axes, list(errors), list(errors.values()), color, name, has_band=_have_bands(cells))
         lengths |= set(errors)
     scale_lengths(axes, min(lengths, default=1), max(lengths, default=2))
     axes.set(xlabel="digits of the round", ylabel="share wrong")
 
 
-def draw_band(axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, name: str) -> None:
-    """Draw the means of shares as a line, and their intervals as a band."""
+def _have_bands(cells: dict[str, list[RunFacts]]) -> bool:
+    """Return whether lines have bands: those of more cells than there are colours would hide each other."""
+    return len(cells) <= len(CELL_COLORS)
+
+
+def draw_band(
+    axes: Axes, lengths: list[int], means: Sequence[Mean], color: str, name: str, has_band: bool = True
+) -> None:
+    """Draw the means of shares as a line, and their intervals as a band unless `has_band` is false."""
     axes.plot(lengths, [mean.mean for mean in means], "o-", color=color, ms=2.5, lw=1.6, label=label_of(name))
     bounds = [
         (digits, max(0.0, mean.low), min(1.0, mean.high))
         for digits, mean in zip(lengths, means, strict=True)
         if mean.low is not None and mean.high is not None
     ]
-    if bounds:
+    if bounds and has_band:
         axes.fill_between(*np.array(bounds).T, color=color, alpha=0.13, lw=0)
 
 
