@@ -80,8 +80,6 @@ def run_grid(
     stopping: as in `self_play`.
     budget: time for the grid; runs that do not fit in it are left out. A run that was started is not cut short.
     """
-    # Also if no run is left to do: the file may be gone.
-    write_results(grid, out)
     for index, (cell, seed) in enumerate(grid.runs()):
         root = run_root(out, cell, seed)
         # Asked before the run is opened, which would leave a directory behind.
@@ -100,6 +98,8 @@ def run_grid(
                 _evaluate(run, config, grid, on_evaluation)
         write_results(grid, out)
         yield Step(index, cell, seed, None, outcome_of(run))
+    # Also if no run was left to do: the file may be gone.
+    write_results(grid, out)
 
 
 def write_results(grid: Grid, out: Path) -> None:
