@@ -96,13 +96,14 @@ def run_grid(
                 yield Step(index, cell, seed, event)
             if (run.root / "checkpoints" / "latest").exists():
                 _evaluate(run, config, grid, on_evaluation)
-        write_results(grid, out)
+        _write_results(grid, out)
         yield Step(index, cell, seed, None, outcome_of(run))
-    # Also if no run was left to do: the file may be gone.
-    write_results(grid, out)
+    # A finished grid may have lost the file.
+    if not (out / RESULTS).exists():
+        _write_results(grid, out)
 
 
-def write_results(grid: Grid, out: Path) -> None:
+def _write_results(grid: Grid, out: Path) -> None:
     """Write the results so far to `results.json`."""
     write_text(out / RESULTS, json.dumps(results(grid, out), indent=2) + "\n")
 

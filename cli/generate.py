@@ -84,14 +84,19 @@ def _view(labels: "Labels") -> Group:
     if labels.work.tried:
         table.add_row("generated tokens/s", f"{labels.tokens_per_s:,.0f}", "")
         table.add_row("accepted examples/s", f"{labels.accepted_per_s:,.0f}", f"{counts.seconds:.1f} s")
-    written = f"written to {labels.file}"
-    if labels.this_call:
-        written += f" ({_parts(labels.num_parts)})"
-        if not labels.this_call.parts:
-            written = f"complete before this call: {labels.file} ({_parts(labels.num_parts)})"
-        elif labels.this_call.parts < labels.num_parts:
-            written += f"; seconds and rates are of this call, which made {_parts(labels.this_call.parts)}"
-    return Group(table, unwrapped(written))
+    return Group(table, unwrapped(_written(labels)))
+
+
+def _written(labels: "Labels") -> str:
+    """Return the name of the file or folder, and the share of this call in a folder."""
+    call, whole = labels.this_call, f"{labels.file} ({_parts(labels.num_parts)})"
+    if call is None:
+        return f"written to {labels.file}"
+    if not call.parts:
+        return f"complete before this call: {whole}"
+    if call.parts == labels.num_parts:
+        return f"written to {whole}"
+    return f"written to {whole}; seconds and rates are of this call, which made {_parts(call.parts)}"
 
 
 def _parts(count: int) -> str:

@@ -10,6 +10,7 @@ from declared_tasks import Parity, Quotients, Sums
 from empty_doors import empty_doors
 
 from sector.engine.config import CHECKS, Filter
+from sector.engine.config.checks import REMAINDER, SHIFTED
 from sector.engine.errors import InputError
 from sector.engine.language.declared_form import read_template
 from sector.engine.language.operands import Problems
@@ -18,7 +19,7 @@ from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import generator
 from sector.engine.tasks import TASK_DOOR, find_task, oracle
 from sector.engine.tasks.check import Check
-from sector.engine.tasks.declared import CHECK_NAMES, as_task, check
+from sector.engine.tasks.declared import CHECK_NAMES, NOT_OWN, as_task, check
 from sector.engine.tasks.mistakes import Mistake
 from sector.engine.testing.knowing import Knowing
 from sector.engine.training.supervised import label
@@ -167,6 +168,7 @@ def test_a_step_that_does_not_fit_is_refused(simplify: Callable[..., Any], fault
 
 def test_checks_have_names_that_a_filter_can_list() -> None:
     assert set(CHECK_NAMES) == set(CHECKS) - {"direct", "through"}
+    assert {*CHECK_NAMES, *NOT_OWN} == {*CHECKS, SHIFTED, REMAINDER}
 
 
 def test_no_problems_are_posed_for_no_rows() -> None:

@@ -19,6 +19,7 @@ from sector.engine.errors import InputError
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import task_and_layout, weights_sha256
+from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.text import TextModel
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.hf import HuggingFaceSampler
@@ -249,3 +250,17 @@ def test_a_corrupted_reload_is_caught(
     vllm.load(model)
     assert_caught(vllm, _other(model), corrupt, monkeypatch)
     assert vllm.weights_sha256 == weights_sha256(model)
+
+
+@needs_vllm
+def test_vllm_runs_the_preset_of_text() -> None:
+    """With heads of 16, a window in the first layer and no positions in the others; new weights are widened too."""
+    # Larger weights than usual, so that a wrong head is seen.
+    model, other = (new_text_model("text-tiny", seed, {"initializer_range": 0.25}) for seed in (0, 1))
+    for each in (model, other):
+        each.learns("addition", "hints", "lsd")
+    sampler = VllmSampler(model, SETTINGS)
+    for each in (model, other):
+        sampler.load(each)
+        for digits in (3, 20):
+            assert _sample(sampler, each, digits) == _sample(HuggingFaceSampler(each), each, digits)

@@ -1,22 +1,14 @@
 """Wider heads of attention: the same function, in sizes that vLLM takes on a CPU."""
 
-import sys
 from typing import Any
 
 import pytest
 import torch
 
-from sector.engine.config import VllmConfig
 from sector.engine.errors import InputError
-from sector.engine.language.layout import Mode
-from sector.engine.language.operands import draw_problems
-from sector.engine.models.checkpoint import task_and_layout
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.text import TextModel
-from sector.engine.models.wide_heads import head_size, with_wide_heads
-from sector.engine.samplers.hf import HuggingFaceSampler
-from sector.engine.samplers.protocol import Branch, Sampler, Sampling
-from sector.engine.samplers.vllm.sampler import VllmSampler
+from sector.engine.models.wide_heads import HEAD_SIZES, head_size, wide_weights, with_wide_heads
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 48,
@@ -58,6 +50,23 @@ def test_heads_of_that_size_already_stay() -> None:
     assert with_wide_heads(model) is model
 
 
+def test_widening_moves_no_stream_of_random_numbers() -> None:
+    model, before = _model(NETWORKS["llama"]), torch.get_rng_state()
+    with_wide_heads(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_heads_of_no_size_are_refused() -> None:
+    with pytest.raises(InputError, match="vLLM on a CPU takes no heads of 72 components"):
+        with_wide_heads(_model({"model_type": "llama", **_SIZES, "head_dim": 72}))
+
+
+@pytest.mark.parametrize("size", HEAD_SIZES, ids=str)
+def test_heads_that_vllm_takes_stay(size: int) -> None:
+    model = _model({"model_type": "qwen3", **_SIZES, "head_dim": size})
+    assert with_wide_heads(model) is model and wide_weights(model).keys() == model.network.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -74,27 +83,3 @@ def test_heads_of_that_size_already_stay() -> None:
 def test_other_heads_are_refused(network: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"the preset text-tiny: heads of 1\d components cannot become \d\d wide"):
         with_wide_heads(_model(network))
-
-
-def _written(sampler: Sampler, model: TextModel, digits: int) -> list[list[list[int]]]:
-    _, layout = task_and_layout(model)
-    problems = draw_problems(digits, 4, torch.Generator().manual_seed(digits))
-    branches = [
-        Branch(layout.mark_ids(Mode.ANSWER, 4), layout.answer_length(digits)),
-        Branch(layout.mark_ids(Mode.THINK, 4), layout.simplification_length(digits)),
-    ]
-    sampling = Sampling(0.0, 5, torch.arange(4), stage=2)
-    return [ids.tolist() for ids in sampler.sample(layout.prefix_ids(problems), branches, sampling)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is for Linux")
-def test_vllm_runs_the_preset() -> None:
-    """With heads of 16, a window in the first layer and no positions in the others; new weights are widened too."""
-    model, other = _model(NETWORKS["preset"]), _model(NETWORKS["preset"], seed=1)
-    for each in (model, other):
-        each.learns("addition", "hints", "lsd")
-    sampler = VllmSampler(model, VllmConfig(rows=64, memory_mib=64, max_digits=20))
-    for each in (model, other):
-        sampler.load(each)
-        for digits in (3, 20):
-            assert _written(sampler, each, digits) == _written(HuggingFaceSampler(each), each, digits)

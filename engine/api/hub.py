@@ -104,7 +104,8 @@ def export(
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         _remove(aside)
-    return Export(target / "model", target / "dataset", rows.num_rows, weights_sha256(exported))
+    written = digest if exported is model else weights_sha256(exported)
+    return Export(target / "model", target / "dataset", rows.num_rows, written)
 
 
 def _widened(model: Model) -> Model:
@@ -115,7 +116,7 @@ def _widened(model: Model) -> Model:
 
 
 def _remove(aside: Path) -> None:
-    """Remove what an export left; a link is removed, not followed."""
+    """Remove the folder of an interrupted export; a link is removed, not followed."""
     if aside.is_symlink():
         aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from sector.engine.errors import InputError
 from sector.engine.models.text import TextModel
 
-# The attention of vLLM on a CPU requires sizes of head that are a multiple of this.
-HEAD_MULTIPLE = 32
+# Sizes of head that the attention of vLLM takes on a CPU, in all releases that were tested.
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 # Kinds of matrix by the name of their module: their rows, or columns, are components of heads.
 _ROTATED = ("q_proj", "k_proj")
@@ -32,37 +32,56 @@ def head_size(model: TextModel) -> int:
     return int(size)
 
 
-def wide_size(size: int, multiple: int) -> int:
-    """Return M, the smallest size of head that is a multiple of both `size` and `multiple`."""
-    return math.lcm(size, multiple)
+def wide_size(model: TextModel) -> int:
+    """Return M, the smallest of `HEAD_SIZES` that is a multiple of K; K itself if it is one of them.
 
-
-def with_wide_heads(model: TextModel, multiple: int = HEAD_MULTIPLE) -> TextModel:
-    """Return a model of the same function whose heads are a multiple of `multiple`; itself if they are already.
-
-    Raise InputError if the architecture is not like that of Llama, or stretches its rotary positions.
+    Raise InputError if there is none, if the architecture is not like that of Llama, or if it stretches its rotary
+    positions.
     """
     size = head_size(model)
-    wide = wide_size(size, multiple)
+    wide = next((each for each in HEAD_SIZES if each % size == 0), None)
     if wide == size:
+        return size
+    # Other kinds of positions have frequencies of another formula.
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    is_plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0
+    modules = {_module_of(name) for name in model.network.state_dict()}
+    is_known = modules.issuperset((*_PROJECTED, _RETURNED)) and modules.isdisjoint(_NORMALIZED)
+    if wide is None:
+        raise InputError(f"{model.name}: vLLM on a CPU takes no heads of {size} components; choose --engine native")
+    if not is_plain or not is_known:
+        raise InputError(f"{model.name}: heads of {size} components cannot become {wide} wide; choose --engine native")
+    return wide
+
+
+def wide_weights(model: TextModel) -> dict[str, Tensor]:
+    """Return the weights of a network with wide heads, by name. Raise InputError as `wide_size` does."""
+    size, wide, state = head_size(model), wide_size(model), model.network.state_dict()
+    return state if wide == size else {name: _widened(name, tensor, size, wide) for name, tensor in state.items()}
+
+
+def with_wide_heads(model: TextModel) -> TextModel:
+    """Return a model of the same function with wide heads; itself if it has them. InputError as by `wide_size`."""
+    wide = wide_size(model)
+    if wide == head_size(model):
         return model
     config = model.config.get_text_config()
-    state = model.network.state_dict()
-    names = {name.split(".")[-2] for name in state if "." in name}
-    # Other kinds of positions have frequencies of another formula.
-    rope = getattr(config, "rope_parameters", None) or {}
-    is_plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0
-    if not is_plain or names & set(_NORMALIZED) or not names.issuperset((*_PROJECTED, _RETURNED)):
-        raise InputError(f"{model.name}: heads of {size} components cannot become {wide} wide; choose --engine native")
     widened = type(config).from_dict({**config.to_dict(), "head_dim": wide})
-    network = AutoModelForCausalLM.from_config(widened, dtype=model.dtype).to(model.device)
-    network.load_state_dict({name: _widened(name, tensor, size, wide) for name, tensor in state.items()})
+    # Random weights are drawn first, and must not move the stream of random numbers.
+    with torch.random.fork_rng(devices=[]):
+        network = AutoModelForCausalLM.from_config(widened, dtype=model.dtype).to(model.device)
+    network.load_state_dict(wide_weights(model))
     return TextModel(network, model.tokenizer, model.name)
+
+
+def _module_of(name: str) -> str:
+    """Return the name of the module that has a weight."""
+    return name.split(".")[-2] if "." in name else ""
 
 
 def _widened(name: str, tensor: Tensor, size: int, wide: int) -> Tensor:
     """Return a weight with zeros for the added components; other weights as they are."""
-    module = name.split(".")[-2] if "." in name else ""
+    module = _module_of(name)
     if module == _RETURNED and name.endswith("weight"):
         return _spread(tensor.T, size, wide, is_rotated=False).T
     if module not in _PROJECTED:

@@ -184,6 +184,6 @@ def means_by_round(outcomes: Sequence[Outcome], name: ByRound) -> dict[int, Mean
 
 def collapse_of(rounds: Sequence[RoundMetrics]) -> int | None:
     """Return the index of the round in which a run collapses, from 0; None if it does not."""
-    survived = [line.own_accuracy >= SURVIVES for line in rounds]
-    index = len(rounds) - next((count for count, each in enumerate(reversed(survived)) if each), len(rounds))
-    return index if index < len(rounds) else None
+    survived = [index for index, line in enumerate(rounds, start=1) if line.own_accuracy >= SURVIVES]
+    first_lost = max(survived, default=0)
+    return first_lost if first_lost < len(rounds) else None

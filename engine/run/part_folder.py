@@ -21,7 +21,7 @@ from sector.engine.errors import InputError
 from sector.engine.files import aside_of
 from sector.engine.run.locks import locked
 from sector.engine.run.made_with import digest
-from sector.engine.run.parts import DatasetSettings, PartRecord, read_part, write_file
+from sector.engine.run.parts import OTHERWISE, DatasetSettings, PartRecord, read_part, write_file
 from sector.engine.run.records import Damaged, Record, Sha256, dump_file, parse_record, read_content
 from sector.engine.training.locations import Location, create, exists, listed, opened
 
@@ -63,8 +63,8 @@ class PartFolder:
         self.root, self.settings = root, settings
         self.parts: dict[int, PartRecord] = {}
         self.mended: list[str] = []
-        # Whether the manifest says that the folder has these settings.
-        self._confirmed = False
+        # Mend of a part of another data set.
+        self._mend = OTHERWISE
 
     def held(self) -> AbstractContextManager[None]:
         """Lock a folder of this machine, as `locks.locked` does."""
@@ -142,8 +142,9 @@ class PartFolder:
         if manifest is None:
             self._check_files()
             return {}
-        self.settings.check_same(self.root / MANIFEST, manifest.settings)
-        self._confirmed = True
+        self.settings.check_same(self.root / MANIFEST, manifest.settings, OTHERWISE)
+        # The folder has these settings, so its files stay, but for the one that came from elsewhere.
+        self._mend = "remove it, and the same command makes it again"
         return {record.first: record for record in manifest.parts}
 
     def _check_files(self) -> None:
@@ -173,9 +174,7 @@ class PartFolder:
     def _read(self, path: Location) -> PartRecord | None:
         """Return the record of a part; None if it is missing or damaged. Raise InputError for another data set's."""
         if found := read_part(path):
-            # The files of a folder that has these settings stay, but for the one that came from elsewhere.
-            mend = ("remove it, and the same command makes it again",) if self._confirmed else ()
-            self.settings.check_same(path, found[0], *mend)
+            self.settings.check_same(path, found[0], self._mend)
         return found[1] if found else None
 
 

@@ -25,7 +25,7 @@ from sector.engine.training.locations import Location, read_bytes, write_bytes
 
 # Keys of the metadata of a part.
 _LABEL, _SHA256 = b"sector.part", b"sector.sha256"
-_OTHERWISE = "give the settings of that data set to go on with it, or choose another --out"
+OTHERWISE = "give the settings of that data set to go on with it, or choose another --out"
 # Stands in the place of the digest while it is computed.
 _BLANK = b"?" * 64
 
@@ -72,7 +72,7 @@ class DatasetSettings(Record):
         width = max(5, len(str(len(self.starts) - 1)))
         return f"part-{start // self.part_rows:0{width}d}.parquet"
 
-    def check_same(self, path: Location, found: "DatasetSettings", mend: str = _OTHERWISE) -> None:
+    def check_same(self, path: Location, found: "DatasetSettings", mend: str) -> None:
         """Raise InputError naming the first setting in which a file was made otherwise, and the mend."""
         old, new = dict(flat(found.as_json())), dict(flat(self.as_json()))
         for key in [*new, *old]:

@@ -12,7 +12,6 @@ is the batch, N the digits of a problem and W the digits of an answer.
 """
 
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_ids import DigitOrder
+from sector.engine.outside import is_plain_name
 from sector.engine.tasks import find_task
 from sector.engine.tasks.check import Check, Solve
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
@@ -40,9 +40,8 @@ Problem = Mapping[str, str | int]
 PoseOne = Callable[[Numbers, str], tuple[Problem, str | None]]
 # Names of checks that filters list by default, besides those that every task has.
 CHECK_NAMES = ("complement", "commutative")
-# Form of the name of a task or check, and names of checks that are no task's own.
-_NAME = re.compile("[a-z][a-z0-9_]*")
-_NOT_OWN = ("direct", "through", "shifted", "remainder")
+# Names of checks of the package, which no declared task can take.
+NOT_OWN = ("direct", "through", "shifted", "remainder")
 
 
 class Declaration(ABC):
@@ -294,7 +293,7 @@ def _order(declaration: Declaration) -> Join:
 
 def _form(declaration: Declaration, order: Join) -> Form:
     """Return the form of the problems of a declaration. InputError if it has none."""
-    if not _NAME.fullmatch(declaration.name):
+    if not is_plain_name(declaration.name):
         raise InputError(f"{declaration.name!r} is no name of a task; use lower case letters, digits and _")
     fields, end = read_template(declaration.problem), tuple(declaration.end)
     fixed = [field.name for field in fields if field.width]
@@ -317,7 +316,7 @@ def _check_settings(declaration: Declaration, form: Form) -> None:
             f"{form.task}: checks are {', '.join(names) or 'none'}; name at least one of {', '.join(CHECK_NAMES)}, "
             "each once"
         )
-    if wrong := next((name for name in names if name in _NOT_OWN or not _NAME.fullmatch(name)), None):
+    if wrong := next((name for name in names if name in NOT_OWN or not is_plain_name(name)), None):
         raise InputError(f"{form.task}: a check cannot be named {wrong!r}; use other lower case letters, digits and _")
     if declaration.at_once is not None and declaration.at_once < 1:
         raise InputError(f"{form.task}: at_once is {declaration.at_once}; it is None, or 1 or more")

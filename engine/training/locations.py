@@ -27,7 +27,7 @@ LocationLike = Union[str, "os.PathLike[str]", "UPath"]
 def location_of(name: LocationLike) -> Location:
     """Return the location of a name.
 
-    Raise InputError if what its protocol needs is not installed, or if its driver refuses the address.
+    Raise InputError if the driver of its protocol is not installed, or refuses the address.
     """
     text = name_of(name)
     if not is_address(text):

@@ -22,7 +22,7 @@ class OwnClasses:
         self._of_engine: dict[type, type] = {}
 
     def give_back(self) -> None:
-        """Undo what vLLM has changed since, and keep it for the engine's own classes."""
+        """Undo the changes of vLLM since then, and keep them for the engine's own classes."""
         for each, (bases, attributes) in self._before.items():
             if each.__bases__ == bases:
                 continue
@@ -37,14 +37,14 @@ class OwnClasses:
             self._of_engine[each] = type(each.__name__, (each, *added), changed)
 
     def apply(self, worker: Any) -> None:
-        """Give the models of a worker of vLLM their own classes, after `give_back`."""
+        """Give the models of a worker of vLLM their own classes, after the block of `own_classes`."""
         for module in worker.get_model().modules():
             module.__class__ = self._of_engine.get(type(module), type(module))
 
 
 @contextmanager
 def own_classes(network: nn.Module) -> Iterator[OwnClasses]:
-    """Remember the classes of a network, and give them back at the end in any case."""
+    """Give the classes of a network back at the end, whether or not vLLM has started; then the engine gets its own."""
     classes = OwnClasses(network)
     try:
         yield classes

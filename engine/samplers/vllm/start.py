@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import safetensors.torch
 import torch
@@ -23,7 +23,7 @@ from sector.engine.language.tokens import row_length
 from sector.engine.models.bound import WEIGHTS
 from sector.engine.models.checkpoint import Model, save_checkpoint, task_and_layout
 from sector.engine.models.text import TextModel
-from sector.engine.models.wide_heads import HEAD_MULTIPLE, with_wide_heads
+from sector.engine.models.wide_heads import wide_weights, with_wide_heads
 from sector.engine.samplers.vllm import register
 from sector.engine.samplers.vllm.drafts import DraftProposer, takes_drafts
 from sector.engine.samplers.vllm.own_classes import own_classes
@@ -44,6 +44,9 @@ _STEP_TOKENS = 1 << 15
 
 # Bytes of logits in a step of a text model, for which vLLM's own sampler chooses.
 _LOGITS_BYTES = 1 << 28
+
+# Heads of our own models are padded to a multiple of this, which the attention on a CPU takes.
+_HEAD_MULTIPLE = 32
 
 # Environment variables to set before vLLM is imported; the user's own values win.
 _ENVIRONMENT = {
@@ -83,7 +86,7 @@ _started: "list[LLM]" = []
 
 def padded_head(size: int) -> int:
     """Return the size of a head in vLLM's cache; the added components are zero, which changes no product."""
-    return size + -size % HEAD_MULTIPLE
+    return size + -size % _HEAD_MULTIPLE
 
 
 def check_installed() -> None:
@@ -101,14 +104,14 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
     check_installed()
     arguments = engine_arguments(model, settings)
     _check_memory(model, settings, arguments)
-    served = _served(model)
+    served = with_wide_heads(model) if _needs_wide_heads(model) else model
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM runs in this process: new weights need no transfer to another one, and drafts and sampler are at hand.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     set_num_threads = torch.set_num_threads
     try:
-        with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder, own_classes(served) as classes:
+        with _quiet(), tempfile.TemporaryDirectory(prefix="sector-") as folder:
             from vllm import LLM
             from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -119,8 +122,8 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
             if not takes_drafts():
                 arguments["speculative_config"] = None
             _save(served, Path(folder) / "model")
-            _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
-            classes.give_back()
+            with own_classes(served) as classes:
+                _started.append(LLM(model=str(Path(folder) / "model"), **arguments))
             _started[-1].collective_rpc(classes.apply)
             return _started[-1]
     except Exception as error:
@@ -134,19 +137,16 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
 
 def vllm_weights(model: Model) -> dict[str, Tensor]:
     """Return the weights for vLLM: a tied matrix under both of its names, since vLLM would reload only one of them."""
-    model = _served(model)
-    state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
+    if _needs_wide_heads(model):
+        state = wide_weights(model)
+    else:
+        state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def _served(model: Model) -> Model:
-    """Return the model that vLLM runs in the place of `model`, with the same function. Ours pads its heads by itself.
-
-    Raise InputError if vLLM cannot have its heads.
-    """
-    if isinstance(model, TextModel) and model.device.type == "cpu":
-        return with_wide_heads(model)
-    return model
+def _needs_wide_heads(model: Model) -> TypeGuard[TextModel]:
+    """Return whether vLLM runs a model of text on a CPU, which takes some sizes of head. Ours pads its heads itself."""
+    return isinstance(model, TextModel) and model.device.type == "cpu"
 
 
 def _save(model: Model, path: Path) -> None:
