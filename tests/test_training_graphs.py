@@ -1,6 +1,7 @@
 """Training steps as CUDA graphs: the values of plain steps. Without a GPU a capture is the work itself, run again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.sector import SectorForCausalLM, new_model
+from sector.engine.samplers.cuda_graphs import CudaLanes
 from sector.engine.seeding import generator
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.distill import _gradient_of
@@ -47,23 +49,55 @@ class _Repeated:
         return run
 
 
+class _Lanes:
+    """Two lanes that write down what happens on them."""
+
+    def __init__(self) -> None:
+        self.captured: list[int] = []
+        self.used: list[int | str] = []
+        self._lane: int | None = None
+
+    def __len__(self) -> int:
+        return 2
+
+    def capture(self, lane: int, run: Callable[[], None]) -> Callable[[], object]:
+        self.captured.append(lane)
+
+        def replay() -> None:
+            assert self._lane == lane, "a graph runs on the lane whose memory it uses"
+            run()
+
+        return replay
+
+    @contextmanager
+    def on(self, lane: int) -> Iterator[None]:
+        self.used.append(lane)
+        self._lane = lane
+        yield
+        self._lane = None
+
+    def join(self) -> None:
+        self.used.append("join")
+
+
 def test_a_graph_serves_all_shards_of_its_shape() -> None:
-    model, capture = new_model("tiny", 0), _Repeated()
-    graphs = GraphedGradients(model, CONFIG.fast_weight, capture)
-    for shard in _shards():
+    model, lanes = new_model("tiny", 0), _Lanes()
+    shards = _shards()
+    gradients = GraphedGradients(model, CONFIG.fast_weight, lanes).gradients(model, shards)
+    for shard, gradient in zip(shards, gradients, strict=True):
         expected = _gradient_of(model, list(model.parameters()), shard, CONFIG.fast_weight)
-        gradient = graphs.gradient_of(model, shard)
         assert torch.equal(gradient.flat, expected.flat) and torch.equal(gradient.loss, expected.loss)
-    assert capture.captures == 2
+    assert lanes.captured == [0, 1] and lanes.used == [0, 1, 0, 1, "join"]
 
 
 def test_a_gradient_outlives_the_next_replay() -> None:
     model = new_model("tiny", 0)
-    graphs = GraphedGradients(model, CONFIG.fast_weight, _Repeated())
+    graphs = GraphedGradients(model, CONFIG.fast_weight, _Lanes())
     first, _, second, _ = _shards()
-    gradient = graphs.gradient_of(model, first)
+    [gradient] = graphs.gradients(model, [first])
     before = gradient.flat.clone()
-    assert not torch.equal(graphs.gradient_of(model, second).flat, before)
+    [other] = graphs.gradients(model, [second])
+    assert not torch.equal(other.flat, before)
     assert torch.equal(gradient.flat, before)
 
 
@@ -124,5 +158,21 @@ def test_graphs_outlive_a_cycle() -> None:
     model = new_model("tiny", 0).to("cuda")
     shard = _shards()[0]
     first = graphed_gradients(model, 0.5)
-    first.gradient_of(model, shard)
+    first.gradients(model, [shard])
     assert graphed_gradients(model, 0.5) is first and len(first._graphs) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_lanes_compute_what_one_lane_computes() -> None:
+    model = new_model("tiny", 0).to("cuda")
+    shards = [shard for _ in range(10) for shard in _shards()]
+    alone = [
+        gradient
+        for graphs in [GraphedGradients(model, 0.5, CudaLanes(model.device, 1))]
+        for shard in shards
+        for gradient in graphs.gradients(model, [shard])
+    ]
+    beside = GraphedGradients(model, 0.5, CudaLanes(model.device, 8)).gradients(model, shards)
+    for gradient, expected in zip(beside, alone, strict=True):
+        assert torch.equal(gradient.flat, expected.flat) and torch.equal(gradient.loss, expected.loss)

@@ -343,9 +343,7 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
         elif isinstance(model, SectorForCausalLM):
             graphs = graphed_gradients(model, fast_weight)
             graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
-            yield _Compute(
-                lambda shards: [graphs.gradient_of(model, cast(Rows, shard)) for shard in shards], graphed_update.step
-            )
+            yield _Compute(lambda shards: graphs.gradients(model, cast(Sequence[Rows], shards)), graphed_update.step)
         else:
             # A list, because `map` would compute nothing before the next step is laid out.
             yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)
