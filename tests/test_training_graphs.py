@@ -1,11 +1,13 @@
 """Training steps as CUDA graphs: the values of plain steps. Without a GPU a capture is the work itself, run again."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from simulated_gpu import GPU, SimulatedGpu, gpu
+from small_text import small_text_model
 from torch import Tensor
 from trained import trained
 
@@ -14,6 +16,7 @@ from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.rows import move
+from sector.engine.models.adapter import AdaptedModel
 from sector.engine.models.checkpoint import Model, task_and_layout, trained_parameters
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.sector import new_model
@@ -145,6 +148,32 @@ def test_a_step_of_text_is_a_graph_a_shard_and_one_for_the_update(gpu: Simulated
         losses.append(next(training))
     assert counts == (5, 20, 2), (gpu.launches, gpu.waits)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0.0)
+
+
+def _adapted() -> TextModel:
+    pytest.importorskip("peft")
+    return AdaptedModel(small_text_model("qwen"), 4, (), 0, Path("base"))
+
+
+@pytest.mark.parametrize(
+    ("make", "setting", "share"),
+    [
+        (small_text_model, {"average": 0.9}, 1e-5),
+        (small_text_model, {"precision": "bfloat16"}, 5e-3),
+        (_adapted, {"optimizer": "adamw"}, 1e-5),
+    ],
+    ids=["average", "bfloat16", "lora"],
+)
+def test_settings_that_graphs_take(
+    gpu: SimulatedGpu, make: Callable[[], TextModel], setting: dict[str, Any], share: float
+) -> None:
+    config = TrainerConfig(**TEXT.model_dump() | setting)
+    expected = list(_text_losses(make(), config, 4))
+    with gpu:
+        losses = list(_text_losses(make().to(GPU), config, 4))
+    # Four shards a step. The first update is no graph, and the second is captured.
+    assert gpu.replays == 4 * 4 + 2
+    torch.testing.assert_close(losses, expected, rtol=share, atol=0.0)
 
 
 @pytest.mark.parametrize("setting", [{"micro_batch": 3}, {"recompute": True}], ids=["micro_batch", "recompute"])
