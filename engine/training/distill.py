@@ -33,7 +33,6 @@ from sector.engine.models.checkpoint import (
     trained_weights,
     weights_sha256,
 )
-from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.seeding import generator
@@ -42,12 +41,14 @@ from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import average, text_rows
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.data_parallel import Gradient, Ranks
+from sector.engine.training.few_kernels import why_eager
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
+from sector.engine.training.joined_rows import join
 from sector.engine.training.muon import Muon
 from sector.engine.training.place_rows import Rows, lay_out
 from sector.engine.training.precision import flat_gradient, working_model
 from sector.engine.training.recompute import recomputing
-from sector.engine.training.shard import Shard
+from sector.engine.training.shard import Fixed, Shard
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -319,7 +320,7 @@ class _Compute:
 
 @contextmanager
 def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
-    """Yield how to compute steps: with threads on a CPU, with CUDA graphs for our own model on a GPU."""
+    """Yield how to compute steps: with threads on a CPU, with CUDA graphs on a GPU; some models of text without."""
     working, fast_weight = working_model(state.model, config.precision), config.fast_weight
     model, parameters = working.model, trained_parameters(working.model)
 
@@ -340,10 +341,18 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
             # One thread per core, and each thread uses one core: small matrices gain nothing from two.
             with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
-        elif isinstance(model, SectorForCausalLM):
-            graphs = graphed_gradients(model, fast_weight)
-            graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
-            yield _Compute(lambda shards: graphs.gradients(model, cast(Sequence[Rows], shards)), graphed_update.step)
-        else:
+            return
+        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
+        if isinstance(model, TextModel) and why_eager(model, config):
             # A list, because `map` would compute nothing before the next step is laid out.
-            yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)
+            yield _Compute(
+                lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], graphed_update.step
+            )
+            return
+        graphs = graphed_gradients(model, fast_weight)
+        yield _Compute(lambda shards: graphs.gradients(model, [_fixed(shard) for shard in shards]), graphed_update.step)
+
+
+def _fixed(shard: Shard) -> Fixed:
+    """Return a shard as graphs compute it."""
+    return join(shard) if isinstance(shard, text_rows.TextRows) else cast(Rows, shard)
