@@ -98,14 +98,23 @@ class _Lanes:
         self.used.append("join")
 
 
-def test_a_graph_serves_all_shards_of_its_shape() -> None:
+def test_graphs_compute_the_gradients_of_shards() -> None:
     model, lanes = new_model("tiny", 0), _Lanes()
     shards = _shards()
     gradients = GraphedGradients(model, CONFIG.fast_weight, lanes).gradients(model, shards)
     for shard, gradient in zip(shards, gradients, strict=True):
         expected = _gradient_of(model, list(model.parameters()), shard, CONFIG.fast_weight)
         assert torch.equal(gradient.flat, expected.flat) and torch.equal(gradient.loss, expected.loss)
-    assert lanes.captured == [0, 1] and lanes.used == [0, 1, 0, 1, "join"]
+    # The second shard of each shape does not wait for the first.
+    assert lanes.captured == [0, 1, 0, 1] and lanes.used == [0, 1, 0, 1, "join"]
+
+
+def test_a_graph_serves_every_step() -> None:
+    model, lanes = new_model("tiny", 0), _Lanes()
+    graphs = GraphedGradients(model, CONFIG.fast_weight, lanes)
+    for _ in range(2):
+        graphs.gradients(model, _shards())
+    assert len(lanes.captured) == 4 and lanes.used == 2 * [0, 1, 0, 1, "join"]
 
 
 def test_a_gradient_outlives_the_next_replay() -> None:

@@ -3,12 +3,13 @@
 A step of a small model is thousands of kernels of a few microseconds, which Python launches more slowly than the GPU
 runs them: 86 ms per step of the preset base on an H200. A graph launches them all at once. Shards of other sizes have
 a graph of their own; there are about as many as lengths. The kernels of one shard leave most of the GPU idle, so shards
-of a small model run beside each other, on lanes.
+of a small model run beside each other, on lanes; those of equal sizes have a graph each.
 
 A graph reads and writes the memory that it was captured with. So a shard is copied into the inputs of its graph, and
 learning rates are tensors (`distill.start_training`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -47,22 +48,31 @@ class GraphedGradients:
     def __init__(self, model: Model, fast_weight: float, lanes: Lanes) -> None:
         self._parameters = trained_parameters(model)
         self._fast_weight, self._lanes = fast_weight, lanes
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        # By the sizes of a shard, and the number of shards of these sizes before it in a step.
+        self._graphs: dict[tuple[tuple[int, ...], int], _Graph] = {}
         # The loss, then the gradients of all parameters: `[1 + P]`. All graphs of a lane write here, one after another.
         size, dtype = sum(parameter.numel() for parameter in self._parameters), accumulating(model.dtype)
         self._results = [torch.empty(1 + size, dtype=dtype, device=model.device) for _ in range(len(lanes))]
 
     def gradients(self, model: Model, shards: Sequence[Fixed]) -> list[Gradient]:
         """Return the losses and the gradients of shards that are on the CPU."""
-        found = [self._gradient_of(model, shard) for shard in shards]
+        counts: Counter[tuple[int, ...]] = Counter()
+        found = []
+        for shard in shards:
+            found.append(self._gradient_of(model, shard, counts[shard.sizes]))
+            counts[shard.sizes] += 1
         self._lanes.join()
         return found
 
-    def _gradient_of(self, model: Model, shard: Fixed) -> Gradient:
-        """Return the loss and the gradient of a shard, which its lane computes."""
-        if shard.sizes not in self._graphs:
-            self._graphs[shard.sizes] = self._new(model, shard)
-        graph = self._graphs[shard.sizes]
+    def _gradient_of(self, model: Model, shard: Fixed, place: int) -> Gradient:
+        """Return the loss and the gradient of a shard, which its lane computes.
+
+        place: number of shards of the same sizes before it in the step, whose graphs are busy.
+        """
+        key = (shard.sizes, place)
+        if key not in self._graphs:
+            self._graphs[key] = self._new(model, shard)
+        graph = self._graphs[key]
         with self._lanes.on(graph.lane):
             for old, new in zip(graph.shard.inputs, shard.inputs, strict=True):
                 # From pinned memory, so that the host does not wait for the graphs before.
