@@ -24,12 +24,8 @@ from sector.engine.models.sector import new_model
 from sector.engine.seeding import generator
 from sector.engine.training import distill
 from sector.engine.training.batches import mixed_batches
-from sector.engine.training.distill import (
-    _gradient_of,
-    _lay_out,
-    start_training,
-    train_cycle,
-)
+from sector.engine.training.distill import _gradient_of, start_training, train_cycle
+from sector.engine.training.laid_out_steps import _lay_out
 from sector.engine.training.precision import working_model
 from sector.engine.training.supervised import label
 

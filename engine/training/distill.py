@@ -24,18 +24,15 @@ from torch import Tensor
 
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
-from sector.engine.language.examples import Examples, with_zeros
 from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import (
     Model,
-    task_and_layout,
     trained_parameters,
     trained_weights,
     weights_sha256,
 )
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.cuda_graphs import CudaCapture
-from sector.engine.seeding import generator
 from sector.engine.spans import span
 from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import average, text_rows
@@ -44,17 +41,15 @@ from sector.engine.training.data_parallel import Gradient, Ranks
 from sector.engine.training.few_kernels import why_eager
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
 from sector.engine.training.joined_rows import join
+from sector.engine.training.laid_out_steps import DrawExamples, laid_out_steps
 from sector.engine.training.muon import Muon
-from sector.engine.training.place_rows import Rows, lay_out
+from sector.engine.training.place_rows import Rows
 from sector.engine.training.precision import flat_gradient, working_model
 from sector.engine.training.recompute import recomputing
 from sector.engine.training.shard import Fixed, Shard
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-DrawExamples = Callable[[int], Sequence[Examples]]
-"""Function from a step to the examples of its shards, one item per shard."""
 
 
 @dataclass(slots=True)
@@ -180,15 +175,13 @@ def train_cycle(
     mean = MeanGradient(gradient, config.num_shards, _wave(state.model, config), ranks)
     state.model.train()
 
-    def lay_out_step(step: int) -> list[Shard]:
-        return _lay_out_step(state.model, draw_examples, step, config, seed) if step < num_steps else []
-
+    steps = laid_out_steps(state.model, draw_examples, range(state.step, num_steps), config, seed)
     with _computing(state, config) as compute, one_thread():
-        shards, following = lay_out_step(state.step), list[Shard]()
+        shards, following = next(steps, []), list[Shard]()
 
         def lay_out_next() -> None:
             # The next step is laid out while cores, or the GPU, work on this one.
-            following[:] = lay_out_step(state.step + 1)
+            following[:] = next(steps, [])
 
         while state.step < num_steps:
             with span("distill step"):
@@ -256,24 +249,6 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     """Return the share of the peak learning rate: linear warm-up, and linear decay to `final_rate` over the cycle."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
-
-
-def _lay_out_step(
-    model: Model, draw_examples: DrawExamples, step: int, config: TrainerConfig, seed: int
-) -> list[Shard]:
-    """Return the shards of a step, on the CPU."""
-    with span("lay out"):
-        draws = generator(seed, "augment", step)
-        return [_lay_out(model, examples, config, draws) for examples in draw_examples(step)]
-
-
-def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
-    """Return examples of one length as a shard for a model."""
-    if isinstance(model, TextModel):
-        if config.zeros:
-            examples = with_zeros(examples, int(torch.randint(0, config.zeros + 1, (), generator=draws)))
-        return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
-    return lay_out(examples, model.config.digit_order, config, draws)
 
 
 def tune_allocator() -> None:
