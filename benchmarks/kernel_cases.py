@@ -39,6 +39,7 @@ from sector.kernels.embedding import embed_kernel
 from sector.kernels.layer import add_norm_kernel, rotate_to_cache_kernel, square_of_relu_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
 from sector.kernels.megakernel import complete_kernel
+from sector.kernels.pass_attention import Spans, pass_attention_kernel
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import Field, advance_kernel, begin_kernel
 from sector.kernels.simplification import simplification_ids_kernel
@@ -114,6 +115,11 @@ def _attention(heads: int, size: int, dtype: torch.dtype) -> Case:
         lambda: decode_attention_kernel(qkv, _integers(_ROWS), rope, cache, cache.clone(), at),
         extent=("BLOCK_SLOTS", _CONTEXT),
     )
+
+
+def _pass_attention(heads: int, size: int, dtype: torch.dtype) -> Case:
+    queries, cache = torch.zeros(2, 128, heads, size, dtype=dtype), torch.zeros(2, heads, 128, size, dtype=dtype)
+    return Case(lambda: pass_attention_kernel(queries, cache, cache.clone(), Spans(_integers(128), _integers(128), 64)))
 
 
 def _vote(guesses: int, length: int) -> Case:
@@ -207,6 +213,10 @@ CASES: dict[str, Case] = {
     "decode_attention base bf16": _attention(12, 32, BF16),
     "decode_attention base fp32": _attention(12, 32, FP32),
     "decode_attention odd bf16": _attention(3, 22, BF16),
+    "pass_attention tiny fp32": _pass_attention(4, 16, FP32),
+    "pass_attention tiny bf16": _pass_attention(4, 16, BF16),
+    "pass_attention base bf16": _pass_attention(12, 32, BF16),
+    "pass_attention base fp32": _pass_attention(12, 32, FP32),
     "majority of 5": _vote(5, 30),
     "majority of 33": _vote(33, 257),
     "prompts 29": _prompts(29),

@@ -32,6 +32,7 @@ from sector.kernels import (
     layer,
     layout,
     megakernel,
+    pass_attention,
     sequences,
     simplification,
 )
@@ -56,6 +57,7 @@ _REFERENCES = {
     layer: ["add_norm_reference", "rotate_to_cache_reference", "square_of_relu_reference"],
     layout: ["prompt_ids_reference", "parse_simplifications_reference", "parse_answers_reference"],
     megakernel: ["complete_reference"],
+    pass_attention: ["pass_attention_reference"],
     simplification: ["simplification_ids_reference"],
     sequences: ["advance_reference", "begin_reference"],
 }

@@ -23,6 +23,7 @@ from sector.kernels import (
     layer,
     layout,
     megakernel,
+    pass_attention,
     sequences,
     simplification,
 )
@@ -67,9 +68,9 @@ def record() -> dict[str, Any]:
 
 def test_no_kernel_is_forgotten(compiled: list[Card]) -> None:
     modules = (acceptance, consistency, decode_attention, digit_sampler, embedding)
-    modules += (layer, layout, megakernel, sequences, simplification)
+    modules += (layer, layout, megakernel, pass_attention, sequences, simplification)
     kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel") and name.startswith("_")}
-    assert len(kernels) == 15
+    assert len(kernels) == 16
     assert kernels <= {card["kernel"] for card in compiled}
 
 

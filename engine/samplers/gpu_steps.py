@@ -19,14 +19,12 @@ they finish), D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
 from sector.engine.samplers.gpu_first_pass import PassLayout, PassLayouts, first_ids
@@ -38,6 +36,7 @@ from sector.kernels.decode_attention import Positions, decode_attention
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits
 from sector.kernels.embedding import embed
 from sector.kernels.layer import add_norm, rotate_to_cache, square_of_relu_
+from sector.kernels.pass_attention import pass_attention
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import Field, advance, begin
 
@@ -48,7 +47,6 @@ LOOK_EVERY = 8
 # needs, which with fewer rows takes longer than to read the beginning again. (An estimate, not measured.)
 _LEAST_REUSED_ROWS = 1024
 _MIN_SEQUENCES = 32
-_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class Stepwise:
         self._head = Head(weights.norm, weights.head, model.eps)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
         self._memory = Memory(model, cache_bytes, activation_bytes)
-        self._layouts = PassLayouts(weights.qkv.dtype, device)
+        self._layouts = PassLayouts(device)
         self._last_read: LastRead | None = None
         self._steps: dict[tuple[int, int, float], _Step] = {}
         self._capture: Capture = CudaCapture(device) if device.type == "cuda" else lambda run: run
@@ -153,22 +151,19 @@ class Stepwise:
         """
         weights, (batch, length) = self._model.weights, ids.shape
         x, places = embed(ids.flatten(), weights.embed, self._model.table)
-        places, num_slots, update = places.view(batch, length), layout.mask.shape[3], None
+        places, update = places.view(batch, length), None
         for layer, (keys, values) in enumerate(context.cache):
             normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
             qkv = F.linear(normed, weights.qkv[layer]).view(batch, length, -1)
-            queries = rotate_to_cache(qkv, places, layout.slots, weights.rope, keys, values)
-            mask = layout.mask
+            spans = layout.spans
+            queries = rotate_to_cache(qkv, places, spans.slots, weights.rope, keys, values)
             if layer == len(weights.qkv) - 1:
                 # The last layer skips the queries of the prefix: no token is chosen after them.
                 start = layout.sizes[0]
-                queries, mask = queries[:, start:], mask[:, :, start:]
+                queries, spans = queries[:, start:].contiguous(), spans.since(start)
                 x = x.view(batch, length, -1)[:, start:].flatten(0, 1).contiguous()
-            past = keys[:batch, :, :num_slots], values[:batch, :, :num_slots]
-            # cuDNN, which torch may prefer, would plan anew for each batch and length: seconds in a first call.
-            with sdpa_kernel(_ATTENTION) if x.is_cuda else nullcontext():
-                y = F.scaled_dot_product_attention(queries.transpose(1, 2), *past, attn_mask=mask)
-            update = self._feed_forward(x, y.transpose(1, 2).flatten(2).flatten(0, 1), layer)
+            attended = pass_attention(queries, keys, values, spans)
+            update = self._feed_forward(x, attended.flatten(0, 1), layer)
         assert update is not None, "there is at least one layer"
         return x, update
 
