@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from sector.engine.samplers import gpu_steps
+from sector.engine.samplers import gpu_steps, text
 from sector.engine.training import distill, graphs
 from sector.kernels import (
     acceptance,
@@ -374,7 +374,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 
         return capture
 
-    for module in (gpu_steps, graphs, distill):
+    for module in (gpu_steps, graphs, distill, text):
         monkeypatch.setattr(module, "CudaCapture", capture_with)
     return simulated
 
