@@ -9,11 +9,13 @@ from simulated_gpu import GPU, SimulatedGpu, gpu
 from small_text import small_text_model
 from torch import Tensor
 
+from sector.engine.config import FILTERS
 from sector.engine.language.layout import Mode
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import task_and_layout
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.text import TextModel
+from sector.engine.policy.generate import Assignment, blocks_with_room
 from sector.engine.samplers import text, text_steps
 from sector.engine.samplers.protocol import Branch, Sampling, Savings
 from sector.engine.samplers.text import TextSampler
@@ -93,6 +95,15 @@ def test_sampling_and_large_batches_are_decoded_launch_by_launch(
         plain = TextSampler(deepcopy(model).to(GPU), savings=Savings(compiled=False))
         _assert_same(plain.sample(prefix, branches, _sampling()), greedy)
     assert not gpu.replays
+
+
+def test_several_blocks_are_solved_together_on_a_gpu_alone(gpu: SimulatedGpu) -> None:
+    model = small_text_model()
+    task, layout = task_and_layout(model)
+    assignment = Assignment(task, layout, 5, 1000, FILTERS["strict"], seed=0, hard_share=0.5)
+    assert blocks_with_room(TextSampler(model, 1), assignment) == 1
+    with gpu:
+        assert blocks_with_room(TextSampler(deepcopy(model).to(GPU)), assignment) == 4
 
 
 @pytest.mark.parametrize("drop", [True, False])

@@ -82,6 +82,10 @@ class TextSampler:
         """Whether a thread stands on each core."""
         return self.device.type == "cpu"
 
+    def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Return the rows of a job; see `protocol.Room`."""
+        return _JOB_ROWS if self.device.type == "cpu" else _GPU_ROWS
+
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
     ) -> list[Tensor]:
