@@ -113,7 +113,7 @@ for part in "$@"; do
       [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
       run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
         --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance,embedding}.py \
-        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,sequences,gpu,improve,training_graphs,precision}.py
+        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,sequences,gpu,improve,training_graphs,precision,text_steps}.py
       ;;
     kernels)
       for model in "$tiny" "$STATE/base"; do

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from sector.engine.samplers import gpu_steps
+from sector.engine.samplers import gpu_steps, text
 from sector.engine.training import distill, graphs
 from sector.kernels import (
     acceptance,
@@ -394,7 +394,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
         def join(self) -> None:
             """There is nothing to wait for."""
 
-    for module in (gpu_steps, distill):
+    for module in (gpu_steps, distill, text):
         monkeypatch.setattr(module, "CudaCapture", capture_with)
     monkeypatch.setattr(graphs, "CudaLanes", CapturedLanes)
     return simulated

@@ -8,7 +8,7 @@ Rows accept drafts of different lengths. Slots with rejected tokens stay in the 
 them; positions count the tokens of a row alone.
 
 On a CPU the batch is cut into jobs, each for one core: for matrices this small, that is faster than two cores on one
-operation.
+operation. On a GPU greedy steps are CUDA graphs (`text_steps.py`).
 
 Legend: B rows, P prefix tokens, S slots of the cache, V ids of the vocabulary.
 """
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.models.text import FULL_ATTENTION, SLIDING_ATTENTION, TextModel, attention_windows
+from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 from sector.engine.samplers.rows import cut, rows_of
+from sector.engine.samplers.text_steps import TextSteps, UnderWay
 from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
 from sector.engine.spans import span
 from sector.engine.threads import num_cores
@@ -50,27 +53,38 @@ class TextSampler:
         """Start the engine with a model's weights.
 
         num_threads: threads on a CPU; by default one per core.
-        savings: optimisations; `shared_beginning` and `compiled` have no effect.
+        savings: optimisations; `shared_beginning` has no effect, and `compiled` is the CUDA graphs.
         """
         self._savings = savings
+        self._network: PreTrainedModel | None = None
         self._pool = ThreadPoolExecutor(num_threads or num_cores(), initializer=torch.set_num_threads, initargs=(1,))
         self.load(model)
 
     def load(self, model: TextModel) -> None:
         """Copy the model's weights. Raise InputError if the model has no cache with a slot a token."""
         _check_cache(model)
-        self._network, self._vocabulary = copy.deepcopy(model.network).eval(), vocabulary(model)
+        self._vocabulary = vocabulary(model)
+        if self._network is None or not _take_over(self._network, model.network):
+            self._network = copy.deepcopy(model.network).eval()
+            is_graphed = self.device.type == "cuda" and self._savings.compiled
+            capture = CudaCapture(self.device) if is_graphed else None
+            self._steps = TextSteps(self._network, self._vocabulary.ends, capture) if capture else None
         self.weights_sha256 = weights_sha256(model)
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
+        assert self._network is not None, "a model is loaded at the start"
         return self._network.device
 
     @property
     def uses_all_cores(self) -> bool:
         """Whether a thread stands on each core."""
         return self.device.type == "cpu"
+
+    def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
+        """Return the rows of a job; see `protocol.Room`."""
+        return _JOB_ROWS if self.device.type == "cpu" else _GPU_ROWS
 
     def sample(
         self, prefix: Tensor, branches: Sequence[Branch], sampling: Sampling, beginning: Beginning | None = None
@@ -80,11 +94,12 @@ class TextSampler:
             return [prefix.new_empty(0, branch.length) for branch in branches]
         if not self._savings.drafts:
             branches = [replace(branch, draft=None) for branch in branches]
+        network = self._network
+        assert network is not None, "a model is loaded at the start"
 
         def run(rows: slice) -> list[Tensor]:
-            return _Job(self._network, self._vocabulary, self._savings, prefix[rows], sampling[rows]).complete(
-                rows_of(branches, rows)
-            )
+            job = _Job(network, self._vocabulary, self._savings, prefix[rows], sampling[rows], self._steps)
+            return job.complete(rows_of(branches, rows))
 
         if self.device.type == "cpu":
             parts = list(self._pool.map(run, cut(len(prefix), _JOB_ROWS)))
@@ -97,9 +112,16 @@ class _Job:
     """Rows of a call that are completed together."""
 
     def __init__(
-        self, network: PreTrainedModel, vocabulary: Vocabulary, savings: Savings, prefix: Tensor, sampling: Sampling
+        self,
+        network: PreTrainedModel,
+        vocabulary: Vocabulary,
+        savings: Savings,
+        prefix: Tensor,
+        sampling: Sampling,
+        steps: TextSteps | None,
     ) -> None:
         self._network, self._vocabulary, self._savings, self._sampling = network, vocabulary, savings, sampling
+        self._steps = steps if sampling.temperature == 0 else None
         self._prefix = prefix.to(network.device)
         self._ends = torch.tensor(vocabulary.ends, device=network.device)
         self._lanes = vocabulary.lanes.to(network.device)
@@ -135,6 +157,8 @@ class _Job:
             decoding.hide(ids.shape[1] - count)
         unfinished = self._is_unfinished(output, count)
         with span("decode"):
+            if self._steps and self._finish(self._steps, decoding, output, count, unfinished):
+                return output
             while unfinished.any():
                 if self._savings.drop_finished and not unfinished.all():
                     decoding.keep(unfinished)
@@ -147,6 +171,19 @@ class _Job:
                 count[rows] += unfinished
                 unfinished = self._is_unfinished(output[rows], count[rows])
         return output
+
+    def _finish(
+        self, steps: TextSteps, decoding: "_Decoding", output: Tensor, count: Tensor, unfinished: Tensor
+    ) -> bool:
+        """Complete the unfinished rows of an output by CUDA graphs, and return whether their keys and values fit."""
+        if not steps.takes(decoding.under_way(output, count)):
+            return False
+        rows = unfinished.nonzero().squeeze(1)
+        if len(rows):
+            decoding.keep(unfinished)
+            under_way = decoding.under_way(output[rows], count[rows])
+            output[rows] = steps.finish(under_way, self._savings.drop_finished)
+        return True
 
     def _choose(self, logits: Tensor, rows: Tensor, branch: int, steps: Tensor) -> Tensor:
         """Choose ids `[B, T]` by logits `[B, T, V]`; steps: `[B or 1, T]`."""
@@ -233,11 +270,30 @@ class _Decoding:
         self._cache.batch_select_indices(rows.nonzero().squeeze(1))
         self._mask, self._position = self._mask[rows], self._position[rows]
 
+    def under_way(self, output: Tensor, count: Tensor) -> UnderWay:
+        """Return the rows with their tokens so far `[B, L]`, and how many there are `[B]`."""
+        layers: Any = self._cache.layers
+        return UnderWay([(layer.keys, layer.values) for layer in layers], self._mask, self._position, output, count)
+
     def copy(self) -> "_Decoding":
         """Return a copy of the rows with a cache of its own."""
         other = copy.copy(self)
         other._cache = copy.deepcopy(self._cache)
         return other
+
+
+@torch.no_grad()
+def _take_over(network: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Copy the weights of another network on the same GPU, and return whether it has the same form.
+
+    Graphs read the memory that they were captured with.
+    """
+    own, weights = network.state_dict(), other.state_dict()
+    forms = [[(name, part.shape, part.dtype, part.device) for name, part in each.items()] for each in (own, weights)]
+    if network.device.type != "cuda" or type(network) is not type(other) or forms[0] != forms[1]:
+        return False
+    torch._foreach_copy_(list(own.values()), list(weights.values()))
+    return True
 
 
 def _check_cache(model: TextModel) -> None:
