@@ -18,9 +18,10 @@ from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS, Filter
 from sector.engine.models.checkpoint import open_trained, task_and_layout
 from sector.engine.policy.solver import Solver
-from sector.engine.run.audit import answers_correct, outputs_correct, wilson
+from sector.engine.run.audit import answers_correct, outputs_correct
 from sector.engine.samplers import make_sampler
 from sector.engine.seeding import generator
+from sector.engine.shares import wilson
 
 # Label-free ways to a label, from the fast policy alone to what the loop believes.
 WAYS = {

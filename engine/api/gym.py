@@ -17,8 +17,8 @@ from sector.engine.errors import InputError, first_line
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.solve import Solution, solve
 from sector.engine.policy.solver import Solver
-from sector.engine.run.audit import wilson
 from sector.engine.run.steps import OnProgress, no_progress, open_engine
+from sector.engine.shares import wilson
 from sector.engine.tasks import true_answers
 from sector.engine.tasks.task import Task
 

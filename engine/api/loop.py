@@ -13,7 +13,7 @@ from sector.engine.config import Filter, RunConfig, Values
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, TrainingStep
 from sector.engine.run.open import check_run
-from sector.engine.run.stopping import Stopping
+from sector.engine.run.stop_signals import Stopping
 from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:

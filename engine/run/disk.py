@@ -2,6 +2,7 @@
 
 `removed.json` lists what was removed, so that it is not taken for lost. It is written before the removal. If a
 checkpoint that the run needs is lost as well, all later phases are trained again from the last one that is left.
+A write to a full disk is an InputError of `files.py`, and leaves the old file.
 """
 
 import os
