@@ -54,8 +54,7 @@ class Case:
 
     call: calls it.
     tokens: rows or tokens that the call serves.
-    extent: the block size by which the kernel's only loop goes, by the name of its argument, and the size that the loop
-        covers; None if the kernel has no such loop.
+    extent: the kernel's only loop: the argument that holds its step, and the size that it covers; None without a loop.
     """
 
     call: Callable[[], object]

@@ -70,9 +70,9 @@ def _sum(lines: list[RoundMetrics], name: str) -> float:
 
 
 def _tokens_audited(line: RoundMetrics, layout: Layout, samples: int) -> int:
-    """Return the tokens of an audit: an answer per problem and length, and at the frontier a simplification as well.
+    """Return the count of tokens of an audit: an answer per problem and length.
 
-    At the frontier the answers are generated twice.
+    At the frontier the answers are generated twice, and a simplification as well.
     """
     answers = sum(layout.answer_length(digits) for digits in line.accuracy)
     frontier = line.digits + 1

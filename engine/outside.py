@@ -102,7 +102,7 @@ class Door(Generic[Thing]):
         )
 
     def find(self, name: str) -> Thing:
-        """Return the thing of a user that has a name. InputError if there is none."""
+        """Return the task, engine or check of a user by its name. Raise InputError if none has it."""
         if name not in self.things:
             if name not in self.installed():
                 raise InputError(self.unknown(name))
@@ -121,7 +121,9 @@ class Door(Generic[Thing]):
         return self.origins.get(name)
 
     def load(self, reference: str) -> Thing:
-        """Import the code that a user names, and register the task, engine or check in it. InputError if there is none.
+        """Import the code that a user names, and register the task, engine or check in it.
+
+        Raise InputError if it holds none.
 
         reference: `FILE.py:NAME` or `MODULE:NAME`.
         """
@@ -189,7 +191,7 @@ class Door(Generic[Thing]):
             ) from error
 
     def _member(self, module: ModuleType, name: str) -> Thing:
-        """Return the thing of a name in a module. InputError if there is none, or if it has no valid name."""
+        """Return the task, engine or check of a name in a module. Raise InputError if it is not there, or misnamed."""
         # Imported by name, since that module comes with torch and imports this one.
         home = import_module(self._home)
         thing: Thing | None = home.thing_of(getattr(module, name, None))

@@ -166,7 +166,7 @@ def _expression(entry: Any) -> str:
 
 
 def _dataset(generator: str, options: dict[str, object]) -> Any:
-    """Return the problems of a generator. Raise InputError if there is none, or for its options."""
+    """Return the problems of a generator. Raise InputError if the generator is unknown, or its options are wrong."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:

@@ -116,7 +116,7 @@ def default_out(values: Values) -> Path:
 
 
 def named_filter(name: str) -> Filter:
-    """Return the filter of a name. Raise InputError if there is none."""
+    """Return the filter of a name. Raise InputError if no filter has it."""
     if name not in FILTERS:
         raise InputError(f"unknown filter {name!r}; choose one of {', '.join(FILTERS)}")
     return FILTERS[name]

@@ -64,11 +64,11 @@ class HintLayout(CharacterLayout[Problems, int]):
         return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     def answer_length(self, digits: int, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return 2 * digits + 3
 
     def simplification_length(self, digits: int, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         return 4 * digits + 8
 
     def prefix_ids(self, problems: Problems) -> Tensor:

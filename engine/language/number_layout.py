@@ -34,11 +34,11 @@ class NumberLayout(PlaceIds[B, S_contra]):
     writing: Writing[B, S_contra] = field(kw_only=True)
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, end included."""
+        """Return the count of tokens of a fast answer, end included."""
         return self.writing.answer_width(size) + 1
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a step: all digits, two marks behind each number but the last, and the end."""
+        """Return the count of tokens of a step: all digits, two marks behind each number but the last, and the end."""
         widths = self.writing.step_widths(size)
         return sum(widths) + 2 * len(widths) - 1
 

@@ -42,11 +42,11 @@ class NumberText(CharacterLayout[B, S_contra]):
         return r"\d+".join(others) + rf"\d+{last}(?:\d+\n?)?"
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return self.writing.answer_width(size) + 1
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         return sum(self.writing.step_widths(size)) + sum(map(self._mark_length, self.writing.step)) + 1
 
     def prefix_ids(self, problems: B) -> Tensor:
@@ -89,7 +89,7 @@ class NumberText(CharacterLayout[B, S_contra]):
         return segments
 
     def _mark_length(self, written: Written) -> int:
-        """Return the tokens of the mark before a number."""
+        """Return the count of tokens of the mark before a number."""
         return len(self.alphabet.ids_of(written.mark))
 
     def _ordered(self, digits: Tensor) -> Tensor:

@@ -252,7 +252,7 @@ def complete_checkpoint(path: Path) -> list[str]:
 
 
 def _read_config(path: Path) -> SectorConfig:
-    """Read the config of a sector checkpoint. Raise OSError, ValueError or TypeError if it is none."""
+    """Read the config of a sector checkpoint. Raise OSError, ValueError or TypeError if it cannot be read as one."""
     values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("model_type") != SectorConfig.model_type:
         raise ValueError("config.json is not that of a sector model")

@@ -183,7 +183,10 @@ def means_by_round(outcomes: Sequence[Outcome], name: ByRound) -> dict[int, Mean
 
 
 def collapse_of(rounds: Sequence[RoundMetrics]) -> int | None:
-    """Return the index of the round in which a run collapses, from 0; None if it does not."""
+    """Return the index, from 0, of the first round after which accuracy at its own length stays below SURVIVES.
+
+    None if the last round survives: the run did not collapse.
+    """
     survived = [index for index, line in enumerate(rounds, start=1) if line.own_accuracy >= SURVIVES]
     first_lost = max(survived, default=0)
     return first_lost if first_lost < len(rounds) else None

@@ -65,7 +65,7 @@ SNAPSHOT_STEPS = 200
 
 
 class Phases:
-    """Work of a run, one method per phase."""
+    """Work of a run, in the order of its methods: supervise; then, each round, generate, distill, audit and advance."""
 
     def __init__(
         self,

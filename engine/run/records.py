@@ -325,12 +325,12 @@ class RoundMetrics(Record):
             raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
         _check_fates(self)
         if self.is_round != bool(self.tried):
-            raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
+            raise ValueError(f"tried should be {'above 0' if self.is_round else 0} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
             raise ValueError(f"label_error is {self.label_error}, but accepted is {self.accepted}")
         for name in ("fast_label_error", "agreement"):
             if (getattr(self, name) is None) == self.is_round:
-                raise ValueError(f"{name} is {getattr(self, name)} in the phase {self.phase!r}")
+                raise ValueError(f"{name} should be {'there' if self.is_round else 'null'} in the phase {self.phase!r}")
         if self.frontier and not (sum(self.frontier.fast.values()) and sum(self.frontier.slow.values())):
             raise ValueError("frontier counts no outputs")
         return self

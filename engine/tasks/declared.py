@@ -266,7 +266,7 @@ class DeclaredTask(Task[DeclaredProblems]):
 def as_task(declaration: Declaration) -> Task:
     """Return the task of a declaration. InputError names the first fault of the declaration."""
     if missing := [name for name in ("name", "example", "problem", "checks") if not hasattr(declaration, name)]:
-        raise InputError(f"{type(declaration).__name__} has no {missing[0]}")
+        raise InputError(f"{type(declaration).__name__} has no {missing[0]}; set it in the class")
     order = _order(declaration)
     form = _form(declaration, order)
     _check_settings(declaration, form)

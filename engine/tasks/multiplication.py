@@ -229,7 +229,7 @@ def _written_numbers(step: Simplifications[Products]) -> tuple[Tensor, ...]:
 
 
 def _operands(text: str) -> tuple[str, str]:
-    """Return both factors of a typed problem, without leading zeros. InputError if it is none."""
+    """Return both factors of a typed problem, without leading zeros. Raise InputError if it is no product."""
     match = _TYPED.fullmatch(text)
     if match is None:
         raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123*456")
