@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sector.benchmarks.cells import numbers
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS, Filter
 from sector.engine.models.checkpoint import open_trained, task_and_layout
@@ -63,14 +64,14 @@ def main() -> None:
     """Measure, and print a row a way."""
     parser = argparse.ArgumentParser(description="Compare policies on the same problems.")
     parser.add_argument("models", type=Path, nargs="+", metavar="RUN", help="run directories or checkpoints")
-    parser.add_argument("--digits", default="7", help="lengths, as 7,8")
+    parser.add_argument("--digits", type=numbers, default=[7], help="lengths, as 7,8")
     parser.add_argument("--count", type=int, default=1000, help="problems of a length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args()
     rows = []
     for path in options.models:
-        for found in gaps(path, [int(digits) for digits in options.digits.split(",")], options.count, options.seed):
+        for found in gaps(path, options.digits, options.count, options.seed):
             rows.append(found)
             print(json.dumps(found), flush=True)
     write_record(options.json, "policy_gap", rows=rows)

@@ -109,9 +109,7 @@ class HintLayout(CharacterLayout[Problems, int]):
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        ids = self.digit_ids(digits)
-        if self.order is DigitOrder.LSD:
-            ids = ids.flip(1)
+        ids = self.order.arranged(self.digit_ids(digits))
         return torch.stack([self._letters(place, ids), ids], dim=2).flatten(1)
 
     def _letters(self, place: int, like: Tensor) -> Tensor:
@@ -125,6 +123,4 @@ class HintLayout(CharacterLayout[Problems, int]):
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""
-        digits = ids[:, start + 1 : start + 2 * width : 2]
-        values = self.values(digits)
-        return values.flip(1) if self.order is DigitOrder.LSD else values
+        return self.order.arranged(self.values(ids[:, start + 1 : start + 2 * width : 2]))
