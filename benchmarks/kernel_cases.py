@@ -72,7 +72,7 @@ class Case:
 class _AbsentGpu:
     """The part of a Triton driver that compiling uses."""
 
-    def get_current_target(self) -> Any:
+    def get_current_target(self) -> object:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", 90, 32)

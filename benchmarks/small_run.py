@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from sector.benchmarks.machine import describe
 from sector.engine.config import merged
@@ -30,12 +29,12 @@ SMALL: dict[str, object] = {
 }
 
 
-def small(**changes: Any) -> dict[str, object]:
+def small(**changes: object) -> dict[str, object]:
     """Return the settings of a small run, with some of them replaced."""
     return merged(SMALL, changes)
 
 
-def write_record(path: Path | None, name: str, **figures: Any) -> None:
+def write_record(path: Path | None, name: str, **figures: object) -> None:
     """Write the figures of a benchmark, its command and a description of the machine; do nothing if `path` is None.
 
     The record includes the load average, which shows whether other work disturbed the measurement.

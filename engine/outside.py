@@ -32,6 +32,7 @@ class Named(Protocol):
 
 
 Thing = TypeVar("Thing", bound=Named)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Door(Generic[Thing]):
             raise InputError(f"cannot read {place}: {error.strerror or error}; write {self.usage}") from error
         return self._load(Origin(self.kind, f"{path}:{name}", source))
 
-    def named(self, value: Any) -> Any:
+    def named(self, value: Value) -> Value | str:
         """Return the name of the thing that a user means, and load it if the value is a reference to code.
 
         Other values are returned as they are. InputError if a reference leads to no thing.

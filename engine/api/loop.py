@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
 
 from sector.engine.api.settings import chosen_settings, default_out
@@ -105,7 +105,7 @@ def run(
     config: str | os.PathLike[str] | None = None,
     track: Sequence[str] = (),
     workers: int | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> "Run":
     """Return the whole loop as an iterator of its events: the supervised phase, then rounds of self-play.
 

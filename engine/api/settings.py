@@ -35,7 +35,7 @@ def chosen_settings(
     settings: Sequence[str] = (),
     filter_name: str | None = None,
     pretrained: Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[dict[str, object], str]:
     """Return the settings of a run that a user gave, as nested dicts, and the name of their source for messages.
 

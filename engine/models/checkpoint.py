@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -188,7 +187,7 @@ def _load_sector(path: Path) -> SectorForCausalLM:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[safetensors.safe_open]:
     """Open a safetensors file of any name."""
     with in_utf8(path) as name, safetensors.safe_open(name, framework="pt") as tensors:
         yield tensors

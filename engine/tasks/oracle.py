@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sector.engine.tasks.mistakes import Mistake
 
 _seals = 0
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class OracleSealed(RuntimeError):
@@ -43,16 +44,16 @@ def is_sealed() -> bool:
     return _seals > 0
 
 
-def _guarded(method: _Method) -> _Method:
+def _guarded(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return a method that raises OracleSealed while the truth is sealed."""
 
     @wraps(method)
-    def guarded(*arguments: Any, **options: Any) -> Any:
+    def guarded(*arguments: _P.args, **options: _P.kwargs) -> _R:
         if _seals:
             raise OracleSealed(f"{method.__qualname__} is sealed during self-training (rule 1: label-free)")
         return method(*arguments, **options)
 
-    return guarded  # type: ignore[return-value]
+    return guarded
 
 
 def guard(cls: type, names: Iterable[str]) -> None:
