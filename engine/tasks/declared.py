@@ -29,7 +29,7 @@ from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.outside import is_plain_name
 from sector.engine.tasks import find_task
-from sector.engine.tasks.check import Check, Solve
+from sector.engine.tasks.check import Check, Solve, expected_digits
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
 from sector.engine.tasks.oracle import Truth, guard
 from sector.engine.tasks.task import Task
@@ -116,17 +116,10 @@ def check(name: str, label: str, pose: PoseOne, solve: Solve = Solve.BY_VOTE, ne
         rows = zip(problems.rows(), digit_strings(answers), strict=True)
         posed = [pose(numbers, answer) for numbers, answer in rows]
         others = problems.form.batch([numbers for numbers, _ in posed], problems.digits)
-        expected = _expected([answer for _, answer in posed], answers.shape[1])
+        expected = expected_digits([answer for _, answer in posed], answers.shape[1])
         return others.to(problems.device), expected.to(answers.device)
 
     return Check(name, label, pose_batch, solve, needs_answers)
-
-
-def _expected(answers: list[str | None], width: int) -> Tensor:
-    """Return answers as `[B, W]` digits; those that no problem has are -1, which no model writes."""
-    known = digit_tensor([answer or "" for answer in answers], width)
-    is_none = torch.tensor([answer is None for answer in answers], dtype=torch.bool)
-    return torch.where(is_none.unsqueeze(1), -1, known)
 
 
 @dataclass(frozen=True)
@@ -152,11 +145,6 @@ class DeclaredTruth(Truth[DeclaredProblems]):
         rest = self.form.batch([numbers for _, numbers in steps], problems.digits - 1)
         rest = rest.without_digits() if problems.digits == 1 else rest
         return Simplifications(rest, digit, torch.ones_like(digit, dtype=torch.bool))
-
-    def answer_mistakes(self, problems: DeclaredProblems, answers: Tensor) -> list[Mistake]:
-        """Return ADDED for each wrong answer."""
-        wrong = (answers != self.answers(problems)).any(dim=1)
-        return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
     def simplification_mistakes(
         self, problems: DeclaredProblems, outputs: Simplifications[DeclaredProblems]

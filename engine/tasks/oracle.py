@@ -10,14 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from torch import Tensor
 
 from sector.engine.language.layout import B, Simplifications
-
-if TYPE_CHECKING:
-    from sector.engine.tasks.mistakes import Mistake
+from sector.engine.tasks.mistakes import Mistake
 
 _seals = 0
 _P = ParamSpec("_P")
@@ -86,10 +84,12 @@ class Truth(ABC, Generic[B]):
     def simplifications(self, problems: B) -> Simplifications[B]:
         """Return the true first simplifications; if N is 1 the remaining problems have no digits."""
 
-    @abstractmethod
-    def answer_mistakes(self, problems: B, answers: Tensor) -> "list[Mistake]":
-        """Return the first mistake of each answer `[B, W]`."""
+    def answer_mistakes(self, problems: B, answers: Tensor) -> list[Mistake]:
+        """Return the first mistake of each answer `[B, W]`; here ADDED for each wrong one."""
+        # Sealed by the method that it calls.
+        wrong = (answers != self.answers(problems)).any(dim=1)
+        return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
     @abstractmethod
-    def simplification_mistakes(self, problems: B, outputs: Simplifications[B]) -> "list[Mistake]":
+    def simplification_mistakes(self, problems: B, outputs: Simplifications[B]) -> list[Mistake]:
         """Return the first mistake of each simplification, in writing order."""
