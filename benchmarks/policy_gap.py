@@ -12,7 +12,6 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from sector.benchmarks.cells import numbers
 from sector.benchmarks.small_run import write_record
@@ -35,7 +34,7 @@ WAYS = {
 }
 
 
-def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[dict[str, Any]]:
+def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[dict[str, object]]:
     """Yield a row for each length and way: candidates, accepted ones, wrong ones of these with their interval.
 
     The way `simplification` is the slow policy: the remaining problem and the digit are exactly right.
@@ -53,7 +52,7 @@ def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[
             yield row(path, digits, way, count, int(improved.accepted.sum()), int(wrong.sum()))
 
 
-def row(path: Path, digits: int, way: str, tried: int, accepted: int, wrong: int) -> dict[str, Any]:
+def row(path: Path, digits: int, way: str, tried: int, accepted: int, wrong: int) -> dict[str, object]:
     """Return the figures of one way at one length."""
     shares = {"label_error": wrong / accepted, "interval": wilson(wrong, accepted)} if accepted else {}
     counts = {"tried": tried, "accepted": accepted, "wrong": wrong}

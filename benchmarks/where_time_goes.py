@@ -60,7 +60,7 @@ def phases(
     ]
     rest = lines[-1].seconds_total - sum(row["seconds"] for row in rows)
     # Older runs have no separate time for probes.
-    name = "files" if any(line.knows_probes for line in lines) else "probes and files"
+    name = "files" if any("seconds_probe" in line.model_fields_set for line in lines) else "probes and files"
     return [*rows, {"phase": name, "seconds": max(0.0, rest)}]
 
 

@@ -227,7 +227,7 @@ def _table(title: str, columns: list[str]) -> Table:
     return table(*names, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: dict[str, object]) -> str:
     """Return the name of a cell, one line for the value of each axis."""
     return str(row["cell"]).replace("_", "\n")
 

@@ -61,7 +61,7 @@ def chosen_settings(
     return values, str(config) if config else "command line"
 
 
-def with_loaded_code(values: Values) -> dict[str, Any]:
+def with_loaded_code(values: Values) -> dict[str, object]:
     """Return nested settings in which tasks, engines and checks that a user names as code are loaded, and have names.
 
     Raise InputError if code cannot be loaded. Use it for what a user typed, or for a file that a user named: no file of

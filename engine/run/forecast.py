@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +109,7 @@ class Forecast:
     seconds_measured: float
     rates: dict[int, dict[str, float]]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the forecast as a JSON object."""
         return {"forecast": "an estimate, measured now", **asdict(self), "total": self.total}
 

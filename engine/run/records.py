@@ -111,12 +111,11 @@ class Fates(_Counted):
     @classmethod
     def sum(cls, parts: "Iterable[Fates]") -> "Fates":
         """Return the counts of several batches together."""
-        names = ("tried", "accepted", "thought_through", "leaked", "agreed", "tokens")
-        numbers, rejected = Counter[str](), Counter[str]()
+        parts, rejected = list(parts), Counter[str]()
         for part in parts:
-            numbers.update({name: getattr(part, name) for name in names})
             rejected.update(part.rejected)
-        return Fates(rejected=dict(rejected), **{name: numbers[name] for name in names})
+        names = Fates.model_fields.keys() - {"rejected"}
+        return Fates(rejected=dict(rejected), **{name: sum(getattr(part, name) for part in parts) for name in names})
 
     def generation(
         self,
@@ -313,11 +312,6 @@ class RoundMetrics(Record):
     def wrong_fast(self) -> int:
         """Count of candidates that the fast policy answered wrong."""
         return round((self.fast_label_error or 0.0) * self.tried)
-
-    @property
-    def knows_probes(self) -> bool:
-        """Whether the time of measuring agreement was recorded; early releases did not record it."""
-        return "seconds_probe" in self.model_fields_set
 
     @model_validator(mode="after")
     def _check(self) -> Self:
