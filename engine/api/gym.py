@@ -195,4 +195,6 @@ def _dataset(generator: str, options: dict[str, object]) -> _Dataset:
         return create_dataset(generator, **options)
     # Generators check their options by assertions.
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"{generator} does not take these options ({first_line(error)})") from error
+        raise InputError(
+            f"{generator} does not take these options ({first_line(error)}); change them with --gym-set"
+        ) from error

@@ -172,7 +172,7 @@ def read_template(template: str) -> tuple[Field, ...]:
     if matches[0][1] or not all(match[1] for match in matches[1:]):
         raise InputError(f"{template!r} is not a template; it begins with a number, and marks stand between numbers")
     if len(set(names)) < len(names):
-        raise InputError(f"{template!r} names a number twice")
+        raise InputError(f"{template!r} names a number twice; give each a name of its own")
     fields = tuple(
         Field(match[2], match[1], 0 if match[3] == "N" else int(match[3]), bool(match[4])) for match in matches
     )

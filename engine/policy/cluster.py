@@ -62,7 +62,9 @@ def _join(ray: ModuleType, address: str, count: int) -> None:
         _check_answers(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)})") from error
+        raise InputError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)}); unset it, or start one there"
+        ) from error
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < count:
         ray.shutdown()

@@ -70,7 +70,7 @@ def forget_lost(run: RunDir, config: RunConfig) -> None:
 def disk_of(root: Path) -> dict[str, int]:
     """Return the bytes that the files of a run take, by kind; `total` is their sum.
 
-    Its report does not count, so that a second report has the same figures.
+    The run's report does not count, so that a second report has the same figures.
     """
     kinds = dict.fromkeys(("checkpoints", "candidates", "examples", "failed", "snapshot", "other"), 0)
     for folder, _, names in os.walk(root):

@@ -135,7 +135,7 @@ class Rates:
     probe: seconds of measuring the goal once.
     score: seconds of the audit of this length.
     bytes: bytes of the files of a candidate, accepted or not.
-    candidates_bytes: those of them that `keep_candidates` may remove.
+    candidates_bytes: the part of these bytes that `keep_candidates` may remove.
     """
 
     generate: float

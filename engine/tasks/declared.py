@@ -290,7 +290,7 @@ def _form(declaration: Declaration, order: Join) -> Form:
             f"{declaration.name}: end names {wrong!r}, which is no number of a fixed width in the template"
         )
     if len(set(end)) < len(end):
-        raise InputError(f"{declaration.name}: end names a number twice")
+        raise InputError(f"{declaration.name}: end names a number twice; name it once")
     if order is Join.IGNORED and not end:
         raise InputError(f"{declaration.name}: join returns rest alone, so end must name a number")
     return Form(declaration.name, declaration.example, fields, end, growth=0 if order is Join.IGNORED else 1)
