@@ -8,6 +8,8 @@
 #   train      tiny teaches itself from 6 to 29 digits on the GPU
 #   base_train base learns 6 digits with true answers on the GPU
 #   train_bf16 training steps of tiny and base in float32 and bfloat16: speed, memory, and the loss beside the CPU's
+#   train_tiny_text training steps of text-tiny with CUDA graphs and without: speed, and the loss beside the CPU's
+#   text_train text-tiny teaches itself from 6 to 29 digits; the part text takes it
 #   train_text training steps of the shape of SmolLM2-135M with each setting that saves memory: speed and memory
 #   kernels    each kernel by itself, and the limits of the hardware
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
@@ -36,15 +38,16 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_text kernels tiny hf base vllm text profile ncu
+[ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_tiny_text train_text kernels tiny hf base vllm text profile ncu
 mkdir -p "$out" "$STATE"
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
 # Arguments that a rehearsal adds.
-small_cells=() small_steps=() small_text=() collect=() rehearse=() small_bench=(--count 250)
+small_cells=() small_steps=() small_steps_text=() small_text=() collect=() rehearse=() small_bench=(--count 250)
 if [ -n "${REHEARSE-}" ]; then
   small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
   small_steps=(--presets tiny --rows 2 --digits 6 --steps 2 --compare 3) small_bench=(--count 4 --digits 6)
+  small_steps_text=(--presets text-tiny)
   small_text=(--shape rehearsal --rows 2 --digits 3 --steps 1)
 fi
 
@@ -122,6 +125,11 @@ for part in "$@"; do
     train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;
     train_bf16) lines train_bf16 150 train_cells --compare 20 "${small_steps[@]}" ;;
+    train_tiny_text)
+      lines train_tiny_text 90 train_cells --presets text-tiny --precisions float32 --ways graphs,eager --digits 6,20 \
+        --compare 20 "${small_steps[@]}" "${small_steps_text[@]}"
+      ;;
+    text_train) train text 900 --preset text-tiny --until 29 ;;
     train_text) lines train_text 240 text_cells "${small_text[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     vllm)

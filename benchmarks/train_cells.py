@@ -1,27 +1,33 @@
-"""Measure training steps cell by cell, one JSON line per cell: a preset and a precision.
+"""Measure training steps cell by cell, one JSON line per cell: a preset, a precision, and CUDA graphs or none.
 
-    python -m sector.benchmarks.train_cells [--presets tiny,base] [--precisions float32,bfloat16] [--digits 20] ...
+    python -m sector.benchmarks.train_cells [--presets tiny,text-tiny] [--precisions float32] [--digits 6,20] ...
 
 GPU time is lent in short slices that may end at any time. So each cell is written as soon as it is measured, and a cell
 that fails is a line that says why. A cell trains a new model on the GPU, or on the CPU if there is none: some steps at
-6 digits, whose losses are compared with those of float32 on the CPU, and then timed steps at `--digits`.
+6 digits, whose losses are compared with those of float32 on the CPU, and then timed steps at each length of
+`--digits`. A preset of text is trained without CUDA graphs, too, with `--ways graphs,eager`.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from sector.benchmarks.cells import measured, names, timed_steps
+from sector.benchmarks.cells import measured, names, numbers, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
-from sector.engine.config import SupervisedConfig, TrainerConfig
+from sector.engine.config import RunConfig, TrainerConfig, run_config
+from sector.engine.errors import InputError
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
-from sector.engine.models.sector import SectorForCausalLM, best_device, new_model
+from sector.engine.models.checkpoint import Model
+from sector.engine.models.ordinary import new_text_model
+from sector.engine.models.sector import best_device, new_model
 from sector.engine.seeding import generator
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 from sector.engine.training.supervised import label
@@ -38,30 +44,46 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._expected: dict[str, list[float]] = {}
+        # Losses of float32 on the CPU, by preset.
+        self._expected: dict[str, Tensor] = {}
 
     def lines(self) -> Iterator[dict[str, object]]:
         """Yield a description of the machine, and then each cell."""
         yield describe()
         arguments = self._arguments
-        for preset in arguments.presets:
-            for precision in arguments.precisions:
-                cell = {"part": "train", "preset": preset, "precision": precision}
-                yield measured(cell, partial(self._figures, preset, precision))
+        for preset, precision, way in product(arguments.presets, arguments.precisions, arguments.ways):
+            for digits in arguments.digits:
+                cell = {"part": "train", "preset": preset, "precision": precision, "way": way, "digits": digits}
+                yield measured(cell, partial(self._figures, preset, precision, way, digits))
 
-    def _figures(self, preset: str, precision: str) -> dict[str, object]:
+    def _figures(self, preset: str, precision: str, way: str, digits: int) -> dict[str, object]:
         """Return the figures of a cell."""
-        return self._curve(preset, precision) | self._speed(preset, precision)
+        run = run_config({"preset": preset})
+        config = self._config(run, precision, way)
+        # The curve does not depend on the digits of the timed steps.
+        curve = self._curve(run, config) if digits == self._arguments.digits[0] else {}
+        return curve | self._speed(run, config, digits)
 
-    def _curve(self, preset: str, precision: str) -> dict[str, object]:
+    def _config(self, run: RunConfig, precision: str, way: str) -> TrainerConfig:
+        """Return the settings of the supervised phase, with as many rows as the arguments say."""
+        settings: dict[str, Any] = {"precision": precision, "shard_rows": self._arguments.rows}
+        if way == "eager":
+            if not run.is_text:
+                raise InputError("only presets of text train without CUDA graphs; leave out --ways")
+            # Whole shards, but added up, which no graph does.
+            settings["micro_batch"] = self._arguments.rows
+        return TrainerConfig(**run.supervised.trainer.model_dump() | settings)
+
+    def _curve(self, run: RunConfig, config: TrainerConfig) -> dict[str, object]:
         """Return how far the losses of the first steps are from those of float32 on the CPU."""
         steps = self._arguments.compare
         if not steps:
             return {}
-        if preset not in self._expected:
-            self._expected[preset] = self._losses(new_model(preset, 0), "float32")
-        expected = torch.tensor(self._expected[preset])
-        found = torch.tensor(self._losses(_new(preset), precision))
+        if run.preset not in self._expected:
+            on_cpu = self._config(run, "float32", "graphs")
+            self._expected[run.preset] = self._losses(_new(run, torch.device("cpu")), on_cpu)
+        expected = self._expected[run.preset]
+        found = self._losses(_new(run, best_device()), config)
         difference = (found - expected).abs().max().item()
         return {
             "compared_steps": steps,
@@ -72,55 +94,53 @@ class Bench:
             "within_tolerance": difference <= TOLERANCE,
         }
 
-    def _losses(self, model: SectorForCausalLM, precision: str) -> list[float]:
+    def _losses(self, model: Model, config: TrainerConfig) -> Tensor:
         """Return the losses of the first steps."""
-        config, count = self._config(precision), self._arguments.compare
         state = start_training(model, config)
-        steps = train_cycle(state, lambda step: self._shards(_CURVE_DIGITS, step), config, count, 0)
-        return [loss for _, loss in steps]
+        steps = train_cycle(
+            state, lambda step: self._shards(config, _CURVE_DIGITS, step), config, self._arguments.compare, 0
+        )
+        return torch.tensor([loss for _, loss in steps])
 
-    def _config(self, precision: str) -> TrainerConfig:
-        """Return the settings of the supervised phase, with as many rows as the arguments say."""
-        settings = SupervisedConfig().trainer.model_dump()
-        return TrainerConfig(**settings | {"precision": precision, "shard_rows": self._arguments.rows})
-
-    def _shards(self, digits: int, step: int) -> list[Examples]:
+    def _shards(self, config: TrainerConfig, digits: int, step: int) -> list[Examples]:
         """Return the examples of a step."""
-        rows, count = self._arguments.rows, SupervisedConfig().trainer.num_shards
+        rows, count = config.shard_rows, config.num_shards
         examples = label(draw_problems(digits, rows * count, generator(0, "train-cells", digits, step)))
         return [examples[slice(rows * shard, rows * (shard + 1))] for shard in range(count)]
 
-    def _speed(self, preset: str, precision: str) -> dict[str, object]:
-        """Return steps and tokens per second at `--digits`, and the peak of the memory."""
-        arguments, config = self._arguments, self._config(precision)
+    def _speed(self, run: RunConfig, config: TrainerConfig, digits: int) -> dict[str, object]:
+        """Return steps and tokens per second, and the peak of the memory."""
+        steps = self._arguments.steps
         reset_peak(best_device())
-        model = _new(preset)
-        state = start_training(model, config)
-        shards = self._shards(arguments.digits, 0)
-        tokens, seconds = timed_steps(state, shards, config, _WARM_UP, arguments.steps)
+        model = _new(run, best_device())
+        shards = self._shards(config, digits, 0)
+        tokens, seconds = timed_steps(start_training(model, config), shards, config, _WARM_UP, steps)
         return {
-            "digits": arguments.digits,
-            "rows": len(shards) * arguments.rows,
-            "steps": arguments.steps,
-            "steps_per_s": arguments.steps / seconds,
+            "rows": config.num_shards * config.shard_rows,
+            "steps": steps,
+            "steps_per_s": steps / seconds,
             "tokens_per_s": tokens / seconds,
             "peak_bytes": peak_bytes(model.device),
         }
 
 
-def _new(preset: str) -> SectorForCausalLM:
-    """Return a new model on the device of the measurement."""
-    model: nn.Module = new_model(preset, 0)
-    model.to(best_device())
-    assert isinstance(model, SectorForCausalLM)
-    return model
+def _new(run: RunConfig, device: torch.device) -> Model:
+    """Return a new model of the preset of a run on a device."""
+    model: Any
+    if run.is_text:
+        model = new_text_model(run.preset, 0, run.network)
+        model.learns(run.task, run.text_layout, run.digit_order)
+    else:
+        model = new_model(run.preset, 0)
+    return model.to(device)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", type=names, default=["tiny", "base"])
     parser.add_argument("--precisions", type=names, default=["float32", "bfloat16"])
-    parser.add_argument("--digits", type=int, default=20, help="digits of the timed steps")
+    parser.add_argument("--ways", type=names, default=["graphs"], help="graphs, eager")
+    parser.add_argument("--digits", type=numbers, default=[20], help="digits of the timed steps")
     parser.add_argument("--rows", type=int, default=16, help="problems per shard; a step has four shards")
     parser.add_argument("--steps", type=int, default=100, help="timed steps")
     parser.add_argument("--compare", type=int, default=100, help="steps whose loss is compared; 0 compares nothing")

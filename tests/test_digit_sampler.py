@@ -212,7 +212,9 @@ def test_an_update_is_added_to_the_states(
     update = (2 * _inputs(41, 90, torch.float32, kernel_device)[0][1:]).to(dtype)
     out = run(hidden, ids, head, table, 0.8, stream, update=update)
     expected = run(hidden + update.float(), ids, head, table, 0.8, stream)
-    assert torch.equal(out.ids, expected.ids) and torch.equal(out.logprobs, expected.logprobs)
+    # On a GPU the compiler fuses the addition with what follows, so log-probabilities round otherwise.
+    torch.testing.assert_close(out.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(out.ids, expected.ids)
     assert not torch.equal(out.ids, run(hidden, ids, head, table, 0.8, stream).ids)
 
 

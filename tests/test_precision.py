@@ -24,12 +24,8 @@ from sector.engine.models.sector import new_model
 from sector.engine.seeding import generator
 from sector.engine.training import distill
 from sector.engine.training.batches import mixed_batches
-from sector.engine.training.distill import (
-    _gradient_of,
-    _lay_out,
-    start_training,
-    train_cycle,
-)
+from sector.engine.training.distill import _gradient_of, start_training, train_cycle
+from sector.engine.training.laid_out_steps import _lay_out
 from sector.engine.training.precision import working_model
 from sector.engine.training.supervised import label
 
@@ -247,7 +243,7 @@ def test_a_gpu_multiplies_in_bfloat16() -> None:
     working = working_model(model, "bfloat16").model
     shard = _lay_out(working, _examples(20, 32), BFLOAT16, generator(1))
     graphs = distill.graphed_gradients(working, 0.5)
-    gradient = graphs.gradient_of(working, shard)
+    [gradient] = graphs.gradients(working, [shard])
     on_cpu = new_model("tiny", 0)
     expected = _gradient_of(on_cpu, list(on_cpu.parameters()), shard, 0.5)
     assert gradient.flat.dtype == torch.float32 and weights_sha256(model) == before

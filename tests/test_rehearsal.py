@@ -95,12 +95,12 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     assert not {"torch", "numpy", "pydantic", "pydantic_core"} & set(absent)
     if "ray" not in absent:
         pytest.skip("nothing is installed here that such a machine lacks")
-    done = _rehearse(tmp_path, absent, "check", "tests", "tiny", "train_bf16")
+    done = _rehearse(tmp_path, absent, "check", "tests", "tiny", "train_bf16", "train_tiny_text")
     log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     assert done.returncode == 0, done.stdout + log
     assert re.search(r"^\d{3} tests collected", log, re.MULTILINE), log
     lines = (tmp_path / "out" / "cells.jsonl").read_text(encoding="utf-8").splitlines()
-    description, *cells = map(json.loads, lines[:-3])
+    description, *cells = map(json.loads, lines[:-6])
     assert description["commit"] == "rehearsed"
     assert [(cell["dtype"], cell["decode"]) for cell in cells] == [
         ("float32", "cpu"),
@@ -110,13 +110,18 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     assert all(cell["accepted"] == cell["rows"] == 8 for cell in cells), cells
     assert all(cell["unlike_repetitions"] == 0 for cell in cells), cells
     assert cells[1]["differing"] == 0
-    description, *steps = map(json.loads, lines[-3:])
+    description, *steps = (json.loads(line) for line in (*lines[-6:-3], *lines[-2:]))
     assert description["commit"] == "rehearsed"
-    assert [(cell["preset"], cell["precision"]) for cell in steps] == [("tiny", "float32"), ("tiny", "bfloat16")]
+    assert [(cell["preset"], cell["precision"], cell["way"]) for cell in steps] == [
+        ("tiny", "float32", "graphs"),
+        ("tiny", "bfloat16", "graphs"),
+        ("text-tiny", "float32", "graphs"),
+        ("text-tiny", "float32", "eager"),
+    ]
     assert all(cell["within_tolerance"] and cell["compared_steps"] == 3 for cell in steps), steps
     assert all(cell["steps_per_s"] > 0 and cell["tokens_per_s"] > 0 and cell["peak_bytes"] > 0 for cell in steps), steps
     # Float32 on the CPU is what it is compared with.
-    assert [cell["largest_difference"] == 0 for cell in steps] == [True, False]
+    assert [cell["largest_difference"] == 0 for cell in steps] == [True, False, True, True]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sector.engine.config import TrainerConfig
 from sector.engine.models.checkpoint import Model
-from sector.engine.training.distill import DrawExamples, restore, start_training, state_tensors, train_cycle
+from sector.engine.training.distill import restore, start_training, state_tensors, train_cycle
+from sector.engine.training.laid_out_steps import DrawExamples
 
 
 def trained(

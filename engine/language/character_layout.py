@@ -7,15 +7,28 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, Self
 
 import torch
 from torch import Tensor
 
 from sector.engine.language.alphabet import CHARACTERS, Alphabet
+from sector.engine.language.constant import Constant
 from sector.engine.language.layout import B, Mode, S_contra
 
 _MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
+
+
+def known_ids(ids: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return ids of an alphabet as a tensor of the type of `like`, on its device; it is made once and read only."""
+    return _known_ids(ids, like.dtype).on(like.device)
+
+
+# A step of training asks for the same few hundred times.
+@lru_cache(maxsize=1024)
+def _known_ids(ids: tuple[int, ...], dtype: torch.dtype) -> Constant:
+    return Constant(lambda: torch.tensor(ids, dtype=dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +116,12 @@ class CharacterLayout(ABC, Generic[B, S_contra]):
 
     def digit_ids(self, digits: Tensor) -> Tensor:
         """Return the ids of digits, any shape."""
-        return digits.new_tensor(self.alphabet.ids)[digits]
+        return known_ids(self.alphabet.ids, digits)[digits]
 
     def values(self, ids: Tensor) -> Tensor:
         """Return the value of each id that is a digit, else 0; comparing with a fresh layout then rejects the row."""
-        return (ids.unsqueeze(-1) == ids.new_tensor(self.alphabet.ids[:10])).long().argmax(dim=-1)
+        return (ids.unsqueeze(-1) == known_ids(self.alphabet.ids[:10], ids)).long().argmax(dim=-1)
 
     def text_ids(self, text: str, like: Tensor) -> Tensor:
         """Return the ids of a text in each row of `like [B, ...]`, on its device."""
-        return like.new_tensor(self.alphabet.ids_of(text)).expand(len(like), -1)
+        return known_ids(self.alphabet.ids_of(text), like).expand(len(like), -1)

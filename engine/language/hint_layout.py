@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine.language.character_layout import CharacterLayout
+from sector.engine.language.character_layout import CharacterLayout, known_ids
 from sector.engine.language.layout import Mode, Simplifications
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_ids import DigitOrder
@@ -104,22 +104,32 @@ class HintLayout(CharacterLayout[Problems, int]):
     def _sum(self, problems: Problems, place: int) -> Tensor:
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
         sign = self.text_ids(self.problems.sign, problems.carry)
-        a, b = (self._number(F.pad(operand, (1, 0)), place) for operand in (problems.a, problems.b))
-        return torch.cat([a, sign, b, sign, self._number(problems.carry.unsqueeze(1), place)], dim=1)
+        # All three numbers have these letters: those of an operand are drawn up once.
+        letters = self._letters(place, problems.digits + 1, problems.carry)
+        a, b = (self._lettered(F.pad(operand, (1, 0)), letters) for operand in (problems.a, problems.b))
+        first = letters[:, :1] if self.order is DigitOrder.LSD else letters[:, -1:]
+        return torch.cat([a, sign, b, sign, self._lettered(problems.carry.unsqueeze(1), first)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        ids = self.order.arranged(self.digit_ids(digits))
-        return torch.stack([self._letters(place, ids), ids], dim=2).flatten(1)
+        return self._lettered(digits, self._letters(place, digits.shape[1], digits))
 
-    def _letters(self, place: int, like: Tensor) -> Tensor:
-        """Return the ids of the letters of a number's digits, as `like [B, W]`."""
-        places = torch.arange(like.shape[1], device=like.device) + place
+    def _lettered(self, digits: Tensor, letters: Tensor) -> Tensor:
+        """Return the `[B, 2W]` ids of digits `[B, W]`, each behind its letter; letters: `[B or 1, W]` as written."""
+        ids = self.order.arranged(self.digit_ids(digits))
+        return torch.stack([letters.expand_as(ids), ids], dim=2).flatten(1)
+
+    def _letters(self, place: int, width: int, like: Tensor) -> Tensor:
+        """Return the ids `[B or 1, W]` of the letters of a number as it is written, on the device of `like`."""
+        places = torch.arange(place, place + width, device=like.device)
         if self.order is DigitOrder.MSD:
             places = places.flip(0)
-        variant = self.variant.to(like.device) if isinstance(self.variant, Tensor) else like.new_tensor(self.variant)
-        letters = like.new_tensor(self.alphabet.letters)
-        return letters[(variant.reshape(-1, 1) + places) % len(letters)].expand_as(like)
+        if isinstance(self.variant, Tensor):
+            places = self.variant.to(like.device).unsqueeze(1) + places
+        else:
+            places = (places + self.variant).unsqueeze(0)
+        letters = known_ids(self.alphabet.letters, like)
+        return letters[places % len(letters)]
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""

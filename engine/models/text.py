@@ -9,6 +9,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from sector.engine.language.alphabet import CHARACTERS, Alphabet, read_alphabet, with_letters, with_marks
 from sector.engine.tasks import DEFAULT
 
+# Kinds of attention layers in a config's `layer_types`. One sees the last tokens only.
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+
 # Keys in config.json of the task, the form of problems and the order of digits.
 _TASK, _LAYOUT, _ORDER = "sector_task", "sector_layout", "sector_digit_order"
 
@@ -108,6 +111,14 @@ class TextModel(nn.Module):
     def forward(self, input_ids: Tensor, **arguments: Any) -> Any:
         """Return the network's output for ids `[B, T]`; its `logits` are `[B, T, V]`."""
         return self.network(input_ids=input_ids, **arguments)
+
+
+def attention_windows(network: PreTrainedModel) -> dict[str, int | None]:
+    """Return the window of each kind of attention layer, in tokens; None sees all."""
+    config = network.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or [SLIDING_ATTENTION]
+    return {kind: window if kind == SLIDING_ATTENTION else None for kind in sorted(set(kinds))}
 
 
 def _ends(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -46,7 +46,8 @@ from sector.engine.training.dataset import (
     write_examples,
     write_table,
 )
-from sector.engine.training.distill import DrawExamples, start_training, state_tensors, train_cycle
+from sector.engine.training.distill import start_training, state_tensors, train_cycle
+from sector.engine.training.laid_out_steps import DrawExamples
 
 # Steps that are timed, spread over a cycle, after one that is not.
 _STEPS = 12

@@ -22,7 +22,7 @@ from sector.engine.tasks import find_task
 from sector.engine.training import supervised
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.dataset import read_examples, read_missed
-from sector.engine.training.distill import DrawExamples
+from sector.engine.training.laid_out_steps import DrawExamples
 
 
 @dataclass(frozen=True, slots=True)

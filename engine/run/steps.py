@@ -37,7 +37,8 @@ from sector.engine.tasks.task import Task
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import check_useful, process_group
 from sector.engine.training.dataset import read_examples
-from sector.engine.training.distill import DrawExamples, start_training, train_cycle, tune_allocator
+from sector.engine.training.distill import start_training, train_cycle, tune_allocator
+from sector.engine.training.laid_out_steps import DrawExamples
 from sector.engine.training.locations import LocationLike, location_of
 from sector.engine.training.stream import Stream, read_parts
 from sector.engine.training.torchrun import leads

@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import weights_sha256
-from sector.engine.models.text import TextModel
+from sector.engine.models.text import FULL_ATTENTION, SLIDING_ATTENTION, TextModel, attention_windows
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
 from sector.engine.samplers.rows import cut, rows_of
 from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
@@ -35,8 +35,6 @@ from sector.engine.threads import num_cores
 from sector.kernels.acceptance import accept
 
 DEFAULT_SAVINGS = Savings()
-# Kinds of attention layers in a config's `layer_types`. One sees the last tokens only.
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 # Rows of a job on a CPU. They do not depend on the number of threads, since sums of another shape round otherwise.
 _JOB_ROWS = 64
 # Rows of a job on a GPU at most: their cache and logits fit memory also for large vocabularies.
@@ -179,7 +177,7 @@ class _Decoding:
         self._cache = DynamicCache()
         self._mask = prefix.new_empty(len(prefix), 0)
         self._position = prefix.new_zeros(len(prefix))
-        self._windows = _windows(network)
+        self._windows = attention_windows(network)
         self.read(prefix, prefix != pad, logits_to_keep=1)
 
     def read(self, ids: Tensor, counts: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
@@ -250,17 +248,9 @@ def _check_cache(model: TextModel) -> None:
     if (
         not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
         or not {"position_ids", "logits_to_keep"} <= set(takes)
-        or not _windows(network).keys() <= {_SLIDING, _FULL}
+        or not attention_windows(network).keys() <= {SLIDING_ATTENTION, FULL_ATTENTION}
     ):
         raise InputError(
             f"the engine native cannot run {type(network).__name__}, whose state is no cache with a slot a token; "
             "choose hf"
         )
-
-
-def _windows(network: PreTrainedModel) -> dict[str, int | None]:
-    """Return the window of each kind of attention layer, in tokens; None sees all."""
-    config = network.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or [_SLIDING]
-    return {kind: window if kind == _SLIDING else None for kind in sorted(set(kinds))}

@@ -40,13 +40,17 @@ class ColumnTruth(Truth[Problems]):
 
     def answers(self, problems: Problems) -> Tensor:
         """Return the answers, `[B, N+1]` digits, most significant first; the first is the carry that is left."""
-        carries = self.carries(problems)
+        return self._answers(problems, self.carries(problems))
+
+    def _answers(self, problems: Problems, carries: Tensor) -> Tensor:
+        """Return the answers, `[B, N+1]` digits, from the carries."""
         digits = (problems.a + self.sign * (problems.b + carries[:, 1:])) % 10
         return torch.cat([carries[:, :1], digits], dim=1)
 
     def simplifications(self, problems: Problems) -> Simplifications[Problems]:
         """Return the problems without their last columns, whose carries become carry-ins, and the last digits."""
-        carries, answers = self.carries(problems), self.answers(problems)
+        carries = self.carries(problems)
+        answers = self._answers(problems, carries)
         valid = torch.ones_like(problems.carry, dtype=torch.bool)
         if problems.digits == 1:
             return Simplifications(problems.without_digits(), answers[:, -1], valid)
@@ -75,8 +79,8 @@ class Sums(ColumnTruth):
     def carries(self, problems: Problems) -> Tensor:
         """Return the carry into each column of the answer, `[B, N+1]`; the last column receives the carry-in."""
         carries = [problems.carry]
-        for column in reversed(range(problems.digits)):
-            carries.append((problems.a[:, column] + problems.b[:, column] + carries[-1]) // 10)
+        for column in reversed((problems.a + problems.b).unbind(1)):
+            carries.append(torch.floor_divide(column + carries[-1], 10))
         return torch.stack(carries[::-1], dim=1)
 
 

@@ -24,36 +24,32 @@ from torch import Tensor
 
 from sector.engine.config import TrainerConfig
 from sector.engine.errors import Diverged
-from sector.engine.language.examples import Examples, with_zeros
 from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import (
     Model,
-    task_and_layout,
     trained_parameters,
     trained_weights,
     weights_sha256,
 )
-from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.models.text import TextModel
 from sector.engine.samplers.cuda_graphs import CudaCapture
-from sector.engine.seeding import generator
 from sector.engine.spans import span
 from sector.engine.threads import num_cores, one_thread
 from sector.engine.training import average, text_rows
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.data_parallel import Gradient, Ranks
+from sector.engine.training.few_kernels import why_eager
 from sector.engine.training.graphs import GraphedUpdate, graphed_gradients
+from sector.engine.training.joined_rows import join
+from sector.engine.training.laid_out_steps import DrawExamples, laid_out_steps
 from sector.engine.training.muon import Muon
-from sector.engine.training.place_rows import Rows, lay_out
+from sector.engine.training.place_rows import Rows
 from sector.engine.training.precision import flat_gradient, working_model
 from sector.engine.training.recompute import recomputing
-from sector.engine.training.shard import Shard
+from sector.engine.training.shard import Fixed, Shard
 
 _MUON_STATE = ("momentum_buffer",)
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-DrawExamples = Callable[[int], Sequence[Examples]]
-"""Function from a step to the examples of its shards, one item per shard."""
 
 
 @dataclass(slots=True)
@@ -179,15 +175,13 @@ def train_cycle(
     mean = MeanGradient(gradient, config.num_shards, _wave(state.model, config), ranks)
     state.model.train()
 
-    def lay_out_step(step: int) -> list[Shard]:
-        return _lay_out_step(state.model, draw_examples, step, config, seed) if step < num_steps else []
-
+    steps = laid_out_steps(state.model, draw_examples, range(state.step, num_steps), config, seed)
     with _computing(state, config) as compute, one_thread():
-        shards, following = lay_out_step(state.step), list[Shard]()
+        shards, following = next(steps, []), list[Shard]()
 
         def lay_out_next() -> None:
             # The next step is laid out while cores, or the GPU, work on this one.
-            following[:] = lay_out_step(state.step + 1)
+            following[:] = next(steps, [])
 
         while state.step < num_steps:
             with span("distill step"):
@@ -257,24 +251,6 @@ def schedule(step: int, num_steps: int, config: TrainerConfig) -> float:
     return warmup * (1 - (1 - config.final_rate) * step / num_steps)
 
 
-def _lay_out_step(
-    model: Model, draw_examples: DrawExamples, step: int, config: TrainerConfig, seed: int
-) -> list[Shard]:
-    """Return the shards of a step, on the CPU."""
-    with span("lay out"):
-        draws = generator(seed, "augment", step)
-        return [_lay_out(model, examples, config, draws) for examples in draw_examples(step)]
-
-
-def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
-    """Return examples of one length as a shard for a model."""
-    if isinstance(model, TextModel):
-        if config.zeros:
-            examples = with_zeros(examples, int(torch.randint(0, config.zeros + 1, (), generator=draws)))
-        return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
-    return lay_out(examples, model.config.digit_order, config, draws)
-
-
 def tune_allocator() -> None:
     """Keep large temporaries on the heap: glibc would map new pages for each (half of the time, measured)."""
     try:
@@ -319,7 +295,7 @@ class _Compute:
 
 @contextmanager
 def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
-    """Yield how to compute steps: with threads on a CPU, with CUDA graphs for our own model on a GPU."""
+    """Yield how to compute steps: with threads on a CPU, with CUDA graphs on a GPU; some models of text without."""
     working, fast_weight = working_model(state.model, config.precision), config.fast_weight
     model, parameters = working.model, trained_parameters(working.model)
 
@@ -340,12 +316,18 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
             # One thread per core, and each thread uses one core: small matrices gain nothing from two.
             with ThreadPoolExecutor(num_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 yield _Compute(lambda shards: pool.map(gradient_of, shards), update)
-        elif isinstance(model, SectorForCausalLM):
-            graphs = graphed_gradients(model, fast_weight)
-            graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
-            yield _Compute(
-                lambda shards: [graphs.gradient_of(model, cast(Rows, shard)) for shard in shards], graphed_update.step
-            )
-        else:
+            return
+        graphed_update = GraphedUpdate(state.optimizers, CudaCapture(model.device, warm_ups=0), working.refresh)
+        if isinstance(model, TextModel) and why_eager(model, config):
             # A list, because `map` would compute nothing before the next step is laid out.
-            yield _Compute(lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], update)
+            yield _Compute(
+                lambda shards: [gradient_of(move(shard, model.device)) for shard in shards], graphed_update.step
+            )
+            return
+        graphs = graphed_gradients(model, fast_weight)
+        yield _Compute(lambda shards: graphs.gradients(model, [_fixed(shard) for shard in shards]), graphed_update.step)
+
+
+def _fixed(shard: Shard) -> Fixed:
+    """Return a shard as graphs compute it."""
+    return join(shard) if isinstance(shard, text_rows.TextRows) else cast(Rows, shard)

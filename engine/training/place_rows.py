@@ -3,7 +3,8 @@
 In the shape descriptions B is the rows of a shard, T the tokens of a row and C the supervised tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,6 +46,21 @@ class Rows:
         """Tokens of the prefix, the fast answer and the simplification."""
         supervised = self.targets.shape[1]
         return self.ids.shape[1] - supervised, self.answer_length, supervised - self.answer_length
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All that a graph depends on; see `shard.Fixed`."""
+        return *self.ids.shape, *self.lengths
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tensors in which shards of these sizes differ."""
+        return self.ids, self.places, self.targets
+
+    def copied_for(self, model: SectorForCausalLM) -> Self:
+        """Return a copy on the device of a model."""
+        ids, places, targets = (tensor.to(model.device, copy=True) for tensor in self.inputs)
+        return replace(self, ids=ids, places=places, targets=targets)
 
     def loss(self, model: SectorForCausalLM, fast_weight: float) -> Tensor:
         """Return the mean loss; see `Shard`. A branch that has no tokens takes no part."""

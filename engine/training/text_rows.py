@@ -102,7 +102,9 @@ def _completed(prompt: Tensor, completion: Tensor, pad: int) -> Completed:
     ids = torch.cat([prompt, completion], dim=1)
     targets = torch.cat([torch.full_like(prompt, IGNORED), completion.masked_fill(completion == pad, IGNORED)], dim=1)
     pads = (prompt == pad).sum(dim=1, keepdim=True)
-    order = (torch.arange(ids.shape[1]) + pads) % ids.shape[1]
-    ids, targets = ids.gather(1, order), targets.gather(1, order)
-    first = prompt.shape[1] - int(pads.max()) if len(prompt) else 1
+    most = int(pads.max()) if len(prompt) else 0
+    if most:
+        order = (torch.arange(ids.shape[1]) + pads) % ids.shape[1]
+        ids, targets = ids.gather(1, order), targets.gather(1, order)
+    first = prompt.shape[1] - most if len(prompt) else 1
     return Completed(ids[:, :-1], targets[:, first:])
