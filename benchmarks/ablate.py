@@ -31,7 +31,7 @@ from sector.engine.run.made_with import digest
 from sector.engine.run.open import open_run
 from sector.engine.run.records import Damaged, StartRecord
 from sector.engine.run.steps import OnProgress
-from sector.engine.run.stopping import Stopping
+from sector.engine.run.stop_signals import Stopping
 from sector.engine.selfplay import self_play
 
 RESULTS = "results.json"

@@ -6,7 +6,7 @@ are ratios of medians.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from sector.engine.language.rows import cat
 from sector.engine.models.checkpoint import Model
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.policy.improve import Improved, improve
+from sector.engine.run.steps import OnProgress
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampler, Sampling, Savings
 from sector.engine.seeding import generator
@@ -127,7 +128,7 @@ class Contest:
         workloads: Sequence[Workload],
         repeats: int,
         device: torch.device,
-        on_progress: Callable[[int, int, str], None],
+        on_progress: OnProgress,
     ) -> Iterator[tuple[list[Cell], int]]:
         """Yield for each workload its cells, and the count of problems on which the contenders differ."""
         done, total = 0, len(contenders) * len(workloads) * repeats

@@ -17,6 +17,8 @@ from statistics import median
 TOPS = ("engine", "kernels", "cli", "benchmarks")
 # Words that start a clause in the place of a noun.
 CLAUSES = re.compile(r"\b(what|whatever|whoever|nobody|so many)\b", re.IGNORECASE)
+# Lines of a function that is worth another look.
+_LONG = 45
 _BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 OTHERS = Path(__file__).parent / "results" / "2026-11-26_house" / "others.json"
@@ -46,17 +48,20 @@ def measure(root: Path) -> dict[str, str]:
     lines = [len(text.splitlines()) for text in code]
     has_docstring = [ast.get_docstring(function) is not None for function in functions if function.name[0] != "_"]
     has_clause = [bool(CLAUSES.search(text)) for _, text in docstrings(root)]
-    untyped = sum(text.count("dict[str, Any]") for text in code)
+    objects = sum(text.count("dict[str, Any]") for text in code)
+    anything = sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree))
     return {
         "files": str(len(files)),
         "lines": f"{sum(lines):,}",
         "lines of a file": _spread(lines),
         "lines of a function": _spread([_length(function) for function in functions]),
+        f"functions over {_LONG} lines": str(sum(_length(function) > _LONG for function in functions)),
         "nesting": _spread([_nesting(function) for function in functions]),
         "arguments": _spread([_arguments(function) for function in functions]),
         "public functions with docstring": _share(has_docstring),
         "docstrings with a clause in the place of a noun": _share(has_clause),
-        "`dict[str, Any]` per 1,000 lines": f"{1000 * untyped / sum(lines):.1f}",
+        "`dict[str, Any]` per 1,000 lines": f"{1000 * objects / sum(lines):.1f}",
+        "`Any` elsewhere, imports left out": str(anything - objects),
         "folders of code": str(len({path.parent for path in files})),
         "arrows between folders": str(len(_arrows(root, files, trees))),
         "lines of README.md": str(len((root / "README.md").read_text(encoding="utf-8").splitlines())),
@@ -64,9 +69,9 @@ def measure(root: Path) -> dict[str, str]:
 
 
 def table(columns: dict[str, dict[str, str]]) -> str:
-    """Return a Markdown table with the rows of `measure`; the columns have names."""
+    """Return a Markdown table with the rows of `measure`; a dash stands for a figure that a column lacks."""
     rows = [["", *columns], ["---"] * (1 + len(columns))]
-    rows += [[row, *(column[row] for column in columns.values())] for row in next(iter(columns.values()))]
+    rows += [[row, *(column.get(row, "-") for column in columns.values())] for row in next(iter(columns.values()))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 

@@ -55,8 +55,7 @@ class Case:
 
     call: calls it.
     tokens: rows or tokens that the call serves.
-    extent: the block size by which the kernel's only loop goes, by the name of its argument, and the size that the loop
-        covers; None if the kernel has no such loop.
+    extent: the kernel's only loop: the argument that holds its step, and the size that it covers; None without a loop.
     """
 
     call: Callable[[], object]
@@ -74,7 +73,7 @@ class Case:
 class _AbsentGpu:
     """The part of a Triton driver that compiling uses."""
 
-    def get_current_target(self) -> Any:
+    def get_current_target(self) -> object:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", 90, 32)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -37,12 +37,11 @@ from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import task_and_layout
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.models.sector_config import SectorConfig
+from sector.engine.run.steps import OnProgress
 from sector.engine.samplers.hf import HuggingFaceSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.engine.seeding import generator, stream_seed
 from sector.engine.threads import num_cores
-
-OnProgress = Callable[[int, int, str], None]
 
 CANNOT_RUN = "no peer can run our checkpoints: none rotates by place, or knows which tokens may follow which"
 _INSTALL = "pip install 'sector-lm[peers]'"

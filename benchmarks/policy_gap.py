@@ -12,15 +12,16 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from sector.benchmarks.cells import numbers
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS, Filter
 from sector.engine.models.checkpoint import open_trained, task_and_layout
 from sector.engine.policy.solver import Solver
-from sector.engine.run.audit import answers_correct, outputs_correct, wilson
+from sector.engine.run.audit import answers_correct, outputs_correct
 from sector.engine.samplers import make_sampler
 from sector.engine.seeding import generator
+from sector.engine.shares import wilson
 
 # Label-free ways to a label, from the fast policy alone to what the loop believes.
 WAYS = {
@@ -33,7 +34,7 @@ WAYS = {
 }
 
 
-def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[dict[str, Any]]:
+def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[dict[str, object]]:
     """Yield a row for each length and way: candidates, accepted ones, wrong ones of these with their interval.
 
     The way `simplification` is the slow policy: the remaining problem and the digit are exactly right.
@@ -51,7 +52,7 @@ def gaps(path: Path, lengths: Sequence[int], count: int, seed: int) -> Iterator[
             yield row(path, digits, way, count, int(improved.accepted.sum()), int(wrong.sum()))
 
 
-def row(path: Path, digits: int, way: str, tried: int, accepted: int, wrong: int) -> dict[str, Any]:
+def row(path: Path, digits: int, way: str, tried: int, accepted: int, wrong: int) -> dict[str, object]:
     """Return the figures of one way at one length."""
     shares = {"label_error": wrong / accepted, "interval": wilson(wrong, accepted)} if accepted else {}
     counts = {"tried": tried, "accepted": accepted, "wrong": wrong}
@@ -62,14 +63,14 @@ def main() -> None:
     """Measure, and print a row a way."""
     parser = argparse.ArgumentParser(description="Compare policies on the same problems.")
     parser.add_argument("models", type=Path, nargs="+", metavar="RUN", help="run directories or checkpoints")
-    parser.add_argument("--digits", default="7", help="lengths, as 7,8")
+    parser.add_argument("--digits", type=numbers, default=[7], help="lengths, as 7,8")
     parser.add_argument("--count", type=int, default=1000, help="problems of a length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args()
     rows = []
     for path in options.models:
-        for found in gaps(path, [int(digits) for digits in options.digits.split(",")], options.count, options.seed):
+        for found in gaps(path, options.digits, options.count, options.seed):
             rows.append(found)
             print(json.dumps(found), flush=True)
     write_record(options.json, "policy_gap", rows=rows)

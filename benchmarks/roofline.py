@@ -8,9 +8,10 @@ In the docstrings N is the digits, P the tokens of a prefix, T the tokens of a b
 that one token attends to.
 """
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +24,8 @@ from sector.engine.policy.checks import DIRECT, checks_of
 from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.check import Solve
 from sector.engine.threads import num_cores
+
+T = TypeVar("T")
 
 # Tokens of a tile of the CPU engine; a GPU needs larger products to reach its rate.
 _CPU_TOKENS = 8192
@@ -87,9 +90,7 @@ def matrix_rate(model: SectorForCausalLM) -> float:
             for weight in weights:
                 torch.mm(inputs[weight.shape[1]], weight.T, out=outputs[worker][weight.shape[0]])
 
-    with ThreadPoolExecutor(workers, initializer=_use_one_core) as pool:
-        seconds = min(timed(lambda: list(pool.map(products, range(workers))), _SECONDS).times)
-    return 2 * rows * sum(weight.numel() for weight in weights) * workers / seconds
+    return 2 * rows * sum(weight.numel() for weight in weights) * workers / _least_seconds(products, range(workers))
 
 
 def improved_work(digits: int, settings: Filter, order: DigitOrder) -> Work:
@@ -199,11 +200,10 @@ def _copy_rate(device: torch.device) -> float:
         (torch.ones(_COPY_BYTES // 4, device=device), torch.empty(_COPY_BYTES // 4, device=device))
         for _ in range(workers)
     ]
-    with ThreadPoolExecutor(workers, initializer=_use_one_core) as pool:
-        seconds = min(timed(lambda: list(pool.map(lambda pair: pair[1].copy_(pair[0]), pairs)), _SECONDS).times)
-    return 2 * _COPY_BYTES * workers / seconds
+    return 2 * _COPY_BYTES * workers / _least_seconds(lambda pair: pair[1].copy_(pair[0]), pairs)
 
 
-def _use_one_core() -> None:
-    """Keep the operations of a worker thread on one core."""
-    torch.set_num_threads(1)
+def _least_seconds(work: Callable[[T], object], items: Sequence[T]) -> float:
+    """Return the seconds of the fastest repetition of some work on all items, each on a thread with one core."""
+    with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return min(timed(lambda: list(pool.map(work, items)), _SECONDS).times)

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,7 +228,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Costs) -> dict[str, Any]:
+def scaled(setup: Setup, count: int, processes: int, weather: Weather, costs: Costs) -> dict[str, object]:
     """Return the figures of a data set that a count of workers makes."""
     settings = setup.settings
     with _folder() as out:

@@ -32,6 +32,7 @@ import numpy as np
 import psutil
 
 from sector.benchmarks.small_run import small, write_record
+from sector.engine.run.disk import size_of
 from sector.engine.run.events import PhaseAudited
 
 WARM_UP_LAPS = 2
@@ -92,16 +93,6 @@ def sample(folder: Path) -> dict[str, int]:
             sums = {name: sums[name] + figure for name, figure in zip(sums, figures, strict=True)}
     ray = size_of(folder / "ray")
     return {**sums, "disk_bytes": size_of(folder) - ray, "ray_disk_bytes": ray, "shared_bytes": size_of(_SHARED)}
-
-
-def size_of(root: Path) -> int:
-    """Return the bytes of the files below a folder, which may vanish meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
 
 
 def soak(folder: Path, seconds: float, kill_seconds: float, sample_seconds: float) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from sector.engine.language.layout import Layout, Mode
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import load_sector
 from sector.engine.models.sector import SectorForCausalLM
+from sector.engine.run.steps import OnProgress
 from sector.engine.seeding import generator
 from sector.engine.spans import recording
 from sector.engine.tasks import find_task
@@ -40,9 +41,7 @@ from sector.engine.training.supervised import label
 _WARM_UP = 5
 
 
-def compare(
-    model: Path, digits: int, steps: int, repeats: int, on_progress: Callable[[int, int, str], None]
-) -> dict[str, Any]:
+def compare(model: Path, digits: int, steps: int, repeats: int, on_progress: OnProgress) -> dict[str, Any]:
     """Return tokens per second of both steps (medians and spread), their ratio, and the shares of the trainer's time.
 
     Tokens are counted in the trainer's layout for both.

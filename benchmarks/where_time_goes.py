@@ -60,7 +60,7 @@ def phases(
     ]
     rest = lines[-1].seconds_total - sum(row["seconds"] for row in rows)
     # Older runs have no separate time for probes.
-    name = "files" if any(line.knows_probes for line in lines) else "probes and files"
+    name = "files" if any("seconds_probe" in line.model_fields_set for line in lines) else "probes and files"
     return [*rows, {"phase": name, "seconds": max(0.0, rest)}]
 
 
@@ -70,9 +70,9 @@ def _sum(lines: list[RoundMetrics], name: str) -> float:
 
 
 def _tokens_audited(line: RoundMetrics, layout: Layout, samples: int) -> int:
-    """Return the tokens of an audit: an answer per problem and length, and at the frontier a simplification as well.
+    """Return the count of tokens of an audit: an answer per problem and length.
 
-    At the frontier the answers are generated twice.
+    At the frontier the answers are generated twice, and a simplification as well.
     """
     answers = sum(layout.answer_length(digits) for digits in line.accuracy)
     frontier = line.digits + 1

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from sector.cli._signals import Ended, ended_by_signals, leave_on_interrupt
 from sector.cli._streams import Unwritable, printable, usable_streams
@@ -66,11 +66,11 @@ _EXPECTED = (
 class Command(TyperCommand):
     """Command whose help screen shows no type for the switch --help."""
 
-    def get_help_option(self, ctx: Any) -> Any:
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
         return _without_type(super().get_help_option(ctx))
 
 
-def _without_type(option: Any) -> Any:
+def _without_type(option: TyperOption | None) -> TyperOption | None:
     """Return an option that is shown without its type."""
     if option is not None:
         option.metavar = ""
@@ -97,7 +97,7 @@ class CommandGroup(TyperGroup):
         leave_on_interrupt()
         sys.exit(code)
 
-    def get_help_option(self, ctx: Any) -> Any:
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
         return _without_type(super().get_help_option(ctx))
 
     def invoke(self, ctx: Any) -> Any:

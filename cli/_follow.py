@@ -27,7 +27,7 @@ from sector.engine.shares import percent
 if TYPE_CHECKING:
     from sector.engine.run.directory import RunDir
     from sector.engine.run.records import RoundMetrics
-    from sector.engine.run.stopping import Stopping
+    from sector.engine.run.stop_signals import Stopping
 
 # Shortest time between training steps in the JSON output.
 JSON_SECONDS = 1.0
@@ -50,7 +50,7 @@ def play(
     workers: count of workers that generate; None for this process.
     supervised_only: whether to end after the supervised phase.
     """
-    from sector.engine.run.stopping import stop_on_signals
+    from sector.engine.run.stop_signals import stop_on_signals
 
     # Before workers redirect stdout.
     output = Output(as_json)
@@ -69,7 +69,7 @@ def follow(events: Iterable[Event], run: "RunDir", config: RunConfig, output: Ou
     On a request to stop, end once the current step is saved: raise typer.Exit with code 0, or Interrupted after Ctrl-C.
     If stdout cannot be written, save the current step as well, and raise Unwritable.
     """
-    from sector.engine.run.stopping import Terminated
+    from sector.engine.run.stop_signals import Terminated
 
     tally = Tally(config, run.metrics(), run.frontier)
     stopped_because = "interrupted"

@@ -14,7 +14,7 @@ from rich.text import Text
 from sector.cli._output import SILENCE_SECONDS, clock, every
 from sector.cli._streams import Unwritable, printable
 from sector.engine.run.events import Event, Generated, TrainingStep
-from sector.engine.run.stopping import HINT, Stopping
+from sector.engine.run.stop_signals import HINT, Stopping
 from sector.engine.shares import percent
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sector.engine.run.stopping import ENDING, Terminated
+from sector.engine.run.stop_signals import ENDING, Terminated
 
 _INTERRUPTED = 130
 _RESEND_SECONDS = 0.05
@@ -36,8 +36,8 @@ def leave_on_interrupt() -> None:
 def ended_by_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C, and Ended on SIGTERM and SIGHUP, while the block runs.
 
-    A command that has a step to save replaces these handlers meanwhile (`stopping.py`). A signal that was ignored when
-    the command started, as under nohup, stays ignored.
+    A command that has a step to save replaces these handlers meanwhile (`stop_signals.py`). A signal that was ignored
+    when the command started, as under nohup, stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,14 +15,14 @@ from sector.cli._errors import Interrupted
 from sector.cli._output import Output, clock, table, unwrapped
 from sector.engine.config import flat
 from sector.engine.run.events import Generated, TrainingStep
-from sector.engine.run.stopping import HINT
+from sector.engine.run.stop_signals import HINT
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
     from sector.benchmarks.ablate import Step
     from sector.benchmarks.budget import Budget, LeftOut
     from sector.benchmarks.grid import Grid
-    from sector.engine.run.stopping import Stopping
+    from sector.engine.run.stop_signals import Stopping
 
 # Formats a figure for a table.
 Format = Callable[[float], str]
@@ -80,7 +80,7 @@ def ablate(
 
 def _run_or_stop(grid: "Grid", out: Path, output: Output, budget: "Budget | None") -> None:
     """Run the unfinished runs; on a signal, save the current step, name the command that resumes, and exit."""
-    from sector.engine.run.stopping import Terminated, stop_on_signals
+    from sector.engine.run.stop_signals import Terminated, stop_on_signals
 
     with stop_on_signals() as stopping:
         try:
@@ -99,7 +99,7 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping", budget: 
     """
     from sector.benchmarks.ablate import run_grid
     from sector.benchmarks.budget import LeftOut
-    from sector.engine.run.stopping import Terminated
+    from sector.engine.run.stop_signals import Terminated
 
     def evaluating(done: int, of: int, note: str) -> None:
         if stopping.asked:
@@ -227,7 +227,7 @@ def _table(title: str, columns: list[str]) -> Table:
     return table(*names, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: dict[str, object]) -> str:
     """Return the name of a cell, one line for the value of each axis."""
     return str(row["cell"]).replace("_", "\n")
 

@@ -20,7 +20,7 @@ Dtype = Literal["float32", "bfloat16"]
 Isa = Literal["native", "avx2"]
 
 # Style of the tables: a line below the heads.
-_LINED: dict[str, Any] = {"box": SIMPLE, "padding": 0, "show_edge": False}
+_LINED: dict[str, object] = {"box": SIMPLE, "padding": 0, "show_edge": False}
 
 
 def bench(

@@ -9,7 +9,11 @@ class InputError(ValueError):
 
 
 class NoAgreement(RuntimeError):
-    """The model no longer agrees with itself, so the loop stopped. The CLI exits with code 3."""
+    """The model no longer agrees with itself, so the loop stopped. The CLI exits with code 3.
+
+    Either no candidate was accepted (`run/plan.py`), or agreement one digit further is too low (`run/phases.py`), or a
+    round was rolled back too often (`run/rollback.py`).
+    """
 
 
 class Diverged(RuntimeError):

@@ -32,6 +32,7 @@ class Named(Protocol):
 
 
 Thing = TypeVar("Thing", bound=Named)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Door(Generic[Thing]):
         )
 
     def find(self, name: str) -> Thing:
-        """Return the thing of a user that has a name. InputError if there is none."""
+        """Return the task, engine or check of a user by its name. Raise InputError if none has it."""
         if name not in self.things:
             if name not in self.installed():
                 raise InputError(self.unknown(name))
@@ -121,7 +122,9 @@ class Door(Generic[Thing]):
         return self.origins.get(name)
 
     def load(self, reference: str) -> Thing:
-        """Import the code that a user names, and register the task, engine or check in it. InputError if there is none.
+        """Import the code that a user names, and register the task, engine or check in it.
+
+        Raise InputError if it holds none.
 
         reference: `FILE.py:NAME` or `MODULE:NAME`.
         """
@@ -137,7 +140,7 @@ class Door(Generic[Thing]):
             raise InputError(f"cannot read {place}: {error.strerror or error}; write {self.usage}") from error
         return self._load(Origin(self.kind, f"{path}:{name}", source))
 
-    def named(self, value: Any) -> Any:
+    def named(self, value: Value) -> Value | str:
         """Return the name of the thing that a user means, and load it if the value is a reference to code.
 
         Other values are returned as they are. InputError if a reference leads to no thing.
@@ -189,7 +192,7 @@ class Door(Generic[Thing]):
             ) from error
 
     def _member(self, module: ModuleType, name: str) -> Thing:
-        """Return the thing of a name in a module. InputError if there is none, or if it has no valid name."""
+        """Return the task, engine or check of a name in a module. Raise InputError if it is not there, or misnamed."""
         # Imported by name, since that module comes with torch and imports this one.
         home = import_module(self._home)
         thing: Thing | None = home.thing_of(getattr(module, name, None))

@@ -14,7 +14,7 @@ from sector.engine.policy.workers import Workers
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event
 from sector.engine.run.phases import Phases
-from sector.engine.run.stopping import Stopping
+from sector.engine.run.stop_signals import Stopping
 from sector.engine.tasks import oracle
 from sector.engine.training.data_parallel import Ranks
 

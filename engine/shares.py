@@ -1,4 +1,4 @@
-"""Format shares in percent, by one rule for commands, plots and reports.
+"""Shares: their Wilson intervals, and their text in percent, by one rule for commands, plots and reports.
 
 Rounding never gives 100 % unless the share is 1, nor 0 % unless it is 0.
 """
@@ -8,6 +8,15 @@ from collections.abc import Iterable, Sequence
 # Shares closer than this are equal. Means of shares have rounding errors below it; one problem in a million is above.
 _EQUAL = 1e-9
 _MOST_PLACES = 7
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """Return lower and upper end of the Wilson score interval at 95 % of the share `count / of`."""
+    # Imported here, since `sector --help` imports this module and scipy takes most of a second.
+    from scipy.stats import binomtest
+
+    low, high = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def hundredths(share: float, places: int = 1, unlike: Sequence[float] = ()) -> str:

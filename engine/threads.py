@@ -1,4 +1,7 @@
-"""The number of cores, and the number of threads that operations of torch use."""
+"""The number of cores, and the number of threads that operations of torch use.
+
+No setting sets the threads: the engine native and the trainer take one per core, and a worker of Ray takes one.
+"""
 
 import os
 from collections.abc import Iterator

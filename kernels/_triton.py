@@ -6,8 +6,6 @@ so that they load everywhere. Without Triton their plain-torch references run.
 The first import of this file fixes whether kernels are interpreted (TRITON_INTERPRET=1).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -40,7 +38,7 @@ except ImportError:
         constexpr = staticmethod(lambda value: value)
 
         @staticmethod
-        def jit(function: Any = None, **_: Any) -> Any:
+        def jit(function: object = None, **_: object) -> object:
             return function if function is not None else lambda decorated: decorated
 
     triton = tl = _Absent()

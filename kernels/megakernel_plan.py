@@ -4,7 +4,6 @@ The letters are those of `megakernel.py`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -65,7 +64,7 @@ class Plan:
         return (2 * self.half) ** -0.5 * _LOG2_E
 
 
-def make_plan(model: Model, **overrides: Any) -> Plan:
+def make_plan(model: Model) -> Plan:
     """Return the plan for a model. Raise ValueError, naming the rule, if the kernel cannot run it."""
     layers, features, hidden = model.weights.up.shape
     head_dim = hidden // model.num_heads
@@ -84,32 +83,29 @@ def make_plan(model: Model, **overrides: Any) -> Plan:
             f"{model.num_heads} heads of {head_dim} do not divide into larger ones"
         )
     return Plan(
-        **{
-            "tile_rows": 16,
-            "prefill_tokens": 2 if whole and not exact else 1,
-            "prefill_slots": 2 if whole and not exact else 4,
-            "decode_slots": 8 if whole else 4,
-            "feature_block": block,
-            "group_heads": group,
-            "inner": inner,
-            "num_warps": 8,
-            "num_stages": 2 if exact else 3,
-            "layers": layers,
-            "hidden": hidden,
-            "hidden_block": next_power_of_2(hidden),
-            "heads": model.num_heads,
-            "half": head_dim // 2,
-            "features": features,
-            "classes": model.table.num_classes,
-            "num_local": model.table.num_local,
-            "num_digits": model.table.num_digits,
-            "max_place": model.table.max_place,
-            "eos": model.table.eos,
-            "pad_id": model.table.pad_id,
-            "eps": model.eps,
-            "interpreted": INTERPRETED,
-            **overrides,
-        }
+        tile_rows=16,
+        prefill_tokens=2 if whole and not exact else 1,
+        prefill_slots=2 if whole and not exact else 4,
+        decode_slots=8 if whole else 4,
+        feature_block=block,
+        group_heads=group,
+        inner=inner,
+        num_warps=8,
+        num_stages=2 if exact else 3,
+        layers=layers,
+        hidden=hidden,
+        hidden_block=next_power_of_2(hidden),
+        heads=model.num_heads,
+        half=head_dim // 2,
+        features=features,
+        classes=model.table.num_classes,
+        num_local=model.table.num_local,
+        num_digits=model.table.num_digits,
+        max_place=model.table.max_place,
+        eos=model.table.eos,
+        pad_id=model.table.pad_id,
+        eps=model.eps,
+        interpreted=INTERPRETED,
     )
 
 

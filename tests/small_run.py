@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from forked import forked
 
 from sector.benchmarks.small_run import small
@@ -74,3 +75,17 @@ def assert_same(root: Path, finished: Path) -> None:
         assert os.readlink(root / "checkpoints" / name) == os.readlink(finished / "checkpoints" / name)
     left = [path for path in root.rglob(".*") if path.name != ".lock"]
     assert not left and not (root / "training.safetensors").exists()
+
+
+def workers_of(pid: int) -> list[int]:
+    """The process ids of the Ray workers of a process."""
+    processes = psutil.Process(pid).children(recursive=True)
+    return [process.pid for process in processes if _title(process).startswith("ray::Worker")]
+
+
+def _title(process: psutil.Process) -> str:
+    """The first word of a command line; nothing if the process is gone."""
+    try:
+        return (process.cmdline() or [""])[0]
+    except psutil.Error:
+        return ""

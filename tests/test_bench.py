@@ -17,7 +17,7 @@ from scripted import Scripted
 from small_text import small_text_model
 from typer.testing import CliRunner, Result
 
-from sector.benchmarks import contest, fresh, kernel_times, memory, peers, roofline, training
+from sector.benchmarks import contest, kernel_times, memory, peers, roofline, training
 from sector.benchmarks import record as recording
 from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
@@ -343,9 +343,8 @@ def test_the_gpu_script_says_that_there_is_none(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("gpu.sh: ")
 
 
-def test_a_fresh_checkpoint_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fresh", "base", str(tmp_path / "base")])
-    fresh.main()
+def test_a_fresh_checkpoint_of_any_size(tmp_path: Path) -> None:
+    save_checkpoint(new_model("base", seed=0), tmp_path / "base")
     assert 13e6 < sum(weight.numel() for weight in load_checkpoint(tmp_path / "base").parameters()) < 15e6
 
 

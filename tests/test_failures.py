@@ -27,7 +27,7 @@ from sector.engine.config import RoundConfig, RunConfig
 from sector.engine.errors import Diverged, InputError
 from sector.engine.models.checkpoint import load_checkpoint, save_checkpoint
 from sector.engine.report.trackers import log_to_trackers
-from sector.engine.run import stopping
+from sector.engine.run import stop_signals
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, FileMended, Generated, GoalMeasured, TrainingStep
 from sector.engine.run.open import open_run
@@ -291,7 +291,7 @@ def test_sigterm_saves_the_step_and_ends_well(fresh_run: Path, finished_run: Pat
 
 
 def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
-    asked = stopping.Stopping()
+    asked = stop_signals.Stopping()
     with open_run(fresh_run, {}, "test") as (run, config):
         for event in self_play(run, config, stopping=asked):
             if isinstance(event, TrainingStep) and event.step == 2:
@@ -302,7 +302,7 @@ def test_asked_to_stop_a_step_of_training_is_saved(fresh_run: Path) -> None:
 
 
 def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fresh_run: Path) -> None:
-    asked = stopping.Stopping()
+    asked = stop_signals.Stopping()
 
     def events(run: RunDir, config: RunConfig) -> Iterator[Event]:
         for event in self_play(run, config, stopping=asked):
@@ -316,7 +316,7 @@ def test_asked_between_the_end_of_a_step_and_its_event_the_next_step_is_saved(fr
 
 
 def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Path) -> None:
-    with open_run(fresh_run, {}, "test") as (run, config), stopping.stop_on_signals() as asked:
+    with open_run(fresh_run, {}, "test") as (run, config), stop_signals.stop_on_signals() as asked:
 
         def events() -> Iterator[Event]:
             for event in self_play(run, config, stopping=asked):
@@ -334,7 +334,7 @@ def test_ctrl_c_saves_the_step_too_and_a_second_one_does_not_wait(fresh_run: Pat
 
 
 def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, told = stopping.Stopping(), []
+    asked, told = stop_signals.Stopping(), []
 
     def line(output: Output, values: dict[str, Any]) -> None:
         told.append(values)
@@ -355,11 +355,11 @@ def test_a_stdout_that_fills_saves_the_step(fresh_run: Path, monkeypatch: pytest
 def test_signals_that_were_ignored_stay_ignored_and_others_ask() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.stop_on_signals() as asked:
+        with stop_signals.stop_on_signals() as asked:
             signal.raise_signal(signal.SIGHUP)
             assert not asked.asked
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with stopping.stop_on_signals() as asked:
+        with stop_signals.stop_on_signals() as asked:
             signal.raise_signal(signal.SIGHUP)
             assert asked.asked and not asked.interrupted
         with pytest.raises(Ended, match="SIGHUP"), ended_by_signals():
@@ -396,23 +396,23 @@ def test_a_signal_that_meets_a_deletion_is_not_lost(number: signal.Signals, rais
 def test_what_is_waited_for_after_being_asked() -> None:
     train = TrainingStep(7, 1, step=1, of=2, loss=1.0, tokens_per_s=1.0)
     other = Generated(7, tried=1, of=2, accepted=1, tokens_per_s=1.0)
-    asked = stopping.Stopping()
+    asked = stop_signals.Stopping()
     assert not asked.ends_after(train) and not asked.ends_after(other)
     asked.asked = True
     # Asked between its saving and here, a step may not be saved.
     assert not asked.ends_after(train) and asked.ends_after(train)
-    asked = stopping.Stopping()
+    asked = stop_signals.Stopping()
     asked.asked = True
     assert asked.ends_after(other)
 
 
 def test_what_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(stop_signals, "PATIENCE_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.stop_on_signals() as asked:
+    with stop_signals.stop_on_signals() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.asked
-        with pytest.raises(stopping.Terminated):
+        with pytest.raises(stop_signals.Terminated):
             signal.pause()
     assert signal.getsignal(signal.SIGTERM) is before
 

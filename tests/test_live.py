@@ -18,7 +18,7 @@ from sector.cli._tally import Tally
 from sector.engine.config import RunConfig
 from sector.engine.run.events import FrontierMoved, Generated, GoalMeasured, PhaseAudited, TrainingStep
 from sector.engine.run.records import RoundMetrics
-from sector.engine.run.stopping import HINT, stop_on_signals
+from sector.engine.run.stop_signals import HINT, stop_on_signals
 
 
 def _step(digits: int, step: int, of: int) -> TrainingStep:

@@ -112,7 +112,7 @@ def test_prefill_in_blocks_changes_nothing(kernel_device: torch.device) -> None:
     """Blocks of four over seven tokens: one is full, one has a hole; and slots that are read two at a time."""
     request = _request(5, 1, 0.0, kernel_device, lengths=(2, 2))
     model = _kernel_model(small_model(), kernel_device)
-    plan = make_plan(model, prefill_tokens=4, prefill_slots=2, decode_slots=4, feature_block=16)
+    plan = replace(make_plan(model), prefill_tokens=4, prefill_slots=2, decode_slots=4, feature_block=16)
     _assert_same("blocks", complete_kernel(model, request, plan=plan), complete_reference(model, request))
 
 

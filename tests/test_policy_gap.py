@@ -7,7 +7,7 @@ import torch
 
 from sector.benchmarks import policy_gap
 from sector.benchmarks.policy_gap import WAYS, gaps, row
-from sector.engine.run import audit
+from sector.engine.shares import wilson
 
 
 def test_all_ways_answer_the_same_problems_and_a_filter_leaves_some_out(supervised_run: Path) -> None:
@@ -30,4 +30,4 @@ def test_wrong_answers_are_counted_among_the_accepted(supervised_run: Path, monk
 def test_a_share_of_nothing_is_left_out() -> None:
     assert "label_error" not in row(Path("runs/a"), 7, "fast answer", 10, 0, 0)
     found = row(Path("runs/a"), 7, "fast answer", 10, 8, 2)
-    assert found["model"] == "a" and found["label_error"] == 0.25 and found["interval"] == audit.wilson(2, 8)
+    assert found["model"] == "a" and found["label_error"] == 0.25 and found["interval"] == wilson(2, 8)

@@ -85,7 +85,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"rejected": {"out voted": 20}}, "rejected.out voted is 'out voted'"),
     ({"label_mistakes": {"typo": 1}}, "label_mistakes.typo is 'typo'"),
     ({"label_error": None}, "label_error is None, but accepted is 80"),
-    ({"phase": "sft"}, "tried is 100 in the phase 'sft'"),
+    ({"phase": "sft"}, "tried should be 0 in the phase 'sft'"),
     ({"frontier": {"fast": {}, "slow": {}}}, "frontier counts no outputs"),
     ({"leap": 0}, "leap is 0"),
 ]

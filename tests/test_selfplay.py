@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from forked import forked
 from recorded import training
 from small_run import SMALL, assert_same, give_weights, kill_when, start
 
-from sector.benchmarks import poison
 from sector.engine.config import run_config
 from sector.engine.errors import NoAgreement
 from sector.engine.language.place_layout import PlaceLayout
@@ -284,17 +284,40 @@ def guarded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.root
 
 
-def play_poisoned(guarded_run: Path, root: Path, attempts: int) -> tuple[RunDir, list[dict[str, Any]]]:
-    """Play a run whose first `attempts` attempts at 7 digits learn wrong answers, and return its events."""
+class PoisonedPhases(Phases):
+    """Phases in which every digit of every accepted answer is one higher, in the first `attempts` attempts."""
+
+    attempts = 0
+
+    def write_accepted(self, phase: Phase, examples: pa.Table) -> None:
+        if phase.num_failed < self.attempts:
+            higher = str.maketrans("0123456789", "1234567890")
+            answers = [text.zfill(8).translate(higher) for text in examples.column("answer").to_pylist()]
+            at = examples.column_names.index("answer")
+            examples = examples.set_column(at, examples.schema.field(at), pa.array(answers, pa.string()))
+        super().write_accepted(phase, examples)
+
+
+def play_poisoned(guarded_run: Path, root: Path, attempts: int) -> tuple[RunDir, list[dict[str, Any]], str]:
+    """Play a run whose first `attempts` attempts at 7 digits learn wrong answers; its events, and why it ended."""
     shutil.copytree(guarded_run, root, symlinks=True)
-    return RunDir(root), list(poison.play(root, attempts))
+    run = RunDir(root)
+    phases = PoisonedPhases(run, run.read_config())
+    phases.attempts = attempts
+    events = []
+    try:
+        for event in run_phases(phases):
+            events.append(event.as_json())
+    except NoAgreement as error:
+        return run, events, str(error)
+    return run, events, "reached"
 
 
 def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_path: Path) -> None:
-    run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=1)
+    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", attempts=1)
     (rollback,) = [event for event in events if event["event"] == "rollback"]
     assert rollback["failed"] == 1 and rollback["trained"] < rollback["before"] - 0.25
-    assert events[-1] == {"event": "done", "ended": "reached", "best": "07"}
+    assert ended == "reached" and os.readlink(run.root / "checkpoints" / "best") == "07"
     # Other problems, of which the audit says that they were learned; what was taken back can still be looked at.
     first, second = (
         pq.read_table(path).column("problem").to_pylist()
@@ -306,9 +329,9 @@ def test_a_poisoned_round_is_taken_back_and_tried_again(guarded_run: Path, tmp_p
 
 
 def test_rounds_that_stay_poisoned_end_the_loop_with_the_last_good_weights(guarded_run: Path, tmp_path: Path) -> None:
-    run, events = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
+    run, events, ended = play_poisoned(guarded_run, tmp_path / "run", attempts=9)
     assert [event["failed"] for event in events if event["event"] == "rollback"] == [1, 2, 3]
-    assert "rolled back 3 times" in events[-1]["ended"] and not run.round(7).is_trained
+    assert "rolled back 3 times" in ended and not run.round(7).is_trained
     assert os.readlink(run.root / "checkpoints" / "best") == os.readlink(run.root / "checkpoints" / "latest") == "06"
     # The same command says the same at once.
     with pytest.raises(NoAgreement, match="rolled back 3 times"):

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import torch
 from forked import forked
-from small_run import give_weights, start
+from small_run import give_weights, start, workers_of
 
-from sector.benchmarks.small_run import workers_of
 from sector.engine.config import Filter
 from sector.engine.errors import InputError, WorkersDied
 from sector.engine.language.place_layout import PlaceLayout

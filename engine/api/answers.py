@@ -81,7 +81,7 @@ def default_policy(show: bool) -> PolicyName:
 
 
 def check_policy(name: str) -> str:
-    """Return the name of a policy. Raise InputError if there is none of that name."""
+    """Return the name of a policy. Raise InputError if no policy has it."""
     if name not in get_args(PolicyName):
         raise InputError(f"unknown policy {name!r}; choose one of {', '.join(get_args(PolicyName))}")
     return name

@@ -43,7 +43,7 @@ def choose_model(texts: Sequence[str] = ()) -> Chosen:
 
 
 def opened(model: ModelLike, texts: Sequence[str] = ()) -> Path | TrainedModel:
-    """Return a model argument as a path or a loaded model; None as the choice of `choose_model`."""
+    """Return the model that an argument names: a path or a loaded model; for None the choice of `choose_model`."""
     if isinstance(model, TrainedModel):
         return model
     return choose_model(texts).path if model is None else Path(model)

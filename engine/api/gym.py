@@ -7,7 +7,7 @@ scored twice, by the generator's own scorer and by the truth of the task.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Protocol, TypedDict
 
 from sector.engine.api.answers import check_policy
 from sector.engine.api.choice import ModelLike, opened
@@ -17,14 +17,31 @@ from sector.engine.errors import InputError, first_line
 from sector.engine.language.operands import plain_decimals
 from sector.engine.policy.solve import Solution, solve
 from sector.engine.policy.solver import Solver
-from sector.engine.run.audit import wilson
 from sector.engine.run.steps import OnProgress, no_progress, open_engine
+from sector.engine.shares import wilson
 from sector.engine.tasks import true_answers
 from sector.engine.tasks.task import Task
 
 # Answers on which scorer and truth differ that a report shows.
 _SHOWN = 3
 _BATCH = 1000
+
+
+class _Entry(TypedDict):
+    """A problem of a generator."""
+
+    question: str
+    metadata: dict[str, object]
+
+
+class _Dataset(Protocol):
+    """Problems of a generator, as Reasoning Gym makes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> _Entry: ...
+
+    def score_answer(self, answer: str | None, entry: _Entry) -> float: ...
 
 
 @dataclass(slots=True)
@@ -136,14 +153,14 @@ def _count(length: GymLength, report: GymReport, solution: Solution, truth: str,
         report.differing.append(f"{solution.problem} = {solution.answer}")
 
 
-def _batches(dataset: Any, task: Task, report: GymReport) -> Iterator[tuple[int, int, list[tuple[str, Any]]]]:
+def _batches(dataset: _Dataset, task: Task, report: GymReport) -> Iterator[tuple[int, int, list[tuple[str, _Entry]]]]:
     """Yield problems that a task reads, with their entries, of one length each time.
 
     Before them come the count of entries read so far, and the digits of the problems.
 
     Entries that it does not read are counted in the report.
     """
-    by_digits: defaultdict[int, list[tuple[str, Any]]] = defaultdict(list)
+    by_digits: defaultdict[int, list[tuple[str, _Entry]]] = defaultdict(list)
     for index in range(len(dataset)):
         entry = dataset[index]
         text = _expression(entry)
@@ -160,13 +177,13 @@ def _batches(dataset: Any, task: Task, report: GymReport) -> Iterator[tuple[int,
         yield len(dataset), digits, rest
 
 
-def _expression(entry: Any) -> str:
+def _expression(entry: _Entry) -> str:
     """Return the expression of an entry; its question if it has none."""
     return str(entry["metadata"].get("expression") or entry["question"])
 
 
-def _dataset(generator: str, options: dict[str, object]) -> Any:
-    """Return the problems of a generator. Raise InputError if there is none, or for its options."""
+def _dataset(generator: str, options: dict[str, object]) -> _Dataset:
+    """Return the problems of a generator. Raise InputError if the generator is unknown, or its options are wrong."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
@@ -178,4 +195,6 @@ def _dataset(generator: str, options: dict[str, object]) -> Any:
         return create_dataset(generator, **options)
     # Generators check their options by assertions.
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"{generator} does not take these options ({first_line(error)})") from error
+        raise InputError(
+            f"{generator} does not take these options ({first_line(error)}); change them with --gym-set"
+        ) from error

@@ -71,7 +71,7 @@ def generate(
 
 
 def is_folder(out: LocationLike) -> bool:
-    """Return whether a name is that of a folder: it ends with a slash, or is that of a data set.
+    """Return whether a name is that of a folder: it ends with a slash, or a data set has it.
 
     Raise InputError for a single file in a store.
     """

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from weakref import WeakValueDictionary
 
 from sector.engine.api.settings import chosen_settings, default_out
@@ -13,7 +13,7 @@ from sector.engine.config import Filter, RunConfig, Values
 from sector.engine.run.directory import RunDir
 from sector.engine.run.events import Event, TrainingStep
 from sector.engine.run.open import check_run
-from sector.engine.run.stopping import Stopping
+from sector.engine.run.stop_signals import Stopping
 from sector.engine.training.torchrun import num_processes
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run(
     config: str | os.PathLike[str] | None = None,
     track: Sequence[str] = (),
     workers: int | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> "Run":
     """Return the whole loop as an iterator of its events: the supervised phase, then rounds of self-play.
 

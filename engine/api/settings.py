@@ -35,7 +35,7 @@ def chosen_settings(
     settings: Sequence[str] = (),
     filter_name: str | None = None,
     pretrained: Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[dict[str, object], str]:
     """Return the settings of a run that a user gave, as nested dicts, and the name of their source for messages.
 
@@ -61,7 +61,7 @@ def chosen_settings(
     return values, str(config) if config else "command line"
 
 
-def with_loaded_code(values: Values) -> dict[str, Any]:
+def with_loaded_code(values: Values) -> dict[str, object]:
     """Return nested settings in which tasks, engines and checks that a user names as code are loaded, and have names.
 
     Raise InputError if code cannot be loaded. Use it for what a user typed, or for a file that a user named: no file of
@@ -116,7 +116,7 @@ def default_out(values: Values) -> Path:
 
 
 def named_filter(name: str) -> Filter:
-    """Return the filter of a name. Raise InputError if there is none."""
+    """Return the filter of a name. Raise InputError if no filter has it."""
     if name not in FILTERS:
         raise InputError(f"unknown filter {name!r}; choose one of {', '.join(FILTERS)}")
     return FILTERS[name]

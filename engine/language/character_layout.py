@@ -61,11 +61,11 @@ class CharacterLayout(ABC, Generic[B, S_contra]):
 
     @abstractmethod
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
 
     @abstractmethod
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
 
     @abstractmethod
     def prefix_ids(self, problems: B) -> Tensor:

@@ -43,7 +43,7 @@ class Field:
     optional: bool
 
     def digits(self, digits: int) -> int:
-        """Return the digits of the number in a problem of N = `digits`."""
+        """Return the width of the number in a problem of N = `digits`."""
         return self.width or digits
 
 
@@ -83,7 +83,7 @@ class Form:
         return (*rest.numbers(), digit.unsqueeze(1))
 
     def step_widths(self, digits: int) -> list[int]:
-        """Return the digits of each number of a step from problems of N = `digits`."""
+        """Return the width of each number of a step from problems of N = `digits`."""
         return [*self.widths(digits - 1), 1]
 
     def read_problem(self, numbers: Sequence[Tensor]) -> "DeclaredProblems":
@@ -103,7 +103,7 @@ class Form:
         return DeclaredProblems(self, digits - 1, torch.cat(rest, dim=1)), digit[:, 0]
 
     def widths(self, digits: int) -> list[int]:
-        """Return the digits of each number of a problem of N = `digits`."""
+        """Return the width of each number of a problem of N = `digits`."""
         return [field.digits(digits) for field in self.fields]
 
     def answer_width(self, digits: int) -> int:
@@ -161,7 +161,7 @@ class Form:
 
 
 def read_template(template: str) -> tuple[Field, ...]:
-    """Return the numbers of a template. InputError if it is none."""
+    """Return the numbers that a template declares. Raise InputError if it is not a template."""
     matches = list(_FIELD.finditer(template))
     names = [match[2] for match in matches]
     if "".join(match[0] for match in matches) != template or not matches:
@@ -172,7 +172,7 @@ def read_template(template: str) -> tuple[Field, ...]:
     if matches[0][1] or not all(match[1] for match in matches[1:]):
         raise InputError(f"{template!r} is not a template; it begins with a number, and marks stand between numbers")
     if len(set(names)) < len(names):
-        raise InputError(f"{template!r} names a number twice")
+        raise InputError(f"{template!r} names a number twice; give each a name of its own")
     fields = tuple(
         Field(match[2], match[1], 0 if match[3] == "N" else int(match[3]), bool(match[4])) for match in matches
     )

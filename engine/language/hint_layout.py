@@ -64,11 +64,11 @@ class HintLayout(CharacterLayout[Problems, int]):
         return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     def answer_length(self, digits: int, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return 2 * digits + 3
 
     def simplification_length(self, digits: int, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         return 4 * digits + 8
 
     def prefix_ids(self, problems: Problems) -> Tensor:
@@ -116,9 +116,7 @@ class HintLayout(CharacterLayout[Problems, int]):
 
     def _lettered(self, digits: Tensor, letters: Tensor) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]`, each behind its letter; letters: `[B or 1, W]` as written."""
-        ids = self.digit_ids(digits)
-        if self.order is DigitOrder.LSD:
-            ids = ids.flip(1)
+        ids = self.order.arranged(self.digit_ids(digits))
         return torch.stack([letters.expand_as(ids), ids], dim=2).flatten(1)
 
     def _letters(self, place: int, width: int, like: Tensor) -> Tensor:
@@ -135,6 +133,4 @@ class HintLayout(CharacterLayout[Problems, int]):
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""
-        digits = ids[:, start + 1 : start + 2 * width : 2]
-        values = self.values(digits)
-        return values.flip(1) if self.order is DigitOrder.LSD else values
+        return self.order.arranged(self.values(ids[:, start + 1 : start + 2 * width : 2]))

@@ -152,11 +152,11 @@ class Layout(Protocol[B, S_contra]):
         ...
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, end included."""
+        """Return the count of tokens of a fast answer, end included."""
         ...
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a simplification, end included."""
+        """Return the count of tokens of a simplification, end included."""
         ...
 
     def beginning_length(self, size: S_contra, /) -> int:

@@ -34,11 +34,11 @@ class NumberLayout(PlaceIds[B, S_contra]):
     writing: Writing[B, S_contra] = field(kw_only=True)
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, end included."""
+        """Return the count of tokens of a fast answer, end included."""
         return self.writing.answer_width(size) + 1
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a step: all digits, two marks behind each number but the last, and the end."""
+        """Return the count of tokens of a step: all digits, two marks behind each number but the last, and the end."""
         widths = self.writing.step_widths(size)
         return sum(widths) + 2 * len(widths) - 1
 
@@ -73,7 +73,7 @@ class NumberLayout(PlaceIds[B, S_contra]):
         numbers, start = [], 0
         for written, width in zip(self.writing.step, self.writing.step_widths(size), strict=True):
             digits = digit_classes(ids[:, start : start + width])
-            numbers.append(self._ordered(digits) if written.in_order else digits)
+            numbers.append(self.order.arranged(digits) if written.in_order else digits)
             start += width + 2
         valid = (self.simplification_ids(*self.writing.read_step(numbers, size)) == ids).all(dim=1)
         return valid_steps(self.writing, numbers, size, valid)
@@ -86,7 +86,7 @@ class NumberLayout(PlaceIds[B, S_contra]):
 
     def _written_ids(self, written: Written, digits: Tensor, end: int) -> Tensor:
         """Return the `[B, width+1]` ids of the digits of a number, and an end class at the place of its last one."""
-        return self._number_ids(digits if written.in_order else self._ordered(digits), end)
+        return self._number_ids(digits if written.in_order else self.order.arranged(digits), end)
 
 
 def valid_steps(

@@ -42,11 +42,11 @@ class NumberText(CharacterLayout[B, S_contra]):
         return r"\d+".join(others) + rf"\d+{last}(?:\d+\n?)?"
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return self.writing.answer_width(size) + 1
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         return sum(self.writing.step_widths(size)) + sum(map(self._mark_length, self.writing.step)) + 1
 
     def prefix_ids(self, problems: B) -> Tensor:
@@ -56,7 +56,7 @@ class NumberText(CharacterLayout[B, S_contra]):
 
     def answer_ids(self, answers: Tensor) -> Tensor:
         """Return the `[B, W+1]` ids that follow `=` for the answers `[B, W]`."""
-        return torch.cat([self.digit_ids(self._ordered(answers)), self.text_ids("\n", answers)], dim=1)
+        return torch.cat([self.digit_ids(self.order.arranged(answers)), self.text_ids("\n", answers)], dim=1)
 
     def simplification_ids(self, rest: B, digit: Tensor) -> Tensor:
         """Return the ids that follow `>` for the remaining problems and the digits `[B]`."""
@@ -66,7 +66,7 @@ class NumberText(CharacterLayout[B, S_contra]):
     def parse_answers(self, ids: Tensor, size: S_contra, /) -> tuple[Tensor, Tensor]:
         """Parse ids as answers `[B, W]`; see `Layout`."""
         ids = ids[:, : self.answer_length(size)]
-        return self.checked_answers(self._ordered(self.values(ids[:, : self.writing.answer_width(size)])), ids)
+        return self.checked_answers(self.order.arranged(self.values(ids[:, : self.writing.answer_width(size)])), ids)
 
     def parse_simplifications(self, ids: Tensor, size: S_contra, /) -> Simplifications[B]:
         """Parse ids as simplifications; see `Layout`."""
@@ -75,7 +75,7 @@ class NumberText(CharacterLayout[B, S_contra]):
         for written, width in zip(self.writing.step, self.writing.step_widths(size), strict=True):
             start += self._mark_length(written)
             digits = self.values(ids[:, start : start + width])
-            numbers.append(self._ordered(digits) if written.in_order else digits)
+            numbers.append(self.order.arranged(digits) if written.in_order else digits)
             start += width
         valid = (self.simplification_ids(*self.writing.read_step(numbers, size)) == ids).all(dim=1)
         return valid_steps(self.writing, numbers, size, valid)
@@ -84,14 +84,10 @@ class NumberText(CharacterLayout[B, S_contra]):
         """Return the ids of each mark and of the number behind it."""
         segments = []
         for written, number in zip(writing, numbers, strict=True):
-            digits = self._ordered(number) if written.in_order else number
+            digits = self.order.arranged(number) if written.in_order else number
             segments += [self.text_ids(written.mark, number), self.digit_ids(digits)]
         return segments
 
     def _mark_length(self, written: Written) -> int:
-        """Return the tokens of the mark before a number."""
+        """Return the count of tokens of the mark before a number."""
         return len(self.alphabet.ids_of(written.mark))
-
-    def _ordered(self, digits: Tensor) -> Tensor:
-        """Convert digits between most significant first and the layout's order; its own inverse."""
-        return digits.flip(-1) if self.order is DigitOrder.LSD else digits

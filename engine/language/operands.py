@@ -137,7 +137,7 @@ class Problems(Record):
 
     @classmethod
     def operands_of(cls, text: str) -> tuple[str, str, int]:
-        """Return the operands of a typed problem without leading zeros, and its carry-in. InputError if it is none."""
+        """Return the operands of a typed problem, without leading zeros, and its carry-in. InputError if malformed."""
         match = _typed_pattern(cls.sign).fullmatch(text)
         if match is None:
             raise InputError(

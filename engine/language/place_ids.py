@@ -34,6 +34,10 @@ class DigitOrder(StrEnum):
     MSD = "msd"
     LSD = "lsd"
 
+    def arranged(self, digits: Tensor) -> Tensor:
+        """Convert digits `[..., N]` between most significant first and this order; its own inverse."""
+        return digits.flip(-1) if self is DigitOrder.LSD else digits
+
 
 @dataclass(frozen=True, slots=True)
 class PlaceIds(ABC, Generic[B, S_contra]):
@@ -103,7 +107,7 @@ class PlaceIds(ABC, Generic[B, S_contra]):
         """Return the `[B, N+1]` ids of digits `[B, N]` at places 1..N and the end class at place N, all shifted."""
         count, length = digits.shape
         places = self._place_ids(count, length, digits.device)
-        return torch.cat([places + self._ordered(digits), places[:, -1:] + end], dim=1)
+        return torch.cat([places + self.order.arranged(digits), places[:, -1:] + end], dim=1)
 
     def _place_ids(self, count: int, length: int, device: torch.device) -> Tensor:
         """Return the `[B, length]` ids of the digit 0 at the places of a number."""
@@ -115,13 +119,9 @@ class PlaceIds(ABC, Generic[B, S_contra]):
     def _parse_number(self, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Parse ids `[B, >width]` as a number and an end: return digits `[B, width]`, and which rows parse `[B]`."""
         ids = ids[:, : width + 1]
-        digits = self._ordered(digit_classes(ids[:, :width]))
+        digits = self.order.arranged(digit_classes(ids[:, :width]))
         valid = (self.answer_ids(digits) == ids).all(dim=1)
         return digits * valid.unsqueeze(1), valid
-
-    def _ordered(self, digits: Tensor) -> Tensor:
-        """Convert digits between most significant first and the layout's order; its own inverse."""
-        return digits.flip(-1) if self.order is DigitOrder.LSD else digits
 
 
 def digit_classes(ids: Tensor) -> Tensor:

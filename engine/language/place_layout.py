@@ -36,11 +36,11 @@ class PlaceLayout(PlaceIds[Problems, int]):
     problems: type[Problems] = Problems
 
     def answer_length(self, digits: int, /) -> int:
-        """Return the tokens of a fast answer, end included."""
+        """Return the count of tokens of a fast answer, end included."""
         return digits + 2
 
     def simplification_length(self, digits: int, /) -> int:
-        """Return the tokens of a simplification, end included."""
+        """Return the count of tokens of a simplification, end included."""
         return 2 * digits + 4
 
     def beginning_length(self, digits: int, /) -> int:

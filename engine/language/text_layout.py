@@ -38,11 +38,11 @@ class TextLayout(CharacterLayout[Problems, int]):
         return rf"\d+{sign}\d+({sign}1)?\|\d?\n?"
 
     def answer_length(self, digits: int, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return digits + 2
 
     def simplification_length(self, digits: int, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         return 2 * digits + 4
 
     def prefix_ids(self, problems: Problems) -> Tensor:

@@ -58,7 +58,7 @@ VOCAB_SIZE = NUM_LOCAL * (MAX_PLACE + 1)
 
 
 def row_length(digits: int) -> int:
-    """Return the tokens of a problem's prompt (2N+6) and its longest completion, the simplification (2N+4)."""
+    """Return the count of tokens of a prompt, 2N+6, and its longest completion, the simplification, 2N+4."""
     return 4 * digits + 10
 
 

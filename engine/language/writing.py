@@ -52,7 +52,7 @@ class Writing(Protocol[B, S_contra]):
         ...
 
     def step_widths(self, size: S_contra) -> list[int]:
-        """Return the digits of each number of a step from problems of a size."""
+        """Return the width of each number of a step from problems of a size."""
         ...
 
     def answer_width(self, size: S_contra) -> int:

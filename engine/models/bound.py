@@ -46,8 +46,8 @@ _FREE = frozenset(
 class Learned(BaseModel):
     """Content of learned.json.
 
-    weights_sha256: of model.safetensors.
-    settings: bound settings of config.json.
+    weights_sha256: digest of model.safetensors.
+    settings: settings of config.json that shape the meaning of the weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

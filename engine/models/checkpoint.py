@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -188,7 +187,7 @@ def _load_sector(path: Path) -> SectorForCausalLM:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[safetensors.safe_open]:
     """Open a safetensors file of any name."""
     with in_utf8(path) as name, safetensors.safe_open(name, framework="pt") as tensors:
         yield tensors
@@ -252,7 +251,7 @@ def complete_checkpoint(path: Path) -> list[str]:
 
 
 def _read_config(path: Path) -> SectorConfig:
-    """Read the config of a sector checkpoint. Raise OSError, ValueError or TypeError if it is none."""
+    """Read the config of a sector checkpoint. Raise OSError, ValueError or TypeError if it cannot be read as one."""
     values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("model_type") != SectorConfig.model_type:
         raise ValueError("config.json is not that of a sector model")

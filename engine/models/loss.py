@@ -3,13 +3,11 @@
 In the shape descriptions B is the batch, T the tokens of a row and V the vocabulary.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from sector.engine.language import tokens
 
@@ -35,7 +33,7 @@ class _ChunkedLoss(Function):
     """Mean cross entropy of logits `[N, V]` chunk by chunk, which keeps its gradient alone for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, logits: Tensor, targets: Tensor) -> Tensor:
         count = (targets != IGNORED).sum()
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         total = logits.new_zeros((), dtype=torch.float32)
@@ -46,12 +44,13 @@ class _ChunkedLoss(Function):
             total += F.nll_loss(shares, targets[chunk], ignore_index=IGNORED, reduction="sum")
             if gradient is not None:
                 gradient[chunk] = _slope(shares, targets[chunk]).div_(count)
-        ctx.save_for_backward(gradient)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return total / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(grad), None
 

@@ -8,14 +8,14 @@ In the shape descriptions T is the tokens of a text.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.language import tokens
-from sector.engine.language.layout import Layout, Mode
+from sector.engine.language.layout import Batch, Layout, Mode
 from sector.engine.language.operands import Problems, digit_tensor
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.place_layout import PlaceLayout
@@ -153,7 +153,7 @@ class SumTokens:
         return rf"(?P<a>\d+)\s*{sign}\s*(?P<b>\d+)\s*({sign}\s*(?P<carry>[01]))?"
 
     def _simplification_ids(self, text: str, digits: int, layout: PlaceLayout) -> Tensor:
-        """Return the `[T]` ids of a written simplification. InputError if it is none, or if its rest is too long."""
+        """Return the `[T]` ids of a written simplification. InputError if it is malformed, or its rest too long."""
         match = re.compile(rf"{self._pattern}\s*\|\s*(?P<digit>\d)", re.ASCII).fullmatch(text)
         if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
             sign = self.problems.sign
@@ -228,8 +228,8 @@ class NumberTokens:
                 shown.append(kind[0])
         return "".join([*shown, *number_text()])
 
-    def _problem(self, text: str) -> Any:
-        """Return one problem: as a chain writes it, leading zeros included, or as typed. InputError if it is none."""
+    def _problem(self, text: str) -> Batch:
+        """Return a problem that a chain wrote, with leading zeros, or a user typed. InputError if it is malformed."""
         match = re.compile(_pattern(self.writing.problem), re.ASCII).fullmatch(text)
         if match:
             try:
@@ -239,8 +239,8 @@ class NumberTokens:
                 pass
         return self.task.parse([text])
 
-    def _simplification_ids(self, text: str, problems: Any, layout: Layout) -> Tensor:
-        """Return the `[T]` ids of a written step. InputError if it is none, or if a number is too long."""
+    def _simplification_ids(self, text: str, problems: Batch, layout: Layout) -> Tensor:
+        """Return the `[T]` ids of a written step. InputError if it is malformed, or a number too long."""
         match = re.compile(_pattern(self.writing.step), re.ASCII).fullmatch(text)
         widths = self.writing.step_widths(problems.size)
         numbers = match.groups() if match else ()

@@ -105,8 +105,8 @@ class SectorTokenizer(PreTrainedTokenizer):
         ids: list[int],
         pair_ids: list[int] | None = None,
         num_tokens_to_remove: int = 0,
-        *arguments: Any,
-        **options: Any,
+        *arguments: object,
+        **options: object,
     ) -> tuple[list[int], list[int], list[int]]:
         """Return the ids if no token is to be removed, else raise InputError: a cut problem is another problem."""
         if num_tokens_to_remove > 0:
@@ -123,7 +123,7 @@ class SectorTokenizer(PreTrainedTokenizer):
             self._convert_token_to_id(name)
         return self._texts.decode(names)
 
-    def _tokenize(self, text: str, **_: Any) -> list[str]:
+    def _tokenize(self, text: str, **_: object) -> list[str]:
         """Return the token names of a text. Raise InputError if the text is no prompt of the task."""
         return [_NAMES[index] for index in self._texts.encode(text).tolist()]
 

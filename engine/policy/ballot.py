@@ -53,7 +53,7 @@ class Ballot(Generic[B]):
 def hold_vote(
     sampler: Sampler, problems: B, settings: Filter, layout: Layout[B], sampling: Sampling, draft: Tensor | None = None
 ) -> Ballot[B]:
-    """Simplify and guess K times, and count the votes.
+    """Simplify and guess K times, and count the votes. Of answers with equal votes the earliest guess wins.
 
     draft: `[B, W]` answers that the guesses are likely to repeat.
     """

@@ -59,7 +59,7 @@ def posed_elsewhere(checks: tuple[Check, ...], problems: Batch, answers: Tensor)
 
 
 def load_check(reference: str) -> Check:
-    """Import the code that a user names, and register the check in it. InputError if there is none.
+    """Import the code that a user names, and register the check in it. Raise InputError if it holds no check.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Check`.
     """
@@ -68,7 +68,7 @@ def load_check(reference: str) -> Check:
 
 
 def thing_of(member: object) -> Check | None:
-    """Return the check that a member of a module is; None if it is none."""
+    """Return the check that a member of a module is; None if it is something else."""
     return member if isinstance(member, Check) else None
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import threading
-from typing import Any
+from types import ModuleType
 
 from sector.engine.errors import InputError, first_line
 from sector.engine.threads import num_cores
@@ -22,7 +22,7 @@ _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS 
 _ANSWER_SECONDS = 10.0
 
 
-def import_ray() -> Any:
+def import_ray() -> ModuleType:
     """Return the module `ray`. Raise InputError if it is not installed."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
     try:
@@ -32,7 +32,7 @@ def import_ray() -> Any:
     return ray
 
 
-def open_cluster(ray: Any, count: int, num_bytes: int) -> None:
+def open_cluster(ray: ModuleType, count: int, num_bytes: int) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine.
 
     ray: the module.
@@ -56,13 +56,15 @@ def open_cluster(ray: Any, count: int, num_bytes: int) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _join(ray: Any, address: str, count: int) -> None:
+def _join(ray: ModuleType, address: str, count: int) -> None:
     """Join the cluster at an address. Raise InputError if none answers, or if it has too few CPUs."""
     try:
         _check_answers(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)})") from error
+        raise InputError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({first_line(error)}); unset it, or start one there"
+        ) from error
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < count:
         ray.shutdown()

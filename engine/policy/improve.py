@@ -99,7 +99,10 @@ class Improved(Generic[B]):
 
     @property
     def verdicts(self) -> list[str]:
-        """Name of the verdict on each candidate; `leaked` or `not_drawn` where chance decides otherwise."""
+        """Name of the verdict on each candidate.
+
+        Where a gate of chance decides otherwise than the verdict: `leaked` if it accepts, `not_drawn` if it rejects.
+        """
         names = [self.reasons[value] for value in self.verdict.tolist()]
         if self.drawn is None:
             return names

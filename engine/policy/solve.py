@@ -226,7 +226,7 @@ def _tried(settings: Filter, problems: Batch, improved: Improved) -> list[list[T
 
 
 def think(solver: Solver, problems: Batch, num_steps: int) -> Chain[Batch]:
-    """Simplify `num_steps` times."""
+    """Return a chain of thought of `num_steps` simplifications."""
     chain = Chain.begun(problems)
     for _ in range(num_steps):
         chain.simplify(solver.simplify(chain.current))

@@ -35,7 +35,7 @@ from sector.engine.samplers.protocol import Sampler
 
 # Ray has no types: a handle of an actor, and a reference to a result.
 Actor = Any
-Reference = Any
+Reference = object
 
 T = TypeVar("T")
 

@@ -123,7 +123,7 @@ class RunFacts:
         """Metrics of the rounds, without those of the supervised phase."""
         return [line for line in self.metrics if line.is_round]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the run as `sector report --json` prints it: verdict, outcome, and the figures of the report."""
         gates = list(self.gates.values())
         return {

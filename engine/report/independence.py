@@ -26,6 +26,7 @@ from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import make_sampler
 from sector.engine.samplers.protocol import Sampling
 from sector.engine.seeding import stream_seed
+from sector.engine.shares import wilson
 from sector.engine.training.dataset import read_candidates
 
 # The vote counts as a check, which passes candidates on which enough guesses agree.
@@ -70,7 +71,7 @@ class Rate:
         """Return share and interval as a JSON object; None where there are no candidates."""
         low = high = None
         if self.of:
-            low, high = audit.wilson(self.count, self.of)
+            low, high = wilson(self.count, self.of)
         return {**asdict(self), "share": self.share, "low": low, "high": high}
 
 

@@ -6,7 +6,7 @@ All figures come from files of the runs. No true answer is computed here; the au
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, TypeVar
 
 from scipy import stats
 
@@ -22,6 +22,7 @@ SURVIVES = 0.5
 # Reason of a run that stopped at its end.
 REACHED = "reached"
 Fate = Literal["collapsed", "stopped", "alive"]
+Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,27 +164,27 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 def means_of(outcomes: Sequence[Outcome]) -> dict[str, Mean]:
     """Return the mean of each of `FIGURES` over the runs that have it; a figure that none has is left out."""
-    means = {}
-    for name in FIGURES:
-        values = [getattr(outcome, name) for outcome in outcomes]
-        if measured := [value for value in values if value is not None]:
-            means[name] = mean_of(measured)
-    return means
+    return _means({name: [getattr(outcome, name) for outcome in outcomes] for name in FIGURES})
 
 
 def means_by_round(outcomes: Sequence[Outcome], name: ByRound) -> dict[int, Mean]:
     """Return the mean of a figure by digits of the round, over the runs that have it there."""
     of_runs: list[dict[int, float | None]] = [getattr(outcome, name) for outcome in outcomes]
-    means = {}
-    for digits in sorted({digits for figures in of_runs for digits in figures}):
-        figures = [figures.get(digits) for figures in of_runs]
-        if measured := [figure for figure in figures if figure is not None]:
-            means[digits] = mean_of(measured)
-    return means
+    lengths = sorted({digits for figures in of_runs for digits in figures})
+    return _means({digits: [figures.get(digits) for figures in of_runs] for digits in lengths})
+
+
+def _means(figures: dict[Key, list[float | None]]) -> dict[Key, Mean]:
+    """Return the mean of each figure over the runs that have it; a figure that none has is left out."""
+    measured = {key: [value for value in values if value is not None] for key, values in figures.items()}
+    return {key: mean_of(values) for key, values in measured.items() if values}
 
 
 def collapse_of(rounds: Sequence[RoundMetrics]) -> int | None:
-    """Return the index of the round in which a run collapses, from 0; None if it does not."""
+    """Return the index, from 0, of the round from which on accuracy at its own length stays below SURVIVES.
+
+    None if the last round survives: the run did not collapse.
+    """
     survived = [index for index, line in enumerate(rounds, start=1) if line.own_accuracy >= SURVIVES]
     first_lost = max(survived, default=0)
     return first_lost if first_lost < len(rounds) else None

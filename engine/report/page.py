@@ -76,7 +76,7 @@ def write_report(names: Sequence[LocationLike], out: Path | None) -> Report:
         return _write_dataset_report(locations, out)
     paths = [location for location in locations if isinstance(location, Path)]
     if addresses := [location for location in locations if not isinstance(location, Path)]:
-        raise InputError(f"{addresses[0]} is no data set, and runs are read from folders of this machine")
+        raise InputError(f"{addresses[0]} is no data set, and a run is read from a folder; copy it to this machine")
     page = out or _default_page(paths)
     roots = run_roots(paths)
     check_writable(page)

@@ -64,7 +64,7 @@ def log_to_trackers(
 
     Raise InputError before the first event if a tracker is not installed or does not start.
 
-    names: of `wandb` and `trackio`.
+    names: trackers besides TensorBoard: `wandb`, `trackio`.
     """
     steps = _Steps(config, run.metrics())
     with ExitStack() as open_trackers:

@@ -7,7 +7,6 @@ loop.
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from sector.engine.config import Filter
@@ -18,6 +17,7 @@ from sector.engine.policy import improve
 from sector.engine.policy.solver import Solver
 from sector.engine.samplers.protocol import Branch, Sampler, Sampling
 from sector.engine.seeding import generator
+from sector.engine.shares import wilson
 from sector.engine.tasks import mistakes, task_of, true_answers, truth_of
 from sector.engine.tasks.mistakes import Mistake
 from sector.engine.tasks.task import Task
@@ -49,12 +49,6 @@ class Score:
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the Wilson score interval at 95 %."""
         return wilson(self.correct, self.samples)
-
-
-def wilson(count: int, of: int) -> tuple[float, float]:
-    """Return lower and upper end of the Wilson score interval of a share at 95 %."""
-    low, high = binomtest(count, of).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
 
 
 def outputs_correct(solver: Solver, problems: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 `removed.json` lists what was removed, so that it is not taken for lost. It is written before the removal. If a
 checkpoint that the run needs is lost as well, all later phases are trained again from the last one that is left.
+A write to a full disk is an InputError of `files.py`, and leaves the old file.
 """
 
 import os
@@ -69,7 +70,7 @@ def forget_lost(run: RunDir, config: RunConfig) -> None:
 def disk_of(root: Path) -> dict[str, int]:
     """Return the bytes that the files of a run take, by kind; `total` is their sum.
 
-    Its report does not count, so that a second report has the same figures.
+    The run's report does not count, so that a second report has the same figures.
     """
     kinds = dict.fromkeys(("checkpoints", "candidates", "examples", "failed", "snapshot", "other"), 0)
     for folder, _, names in os.walk(root):

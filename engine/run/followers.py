@@ -17,7 +17,7 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import WorkersDied
 from sector.engine.run.directory import RunDir
 from sector.engine.run.plan import TrainingPlan, initial_model, plan_of
-from sector.engine.run.stopping import ENDING
+from sector.engine.run.stop_signals import ENDING
 from sector.engine.training.data_parallel import FirstLeft, Ranks, process_group
 from sector.engine.training.distill import (
     TrainState,

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +110,7 @@ class Forecast:
     seconds_measured: float
     rates: dict[int, dict[str, float]]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the forecast as a JSON object."""
         return {"forecast": "an estimate, measured now", **asdict(self), "total": self.total}
 
@@ -137,7 +136,7 @@ class Rates:
     probe: seconds of measuring the goal once.
     score: seconds of the audit of this length.
     bytes: bytes of the files of a candidate, accepted or not.
-    candidates_bytes: those of them that `keep_candidates` may remove.
+    candidates_bytes: the part of these bytes that `keep_candidates` may remove.
     """
 
     generate: float

@@ -45,7 +45,7 @@ class Manifest(Record):
 
     @classmethod
     def of(cls, settings: DatasetSettings, parts: list[PartRecord]) -> "Manifest":
-        """Return the manifest of a whole data set, or of an incomplete one without parts."""
+        """Return the manifest of a data set: complete with its parts, incomplete if `parts` is empty."""
         manifest = cls(sha256="", complete=bool(parts), settings=settings, parts=parts)
         return manifest.model_copy(update={"sha256": digest(manifest.model_dump(mode="json", exclude={"sha256"}))})
 

@@ -186,7 +186,10 @@ def record_of(path: Location, first: int, fates: Fates, rows: int, content: byte
 
 
 def encoded(table: pa.Table, label: Record, compression: str) -> bytes:
-    """Return the bytes of a file with a label; they depend on the arguments and the release of pyarrow alone."""
+    """Return the bytes of a parquet file of a table, with the label in its metadata.
+
+    They depend on the arguments and the release of pyarrow alone.
+    """
     file = io.BytesIO()
     with pq.ParquetWriter(file, table.schema, compression=compression) as writer:
         # One chunk, since blocks that are solved together come as one.

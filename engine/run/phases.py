@@ -44,7 +44,7 @@ from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained
 from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import TrainingRecord
 from sector.engine.run.round_parts import RoundParts
-from sector.engine.run.stopping import Stopping
+from sector.engine.run.stop_signals import Stopping
 from sector.engine.run.teacher import load_teacher
 from sector.engine.samplers import check_engine, make_sampler
 from sector.engine.samplers.protocol import Sampler
@@ -65,7 +65,7 @@ SNAPSHOT_STEPS = 200
 
 
 class Phases:
-    """Work of a run, one method per phase."""
+    """Work of a run, in the order of its methods: supervise; then, each round, generate, distill, audit and advance."""
 
     def __init__(
         self,

@@ -111,12 +111,11 @@ class Fates(_Counted):
     @classmethod
     def sum(cls, parts: "Iterable[Fates]") -> "Fates":
         """Return the counts of several batches together."""
-        names = ("tried", "accepted", "thought_through", "leaked", "agreed", "tokens")
-        numbers, rejected = Counter[str](), Counter[str]()
+        parts, rejected = list(parts), Counter[str]()
         for part in parts:
-            numbers.update({name: getattr(part, name) for name in names})
             rejected.update(part.rejected)
-        return Fates(rejected=dict(rejected), **{name: numbers[name] for name in names})
+        names = Fates.model_fields.keys() - {"rejected"}
+        return Fates(rejected=dict(rejected), **{name: sum(getattr(part, name) for part in parts) for name in names})
 
     def generation(
         self,
@@ -314,23 +313,18 @@ class RoundMetrics(Record):
         """Count of candidates that the fast policy answered wrong."""
         return round((self.fast_label_error or 0.0) * self.tried)
 
-    @property
-    def knows_probes(self) -> bool:
-        """Whether the time of measuring agreement was recorded; early releases did not record it."""
-        return "seconds_probe" in self.model_fields_set
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if list(self.accuracy) != list(range(1, len(self.accuracy) + 1)) or len(self.accuracy) <= self.digits:
             raise ValueError(f"accuracy should have the lengths 1 to {self.digits + 1} or more")
         _check_fates(self)
         if self.is_round != bool(self.tried):
-            raise ValueError(f"tried is {self.tried} in the phase {self.phase!r}")
+            raise ValueError(f"tried should be {'above 0' if self.is_round else 0} in the phase {self.phase!r}")
         if (self.label_error is None) != (self.accepted == 0):
             raise ValueError(f"label_error is {self.label_error}, but accepted is {self.accepted}")
         for name in ("fast_label_error", "agreement"):
             if (getattr(self, name) is None) == self.is_round:
-                raise ValueError(f"{name} is {getattr(self, name)} in the phase {self.phase!r}")
+                raise ValueError(f"{name} should be {'there' if self.is_round else 'null'} in the phase {self.phase!r}")
         if self.frontier and not (sum(self.frontier.fast.values()) and sum(self.frontier.slow.values())):
             raise ValueError("frontier counts no outputs")
         return self

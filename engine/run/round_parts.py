@@ -117,9 +117,9 @@ class RoundPartMaker:
         return min([start + self.blocks * BLOCK, *(first for first in self.held if first > start)])
 
     def starts(self, ends: dict[int, int], count: int) -> Iterator[int]:
-        """Yield the first candidates of the parts that are missing of `count` candidates.
+        """Yield the first candidate of each part that is missing of `count` candidates.
 
-        ends: ends of the parts that exist, by first candidate.
+        ends: as `RoundParts.ends`.
         """
         start = 0
         while start < count:
@@ -156,7 +156,7 @@ class RoundParts:
 
     @property
     def ends(self) -> dict[int, int]:
-        """Ends of the parts, by first candidate."""
+        """For each part, the candidate behind its last one, by its first candidate."""
         return {first: label.end for first, label in self.labels.items()}
 
     @property

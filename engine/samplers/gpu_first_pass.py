@@ -71,7 +71,7 @@ def first_ids(request: Request, drafts: Sequence[Tensor | None], shared: int) ->
 
 
 def _read_tokens(length: int, draft: Tensor | None) -> int:
-    """Return the tokens of a branch in the first pass: its mark, and its draft.
+    """Return the count of tokens of a branch in the first pass: its mark, and its draft.
 
     The last token of a completion need not be read: no token is chosen after it.
     """

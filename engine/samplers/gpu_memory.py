@@ -96,7 +96,8 @@ class Memory:
             rows = min(max(1, self._max_tokens // slots), len(self._numbers) // row_size, _MAX_ROWS)
             if rows == 0:
                 needed = row_size * self._numbers.element_size()
-                raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, more than there are")
+                held = self._numbers.numel() * self._numbers.element_size()
+                raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, which holds {held:,}")
             cache = self._numbers[: rows * row_size].view(layers, 2, rows, heads, slots, hidden // heads)
             output = torch.empty(rows * slots + 1, dtype=torch.int64, device=cache.device)
             idle = output.new_zeros(len(Field), 1)

@@ -81,7 +81,7 @@ class Stepwise:
         self._capture: Capture = CudaCapture(device) if device.type == "cuda" else lambda run: run
 
     def capacity(self, prefix_length: int, lengths: Sequence[int]) -> int:
-        """Return the maximum of rows of a request of this shape."""
+        """Return the largest count of rows of a request of this shape."""
         return self._memory.context(prefix_length + sum(lengths)).num_rows
 
     def forget(self) -> None:
@@ -94,7 +94,7 @@ class Stepwise:
         """Return J completions `[B, length]` int64, with PAD after the end; B is at most `capacity`.
 
         drafts: one per branch, `[B, any]` ids that its completions are likely to begin with, or None.
-        beginning: of the chain that the request is part of, if its calls have the same rows.
+        beginning: shared beginning of the chain that the request is part of, if its calls have the same rows.
         """
         (batch, prefix_length), lengths = request.prefix.shape, request.lengths
         context = self._memory.context(prefix_length + sum(lengths))

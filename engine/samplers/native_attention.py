@@ -86,7 +86,10 @@ def _in_range(mix: Callable[..., tuple[Tensor, Tensor]], q: Tensor, *others: Ten
     if not _is_in_range(sums):
         mixed, sums = mix(*(None if tensor is None else tensor.double() for tensor in (q, *others)))
         if not _is_in_range(sums):
-            raise InputError("the model's attention scores leave the range of float64; its weights are broken")
+            raise InputError(
+                "the model's attention scores leave the range of float64; its weights are broken; "
+                "restore them, or train again"
+            )
     heads_first = mixed.view(len(q), -1, mixed.shape[2])
     return heads_first.transpose(0, 1).flatten(1).to(q.dtype)
 

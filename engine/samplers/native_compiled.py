@@ -122,7 +122,7 @@ class CompiledModel:
         return Kept(ids.contiguous(), kv, rows_dim=0)
 
     def job_rows(self, slots: int) -> int:
-        """Return the maximum of rows of a job, for any number of slots: the library manages its cache itself."""
+        """Return the largest count of rows of a job, for any number of slots: the library manages its cache itself."""
         return _JOB_ROWS
 
     def complete(
@@ -150,7 +150,10 @@ class CompiledModel:
         memory = self._memory(self._library.memory_size(byref(self._model), byref(call)))
         count = self._library.complete(byref(self._model), byref(call), memory.data_ptr())
         if count < 0:
-            raise InputError("the model's attention scores or logits are NaN or infinite; its weights are broken")
+            raise InputError(
+                "the model's attention scores or logits are NaN or infinite; its weights are broken; "
+                "restore them, or train again"
+            )
         return [branch.output for branch in tensors], count
 
     def _memory(self, size: int) -> Tensor:

@@ -96,7 +96,7 @@ class NativeModel:
         return len(self._layers)
 
     def job_rows(self, slots: int) -> int:
-        """Return the maximum of rows of a job if each takes `slots` slots of the cache."""
+        """Return the largest count of rows of a job if each takes `slots` slots of the cache."""
         slot_bytes = 2 * self.num_layers * self.heads * self.head_dim * self._embed.element_size()
         return _JOB_BYTES // (slots * slot_bytes)
 

@@ -14,7 +14,7 @@ _OFFERED = ("name", "weights_sha256", "device", "uses_all_cores", "load", "sampl
 
 
 def load_engine(reference: str) -> Callable[..., Sampler]:
-    """Import the code that a user names, and register the engine in it. InputError if there is none.
+    """Import the code that a user names, and register the engine in it. Raise InputError if it holds no engine.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a class of engines.
     """
@@ -23,7 +23,7 @@ def load_engine(reference: str) -> Callable[..., Sampler]:
 
 
 def thing_of(member: object) -> type | None:
-    """Return the class of engines that a member of a module is; None if it is none."""
+    """Return the class of engines that a member of a module is; None if it is something else."""
     return member if offers(member) else None
 
 

@@ -20,7 +20,7 @@ class Branch:
     """One completion of every prefix. A prompt is a prefix and a mark.
 
     mark: `[B, 1]` ids, the last token of the prompt.
-    length: the maximum of new tokens, end included.
+    length: the largest count of new tokens, end included.
     draft: `[B, <= length]` ids that the completion is likely to begin with. A hint that changes the time, but not the
         tokens; engines may ignore it.
     """
@@ -133,6 +133,6 @@ class Room(Protocol):
     def room(self, prefix_length: int, lengths: Sequence[int]) -> int:
         """Return the count of rows of a request of this shape that the engine completes at once.
 
-        lengths: the maximum of new tokens of each branch.
+        lengths: the largest count of new tokens of each branch.
         """
         ...

@@ -49,7 +49,7 @@ def no_such_task(name: object) -> str:
 
 
 def find_task(name: str) -> "Task":
-    """Return the task of a name. InputError if there is none."""
+    """Return the task of a name. Raise InputError if no task has it."""
     return _import(name) if name in built_in() else TASK_DOOR.find(name)
 
 

@@ -84,7 +84,7 @@ class Sums(ColumnTruth):
         return torch.stack(carries[::-1], dim=1)
 
 
-def column_draft(problems: Problems, answers: Tensor | None, layout: Layout, sign: int = 1) -> Tensor:
+def column_draft(problems: Problems, answers: Tensor | None, layout: Layout, sign: int) -> Tensor:
     """Return a draft of simplifications: the copied digits, and carry and last digit if answers predict them.
 
     The last digit is that of the earlier answers `[B, >= N+1]`. The carry is the one with which the next column gives
@@ -139,35 +139,46 @@ def same_remainder(answers: Tensor, expected: Tensor) -> Tensor:
     return ((answers - expected) * worth).sum(dim=1) % 99 == 0
 
 
-class Addition(Task[Problems]):
+class ColumnTask(Task[Problems]):
+    """A task on two operands and a carry-in, worked off column by column; laid out as sums are."""
+
+    columns: ClassVar[type[Problems]]
+    truth: ColumnTruth
+    text_orders = ("msd",)
+
+    def layout(self, order: str) -> PlaceLayout:
+        """Return the place-coupled layout of sums."""
+        return PlaceLayout(DigitOrder(order), problems=self.columns)
+
+    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
+        """Return the text layout of sums, which has one order."""
+        return TextLayout(alphabet, self.columns)
+
+    def parse(self, texts: list[str], digits: int | None = None) -> Problems:
+        """Parse problems; see `Problems.parse`."""
+        return self.columns.parse(texts, digits)
+
+    def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
+        """Return a draft; see `column_draft`."""
+        return column_draft(problems, answers, layout, self.truth.sign)
+
+
+class Addition(ColumnTask):
     """The task `a+b` and `a+b+1`, with N digits per operand."""
 
     name = "addition"
     columns = Problems
     example = "123456+654321"
     truth = Sums()
-    text_orders = ("msd",)
     checks = (
         Check("complement", "nines' complement", _complement, Solve.AT_ONCE),
         Check("remainder", "remainder modulo 99", _reordered, Solve.AT_ONCE, compare=same_remainder),
         Check("commutative", "swapped operands", _swapped, Solve.BY_VOTE),
     )
 
-    def layout(self, order: str) -> PlaceLayout:
-        """Return the place-coupled layout of sums."""
-        return PlaceLayout(DigitOrder(order))
-
-    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
-        """Return the text layout of sums, which has one order."""
-        return TextLayout(alphabet)
-
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:
         """Draw problems; see `operands.draw_problems`."""
         return draw_problems(digits, count, draws, hard_share)
-
-    def parse(self, texts: list[str], digits: int | None = None) -> Problems:
-        """Parse problems; see `Problems.parse`."""
-        return Problems.parse(texts, digits)
 
     def digits_of(self, text: str) -> int:
         """Return the digits of the longer operand."""
@@ -181,10 +192,6 @@ class Addition(Task[Problems]):
         """Return `b+a`, and the nines' complements of both; their simplifications follow as their answers do."""
         swapped = Examples(examples.problems.swapped(), examples.answers, examples.rest.swapped(), examples.digit)
         return [swapped, _complemented(examples), _complemented(swapped)]
-
-    def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
-        """Return a draft; see `column_draft`."""
-        return column_draft(problems, answers, layout)
 
     def families(self) -> dict[str, Family]:
         """Return carries through all digits, carries through a run, operands of unequal lengths, and leading zeros."""

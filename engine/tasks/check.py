@@ -4,14 +4,16 @@ A check poses other problems whose answers follow from the voted ones, and names
 no truth. In the shape descriptions B is the batch and W the digits of an answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic
 
+import torch
 from torch import Tensor
 
 from sector.engine.language.layout import B
+from sector.engine.language.operands import digit_tensor
 
 # Problems and their voted answers `[B, W]` -> problems to solve, and the answers `[B, W]` that they must have.
 # None if there is no problem to pose. The same problems are posed if they are to be solved in another way.
@@ -23,6 +25,13 @@ Compare = Callable[[Tensor, Tensor], Tensor]
 def equal(answers: Tensor, expected: Tensor) -> Tensor:
     """Return which answers `[R, W]` equal the expected ones in all digits, `[R]` bool."""
     return (answers == expected).all(dim=1)
+
+
+def expected_digits(answers: Sequence[str | None], width: int) -> Tensor:
+    """Return answers as `[B, W]` digits; None is an answer that no problem has: -1, which no model writes."""
+    known = digit_tensor([answer or "" for answer in answers], width)
+    is_none = torch.tensor([answer is None for answer in answers], dtype=torch.bool)
+    return torch.where(is_none.unsqueeze(1), -1, known)
 
 
 class Solve(Enum):

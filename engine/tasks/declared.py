@@ -29,7 +29,7 @@ from sector.engine.language.operands import digit_strings, digit_tensor
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.outside import is_plain_name
 from sector.engine.tasks import find_task
-from sector.engine.tasks.check import Check, Solve
+from sector.engine.tasks.check import Check, Solve, expected_digits
 from sector.engine.tasks.mistakes import Mistake, by_index, index_of
 from sector.engine.tasks.oracle import Truth, guard
 from sector.engine.tasks.task import Task
@@ -116,17 +116,10 @@ def check(name: str, label: str, pose: PoseOne, solve: Solve = Solve.BY_VOTE, ne
         rows = zip(problems.rows(), digit_strings(answers), strict=True)
         posed = [pose(numbers, answer) for numbers, answer in rows]
         others = problems.form.batch([numbers for numbers, _ in posed], problems.digits)
-        expected = _expected([answer for _, answer in posed], answers.shape[1])
+        expected = expected_digits([answer for _, answer in posed], answers.shape[1])
         return others.to(problems.device), expected.to(answers.device)
 
     return Check(name, label, pose_batch, solve, needs_answers)
-
-
-def _expected(answers: list[str | None], width: int) -> Tensor:
-    """Return answers as `[B, W]` digits; those that no problem has are -1, which no model writes."""
-    known = digit_tensor([answer or "" for answer in answers], width)
-    is_none = torch.tensor([answer is None for answer in answers], dtype=torch.bool)
-    return torch.where(is_none.unsqueeze(1), -1, known)
 
 
 @dataclass(frozen=True)
@@ -152,11 +145,6 @@ class DeclaredTruth(Truth[DeclaredProblems]):
         rest = self.form.batch([numbers for _, numbers in steps], problems.digits - 1)
         rest = rest.without_digits() if problems.digits == 1 else rest
         return Simplifications(rest, digit, torch.ones_like(digit, dtype=torch.bool))
-
-    def answer_mistakes(self, problems: DeclaredProblems, answers: Tensor) -> list[Mistake]:
-        """Return ADDED for each wrong answer."""
-        wrong = (answers != self.answers(problems)).any(dim=1)
-        return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
     def simplification_mistakes(
         self, problems: DeclaredProblems, outputs: Simplifications[DeclaredProblems]
@@ -266,7 +254,7 @@ class DeclaredTask(Task[DeclaredProblems]):
 def as_task(declaration: Declaration) -> Task:
     """Return the task of a declaration. InputError names the first fault of the declaration."""
     if missing := [name for name in ("name", "example", "problem", "checks") if not hasattr(declaration, name)]:
-        raise InputError(f"{type(declaration).__name__} has no {missing[0]}")
+        raise InputError(f"{type(declaration).__name__} has no {missing[0]}; set it in the class")
     order = _order(declaration)
     form = _form(declaration, order)
     _check_settings(declaration, form)
@@ -302,7 +290,7 @@ def _form(declaration: Declaration, order: Join) -> Form:
             f"{declaration.name}: end names {wrong!r}, which is no number of a fixed width in the template"
         )
     if len(set(end)) < len(end):
-        raise InputError(f"{declaration.name}: end names a number twice")
+        raise InputError(f"{declaration.name}: end names a number twice; name it once")
     if order is Join.IGNORED and not end:
         raise InputError(f"{declaration.name}: join returns rest alone, so end must name a number")
     return Form(declaration.name, declaration.example, fields, end, growth=0 if order is Join.IGNORED else 1)

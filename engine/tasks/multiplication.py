@@ -75,11 +75,6 @@ class Multiples(Truth[Products]):
         valid = torch.ones(len(problems), dtype=torch.bool)
         return Simplifications(problems.without_digits(), problems.c[:, -1], valid)
 
-    def answer_mistakes(self, problems: Products, answers: Tensor) -> list[Mistake]:
-        """Return ADDED for each wrong answer; only the chain shows which of many mistakes caused it."""
-        wrong = (answers != self.answers(problems)).any(dim=1)
-        return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
-
     def simplification_mistakes(self, problems: Products, outputs: Simplifications[Products]) -> list[Mistake]:
         """Return the first mistake of each simplification, in writing order, each number from its last digit on.
 
@@ -229,7 +224,7 @@ def _written_numbers(step: Simplifications[Products]) -> tuple[Tensor, ...]:
 
 
 def _operands(text: str) -> tuple[str, str]:
-    """Return both factors of a typed problem, without leading zeros. InputError if it is none."""
+    """Return both factors of a typed problem, without leading zeros. Raise InputError if it is no product."""
     match = _TYPED.fullmatch(text)
     if match is None:
         raise InputError(f"{text.strip()!r} is not a problem; write two non-negative integers as 123*456")

@@ -10,17 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from torch import Tensor
 
 from sector.engine.language.layout import B, Simplifications
-
-if TYPE_CHECKING:
-    from sector.engine.tasks.mistakes import Mistake
+from sector.engine.tasks.mistakes import Mistake
 
 _seals = 0
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class OracleSealed(RuntimeError):
@@ -43,16 +42,16 @@ def is_sealed() -> bool:
     return _seals > 0
 
 
-def _guarded(method: _Method) -> _Method:
+def _guarded(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Return a method that raises OracleSealed while the truth is sealed."""
 
     @wraps(method)
-    def guarded(*arguments: Any, **options: Any) -> Any:
+    def guarded(*arguments: _P.args, **options: _P.kwargs) -> _R:
         if _seals:
             raise OracleSealed(f"{method.__qualname__} is sealed during self-training (rule 1: label-free)")
         return method(*arguments, **options)
 
-    return guarded  # type: ignore[return-value]
+    return guarded
 
 
 def guard(cls: type, names: Iterable[str]) -> None:
@@ -85,10 +84,12 @@ class Truth(ABC, Generic[B]):
     def simplifications(self, problems: B) -> Simplifications[B]:
         """Return the true first simplifications; if N is 1 the remaining problems have no digits."""
 
-    @abstractmethod
-    def answer_mistakes(self, problems: B, answers: Tensor) -> "list[Mistake]":
-        """Return the first mistake of each answer `[B, W]`."""
+    def answer_mistakes(self, problems: B, answers: Tensor) -> list[Mistake]:
+        """Return the first mistake of each answer `[B, W]`; here ADDED for each wrong one."""
+        # Sealed by the method that it calls.
+        wrong = (answers != self.answers(problems)).any(dim=1)
+        return [Mistake.ADDED if is_wrong else Mistake.RIGHT for is_wrong in wrong.tolist()]
 
     @abstractmethod
-    def simplification_mistakes(self, problems: B, outputs: Simplifications[B]) -> "list[Mistake]":
+    def simplification_mistakes(self, problems: B, outputs: Simplifications[B]) -> list[Mistake]:
         """Return the first mistake of each simplification, in writing order."""

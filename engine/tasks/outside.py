@@ -8,7 +8,7 @@ from sector.engine.tasks.task import Task
 
 
 def load_task(reference: str) -> Task:
-    """Import the code that a user names, and register the task in it. InputError if there is none.
+    """Import the code that a user names, and register the task in it. Raise InputError if it holds no task.
 
     reference: `FILE.py:NAME` or `MODULE:NAME`, where NAME is a `Declaration` or a `Task`.
     """
@@ -16,12 +16,12 @@ def load_task(reference: str) -> Task:
 
 
 def named_task(reference: str) -> Task:
-    """Return the task of a name, or of a reference as in `load_task`. InputError if there is none."""
+    """Return the task of a name, or of a reference as in `load_task`. Raise InputError if no task is there."""
     return find_task(TASK_DOOR.named(reference))
 
 
 def thing_of(member: object) -> Task | None:
-    """Return the task that a member of a module is, or declares; None if it is none."""
+    """Return the task that a member of a module is, or declares; None if it is something else."""
     member = member() if offers(member) else member
     if isinstance(member, Declaration):
         return as_task(member)

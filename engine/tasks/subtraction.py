@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.alphabet import Alphabet
-from sector.engine.language.layout import Layout
 from sector.engine.language.operands import Problems, draw_problems
-from sector.engine.language.place_ids import DigitOrder
-from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.language.text_layout import TextLayout
 from sector.engine.seeding import generator
-from sector.engine.tasks.addition import ColumnTruth, column_draft
+from sector.engine.tasks.addition import ColumnTask, ColumnTruth
 from sector.engine.tasks.check import Check, Solve
-from sector.engine.tasks.task import Family, Task
+from sector.engine.tasks.task import Family
 
 
 class Differences(Problems):
@@ -56,7 +51,7 @@ def _inverse(problems: Differences, answers: Tensor) -> tuple[Differences, Tenso
     return Differences(problems.a, answers[:, 1:], problems.carry), expected
 
 
-class Subtraction(Task[Problems]):
+class Subtraction(ColumnTask):
     """The task `a-b` and `a-b-1`, with N digits per operand."""
 
     name = "subtraction"
@@ -64,22 +59,13 @@ class Subtraction(Task[Problems]):
     example = "654321-123456"
     checks = (Check("commutative", "inverse subtraction", _inverse, Solve.BY_VOTE, needs_answers=True),)
     truth = Remainders()
-    text_orders = ("msd",)
     # Leaps have been measured for addition only.
     settings: ClassVar[Mapping[str, object]] = {"schedule": "paper"}
-
-    def layout(self, order: str) -> PlaceLayout:
-        """Return the place-coupled layout of sums, for differences."""
-        return PlaceLayout(DigitOrder(order), problems=Differences)
 
     @property
     def text_marks(self) -> tuple[str, ...]:
         """Return the sign of differences."""
         return (Differences.sign,)
-
-    def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
-        """Return the text layout of sums, for differences."""
-        return TextLayout(alphabet, Differences)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Differences:
         """Draw operands as for sums, and put the larger one first.
@@ -91,12 +77,8 @@ class Subtraction(Task[Problems]):
         b = torch.where(_is_chain(sums).unsqueeze(1) & nines, sums.a, sums.b)
         return _ordered(sums.a, b, sums.carry)
 
-    def parse(self, texts: list[str], digits: int | None = None) -> Differences:
-        """Parse problems; see `Problems.parse`. Unlike in `digits_of` the larger number need not come first."""
-        return Differences.parse(texts, digits)
-
     def digits_of(self, text: str) -> int:
-        """Return the digits of the larger number. InputError if it is the second one."""
+        """Return the digits of the larger number. InputError if it is the second one, which `parse` accepts."""
         first, second, borrow = Differences.operands_of(text)
         if int(first) < int(second) + borrow:
             raise InputError(f"{text.strip()!r} has a negative answer; write the larger number first")
@@ -105,10 +87,6 @@ class Subtraction(Task[Problems]):
     def swapped(self, problems: Problems) -> Problems:
         """Return the problems themselves: a difference can be posed in one way only."""
         return problems
-
-    def draft(self, problems: Problems, answers: Tensor | None, layout: Layout) -> Tensor:
-        """Return a draft; see `column_draft`."""
-        return column_draft(problems, answers, layout, sign=-1)
 
     def families(self) -> dict[str, Family]:
         """Return borrows through all digits."""

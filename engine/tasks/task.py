@@ -76,7 +76,9 @@ class Task(ABC, Generic[B]):
         order: `msd` or `lsd`, one of `text_orders`.
         """
         if self.writing is None:
-            raise InputError(f"{self.name} cannot be written as text: it has no `writing`; leave out models of text")
+            raise InputError(
+                f"{self.name} cannot be written as text, since it has no `writing`; choose a model of sector's own"
+            )
         return NumberText(alphabet, self.writing, DigitOrder(order))
 
     @abstractmethod

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sector.engine.errors import InputError, first_line
 from sector.engine.language.layout import B, Batch
-from sector.engine.language.operands import digit_strings, digit_tensor
+from sector.engine.language.operands import digit_strings
 from sector.engine.tasks import task_of
-from sector.engine.tasks.check import Check, Solve, equal
+from sector.engine.tasks.check import Check, Solve, equal, expected_digits
 
 Result = TypeVar("Result")
 
@@ -93,9 +93,8 @@ def _parsed(name: str, problems: B, texts: list[str]) -> B:
 
 def _digits(name: str, answers: list[str | None], width: int) -> Tensor:
     """Return expected answers as `[B, W]` digits; None becomes -1, which no model writes."""
-    texts = [(answer or "0").lstrip("0") for answer in answers]
+    texts = [answer and answer.lstrip("0") for answer in answers]
     for text in texts:
-        if len(text) > width or not f"0{text}".isdecimal() or not text.isascii():
+        if text and (len(text) > width or not text.isdecimal() or not text.isascii()):
             raise InputError(f"the check {name} expects {text!r}; an answer here is a text of at most {width} digits")
-    is_none = torch.tensor([answer is None for answer in answers], dtype=torch.bool)
-    return torch.where(is_none.unsqueeze(1), -1, digit_tensor(texts, width))
+    return expected_digits(texts, width)

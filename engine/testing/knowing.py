@@ -1,7 +1,7 @@
 """An engine without a model that knows the truth of a task, for tests of tasks and of the code above engines."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,8 +56,7 @@ class Knowing:
 
     def layout(self, order: str) -> Layout:
         """Return the layout that callers must use; order as in `Task.layout`."""
-        overheard: Any = Overheard(self._layout(order), self._heard)
-        return overheard
+        return cast(Layout, Overheard(self._layout(order), self._heard))
 
     def load(self, model: object) -> None:
         """Do nothing: there are no weights."""

@@ -1,5 +1,7 @@
 """The promises of a task about text, for models of text and for tokenizers."""
 
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -48,10 +50,9 @@ def _shown(task: Task) -> None:
 
 def _check_shown(layout: Layout, examples: Examples, tokenizer: SectorTokenizer) -> None:
     """Raise BrokenPromise if a tokenizer does not read a text as the place-coupled ids that it was shown from."""
-    for mode, completion in completions(layout, examples).items():
-        for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
-            shown = str(tokenizer.decode(ids))
-            hold(tokenizer(shown)["input_ids"] == ids, f"{shown!r} is not read as the tokens that it shows")
+    for ids in _sequences(layout, examples):
+        shown = str(tokenizer.decode(ids))
+        hold(tokenizer(shown)["input_ids"] == ids, f"{shown!r} is not read as the tokens that it shows")
 
 
 def _alphabet(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
@@ -62,12 +63,17 @@ def _alphabet(task: Task, tokenizer: PreTrainedTokenizerBase) -> Alphabet:
 
 def _check_tokens(layout: Layout, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise BrokenPromise if a tokenizer does not read the shown text as the ids that it was shown from."""
+    for ids in _sequences(layout, examples):
+        written = [index for index in ids if index != layout.pad_id]
+        # It shows a space between tokens.
+        shown = str(tokenizer.decode(written)).replace(" ", "")
+        hold(tokenizer(shown)["input_ids"] == written, f"{shown!r} is not read as it is written")
+
+
+def _sequences(layout: Layout, examples: Examples) -> Iterator[list[int]]:
+    """Yield the ids of each prompt with its completion, in both modes."""
     for mode, completion in completions(layout, examples).items():
-        for ids in torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist():
-            written = [index for index in ids if index != layout.pad_id]
-            # It shows a space between tokens.
-            shown = str(tokenizer.decode(written)).replace(" ", "")
-            hold(tokenizer(shown)["input_ids"] == written, f"{shown!r} is not read as it is written")
+        yield from torch.cat([layout.prompt_ids(examples.problems, mode), completion], dim=1).tolist()
 
 
 def _check_damage(layout: Layout, examples: Examples) -> None:

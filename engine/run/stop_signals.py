@@ -1,7 +1,8 @@
 """Stop on signals: finish and save the current step, or give up waiting for it after a while.
 
 SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C ask to stop; a second Ctrl-C stops at once. Stopping at any moment
-is safe, since all writes are atomic, but a saved step need not be done again.
+is safe, since all writes are atomic, but a saved step need not be done again. Reasons of the loop itself to stop stand
+at `errors.NoAgreement`.
 """
 
 import os
