@@ -12,11 +12,10 @@ from two_ranks import curve, curves_of_two, labelled
 
 from sector.engine.config import TrainerConfig, run_config
 from sector.engine.errors import InputError
-from sector.engine.models.checkpoint import trained_parameters, weights_sha256
+from sector.engine.models.checkpoint import task_and_layout, trained_parameters, weights_sha256
 from sector.engine.models.loss import IGNORED
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
-from sector.engine.training import distill
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import Gradient
@@ -26,7 +25,7 @@ from sector.engine.training.text_rows import TextRows, lay_out
 
 def _shard(model: TextModel, digits: int) -> TextRows:
     """Twelve rows, some of which take much less loss than others."""
-    shard = lay_out(labelled(digits)[:12], distill.task_and_layout(model)[1], generator(1))
+    shard = lay_out(labelled(digits)[:12], task_and_layout(model)[1], generator(1))
     assert shard.fast is not None
     targets = shard.fast.targets.clone()
     takes_loss = targets[2:7] != IGNORED
