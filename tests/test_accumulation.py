@@ -16,6 +16,7 @@ from sector.engine.models.checkpoint import task_and_layout, trained_parameters,
 from sector.engine.models.loss import IGNORED
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
+from sector.engine.training import distill
 from sector.engine.training.accumulation import MeanGradient, added_up
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.data_parallel import Gradient
