@@ -14,8 +14,7 @@ text.
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from sector.engine.language.character_layout import CharacterLayout
 from sector.engine.language.layout import Mode, Simplifications
+from sector.engine.language.lettered import Lettered
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_ids import DigitOrder
 
@@ -30,7 +30,7 @@ _NUMBER = r"(?:[a-zA-Z]\d)+"
 
 
 @dataclass(frozen=True, slots=True)
-class HintLayout(CharacterLayout[Problems, int]):
+class HintLayout(Lettered, CharacterLayout[Problems, int]):
     """Layout of problems and completions as ids of an alphabet with letters.
 
     alphabet: ids of the characters, with letters.
@@ -43,25 +43,12 @@ class HintLayout(CharacterLayout[Problems, int]):
     variant: int | Tensor = 0
     problems: type[Problems] = Problems
 
-    @property
-    def num_variants(self) -> int:
-        """Number of variants; variant 0 is the plain one."""
-        return len(self.alphabet.letters)
-
-    def shifted(self, variant: int | Tensor) -> Self:
-        """Return the layout of another variant: one for the batch, or one a row `[B]`."""
-        return replace(self, variant=variant)
-
     def shape(self, mode: Mode) -> str:
         """Return the pattern of completions of a mode."""
         if mode == Mode.ANSWER:
             return rf"{_NUMBER}\n?"
         sign = re.escape(self.shown(self.alphabet.ids_of(self.problems.sign)))
         return rf"{_NUMBER}{sign}{_NUMBER}{sign}{_NUMBER}\|(?:{_NUMBER}\n?)?"
-
-    def __getitem__(self, rows: Tensor) -> Self:
-        """Return the layout of some rows."""
-        return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     def answer_length(self, digits: int, /) -> int:
         """Return the tokens of a fast answer, newline included."""
@@ -109,19 +96,10 @@ class HintLayout(CharacterLayout[Problems, int]):
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        ids = self.digit_ids(digits)
+        ids, places = self.digit_ids(digits), torch.arange(digits.shape[1], device=digits.device) + place
         if self.order is DigitOrder.LSD:
-            ids = ids.flip(1)
-        return torch.stack([self._letters(place, ids), ids], dim=2).flatten(1)
-
-    def _letters(self, place: int, like: Tensor) -> Tensor:
-        """Return the ids of the letters of a number's digits, as `like [B, W]`."""
-        places = torch.arange(like.shape[1], device=like.device) + place
-        if self.order is DigitOrder.MSD:
-            places = places.flip(0)
-        variant = self.variant.to(like.device) if isinstance(self.variant, Tensor) else like.new_tensor(self.variant)
-        letters = like.new_tensor(self.alphabet.letters)
-        return letters[(variant.reshape(-1, 1) + places) % len(letters)].expand_as(like)
+            return self.with_letters(ids.flip(1), places)
+        return self.with_letters(ids, places.flip(0))
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""

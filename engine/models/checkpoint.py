@@ -17,9 +17,7 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.files import in_utf8
-from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
-from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
@@ -314,10 +312,7 @@ def task_and_layout(model: Model) -> tuple[Task, Layout]:
     if isinstance(model, TextModel):
         task = find_task(model.task)
         if model.layout == "hints":
-            if task.columns is None:
-                raise InputError(f"{model.name} writes {task.name} with hints, which it cannot have; train it again")
-            alphabet = model.alphabet_with(task.text_marks, letters=True)
-            return task, HintLayout(alphabet, DigitOrder(model.digit_order), problems=task.columns)
+            return task, task.hint_layout(model.alphabet_with(task.text_marks, letters=True), model.digit_order)
         return task, task.text_layout(model.alphabet_with(task.text_marks), model.digit_order)
     task = find_task(model.config.task)
     return task, task.layout(model.config.digit_order)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sector.engine.language import operands
 from sector.engine.language.alphabet import Alphabet
 from sector.engine.language.examples import Examples
+from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout, Simplifications
 from sector.engine.language.operands import Problems, draw_problems, run_of_columns
 from sector.engine.language.place_ids import DigitOrder
@@ -156,6 +157,10 @@ class Addition(Task[Problems]):
     def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
         """Return the text layout of sums, which has one order."""
         return TextLayout(alphabet)
+
+    def hint_layout(self, alphabet: Alphabet, order: str) -> HintLayout:
+        """Return the layout of sums with a letter before each digit."""
+        return HintLayout(alphabet, DigitOrder(order))
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Problems:
         """Draw problems; see `operands.draw_problems`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import Alphabet
+from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_ids import DigitOrder
@@ -80,6 +81,10 @@ class Subtraction(Task[Problems]):
     def text_layout(self, alphabet: Alphabet, order: str = "msd") -> TextLayout:
         """Return the text layout of sums, for differences."""
         return TextLayout(alphabet, Differences)
+
+    def hint_layout(self, alphabet: Alphabet, order: str) -> HintLayout:
+        """Return the layout of differences with a letter before each digit."""
+        return HintLayout(alphabet, DigitOrder(order), problems=Differences)
 
     def draw(self, digits: int, count: int, draws: torch.Generator, hard_share: float = 0.0) -> Differences:
         """Draw operands as for sums, and put the larger one first.
