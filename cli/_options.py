@@ -21,7 +21,8 @@ from sector.engine.config import (
     PolicyName,
     Preset,
 )
-from sector.engine.tasks import TASK_DOOR, built_in
+from sector.engine.errors import InputError
+from sector.engine.tasks import TASK_DOOR, built_in, is_task, no_such_task
 
 # The defaults of a run, shown in the help of options that default to None.
 DEFAULTS = _settings.DEFAULTS
@@ -180,9 +181,19 @@ RunTask = Annotated[
         show_default=DEFAULTS.task,
     ),
 ]
+
+
+def _known_task(value: str | None) -> str | None:
+    """Return the name of the task that a user means, and load it. Raise InputError if there is none."""
+    name: str | None = TASK_DOOR.named(value)
+    if name is not None and not is_task(name):
+        raise InputError(no_such_task(name))
+    return name
+
+
 ModelTask = Annotated[
     str | None,
-    option("FILE.py:NAME", "Load your own task, which the model has learned.", "--task", callback=TASK_DOOR.named),
+    option("FILE.py:NAME", "Load your own task, which the model has learned.", "--task", callback=_known_task),
 ]
 Track = Annotated[
     list[Tracker] | None, option("NAME", f"Log to {' or '.join(Tracker)}, besides TensorBoard. Repeatable.", "--track")

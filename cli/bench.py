@@ -92,9 +92,11 @@ def bench(
     from sector.benchmarks.contest import Workload
     from sector.benchmarks.record import BenchOptions
     from sector.benchmarks.record import bench as measure
+    from sector.engine.api.choice import check_task
     from sector.engine.files import check_writable, write_text
 
     output = Output(as_json)
+    check_task(model, task)
     if out:
         check_writable(out)
     names = list(dict.fromkeys(chosen_engine(name.strip()) for name in engine.split(",")))

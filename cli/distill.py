@@ -50,10 +50,12 @@ def distill(
       sector distill --model c12 --data thirteen/ --out c13
       torchrun --nproc-per-node 2 --no-python sector distill ...
     """
+    from sector.engine.api.choice import check_task
     from sector.engine.run.steps import distill_files
     from sector.engine.training.torchrun import leads
 
     output = Output(as_json)
+    check_task(model, task)
     with output.progress("distilling") as bar:
         record = distill_files(
             model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window

@@ -68,9 +68,11 @@ def evaluate(
       sector eval --model addition --gym chain_sum --gym-set max_terms=2
     """
     from sector.engine.api.accuracy import evaluate as measure
+    from sector.engine.api.choice import check_task
     from sector.engine.api.gym import evaluate_gym
 
     output = Output(as_json)
+    check_task(model, task)
     if gym is not None:
         _refuse(context, "digits", "suite", "out")
         with output.progress(f"evaluating {gym}, {policy} policy") as bar:

@@ -33,9 +33,11 @@ def export(
       sector export runs/first --to first-on-hub
       sector export runs/text --to text-served --wide-heads
     """
+    from sector.engine.api.choice import check_task
     from sector.engine.api.hub import export as write
 
     output = Output(as_json)
+    check_task(run, task)
     with output.progress("exporting") as bar:
         written = write(run, to, wide_heads=wide_heads, on_progress=bar.at)
     output.data(

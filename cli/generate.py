@@ -47,10 +47,12 @@ def generate(
       sector generate --model c9 --digits 9 --count 90 --out 9.parquet --workers 2
       sector generate --model c9 --digits 9 --count 1000000 --out nine/
     """
+    from sector.engine.api.choice import check_task
     from sector.engine.api.labels import generate as label
     from sector.engine.api.labels import is_folder
 
     output = Output(as_json)
+    check_task(model, task)
     try:
         with output.progress(f"generating {digits} digits") as bar:
             labels = label(

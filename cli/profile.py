@@ -74,8 +74,10 @@ def generate(
       sector profile generate --model runs/first --digits 20 --out profile --json
     """
     from sector.benchmarks.profiling import Recording, profile_generate
+    from sector.engine.api.choice import check_task
 
     output = Output(as_json)
+    check_task(model, task)
     checks = filter_settings(chosen.filter_name, chosen.k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
@@ -110,8 +112,10 @@ def distill(
       sector profile distill --model c12 --data 13.parquet --out profile --json
     """
     from sector.benchmarks.profiling import Recording, profile_distill
+    from sector.engine.api.choice import check_task
 
     output = Output(as_json)
+    check_task(model, task)
     with output.progress("profiling distill") as bar:
         recording = Recording(out, skip, steps, nsight, bar.at)
         report = profile_distill(model, data, replay or [], seed, recording)

@@ -63,15 +63,17 @@ def solve(
     """
     from sector.engine.api.answers import default_policy
     from sector.engine.api.answers import solve as answer
-    from sector.engine.api.choice import choose_model
+    from sector.engine.api.choice import check_task, choose_model
 
     output = Output(as_json)
     texts = _typed(problems or [], file)
     with output.progress("solving"):
-        choice = None if model else choose_model(texts)
-        solutions = answer(
-            texts, choice.path if choice else model, policy or default_policy(show), show=show, **chosen.arguments
-        )
+        choice = None
+        if model is None:
+            choice = choose_model(texts)
+            model = choice.path
+        check_task(model, task)
+        solutions = answer(texts, model, policy or default_policy(show), show=show, **chosen.arguments)
     if choice and not all(solution.unread for solution in solutions):
         output.say(f"sector: solved by {choice.reason}")
     unread = [solution for solution in solutions if solution.unread]

@@ -149,9 +149,15 @@ def test_models_of_text_learn_all_tasks(model: dict[str, str], task: str, order:
     assert len(set(rates)) == 1, "rates are those of the model, not of the task"
 
 
-def test_hints_and_zeros_are_for_columns_of_two_numbers() -> None:
+def test_letters_in_the_marks_of_a_task_leave_none_for_hints(monkeypatch: pytest.MonkeyPatch) -> None:
+    hinted = {"preset": "text-tiny", "task": "multiplication", "text_layout": "hints"}
+    assert run_config(hinted).text_layout == "hints"
+    monkeypatch.setattr(type(find_task("multiplication")), "text_marks", ("times",))
     with pytest.raises(InputError, match="hints cannot write multiplication; choose the layout plain"):
-        run_config({"preset": "text-tiny", "task": "multiplication", "text_layout": "hints"})
+        run_config(hinted)
+
+
+def test_zeros_are_for_columns_of_two_numbers() -> None:
     zeros = {"round": {"trainer": {"zeros": 8}}}
     for model in ({}, {"preset": "text-tiny", "task": "multiplication"}):
         with pytest.raises(InputError, match="zeros is for models of text that learn addition or subtraction"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.alphabet import read_alphabet, with_marks
 from sector.engine.language.layout import Layout, Mode
+from sector.engine.models.ordinary import new_text_model
 from sector.engine.tasks import TASK_DOOR, built_in, find_task
 from sector.engine.tasks.declared import as_task
 from sector.engine.tasks.task import Task
@@ -18,6 +19,7 @@ from sector.engine.training.supervised import label
 
 TOKENIZER = character_tokenizer(MARKS, start=True)
 PLAIN = read_alphabet(TOKENIZER, "it", len(TOKENIZER), ends=[3])
+LETTERED = new_text_model("text-tiny", 0, {"hidden_size": 32})
 DECLARED = [as_task(declaration()) for declaration in DECLARATIONS]
 ALL = [*map(find_task, built_in()), *DECLARED]
 
@@ -69,6 +71,44 @@ def test_texts_follow_from_the_form(name: str, order: str, typed: str, shown: li
     assert _texts(layout.answer_ids(examples.answers)) == [answer]
     assert _texts(layout.simplification_ids(examples.rest, examples.digit)) == [step]
     assert layout.num_variants == 1 and layout.shifted(torch.tensor([1])) is layout
+
+
+HINTED: list[Any] = [
+    pytest.param("sums", "msd", "123+456", ["c1b2a3+c4b5a6+a0=", "d0c5b7a9\n", "c1b2+c4b5+b0|a9\n"], id="last"),
+    pytest.param("sums", "lsd", "123+456", ["a3b2c1+a6b5c4+a0=", "a9b7c5d0\n", "b2c1+b5c4+b0|a9\n"], id="backwards"),
+    pytest.param("quotients", "msd", "8432/7", ["d8c4b3a2/e7+e0=", "d1c2b0a4Z4\n", "c4b3a2/d7+d1|d1\n"], id="first"),
+    pytest.param("sorting", "msd", "3142", ["d3c1b4a2=", "d1c2b3a4\n", "d1c3b2|a4\n"], id="sorting"),
+    pytest.param(
+        "multiplication",
+        "lsd",
+        "12*34",
+        ["a2b1*c0b3a4+a0b0=", "a8b0c4d0\n", "a0b0,a8b4,a0b0,a8b4c0,a0b0:a8b4c0|b0a3*a2b1\n"],
+        id="product",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "order", "typed", "shown"), HINTED)
+def test_hints_mark_the_places_of_digits(name: str, order: str, typed: str, shown: list[str]) -> None:
+    task = find_task(name)
+    alphabet = LETTERED.alphabet_with(task.text_marks, letters=True)
+    layout, examples = task.hint_layout(alphabet, order), label(task.parse([typed]))
+    prompts = [layout.prompt_ids(examples.problems, mode) for mode in (Mode.ANSWER, Mode.THINK)]
+    assert [LETTERED.tokenizer.decode(ids[0]) for ids in prompts] == [shown[0], f"{shown[0][:-1]}>"]
+    completions = layout.answer_ids(examples.answers), layout.simplification_ids(examples.rest, examples.digit)
+    assert [LETTERED.tokenizer.decode(ids[0]) for ids in completions] == shown[1:]
+    assert layout.is_well_formed(completions[0], Mode.ANSWER) == layout.is_well_formed(completions[1], Mode.THINK)
+    # Another letter to begin with, for each row its own.
+    shifted = layout.shifted(torch.tensor([51]))
+    assert not torch.equal(shifted.answer_ids(examples.answers), completions[0])
+    assert not shifted.parse_answers(completions[0], examples.problems.size)[1].any()
+
+
+def test_marks_with_letters_leave_none_for_hints() -> None:
+    task = find_task("modulo")
+    assert not task.has_hints
+    with pytest.raises(InputError, match="modulo cannot have hints"):
+        task.hint_layout(LETTERED.alphabet_with(task.text_marks, letters=True), "msd")
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)

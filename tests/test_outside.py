@@ -21,7 +21,8 @@ from sector.engine import outside, tasks
 from sector.engine.config import Filter, VllmConfig, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.operands import plain_decimals
-from sector.engine.models.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from sector.engine.models.checkpoint import checkpoint_files, learned_task, load_checkpoint, save_checkpoint
+from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.sector import new_model
 from sector.engine.outside import load_origins, origins
 from sector.engine.policy.generate import Assignment, generate
@@ -284,6 +285,50 @@ def test_a_run_and_its_model_are_used_from_the_command_line(parity: Path, tmp_pa
     result = invoke("sft", "--out", out, "--config", tmp_path / "mine.toml")
     assert result.exit_code == 0, result.stderr
     assert 'task = "parity"' in (out / "config.toml").read_text()
+
+
+# Commands of a model, without --task.
+OF_A_MODEL = {
+    "solve": ["solve", "12", "--model", "MODEL"],
+    "eval": ["eval", "--model", "MODEL", "--digits", 2, "--samples", 1],
+    "gym": ["eval", "--model", "MODEL", "--gym", "chain_sum", "--samples", 1],
+    "bench": ["bench", "--model", "MODEL", "--digits", 2, "--count", 1, "--batch", 1],
+    "generate": ["generate", "--model", "MODEL", "--digits", 2, "--count", 1, "--out", "OUT"],
+    "distill": ["distill", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
+    "export": ["export", "MODEL", "--to", "OUT"],
+    "profile generate": ["profile", "generate", "--model", "MODEL", "--digits", 2, "--out", "OUT"],
+    "profile distill": ["profile", "distill", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
+}
+
+
+@pytest.mark.parametrize("command", OF_A_MODEL.values(), ids=OF_A_MODEL)
+def test_another_task_than_that_of_the_model_is_refused(
+    command: list[object], parity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["addition" if word == "MODEL" else word for word in command]
+    result = invoke(*words, "--task", f"{parity}:Parity")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "addition has learned the task addition, not parity; choose a model of parity" in result.stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "ablate"])
+def test_a_task_that_there_is_not_is_refused(command: str, tmp_path: Path) -> None:
+    result = invoke(command, tmp_path, "--out", tmp_path / "out", "--task", "nothing")
+    assert result.exit_code == 2 and "unknown task 'nothing'" in result.stderr
+
+
+def test_the_task_of_a_model_is_read_without_its_code(parity: Path, tmp_path: Path) -> None:
+    """For a model of ours and a model of text: the keys of their configs differ."""
+    load_task(f"{parity}:Parity")
+    save_checkpoint(new_model("tiny", 0, task="parity"), tmp_path / "ours")
+    text = new_text_model("text-tiny", 0, {"hidden_size": 32})
+    save_checkpoint(text, tmp_path / "fresh")
+    text.learns("parity")
+    save_checkpoint(text, tmp_path / "text")
+    forget()
+    assert [learned_task(tmp_path / name) for name in ("ours", "fresh", "text")] == ["parity", "addition", "parity"]
 
 
 def test_the_example_of_the_documentation_divides(tmp_path: Path) -> None:

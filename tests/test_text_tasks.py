@@ -168,7 +168,7 @@ def test_a_model_learns_another_form_than_before() -> None:
 @pytest.mark.parametrize("form", ["plain", "hints"])
 def test_vllm_has_room_for_the_longest_problem(name: str, form: str) -> None:
     model = new_text_model("text-tiny", 0, {"hidden_size": 32})
-    model.learns(name if form == "plain" else "addition", form)
+    model.learns(name, form)
     task, layout = task_and_layout(model)
     problems = task.draw(9, 2, torch.Generator().manual_seed(1))
     prompt = layout.prompt_ids(problems, Mode.THINK).shape[1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sector.engine.errors import InputError
-from sector.engine.models.checkpoint import TrainedModel, open_trained
+from sector.engine.models.checkpoint import TrainedModel, learned_task, open_trained
 from sector.engine.models.shelf import shelf_names
 from sector.engine.run.open import newest_run
 from sector.engine.tasks import DEFAULT, find_task
@@ -47,6 +47,14 @@ def opened(model: ModelLike, texts: Sequence[str] = ()) -> Path | TrainedModel:
     if isinstance(model, TrainedModel):
         return model
     return choose_model(texts).path if model is None else Path(model)
+
+
+def check_task(model: Path, task: str | None) -> None:
+    """Raise InputError if a model has learned another task than a user names; None names none."""
+    if task is not None and (learned := learned_task(model)) != task:
+        raise InputError(
+            f"{model} has learned the task {learned}, not {task}; choose a model of {task}, or the --task of this one"
+        )
 
 
 def load(model: ModelLike = None) -> TrainedModel:

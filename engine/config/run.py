@@ -78,8 +78,8 @@ class RunConfig(Settings):
     and `rope_max_frequency`. `text-tiny` and `text-base` have those of transformers: numbers and switches, and the
     names `model_type`, `hidden_act` and `layer_types`. With another `model_type`, such as `llama`, they replace all."""
     text_layout: Literal["plain", "hints"] = "plain"
-    """Form of problems for models of text. hints: before each digit stands a letter that marks its place, for addition
-    only. The presets `text-tiny` and `text-base` take it by default."""
+    """Form of problems for models of text. hints: before each digit stands a letter that marks its place. The presets
+    `text-tiny` and `text-base` take it by default for addition and subtraction."""
     task: str = DEFAULT
     """Task that the model learns. A task may change the defaults of other settings."""
     digit_order: Literal["msd", "lsd"] = "msd"
@@ -170,7 +170,7 @@ class RunConfig(Settings):
                 raise ValueError("text_layout is for models of text; leave it out, or choose the preset text-tiny")
             return self
         if self.text_layout == "hints":
-            if not find_task(self.task).columns:
+            if not find_task(self.task).has_hints:
                 raise ValueError(f"text_layout hints cannot write {self.task}; choose the layout plain")
             return self
         if self.task != DEFAULT and not find_task(self.task).has_text:

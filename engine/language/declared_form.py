@@ -56,6 +56,7 @@ class Form:
     fields: numbers of a problem, in writing order.
     end: numbers that make the answer to a problem of no digits.
     growth: digits by which an answer grows with each digit of the problem, 0 or 1.
+    last_first: whether steps split off the last digit of the answer first; otherwise the first one, or none.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Form:
     fields: tuple[Field, ...]
     end: tuple[str, ...]
     growth: int
+    last_first: bool
 
     @property
     def problem(self) -> tuple[Written, ...]:
@@ -85,6 +87,28 @@ class Form:
     def step_widths(self, digits: int) -> list[int]:
         """Return the width of each number of a step from problems of N = `digits`."""
         return [*self.widths(digits - 1), 1]
+
+    @property
+    def answer_place(self) -> int:
+        """Place of the last digit of an answer: the numbers of `end` stand before the others, or behind them."""
+        return 0 if self.last_first else -self.answer_width(0)
+
+    def problem_places(self, problems: "DeclaredProblems") -> list[int]:
+        """Return the place of the last digit of each number of the problems.
+
+        A number of a fixed width, such as a carry, begins where the step works: at the last digit, or before the first.
+        """
+        return self._places(0 if self.last_first else problems.digits, 0)
+
+    def step_places(self, rest: "DeclaredProblems") -> list[int]:
+        """Return the place of the last digit of each number of steps: remaining problems, and a digit."""
+        if self.last_first:
+            return [*self._places(1, 1), 0]
+        return [*self._places(rest.digits, 0), rest.digits]
+
+    def _places(self, fixed: int, others: int) -> list[int]:
+        """Return the places of numbers of a fixed width and of the others."""
+        return [fixed if field.width else others for field in self.fields]
 
     def read_problem(self, numbers: Sequence[Tensor]) -> "DeclaredProblems":
         """Return the problems with these numbers. InputError if their widths do not fit."""

@@ -14,15 +14,15 @@ text.
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sector.engine.language.character_layout import CharacterLayout, known_ids
+from sector.engine.language.character_layout import CharacterLayout
 from sector.engine.language.layout import Mode, Simplifications
+from sector.engine.language.lettered import Lettered, behind_letters
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_ids import DigitOrder
 
@@ -30,7 +30,7 @@ _NUMBER = r"(?:[a-zA-Z]\d)+"
 
 
 @dataclass(frozen=True, slots=True)
-class HintLayout(CharacterLayout[Problems, int]):
+class HintLayout(Lettered, CharacterLayout[Problems, int]):
     """Layout of problems and completions as ids of an alphabet with letters.
 
     alphabet: ids of the characters, with letters.
@@ -43,25 +43,12 @@ class HintLayout(CharacterLayout[Problems, int]):
     variant: int | Tensor = 0
     problems: type[Problems] = Problems
 
-    @property
-    def num_variants(self) -> int:
-        """Number of variants; variant 0 is the plain one."""
-        return len(self.alphabet.letters)
-
-    def shifted(self, variant: int | Tensor) -> Self:
-        """Return the layout of another variant: one for the batch, or one a row `[B]`."""
-        return replace(self, variant=variant)
-
     def shape(self, mode: Mode) -> str:
         """Return the pattern of completions of a mode."""
         if mode == Mode.ANSWER:
             return rf"{_NUMBER}\n?"
         sign = re.escape(self.shown(self.alphabet.ids_of(self.problems.sign)))
         return rf"{_NUMBER}{sign}{_NUMBER}{sign}{_NUMBER}\|(?:{_NUMBER}\n?)?"
-
-    def __getitem__(self, rows: Tensor) -> Self:
-        """Return the layout of some rows."""
-        return replace(self, variant=self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     def answer_length(self, digits: int, /) -> int:
         """Return the count of tokens of a fast answer, newline included."""
@@ -105,31 +92,23 @@ class HintLayout(CharacterLayout[Problems, int]):
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
         sign = self.text_ids(self.problems.sign, problems.carry)
         # All three numbers have these letters: those of an operand are drawn up once.
-        letters = self._letters(place, problems.digits + 1, problems.carry)
+        letters = self.letters_of(self._places(place, problems.digits + 1), problems.carry)
         a, b = (self._lettered(F.pad(operand, (1, 0)), letters) for operand in (problems.a, problems.b))
         first = letters[:, :1] if self.order is DigitOrder.LSD else letters[:, -1:]
         return torch.cat([a, sign, b, sign, self._lettered(problems.carry.unsqueeze(1), first)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        return self._lettered(digits, self._letters(place, digits.shape[1], digits))
+        return self._lettered(digits, self.letters_of(self._places(place, digits.shape[1]), digits))
 
     def _lettered(self, digits: Tensor, letters: Tensor) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]`, each behind its letter; letters: `[B or 1, W]` as written."""
-        ids = self.order.arranged(self.digit_ids(digits))
-        return torch.stack([letters.expand_as(ids), ids], dim=2).flatten(1)
+        return behind_letters(self.order.arranged(self.digit_ids(digits)), letters)
 
-    def _letters(self, place: int, width: int, like: Tensor) -> Tensor:
-        """Return the ids `[B or 1, W]` of the letters of a number as it is written, on the device of `like`."""
-        places = torch.arange(place, place + width, device=like.device)
-        if self.order is DigitOrder.MSD:
-            places = places.flip(0)
-        if isinstance(self.variant, Tensor):
-            places = self.variant.to(like.device).unsqueeze(1) + places
-        else:
-            places = (places + self.variant).unsqueeze(0)
-        letters = known_ids(self.alphabet.letters, like)
-        return letters[places % len(letters)]
+    def _places(self, place: int, width: int) -> Tensor:
+        """Return the places `[W]` of a number's digits as they are written; the least significant one is at `place`."""
+        places = torch.arange(place, place + width)
+        return places.flip(0) if self.order is DigitOrder.MSD else places
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:
         """Return the digits `[B, width]` of a number from a token on; 0 where there is none, as a comparison finds."""

@@ -124,6 +124,19 @@ class ProductWriting:
         """Return W+M."""
         return sum(size)
 
+    @property
+    def answer_place(self) -> int:
+        """Place of the last digit of an answer."""
+        return 0
+
+    def problem_places(self, problems: Products) -> tuple[int, ...]:
+        """Return the place of the last digit of each number: all begin at 0."""
+        return (0,) * len(self.problem)
+
+    def step_places(self, rest: Products) -> tuple[int, ...]:
+        """Return the place of the last digit of each number of steps: all begin at 0."""
+        return (0,) * len(self.step)
+
     def read_problem(self, numbers: Sequence[Tensor]) -> Products:
         """Return the problems with these numbers. InputError if their widths do not fit, or 0b has no zero in front."""
         a, padded, c = numbers

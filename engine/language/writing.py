@@ -59,6 +59,19 @@ class Writing(Protocol[B, S_contra]):
         """Return W for problems of a size."""
         ...
 
+    @property
+    def answer_place(self) -> int:
+        """Place of the last digit of an answer, for text that marks places (`number_text.HintedNumberText`)."""
+        ...
+
+    def problem_places(self, problems: B) -> Sequence[int]:
+        """Return the place of the last digit of each number of the problems."""
+        ...
+
+    def step_places(self, rest: B) -> Sequence[int]:
+        """Return the place of the last digit of each number of steps; digits that go together have equal places."""
+        ...
+
     def read_problem(self, numbers: Sequence[Tensor]) -> B:
         """Return the problems with these numbers; inverse of `problem_numbers`. InputError if widths do not fit."""
         ...

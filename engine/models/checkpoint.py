@@ -16,9 +16,7 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
 from sector.engine.files import in_utf8
-from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout
-from sector.engine.language.place_ids import DigitOrder
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel
 from sector.engine.models.bound import LEARNED, WEIGHTS, check_learned, learned_json
 from sector.engine.models.pretrained import open_pretrained
@@ -27,11 +25,14 @@ from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.shelf import from_shelf, shelf_names
 from sector.engine.models.text import TextModel
 from sector.engine.models.tokenizer import SectorTokenizer
-from sector.engine.tasks import find_task
+from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.task import Task
 
 # Files of a sector checkpoint that can be made again from its weights and config.
 _DERIVED = ("chat_template.jinja", "generation_config.json", LEARNED, "tokenizer_config.json")
+
+# Key of config.json that names the task: that of a model of text (`TextModel.learns`), and of sector's own.
+_TASK_KEYS = {False: "sector_task", True: "task"}
 
 # A model that the loop trains: sector's own, or a pretrained model of text.
 Model = SectorForCausalLM | TextModel
@@ -203,12 +204,17 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _is_sector(path: Path) -> bool:
     """Return whether a checkpoint is a sector model; it is one unless its config names another known model."""
+    kind = _config_values(path).get("model_type")
+    return not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind == SectorConfig.model_type
+
+
+def _config_values(path: Path) -> dict[str, object]:
+    """Return the content of the config.json of a checkpoint; none if it cannot be read, which loading explains."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return True
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    return not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind == SectorConfig.model_type
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -288,6 +294,15 @@ def replace_directory(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def learned_task(path: Path) -> str:
+    """Return the name of the task that a checkpoint, a run's best checkpoint or shipped weights have learned.
+
+    No weights are loaded, and the task need not be known here. Raise InputError if there is no such model.
+    """
+    path = resolve_checkpoint(path)
+    return str(_config_values(path).get(_TASK_KEYS[_is_sector(path)], DEFAULT))
+
+
 def task_and_layout(model: Model) -> tuple[Task, Layout]:
     """Return the task and the plain layout of a model.
 
@@ -296,10 +311,7 @@ def task_and_layout(model: Model) -> tuple[Task, Layout]:
     if isinstance(model, TextModel):
         task = find_task(model.task)
         if model.layout == "hints":
-            if task.columns is None:
-                raise InputError(f"{model.name} writes {task.name} with hints, which it cannot have; train it again")
-            alphabet = model.alphabet_with(task.text_marks, letters=True)
-            return task, HintLayout(alphabet, DigitOrder(model.digit_order), problems=task.columns)
+            return task, task.hint_layout(model.alphabet_with(task.text_marks, letters=True), model.digit_order)
         return task, task.text_layout(model.alphabet_with(task.text_marks), model.digit_order)
     task = find_task(model.config.task)
     return task, task.layout(model.config.digit_order)

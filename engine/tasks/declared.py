@@ -293,7 +293,8 @@ def _form(declaration: Declaration, order: Join) -> Form:
         raise InputError(f"{declaration.name}: end names a number twice; name it once")
     if order is Join.IGNORED and not end:
         raise InputError(f"{declaration.name}: join returns rest alone, so end must name a number")
-    return Form(declaration.name, declaration.example, fields, end, growth=0 if order is Join.IGNORED else 1)
+    growth = 0 if order is Join.IGNORED else 1
+    return Form(declaration.name, declaration.example, fields, end, growth, last_first=order is Join.BEHIND)
 
 
 def _check_settings(declaration: Declaration, form: Form) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.alphabet import Alphabet
+from sector.engine.language.alphabet import LETTERS, Alphabet
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import B, Batch, Layout
-from sector.engine.language.number_text import NumberText
+from sector.engine.language.number_text import HintedNumberText, NumberText
 from sector.engine.language.operands import Problems
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.writing import Writing, marks_of
@@ -37,7 +37,7 @@ class Task(ABC, Generic[B]):
         problems until they are that short, and each step of the chain is distilled.
     settings: defaults that differ from those of `RunConfig`, as nested dicts.
     columns: its batch, if problems are two operands and a carry-in that are worked off column by column. Text of such
-        problems can have hints, and zeros in front, which change nothing else.
+        problems can have zeros in front, which change nothing else.
     text_orders: orders of digits in its texts, `msd` and `lsd`.
     """
 
@@ -68,6 +68,22 @@ class Task(ABC, Generic[B]):
     def text_marks(self) -> tuple[str, ...]:
         """Marks of its texts; `alphabet.CHARACTERS` need not be among them."""
         return () if self.writing is None else marks_of(self.writing)
+
+    @property
+    def has_hints(self) -> bool:
+        """Whether its texts can have a letter before each digit that marks its place: its marks have none."""
+        is_written = self.writing is not None or type(self).hint_layout is not Task.hint_layout
+        return is_written and set(LETTERS).isdisjoint("".join(self.text_marks))
+
+    def hint_layout(self, alphabet: Alphabet, order: str) -> Layout[B]:
+        """Return the layout with a letter before each digit. InputError if the task has none.
+
+        alphabet: alphabet with `text_marks` and letters.
+        order: `msd` or `lsd`.
+        """
+        if self.writing is None or not self.has_hints:
+            raise InputError(f"{self.name} cannot have hints; train its model of text again, with text_layout plain")
+        return HintedNumberText(alphabet, self.writing, DigitOrder(order))
 
     def text_layout(self, alphabet: Alphabet, order: str = "msd") -> Layout[B]:
         """Return the layout for models of text. InputError if the task has none.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sector.engine.language.alphabet import Alphabet, read_alphabet, with_marks
+from sector.engine.language.alphabet import Alphabet, read_alphabet, with_letters, with_marks
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Layout, Mode
 from sector.engine.language.place_ids import DigitOrder
@@ -31,8 +31,7 @@ def _written(task: Task) -> None:
     alphabet = _alphabet(task, tokenizer)
     for digits in LENGTHS:
         examples = label(task.draw(digits, _ROWS, generator(digits, "text"), hard_share=0.5))
-        for order in task.text_orders:
-            layout = task.text_layout(alphabet, order)
+        for layout in _layouts(task, alphabet, with_letters(alphabet, tokenizer, "the test")):
             hold_read_back(layout, examples)
             _check_tokens(layout, examples, tokenizer)
             _check_damage(layout, examples)
@@ -46,6 +45,15 @@ def _shown(task: Task) -> None:
         for order in DigitOrder:
             drawn = task.draw(digits, _ROWS // len(DigitOrder), generator(digits, "text", order), hard_share=0.5)
             _check_shown(task.layout(order), label(drawn), SectorTokenizer(order, task.name))
+
+
+def _layouts(task: Task, plain: Alphabet, lettered: Alphabet) -> Iterator[Layout]:
+    """Yield the layouts of a task as text, without letters before digits and with them."""
+    for order in task.text_orders:
+        yield task.text_layout(plain, order)
+    if task.has_hints:
+        for order in DigitOrder:
+            yield task.hint_layout(lettered, order).shifted(torch.arange(_ROWS))
 
 
 def _check_shown(layout: Layout, examples: Examples, tokenizer: SectorTokenizer) -> None:

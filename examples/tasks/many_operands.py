@@ -1,5 +1,7 @@
 """Addition of four operands, `12+34+56+78`, and a carry from 0 to 3. A step adds the last column."""
 
+from itertools import pairwise
+
 import sector
 
 NUMBERS = ("a", "b", "c", "d")
@@ -18,15 +20,19 @@ def rotated(p, answer):
 
 
 def exchanged(p, answer):
-    """Trade one in a column for ten in the next, or ten for one: columns have other sums, and the answer stays."""
+    """Trade one for ten of the next column, from the last one on, and add or take 10^N: all sums change by about 10."""
     columns = [[int(p[name][place]) for name in NUMBERS] for place in range(len(p["a"]))]
-    for high, low in zip(columns[::2], columns[1::2], strict=False):
+    for high, low in reversed(list(pairwise(columns))):
         one, ten = (-1, 10) if sum(low) <= 18 else (1, -10)
         if 0 <= sum(high) + one <= 36:
             spread(high, one)
             spread(low, ten)
+    more = 1 if sum(columns[0]) <= 18 else -1
+    spread(columns[0], 10 * more)
     numbers = ("".join(map(str, digits)) for digits in zip(*columns, strict=True))
-    return dict(zip(NUMBERS, numbers, strict=True)) | {"k": p["k"]}, answer
+    first = int(answer[0]) + more
+    other = dict(zip(NUMBERS, numbers, strict=True)) | {"k": p["k"]}
+    return other, f"{first}{answer[1:]}" if 0 <= first <= 9 else None
 
 
 def spread(column, change):
