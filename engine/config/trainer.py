@@ -38,6 +38,9 @@ class TrainerConfig(Settings):
     gap_share: Share = 0.5
     """Share of training rows whose digit positions have a random gap, so that longer numbers work later. 0 turns it
     off."""
+    max_gap: Annotated[int, Field(ge=0, le=MAX_DIGITS)] = 30
+    """Widest gap, in places. Raise it for leaps to much longer numbers: a model is lost where its digits are further
+    apart than it has ever seen."""
     zeros: Annotated[int, Field(ge=0, le=MAX_DIGITS)] = 0
     """Most zeros in front of the numbers of a training shard, for models of text; each shard draws its own number. The
     count of the digits then does not tell where numbers end, so that longer numbers work later."""

@@ -13,8 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sector.engine.language import tokens
 from sector.engine.models.sector_config import SectorConfig
 
-# Training moves the digits behind a random column away by at most this number of places (`place_rows.py`).
-MAX_GAP = 30
+# Training moves the digits behind a random column away by at most this number of places (`place_rows.py`): settings
+# choose up to which (`TrainerConfig.max_gap`).
+MAX_GAP = tokens.MAX_DIGITS
 
 
 def rope_table(config: SectorConfig) -> Tensor:

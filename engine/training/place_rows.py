@@ -13,7 +13,6 @@ from sector.engine.config import TrainerConfig
 from sector.engine.language import tokens
 from sector.engine.language.examples import Examples
 from sector.engine.language.layout import Mode
-from sector.engine.models.layers import MAX_GAP
 from sector.engine.models.loss import IGNORED, token_loss
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.tasks import task_of
@@ -111,7 +110,7 @@ def _draw_gaps(count: int, columns: int, config: TrainerConfig, draws: torch.Gen
     "six digits from the end", which fails at seven. Column 0 moves the digits away from the marks.
     """
     column = torch.randint(0, columns, (count, 1), generator=draws)
-    gap = torch.randint(0, MAX_GAP + 1, (count, 1), generator=draws)
+    gap = torch.randint(0, config.max_gap + 1, (count, 1), generator=draws)
     return column, gap * (torch.rand(count, 1, generator=draws) < config.gap_share)
 
 
