@@ -54,7 +54,7 @@ fi
 # The folders of this checkout as the package, whatever is installed, and without make.
 types=build/types/sector
 mkdir -p $types
-for name in __init__.py py.typed; do ln -sfn "../../../sector/$name" "$types/$name"; done
+for file in sector/*; do ln -sfn "../../../$file" "$types/${file##*/}"; done
 for name in engine kernels cli benchmarks; do ln -sfn "../../../$name" "$types/$name"; done
 export PYTHONPATH=$PWD/build/types${PYTHONPATH:+:$PYTHONPATH}
 # Not this folder itself: the folder `sector` in it is a part of the package only.
@@ -112,7 +112,7 @@ for part in "$@"; do
       # On a machine without a GPU no test has the mark `gpu`; a rehearsal collects all of these files.
       [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
       run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
-        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,acceptance,embedding}.py \
+        --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,pass_attention,acceptance,embedding}.py \
         tests/test_{layer_kernels,consistency,kernel_layout,megakernel,sequences,gpu,improve,training_graphs,precision,text_steps}.py
       ;;
     kernels)

@@ -10,7 +10,7 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -376,27 +376,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
 
         return capture
 
-    class CapturedLanes:
-        """Lanes that work one after another."""
-
-        def __init__(self, device: torch.device, count: int) -> None:
-            self._count, self._capture = count, capture_with(device)
-
-        def __len__(self) -> int:
-            return self._count
-
-        def capture(self, lane: int, run: Callable[[], None]) -> Callable[[], None]:
-            return self._capture(run)
-
-        def on(self, lane: int) -> AbstractContextManager[None]:
-            return nullcontext()
-
-        def join(self) -> None:
-            """There is nothing to wait for."""
-
-    for module in (gpu_steps, distill, text):
+    for module in (gpu_steps, graphs, distill, text):
         monkeypatch.setattr(module, "CudaCapture", capture_with)
-    monkeypatch.setattr(graphs, "CudaLanes", CapturedLanes)
     return simulated
 
 

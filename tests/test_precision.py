@@ -243,7 +243,7 @@ def test_a_gpu_multiplies_in_bfloat16() -> None:
     working = working_model(model, "bfloat16").model
     shard = _lay_out(working, _examples(20, 32), BFLOAT16, generator(1))
     graphs = distill.graphed_gradients(working, 0.5)
-    [gradient] = graphs.gradients(working, [shard])
+    gradient = graphs.gradient_of(working, shard)
     on_cpu = new_model("tiny", 0)
     expected = _gradient_of(on_cpu, list(on_cpu.parameters()), shard, 0.5)
     assert gradient.flat.dtype == torch.float32 and weights_sha256(model) == before

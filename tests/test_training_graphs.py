@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs: the values of plain steps. Without a GPU a capture is the work itself, run again."""
 
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sector.engine.models.checkpoint import Model, task_and_layout, trained_para
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.sector import new_model
 from sector.engine.models.text import TextModel
-from sector.engine.samplers.cuda_graphs import CudaLanes
+from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.seeding import generator
 from sector.engine.training import text_rows
 from sector.engine.training.batches import mixed_batches
@@ -67,64 +67,23 @@ class _Repeated:
         return run
 
 
-class _Lanes:
-    """Two lanes that write down what happens on them."""
-
-    def __init__(self) -> None:
-        self.captured: list[int] = []
-        self.used: list[int | str] = []
-        self._lane: int | None = None
-
-    def __len__(self) -> int:
-        return 2
-
-    def capture(self, lane: int, run: Callable[[], None]) -> Callable[[], object]:
-        self.captured.append(lane)
-
-        def replay() -> None:
-            assert self._lane == lane, "a graph runs on the lane whose memory it uses"
-            run()
-
-        return replay
-
-    @contextmanager
-    def on(self, lane: int) -> Iterator[None]:
-        self.used.append(lane)
-        self._lane = lane
-        yield
-        self._lane = None
-
-    def join(self) -> None:
-        self.used.append("join")
-
-
-def test_graphs_compute_the_gradients_of_shards() -> None:
-    model, lanes = new_model("tiny", 0), _Lanes()
-    shards = _shards()
-    gradients = GraphedGradients(model, CONFIG.fast_weight, lanes).gradients(model, shards)
-    for shard, gradient in zip(shards, gradients, strict=True):
+def test_a_graph_serves_all_shards_of_its_shape() -> None:
+    model, capture = new_model("tiny", 0), _Repeated()
+    graphs = GraphedGradients(model, CONFIG.fast_weight, capture)
+    for shard in _shards():
         expected = _gradient_of(model, list(model.parameters()), shard, CONFIG.fast_weight)
+        gradient = graphs.gradient_of(model, shard)
         assert torch.equal(gradient.flat, expected.flat) and torch.equal(gradient.loss, expected.loss)
-    # The second shard of each shape does not wait for the first.
-    assert lanes.captured == [0, 1, 0, 1] and lanes.used == [0, 1, 0, 1, "join"]
-
-
-def test_a_graph_serves_every_step() -> None:
-    model, lanes = new_model("tiny", 0), _Lanes()
-    graphs = GraphedGradients(model, CONFIG.fast_weight, lanes)
-    for _ in range(2):
-        graphs.gradients(model, _shards())
-    assert len(lanes.captured) == 4 and lanes.used == 2 * [0, 1, 0, 1, "join"]
+    assert capture.captures == 2
 
 
 def test_a_gradient_outlives_the_next_replay() -> None:
     model = new_model("tiny", 0)
-    graphs = GraphedGradients(model, CONFIG.fast_weight, _Lanes())
+    graphs = GraphedGradients(model, CONFIG.fast_weight, _Repeated())
     first, _, second, _ = _shards()
-    [gradient] = graphs.gradients(model, [first])
+    gradient = graphs.gradient_of(model, first)
     before = gradient.flat.clone()
-    [other] = graphs.gradients(model, [second])
-    assert not torch.equal(other.flat, before)
+    assert not torch.equal(graphs.gradient_of(model, second).flat, before)
     assert torch.equal(gradient.flat, before)
 
 
@@ -159,17 +118,17 @@ def _text_model() -> TextModel:
 
 
 def test_a_graph_serves_all_shards_of_text_of_its_sizes() -> None:
-    model, lanes = _text_model(), _Lanes()
+    model, capture = _text_model(), _Repeated()
     layout, parameters = task_and_layout(model)[1], list(model.parameters())
-    graphs = GraphedGradients(model, CONFIG.fast_weight, lanes)
+    graphs = GraphedGradients(model, CONFIG.fast_weight, capture)
     for turn in range(2):
         for digits in (2, 5):
             shard = text_rows.lay_out(_examples(digits, 8), layout, generator(digits, turn))
             expected = _gradient_of(model, parameters, shard, CONFIG.fast_weight)
-            [gradient] = graphs.gradients(model, [join(shard)])
+            gradient = graphs.gradient_of(model, join(shard))
             torch.testing.assert_close(gradient.loss, expected.loss, rtol=1e-6, atol=0.0)
             torch.testing.assert_close(gradient.flat, expected.flat, rtol=1e-5, atol=1e-6)
-    assert lanes.captured == [0, 1]
+    assert capture.captures == 2
 
 
 def _text_losses(model: TextModel, config: TrainerConfig, steps: int) -> Iterator[float]:
@@ -275,7 +234,7 @@ def test_a_graph_of_text_has_the_gradient_of_an_eager_shard(precision: Precision
     for digits in (1, 6, 17):
         shard = text_rows.lay_out(_examples(digits, 16), task_and_layout(model)[1], generator(digits))
         expected = _gradient_of(model, trained_parameters(model), move(shard, model.device), 0.5)
-        [gradient] = graphs.gradients(model, [join(shard)])
+        gradient = graphs.gradient_of(model, join(shard))
         # bfloat16 keeps eight bits, and the sums of a gradient are of values of both signs.
         share = 2e-2 if precision == "bfloat16" else 1e-4
         assert (gradient.loss - expected.loss).abs() <= share
@@ -288,21 +247,18 @@ def test_graphs_outlive_a_cycle() -> None:
     model = new_model("tiny", 0).to("cuda")
     shard = _shards()[0]
     first = graphed_gradients(model, 0.5)
-    first.gradients(model, [shard])
+    first.gradient_of(model, shard)
     assert graphed_gradients(model, 0.5) is first and len(first._graphs) == 1
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_lanes_compute_what_one_lane_computes() -> None:
-    model = new_model("tiny", 0).to("cuda")
-    shards = [shard for _ in range(10) for shard in _shards()]
-    alone = [
-        gradient
-        for graphs in [GraphedGradients(model, 0.5, CudaLanes(model.device, 1))]
-        for shard in shards
-        for gradient in graphs.gradients(model, [shard])
-    ]
-    beside = GraphedGradients(model, 0.5, CudaLanes(model.device, 8)).gradients(model, shards)
-    for gradient, expected in zip(beside, alone, strict=True):
-        assert torch.equal(gradient.flat, expected.flat) and torch.equal(gradient.loss, expected.loss)
+def test_a_capture_follows_one_whose_graphs_are_gone() -> None:
+    capture, numbers = CudaCapture(torch.device("cuda", 0)), torch.zeros(4, device="cuda")
+    for _ in range(3):
+        replay = capture(lambda: numbers.add_(1))
+        replay()
+        del replay
+        gc.collect()
+    # Two warm-ups and a replay each.
+    assert numbers.tolist() == [9.0] * 4

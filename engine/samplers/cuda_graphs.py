@@ -2,8 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager
 
 import torch
 
@@ -25,6 +24,8 @@ class CudaCapture:
         self._warm_ups = warm_ups
         # One stream for all captures: libraries keep a workspace for each stream that they have seen.
         self._stream, self._memory = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        # The first graph, since a memory that no graph uses any more cannot be captured into.
+        self._first: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], object]:
         """Return the replay of some work."""
@@ -40,61 +41,8 @@ class CudaCapture:
                 finally:
                     graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
+        self._first = self._first or graph
         return graph.replay
-
-    @property
-    def stream(self) -> torch.cuda.Stream:
-        """The stream of the captures."""
-        return self._stream
-
-
-class Lanes(Protocol):
-    """Lanes of a GPU: graphs of different lanes run beside each other, those of one lane one after another."""
-
-    def __len__(self) -> int: ...
-
-    def capture(self, lane: int, run: Callable[[], None]) -> Callable[[], object]:
-        """Return the replay of some work, which belongs on this lane."""
-        ...
-
-    def on(self, lane: int) -> AbstractContextManager[None]:
-        """Put work on a lane, behind all work that is not on another lane."""
-        ...
-
-    def join(self) -> None:
-        """Let work that follows wait for all lanes."""
-        ...
-
-
-class CudaLanes:
-    """Lanes of a GPU, each a stream with a memory for its graphs.
-
-    A tensor that was made on a lane may be used after `join`, and its memory is not used again before the work on it is
-    done: each use of a lane waits for the stream that reads such tensors.
-    """
-
-    def __init__(self, device: torch.device, count: int) -> None:
-        self._captures = [CudaCapture(device) for _ in range(count)]
-
-    def __len__(self) -> int:
-        return len(self._captures)
-
-    def capture(self, lane: int, run: Callable[[], None]) -> Callable[[], object]:
-        """Return the replay of some work, which belongs on this lane."""
-        return self._captures[lane](run)
-
-    @contextmanager
-    def on(self, lane: int) -> Iterator[None]:
-        """Put work on a lane, behind all work that is not on another lane."""
-        stream = self._captures[lane].stream
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            yield
-
-    def join(self) -> None:
-        """Let work that follows wait for all lanes."""
-        for capture in self._captures:
-            torch.cuda.current_stream().wait_stream(capture.stream)
 
 
 @contextmanager

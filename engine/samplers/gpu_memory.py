@@ -19,7 +19,7 @@ from sector.kernels.sequences import Field
 # Memory for the activations of a first pass; at most a quarter of the free memory of a GPU.
 ACTIVATION_BYTES = 4 << 30
 _MIN_SLOTS = 64
-# The grids of fused attention have fewer than 65,536 rows.
+# No GPU has read more rows at once.
 _MAX_ROWS = (1 << 16) - 1
 
 

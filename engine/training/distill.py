@@ -325,7 +325,9 @@ def _computing(state: TrainState, config: TrainerConfig) -> Iterator[_Compute]:
             )
             return
         graphs = graphed_gradients(model, fast_weight)
-        yield _Compute(lambda shards: graphs.gradients(model, [_fixed(shard) for shard in shards]), graphed_update.step)
+        yield _Compute(
+            lambda shards: [graphs.gradient_of(model, _fixed(shard)) for shard in shards], graphed_update.step
+        )
 
 
 def _fixed(shard: Shard) -> Fixed:
