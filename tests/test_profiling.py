@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -269,6 +270,8 @@ def test_the_lines_for_a_task_of_the_user_name_its_file(
     figures = {"kernel": "void f<4>(int)", "steps": 1, "seconds_a_step": 1.0}
     monkeypatch.setattr("sector.benchmarks.profiling.profile_distill", lambda *_, **__: dict(figures))
     reference = new_task("mine", tmp_path / "mine.py")
-    result = profile("distill", "--model", model, "--data", "a", "--out", "out", "--task", reference, "--json")
+    learned = shutil.copytree(model, tmp_path / "learned") / "config.json"
+    learned.write_text(json.dumps(json.loads(learned.read_text()) | {"task": "mine"}))
+    result = profile("distill", "--model", learned.parent, "--data", "a", "--out", "out", "--task", reference, "--json")
     words = shlex.split(json.loads(result.stdout)["nsight"]["ncu"])
     assert words[words.index("--task") + 1] == reference
