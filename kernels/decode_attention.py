@@ -82,12 +82,12 @@ def decode_attention_reference(
     rows, slots = at.rows[active], at.slots[active]
     keys[rows, :, slots] = key[active].to(keys.dtype)
     values[rows, :, slots] = value[active].to(values.dtype)
-    visible = _visible(at, num_slots).unsqueeze(1)
+    seen = visible(at.slots, at.starts, at.prefix_lengths.unsqueeze(1), num_slots).unsqueeze(1)
     scores = torch.einsum("rhk,rhsk->rhs", query, keys[at.rows.clamp(min=0)].float()) * size**-0.5
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=2)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=2)
     # A masked slot may hold NaN, and 0 * NaN is NaN.
-    visible_values = values[at.rows.clamp(min=0)].float().masked_fill(~visible.unsqueeze(3), 0)
-    attended = torch.einsum("rhs,rhsk->rhk", weights, visible_values).flatten(1)
+    seen_values = values[at.rows.clamp(min=0)].float().masked_fill(~seen.unsqueeze(3), 0)
+    attended = torch.einsum("rhs,rhsk->rhk", weights, seen_values).flatten(1)
     return attended.masked_fill(~active.unsqueeze(1), 0).to(qkv.dtype)
 
 
@@ -153,11 +153,16 @@ def _check(
         expect("out", out, (count, heads * size), qkv.dtype, qkv.device)
 
 
-def _visible(at: Positions, num_slots: int) -> Tensor:
-    """Return `[R, S]` bool: the slots that each new token attends to."""
-    slots = torch.arange(num_slots, device=at.slots.device)
-    branch = (slots >= at.starts.unsqueeze(1)) & (slots <= at.slots.unsqueeze(1))
-    return (slots < at.prefix_lengths.unsqueeze(1)) | branch
+def visible(slots: Tensor, starts: Tensor, prefix_length: Tensor | int, num_slots: int) -> Tensor:
+    """Return `[R, S]` bool: the slots that each token attends to.
+
+    slots: `[R]` slot of the token.
+    starts: `[R]` first slot of its branch.
+    prefix_length: `[R, 1]`, or one for all: number of slots of the prefix.
+    """
+    all_slots = torch.arange(num_slots, device=slots.device)
+    own = (all_slots < prefix_length) | (all_slots >= starts.unsqueeze(1))
+    return own & (all_slots <= slots.unsqueeze(1))
 
 
 # Strides are fixed for a cache, and specialized: if Triton knows them to be multiples of 16, loads are 16 bytes wide.

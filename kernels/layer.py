@@ -97,13 +97,18 @@ def rotate_to_cache(qkv: Tensor, places: Tensor, slots: Tensor, rope: Tensor, ke
     expect("places", places, (batch, length), torch.int64, qkv.device)
     expect("slots", slots, (length,), torch.int64, qkv.device)
     expect("rope", rope, (None, 2, size // 2), torch.float32, qkv.device)
+    check_cache(keys, values, batch)
+    run = rotate_to_cache_kernel if runs_kernel(qkv) else rotate_to_cache_reference
+    return run(qkv, places, slots, rope, keys, values)
+
+
+def check_cache(keys: Tensor, values: Tensor, batch: int) -> None:
+    """Raise ValueError unless a cache has a row for each of a batch, and keys and values as kernels read them."""
     if len(keys) < batch or keys.stride(3) != 1 or keys.stride() != values.stride():
         raise ValueError(
             "keys and values must have a row for each of the batch, the same strides and adjacent components, "
             f"not {len(keys)} rows and strides {keys.stride()} and {values.stride()}"
         )
-    run = rotate_to_cache_kernel if runs_kernel(qkv) else rotate_to_cache_reference
-    return run(qkv, places, slots, rope, keys, values)
 
 
 def rotate_to_cache_reference(

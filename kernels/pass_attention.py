@@ -27,6 +27,8 @@ from sector.kernels._triton import (
     tl,
     triton,
 )
+from sector.kernels.decode_attention import visible
+from sector.kernels.layer import check_cache
 
 # Tokens of a program, and slots that it reads at a time.
 _BLOCK_TOKENS, _BLOCK_SLOTS = 64, 32
@@ -52,6 +54,10 @@ class Spans:
         """Return the spans of the tokens from one on."""
         return Spans(self.slots[token:], self.starts[token:], self.prefix_length)
 
+    def visible(self, num_slots: int) -> Tensor:
+        """Return `[T, S]` bool: the slots that each token attends to."""
+        return visible(self.slots, self.starts, self.prefix_length, num_slots)
+
 
 def pass_attention(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) -> Tensor:
     """Return the attended values `[B, T, HK]`.
@@ -66,26 +72,16 @@ def pass_attention(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) 
     expect("values", values, tuple(keys.shape), queries.dtype, queries.device, contiguous=False)
     expect("slots", spans.slots, (length,), torch.int64, queries.device)
     expect("starts", spans.starts, (length,), torch.int64, queries.device)
-    if len(keys) < batch or keys.stride(3) != 1 or keys.stride() != values.stride():
-        raise ValueError(
-            "keys and values must have a row for each of the batch, the same strides and adjacent components, "
-            f"not {len(keys)} rows and strides {keys.stride()} and {values.stride()}"
-        )
+    check_cache(keys, values, batch)
     return (pass_attention_kernel if runs_kernel(queries) else pass_attention_reference)(queries, keys, values, spans)
 
 
 def pass_attention_reference(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) -> Tensor:
     """Compute `pass_attention` in plain torch."""
     past = keys[: len(queries)], values[: len(queries)]
-    attended = F.scaled_dot_product_attention(queries.transpose(1, 2), *past, attn_mask=visible(spans, keys.shape[2]))
+    mask = spans.visible(keys.shape[2])
+    attended = F.scaled_dot_product_attention(queries.transpose(1, 2), *past, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2)
-
-
-def visible(spans: Spans, num_slots: int) -> Tensor:
-    """Return `[T, S]` bool: the slots that each token attends to."""
-    slots = torch.arange(num_slots, device=spans.slots.device)
-    own = (slots < spans.prefix_length) | (slots >= spans.starts.unsqueeze(1))
-    return own & (slots <= spans.slots.unsqueeze(1))
 
 
 def pass_attention_kernel(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) -> Tensor:

@@ -60,7 +60,7 @@ def _inputs(
     at = Positions(rows, slot, start, prefix)
     cache = torch.full((2, batch, heads, slots, size), float("nan"))
     everything = torch.randn(2, batch, heads, slots, size, generator=draws)
-    seen = module._visible(at, slots)
+    seen = module.visible(slot, start, prefix.unsqueeze(1), slots)
     seen[torch.arange(count), slot] = False
     kept = torch.zeros(batch, slots, dtype=torch.bool)
     kept[rows] = seen

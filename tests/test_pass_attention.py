@@ -14,7 +14,6 @@ from sector.kernels.pass_attention import (
     pass_attention,
     pass_attention_kernel,
     pass_attention_reference,
-    visible,
 )
 
 
@@ -66,9 +65,9 @@ def test_the_kernel_computes_the_reference(
 
 def test_tokens_see_the_prefix_and_their_own_branch() -> None:
     spans = _spans([3, 2, 1], [4, 2], torch.device("cpu"))
-    rows = ["".join("x" if sees else "." for sees in row) for row in visible(spans, 9).tolist()]
+    rows = ["".join("x" if sees else "." for sees in row) for row in spans.visible(9).tolist()]
     assert rows == ["x........", "xx.......", "xxx......", "xxxx.....", "xxxxx....", "xxx....x."]
-    assert torch.equal(visible(spans.since(3), 9), visible(spans, 9)[3:])
+    assert torch.equal(spans.since(3).visible(9), spans.visible(9)[3:])
 
 
 @pytest.mark.parametrize("run", [pass_attention_kernel, pass_attention_reference], ids=["kernel", "reference"])
@@ -76,7 +75,7 @@ def test_masked_slots_do_not_count(run: Callable[..., Tensor], kernel_device: to
     spans = _spans([9, 5, 5], [8, 8], kernel_device)
     queries, keys, values, _ = _inputs(2, 2, 16, spans, torch.float32, kernel_device)
     before = run(queries, keys, values, spans)
-    unseen = ~visible(spans, keys.shape[2]).any(dim=0)
+    unseen = ~spans.visible(keys.shape[2]).any(dim=0)
     assert unseen.sum() == keys.shape[2] - 19
     keys[:, :, unseen] = 1e4
     values[:, :, unseen] = -1e4

@@ -92,22 +92,22 @@ class HintLayout(Lettered, CharacterLayout[Problems, int]):
         """Return the `[B, 4N+8]` ids of `a+b+carry`, whose least significant digits stand at a place."""
         sign = self.text_ids(self.problems.sign, problems.carry)
         # All three numbers have these letters: those of an operand are drawn up once.
-        letters = self.letters_of(self._places(place, problems.digits + 1), problems.carry)
+        letters = self.letters_of(self._places(place, problems.digits + 1, problems.device), problems.carry)
         a, b = (self._lettered(F.pad(operand, (1, 0)), letters) for operand in (problems.a, problems.b))
         first = letters[:, :1] if self.order is DigitOrder.LSD else letters[:, -1:]
         return torch.cat([a, sign, b, sign, self._lettered(problems.carry.unsqueeze(1), first)], dim=1)
 
     def _number(self, digits: Tensor, place: int) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]` with their letters; the least significant one is at a place."""
-        return self._lettered(digits, self.letters_of(self._places(place, digits.shape[1]), digits))
+        return self._lettered(digits, self.letters_of(self._places(place, digits.shape[1], digits.device), digits))
 
     def _lettered(self, digits: Tensor, letters: Tensor) -> Tensor:
         """Return the `[B, 2W]` ids of digits `[B, W]`, each behind its letter; letters: `[B or 1, W]` as written."""
         return behind_letters(self.order.arranged(self.digit_ids(digits)), letters)
 
-    def _places(self, place: int, width: int) -> Tensor:
+    def _places(self, place: int, width: int, device: torch.device) -> Tensor:
         """Return the places `[W]` of a number's digits as they are written; the least significant one is at `place`."""
-        places = torch.arange(place, place + width)
+        places = torch.arange(place, place + width, device=device)
         return places.flip(0) if self.order is DigitOrder.MSD else places
 
     def _read(self, ids: Tensor, start: int, width: int) -> Tensor:

@@ -41,8 +41,7 @@ class Lettered:
         return self.shifted(self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     def letters_of(self, places: Tensor, like: Tensor) -> Tensor:
-        """Return the ids `[B or 1, W]` of the letters of places `[W]`, in the type of `like` and on its device."""
-        places = places.to(like.device)
+        """Return the ids `[B or 1, W]` of the letters of places `[W]`, in the type of `like`; both on one device."""
         if isinstance(self.variant, Tensor):
             places = self.variant.to(like.device).unsqueeze(1) + places
         else:
