@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from sector.cli.app import app
 from sector.engine.config import run_config
 from sector.engine.errors import InputError
-from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
+from sector.engine.language.number_text import HintedNumberText
 from sector.engine.language.operands import Problems
 from sector.engine.models.checkpoint import load_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.ordinary import TEXT_PRESETS, new_text_model
@@ -71,7 +71,7 @@ def test_a_run_learns_text_with_letters(finished: RunDir) -> None:
         "lsd",
         "addition",
     )
-    assert isinstance(task_and_layout(model)[1], HintLayout)
+    assert isinstance(task_and_layout(model)[1], HintedNumberText)
     assert [line.digits for line in finished.metrics()] == [2, 3]
     assert (finished.metrics()[-1].accepted, finished.metrics()[-1].label_error) == (60, 0.0)
 

@@ -16,9 +16,8 @@ from typer.testing import CliRunner, Result
 from sector.cli.app import app
 from sector.engine.config import VllmConfig, run_config
 from sector.engine.errors import InputError
-from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Mode
-from sector.engine.language.number_text import NumberText
+from sector.engine.language.number_text import HintedNumberText, NumberText
 from sector.engine.language.text_layout import TextLayout
 from sector.engine.models.checkpoint import load_checkpoint, task_and_layout, weights_sha256
 from sector.engine.models.ordinary import new_text_model
@@ -155,7 +154,7 @@ def test_a_tokenizer_without_a_mark_is_refused_before_anything_is_written(tmp_pa
 def test_a_model_learns_another_form_than_before() -> None:
     model = new_text_model("text-tiny", 0, {"hidden_size": 32})
     model.learns("addition", "hints", "lsd")
-    assert isinstance(task_and_layout(model)[1], HintLayout)
+    assert isinstance(task_and_layout(model)[1], HintedNumberText)
     model.learns("subtraction")
     assert (model.layout, model.digit_order) == ("plain", "msd")
     assert isinstance(task_and_layout(model)[1], TextLayout)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = "0123456789+=>|\n"
-# Marks of places (`hint_layout.py`).
+# Marks of places (`column_writing.py`).
 LETTERS = string.ascii_letters
 
 _MEND = "choose a model whose tokenizer splits numbers into digits, as those of Qwen, Gemma and SmolLM2 do"

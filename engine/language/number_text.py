@@ -6,25 +6,25 @@
 A number has all its digits, so that problems of one size have texts of one length. With the least significant digit
 first each number is written backwards.
 
-With hints a letter that marks the place stands before each digit, as in `hint_layout.py`; here at four digits, whose
+With hints a letter that marks the place stands before each digit, as in `column_writing.py`; here at four digits, whose
 first digit the step takes off:
 
     d8c4b3a2/e7+e0=    d1c2b0a4Z4
     d8c4b3a2/e7+e0>    c4b3a2/d7+d1|d1
 
-In the shape descriptions B is the batch, W the digits of an answer and L the tokens that lead any text.
+In the shape descriptions B is the batch, W the digits of an answer or number, and L the tokens that lead any text.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from sector.engine.language.character_layout import CharacterLayout
+from sector.engine.language.character_layout import CharacterLayout, known_ids
 from sector.engine.language.layout import B, Mode, S_contra, Simplifications
-from sector.engine.language.lettered import Lettered
 from sector.engine.language.number_layout import valid_steps
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.writing import Writing, Written
@@ -50,11 +50,11 @@ class NumberText(CharacterLayout[B, S_contra]):
         return number.join(others) + rf"{number}{last}(?:{number}\n?)?"
 
     def answer_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a fast answer, newline included."""
+        """Return the count of tokens of a fast answer, newline included."""
         return self.num_tokens(self.writing.answer_width(size)) + 1
 
     def simplification_length(self, size: S_contra, /) -> int:
-        """Return the tokens of a simplification, newline included."""
+        """Return the count of tokens of a simplification, newline included."""
         widths = map(self.num_tokens, self.writing.step_widths(size))
         return sum(widths) + sum(map(self._mark_length, self.writing.step)) + 1
 
@@ -100,7 +100,7 @@ class NumberText(CharacterLayout[B, S_contra]):
         return r"\d+"
 
     def num_tokens(self, width: int) -> int:
-        """Return the tokens of a number of `width` digits."""
+        """Return the count of tokens of a number of `width` digits."""
         return width
 
     def number_ids(self, digits: Tensor, place: int, in_order: bool) -> Tensor:
@@ -110,12 +110,12 @@ class NumberText(CharacterLayout[B, S_contra]):
         place: place of the last digit, which plain text does not show.
         in_order: whether the digits follow the order of the layout.
         """
-        return self.digit_ids(self._ordered(digits) if in_order else digits)
+        return self.digit_ids(self.order.arranged(digits) if in_order else digits)
 
     def read_number(self, ids: Tensor, in_order: bool) -> Tensor:
         """Return the digits `[B, width]` of a number; 0 where there is none, as a comparison finds."""
         digits = self.values(ids)
-        return self._ordered(digits) if in_order else digits
+        return self.order.arranged(digits) if in_order else digits
 
     def _segments(self, writing: Sequence[Written], numbers: Sequence[Tensor], places: Sequence[int]) -> list[Tensor]:
         """Return the ids of each mark and of the number behind it, whose last digit is at a place."""
@@ -125,22 +125,34 @@ class NumberText(CharacterLayout[B, S_contra]):
         return segments
 
     def _mark_length(self, written: Written) -> int:
-        """Return the tokens of the mark before a number."""
+        """Return the count of tokens of the mark before a number."""
         return len(self.alphabet.ids_of(written.mark))
-
-    def _ordered(self, digits: Tensor) -> Tensor:
-        """Convert digits between most significant first and the layout's order; its own inverse."""
-        return digits.flip(-1) if self.order is DigitOrder.LSD else digits
 
 
 @dataclass(frozen=True, slots=True)
-class HintedNumberText(Lettered, NumberText[B, S_contra]):
+class HintedNumberText(NumberText[B, S_contra]):
     """Layout of the problems of a task as text, with a letter before each digit.
 
+    Letters begin anywhere in the alphabet and go on at its beginning: variant v begins at letter v.
+
+    alphabet: ids of the characters, with letters.
     variant: letter of place 0: one for the batch, or one a row `[B]`.
     """
 
     variant: int | Tensor = 0
+
+    @property
+    def num_variants(self) -> int:
+        """Number of variants; variant 0 is the plain one."""
+        return len(self.alphabet.letters)
+
+    def shifted(self, variant: int | Tensor) -> Self:
+        """Return the layout of another variant: one for the batch, or one a row `[B]`."""
+        return replace(self, variant=variant)
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        """Return the layout of some rows."""
+        return self.shifted(self.variant[rows] if isinstance(self.variant, Tensor) else self.variant)
 
     @property
     def number_pattern(self) -> str:
@@ -148,17 +160,27 @@ class HintedNumberText(Lettered, NumberText[B, S_contra]):
         return r"(?:[a-zA-Z]\d)+"
 
     def num_tokens(self, width: int) -> int:
-        """Return the tokens of a number of `width` digits: a letter and a digit for each."""
+        """Return the count of tokens of a number of `width` digits: a letter and a digit for each."""
         return 2 * width
 
     def number_ids(self, digits: Tensor, place: int, in_order: bool) -> Tensor:
-        """Return the ids of a number, whose last digit is at a place; see `NumberText`."""
+        """Return the `[B, 2 * width]` ids of a number, whose last digit is at a place; see `NumberText`."""
         places = torch.arange(digits.shape[1], device=digits.device).flip(0) + place
         if in_order:
-            digits, places = self._ordered(digits), self._ordered(places)
-        return self.with_letters(self.digit_ids(digits), places)
+            digits, places = self.order.arranged(digits), self.order.arranged(places)
+        ids = self.digit_ids(digits)
+        return torch.stack([self._letters(places, ids).expand_as(ids), ids], dim=2).flatten(1)
 
     def read_number(self, ids: Tensor, in_order: bool) -> Tensor:
         """Return the digits `[B, width]` of a number; see `NumberText`."""
         # Without `super()`, which finds no class in a dataclass with slots.
         return NumberText.read_number(self, ids[:, 1::2], in_order)
+
+    def _letters(self, places: Tensor, like: Tensor) -> Tensor:
+        """Return the ids `[B or 1, W]` of the letters of places `[W]`, in the type of `like`; both on one device."""
+        if isinstance(self.variant, Tensor):
+            places = self.variant.to(like.device).unsqueeze(1) + places
+        else:
+            places = (places + self.variant).unsqueeze(0)
+        letters = known_ids(self.alphabet.letters, like)
+        return letters[places % len(letters)]

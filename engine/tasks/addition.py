@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sector.engine.language import operands
 from sector.engine.language.alphabet import Alphabet
+from sector.engine.language.column_writing import ColumnWriting
 from sector.engine.language.examples import Examples
-from sector.engine.language.hint_layout import HintLayout
 from sector.engine.language.layout import Layout, Simplifications
+from sector.engine.language.number_text import HintedNumberText
 from sector.engine.language.operands import Problems, draw_problems, run_of_columns
 from sector.engine.language.place_ids import DigitOrder
 from sector.engine.language.place_layout import PlaceLayout
@@ -155,9 +156,9 @@ class ColumnTask(Task[Problems]):
         """Return the text layout of sums, which has one order."""
         return TextLayout(alphabet, self.columns)
 
-    def hint_layout(self, alphabet: Alphabet, order: str) -> HintLayout:
+    def hint_layout(self, alphabet: Alphabet, order: str) -> HintedNumberText[Problems, int]:
         """Return the layout of sums with a letter before each digit."""
-        return HintLayout(alphabet, DigitOrder(order), problems=self.columns)
+        return HintedNumberText(alphabet, ColumnWriting(self.columns), DigitOrder(order))
 
     def parse(self, texts: list[str], digits: int | None = None) -> Problems:
         """Parse problems; see `Problems.parse`."""
