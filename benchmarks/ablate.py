@@ -48,7 +48,7 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class GridStep:
     """Progress of a grid: an event of one of its runs, or the end of a run.
 
     index: number of the run in the grid, from 0.
@@ -71,7 +71,7 @@ def run_grid(
     on_evaluation: OnProgress,
     stopping: Stopping | None = None,
     budget: Budget | None = None,
-) -> Iterator[Step]:
+) -> Iterator[GridStep]:
     """Run all unfinished runs of a grid, and write the results so far after each of them.
 
     The grid goes on after a run that diverges or no longer agrees with itself: that is a result. Raise InputError as
@@ -84,7 +84,7 @@ def run_grid(
         root = run_root(out, cell, seed)
         # Asked before the run is opened, which would leave a directory behind.
         if budget and not is_over(RunDir(root), grid) and (left_out := budget.leaves_out(grid, out, cell, seed)):
-            yield Step(index, cell, seed, left_out)
+            yield GridStep(index, cell, seed, left_out)
             continue
         with open_run(root, cell.of_seed(seed), f"cell {cell.name}") as (run, config):
             if is_over(run, grid):
@@ -93,11 +93,11 @@ def run_grid(
             for event in _play(run, config, stopping):
                 if isinstance(event, GoalMeasured) and not event.digits and event.cycle == 1:
                     _lend(out, run, config)
-                yield Step(index, cell, seed, event)
+                yield GridStep(index, cell, seed, event)
             if (run.root / "checkpoints" / "latest").exists():
                 _evaluate(run, config, grid, on_evaluation)
         _write_results(grid, out)
-        yield Step(index, cell, seed, None, outcome_of(run))
+        yield GridStep(index, cell, seed, None, outcome_of(run))
     # A finished grid may have lost the file.
     if not (out / RESULTS).exists():
         _write_results(grid, out)

@@ -62,7 +62,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ContestResult:
     """The result of one contender on one workload.
 
     contender: name of the contender.
@@ -129,7 +129,7 @@ class Contest:
         repeats: int,
         device: torch.device,
         on_progress: OnProgress,
-    ) -> Iterator[tuple[list[Cell], int]]:
+    ) -> Iterator[tuple[list[ContestResult], int]]:
         """Yield for each workload its cells, and the count of problems on which the contenders differ."""
         done, total = 0, len(contenders) * len(workloads) * repeats
         for workload in workloads:
@@ -152,7 +152,9 @@ class Contest:
                     peaks[name] = max(peaks[name], peak_bytes(device))
                     done += 1
             cells = [
-                Cell(name, workload, seconds[name], results[name].tokens, int(results[name].accepted.sum()), peak)
+                ContestResult(
+                    name, workload, seconds[name], results[name].tokens, int(results[name].accepted.sum()), peak
+                )
                 for name, peak in peaks.items()
             ]
             yield cells, _num_differing(list(results.values()))
@@ -207,9 +209,9 @@ def _ways_to_decode(model: SectorForCausalLM) -> list[Contender]:
     return ways
 
 
-def summary(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+def summary(cells: Sequence[ContestResult]) -> dict[str, dict[str, float]]:
     """Return rates and peak memory by contender, over all its workloads: sums divided by the sum of the medians."""
-    by_name: dict[str, list[Cell]] = {}
+    by_name: dict[str, list[ContestResult]] = {}
     for cell in cells:
         by_name.setdefault(cell.contender, []).append(cell)
     return {

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from sector.benchmarks.cells import measured, names, numbers
-from sector.benchmarks.contest import Cell, Contender, Contest, Workload, differs
+from sector.benchmarks.contest import Contender, Contest, ContestResult, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
@@ -42,7 +42,7 @@ _SLOW_SECONDS = 4.0
 _CACHE_BYTES = 24 << 30
 
 
-class Bench:
+class GpuCells:
     """The problems and terms that all cells share."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -121,7 +121,9 @@ class Bench:
         # Not 0 if threads race for memory.
         unlike = max(int(differs(improved, other).sum()) for other in results[:-1])
         accepted = int(improved.accepted.sum())
-        cell = Cell(contender.name, self._workload(rows), seconds, improved.tokens, accepted, peak_bytes(device))
+        cell = ContestResult(
+            contender.name, self._workload(rows), seconds, improved.tokens, accepted, peak_bytes(device)
+        )
         own = {"filter": self._arguments.filter, "warm_up_seconds": warm_up, "unlike_repetitions": unlike}
         return improved, own | cell.as_json()
 
@@ -148,7 +150,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Print the lines."""
-    for line in Bench(_arguments()).lines():
+    for line in GpuCells(_arguments()).lines():
         print(json.dumps(line), flush=True)
 
 

@@ -31,7 +31,7 @@ from sector.engine.models.sector import new_model
 from sector.engine.samplers.gpu import kernel_model
 from sector.kernels._triton import INTERPRETED, triton
 from sector.kernels.acceptance import accept_kernel
-from sector.kernels.completion import Request
+from sector.kernels.completion import CompletionRequest
 from sector.kernels.consistency import majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
@@ -41,7 +41,7 @@ from sector.kernels.layout import parse_answers_kernel, parse_simplifications_ke
 from sector.kernels.megakernel import complete_kernel
 from sector.kernels.pass_attention import Spans, pass_attention_kernel
 from sector.kernels.philox import Stream
-from sector.kernels.sequences import Field, advance_kernel, begin_kernel
+from sector.kernels.sequences import SequenceField, advance_kernel, begin_kernel
 from sector.kernels.simplification import simplification_ids_kernel
 
 # Rows of a call, and slots of context that its rows attend to.
@@ -177,7 +177,7 @@ def _beginning() -> Case:
 
 
 def _advance() -> Case:
-    state, stopped = _integers(len(Field), _ROWS), torch.zeros(_ROWS, dtype=torch.bool)
+    state, stopped = _integers(len(SequenceField), _ROWS), torch.zeros(_ROWS, dtype=torch.bool)
     return Case(lambda: advance_kernel(state, stopped, _integers(10 * _ROWS + 1)))
 
 
@@ -185,7 +185,7 @@ def _megakernel(preset: str, dtype: torch.dtype, temperature: float) -> Case:
     """Return the call that completes fast answers and simplifications of 8 digits."""
     rows, lengths = 40, (10, 20)
     prefix, marks = _integers(rows, 2 * 8 + 4), _integers(rows, len(lengths))
-    request = Request(prefix, marks, lengths, _integers(rows), stage=3, seed=5, temperature=temperature)
+    request = CompletionRequest(prefix, marks, lengths, _integers(rows), stage=3, seed=5, temperature=temperature)
 
     def run() -> None:
         model = new_model(preset, seed=1)

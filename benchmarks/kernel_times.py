@@ -24,7 +24,7 @@ _GUESSES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Operation:
     """An operation at one size.
 
     name: name of the kernel.
@@ -63,7 +63,7 @@ def measure_kernels(
     return lines
 
 
-def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
+def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Operation]:
     """Return the kernels with random inputs of one size."""
     return [
         _sampler(model, rows, digits),
@@ -74,7 +74,7 @@ def _cases(model: SectorForCausalLM, digits: int, rows: int) -> list[Case]:
     ]
 
 
-def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
+def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Operation:
     """Return the case of the digit sampler: the choice of next tokens from hidden states `[B, D]`."""
     device, head = model.device, model.head.weight.detach()
     packed = digit_sampler.Head(model.norm.weight.detach(), head, model.config.rms_norm_eps)
@@ -82,7 +82,7 @@ def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
     ids = _ids(rows, digits, device)
     arguments = (hidden, ids, packed, tokens.kernel_table(device), 0.0, None)
     moved = hidden.nbytes + head.nbytes + 4 * ids.nbytes
-    return Case(
+    return Operation(
         "digit_sampler",
         moved,
         lambda: digit_sampler.sample_digits_kernel(*arguments),
@@ -90,7 +90,7 @@ def _sampler(model: SectorForCausalLM, rows: int, digits: int) -> Case:
     )
 
 
-def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
+def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Operation:
     """Return the case of decode attention: one new token per row, and a full cache `[B, H, S, D/H]`."""
     config, device, dtype = model.config, model.device, model.head.weight.dtype
     slots = 4 * digits + 10
@@ -101,7 +101,7 @@ def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
     at = decode_attention.Positions(torch.arange(rows, device=device), full, full.new_zeros(rows), full.new_zeros(rows))
     places = tokens.place_of(_ids(rows, digits, device))
     arguments = (qkv, places, rope_table(config).to(device), keys, values, at)
-    return Case(
+    return Operation(
         "decode_attention",
         qkv.nbytes + keys.nbytes + values.nbytes + qkv.nbytes // 3,
         lambda: decode_attention.decode_attention_kernel(*arguments),
@@ -109,11 +109,11 @@ def _attention(model: SectorForCausalLM, rows: int, digits: int) -> Case:
     )
 
 
-def _vote(device: torch.device, rows: int, digits: int) -> Case:
+def _vote(device: torch.device, rows: int, digits: int) -> Operation:
     """Return the case of the vote, over guesses `[B, K, N+1]`."""
     guesses = torch.randint(0, 10, (rows, _GUESSES, digits + 1), device=device)
     valid = torch.ones(rows, _GUESSES, dtype=torch.bool, device=device)
-    return Case(
+    return Operation(
         "majority",
         guesses.nbytes + guesses.nbytes // _GUESSES + valid.nbytes,
         lambda: consistency.majority_kernel(guesses, valid),
@@ -121,13 +121,13 @@ def _vote(device: torch.device, rows: int, digits: int) -> Case:
     )
 
 
-def _prompts(device: torch.device, rows: int, digits: int) -> Case:
+def _prompts(device: torch.device, rows: int, digits: int) -> Operation:
     """Return the case of the layout of B prompts."""
     table = tokens.kernel_table(device)
     a, b = (torch.randint(0, 10, (rows, digits), device=device) for _ in range(2))
     carry = a.new_zeros(rows)
     arguments = (a, b, carry, carry, table)
-    return Case(
+    return Operation(
         "prompt_ids",
         2 * (a.nbytes + b.nbytes) + 8 * 5 * rows,
         lambda: layout.prompt_ids_kernel(*arguments),
@@ -135,11 +135,11 @@ def _prompts(device: torch.device, rows: int, digits: int) -> Case:
     )
 
 
-def _answers(device: torch.device, rows: int, digits: int) -> Case:
+def _answers(device: torch.device, rows: int, digits: int) -> Operation:
     """Return the case of the parsing of B answers."""
     ids = _ids(rows, digits, device).unsqueeze(1).repeat(1, digits + 2)
     arguments = (ids, digits, ids.new_zeros(rows), tokens.kernel_table(device))
-    return Case(
+    return Operation(
         "parse_answers",
         2 * ids.nbytes,
         lambda: layout.parse_answers_kernel(*arguments),

@@ -65,7 +65,7 @@ class PeerFailed(RuntimeError):
 
 
 @dataclass(slots=True)
-class Contender:
+class EngineProcesses:
     """The processes of one engine, which share its prompts.
 
     name: name of the engine.
@@ -150,7 +150,7 @@ def compare(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sector-peers-")))
         shape = _Shape.of(weights, digits, rows, seed)
         llama = shape.write(folder)
-        contenders: list[Contender] = []
+        contenders: list[EngineProcesses] = []
         for done, name in enumerate(_MODULES):
             on_progress(done, len(_MODULES), f"{name}, warm-up")
             try:
@@ -318,7 +318,9 @@ def _model_of(name: str, model: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]], folder: Path) -> Iterator[Contender]:
+def _contender(
+    name: str, model: Path, shape: _Shape, reference: list[list[int]], folder: Path
+) -> Iterator[EngineProcesses]:
     """Start an engine's processes and wait until they are ready; they end with the block.
 
     Raise PeerFailed if one does not start.
@@ -333,7 +335,7 @@ def _contender(name: str, model: Path, shape: _Shape, reference: list[list[int]]
         log = stack.enter_context(errors.open("w", encoding="utf-8"))
         commands = [[*command, str(index), str(num_processes)] for index in range(num_processes)]
         processes = [stack.enter_context(_start(command, log)) for command in commands]
-        contender = Contender(name, processes, len(shape.native), reference, errors)
+        contender = EngineProcesses(name, processes, len(shape.native), reference, errors)
         for process in processes:
             contender.answer(process)
         yield contender

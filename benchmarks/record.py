@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sector.benchmarks import contest, kernel_times, peers, roofline, training
-from sector.benchmarks.contest import Cell, Contest, Workload
+from sector.benchmarks.contest import Contest, ContestResult, Workload
 from sector.benchmarks.machine import describe
 from sector.engine.config import Filter, Values
 from sector.engine.errors import InputError
@@ -152,7 +152,7 @@ def _measure_in_processes(options: BenchOptions, weights: SectorForCausalLM, on_
     return figures
 
 
-def _run_contest(options: BenchOptions, weights: Model, on_progress: OnProgress) -> tuple[list[Cell], int]:
+def _run_contest(options: BenchOptions, weights: Model, on_progress: OnProgress) -> tuple[list[ContestResult], int]:
     """Return the cells of all contenders, and the count of problems on which contenders differ."""
     contenders = contest.engines(options.engines, weights, vllm_settings(options.model, options.engine_settings))
     if options.savings and isinstance(weights, SectorForCausalLM):
@@ -160,7 +160,7 @@ def _run_contest(options: BenchOptions, weights: Model, on_progress: OnProgress)
     terms = Contest(
         options.settings, *task_and_layout(weights), options.settings.temperature, options.seed, options.hard_share
     )
-    cells: list[Cell] = []
+    cells: list[ContestResult] = []
     differing = 0
     for workload_cells, num_differing in terms.run(
         contenders, options.workloads, options.repeats, weights.device, on_progress
@@ -170,7 +170,7 @@ def _run_contest(options: BenchOptions, weights: Model, on_progress: OnProgress)
     return cells, differing
 
 
-def _cell(cell: Cell, bound: float | None) -> dict[str, Any]:
+def _cell(cell: ContestResult, bound: float | None) -> dict[str, Any]:
     """Return a cell with its share of the roofline.
 
     bound: candidates per second that the roofline allows; None if it is not worked out.

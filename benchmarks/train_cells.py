@@ -39,7 +39,7 @@ _WARM_UP = 5
 TOLERANCE = 0.02
 
 
-class Bench:
+class TrainCells:
     """The terms that all cells share."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -150,7 +150,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in Bench(_arguments()).lines():
+    for line in TrainCells(_arguments()).lines():
         print(json.dumps(line), flush=True)
 
 

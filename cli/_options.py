@@ -31,7 +31,7 @@ DEFAULT_FILTER: FilterName = "strict"
 DEFAULT_RUN_FILTER: FilterName = "thorough"
 
 
-class Tracker(StrEnum):
+class TrackerName(StrEnum):
     """Experiment trackers that a run can log to. An enumeration, because Typer rejects a list of literals."""
 
     WANDB = "wandb"
@@ -196,7 +196,8 @@ ModelTask = Annotated[
     option("FILE.py:NAME", "Load your own task, which the model has learned.", "--task", callback=_known_task),
 ]
 Track = Annotated[
-    list[Tracker] | None, option("NAME", f"Log to {' or '.join(Tracker)}, besides TensorBoard. Repeatable.", "--track")
+    list[TrackerName] | None,
+    option("NAME", f"Log to {' or '.join(TrackerName)}, besides TensorBoard. Repeatable.", "--track"),
 ]
 Pretrained = Annotated[
     Path | None,

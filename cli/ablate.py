@@ -19,7 +19,7 @@ from sector.engine.run.stop_signals import HINT
 from sector.engine.shares import hundredths, percent
 
 if TYPE_CHECKING:
-    from sector.benchmarks.ablate import Step
+    from sector.benchmarks.ablate import GridStep
     from sector.benchmarks.budget import Budget, LeftOut
     from sector.benchmarks.grid import Grid
     from sector.engine.run.stop_signals import Stopping
@@ -120,7 +120,7 @@ def _run(grid: "Grid", out: Path, output: Output, stopping: "Stopping", budget: 
                 raise Terminated
 
 
-def _doing(step: "Step") -> str:
+def _doing(step: "GridStep") -> str:
     """Return the phase of a run, in words."""
     match step.event:
         case TrainingStep(digits=digits):
@@ -130,7 +130,7 @@ def _doing(step: "Step") -> str:
     return ""
 
 
-def _report(step: "Step", total: int, output: Output) -> None:
+def _report(step: "GridStep", total: int, output: Output) -> None:
     """Print the outcome of a finished run: with --json as an object, else as a line on stderr."""
     outcome = step.outcome
     title = f"{step.index + 1} of {total}: {step.cell.name} seed {step.seed}"
@@ -148,7 +148,7 @@ def _report(step: "Step", total: int, output: Output) -> None:
     output.say(f"{title}: {reached}, {rounds}, {clock(outcome.seconds)}")
 
 
-def _report_left_out(step: "Step", left_out: "LeftOut", output: Output) -> None:
+def _report_left_out(step: "GridStep", left_out: "LeftOut", output: Output) -> None:
     """Print which run is left out and why: with --json as an object, else as a line on stderr."""
     if output.as_json:
         figures = {"seconds": left_out.seconds, "left": left_out.left}

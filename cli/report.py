@@ -54,7 +54,7 @@ def report(
         "runs": records,
         "alarms": [alarm.as_json() for alarm in written.alarms],
     }
-    lines = [f"{run.root}: {run.verdict.headline}; {_disk(run.disk)}" for run in written.runs]
+    lines = [f"{run.root}: {run.conclusion.headline}; {_disk(run.disk)}" for run in written.runs]
     if written.dataset:
         fates = written.dataset.fates
         values["dataset"] = written.dataset.as_json()

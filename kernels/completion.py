@@ -66,7 +66,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CompletionRequest:
     """Prefixes to complete, and how to sample.
 
     prefix: `[B, P]` int64 ids.
@@ -86,11 +86,11 @@ class Request:
     seed: int = 0
     temperature: float = 0.0
 
-    def __getitem__(self, rows: slice) -> "Request":
+    def __getitem__(self, rows: slice) -> "CompletionRequest":
         return replace(self, prefix=self.prefix[rows], marks=self.marks[rows], rows=self.rows[rows])
 
 
-def check_request(model: Model, request: Request, logits: Tensor | None) -> None:
+def check_request(model: Model, request: CompletionRequest, logits: Tensor | None) -> None:
     """Raise ValueError unless the tensors have the shapes, dtypes and device that a completion needs."""
     weights, table, device = model.weights, model.table, request.prefix.device
     classes, hidden = table.num_classes, weights.norm.shape[0]
@@ -129,7 +129,7 @@ def check_request(model: Model, request: Request, logits: Tensor | None) -> None
         expect("logits", logits, (branches, batch, max(request.lengths), classes), torch.float32, device)
 
 
-def complete_reference(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
+def complete_reference(model: Model, request: CompletionRequest, logits: Tensor | None = None) -> list[Tensor]:
     """Compute `complete` in plain torch, in float32."""
     table = model.table
     model = replace(model, weights=Weights(*(tensor.float() for tensor in model.weights)))
@@ -186,7 +186,7 @@ def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
 
 
 def _reference_choice(
-    model: Model, request: Request, hidden: Tensor, ids: Tensor, branch: int, step: int
+    model: Model, request: CompletionRequest, hidden: Tensor, ids: Tensor, branch: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return logits `[B, C]`, -inf where illegal, and chosen classes `[B]`.
 

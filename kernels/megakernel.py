@@ -52,13 +52,13 @@ import torch
 from torch import Tensor
 
 from sector.kernels._triton import num_programs, runs_kernel, tl, triton
-from sector.kernels.completion import Model, Request, check_request, complete_reference
+from sector.kernels.completion import CompletionRequest, Model, check_request, complete_reference
 from sector.kernels.megakernel_plan import Plan, make_plan
 from sector.kernels.philox import gumbel_lanes
 from sector.kernels.token_table import class_of, next_ids
 
 
-def complete(model: Model, request: Request, logits: Tensor | None = None) -> list[Tensor]:
+def complete(model: Model, request: CompletionRequest, logits: Tensor | None = None) -> list[Tensor]:
     """Return J completions `[B, length]` int64, with PAD after the end.
 
     logits: `[J, B, longest, C]` float32, optional output: the logits of each choice before temperature, -inf where
@@ -70,7 +70,7 @@ def complete(model: Model, request: Request, logits: Tensor | None = None) -> li
 
 
 def complete_kernel(
-    model: Model, request: Request, logits: Tensor | None = None, plan: Plan | None = None
+    model: Model, request: CompletionRequest, logits: Tensor | None = None, plan: Plan | None = None
 ) -> list[Tensor]:
     """Compute `complete` with one launch of the Triton kernel."""
     plan = make_plan(model) if plan is None else plan

@@ -18,7 +18,7 @@ from sector.kernels.token_table import TokenTable, class_of
 _COMPILED_SEQUENCES = 128
 
 
-class Field(IntEnum):
+class SequenceField(IntEnum):
     """Fields of the state of a sequence, an int64 each.
 
     ID: its last token, not yet read.
@@ -47,7 +47,9 @@ class Field(IntEnum):
 
 
 # As kernels name them.
-_ID, _ROW, _START, _PREFIX, _LIMIT, _COUNTER, _STAGE, _SLOT, _STEP, _OUT = (tl.constexpr(int(field)) for field in Field)
+_ID, _ROW, _START, _PREFIX, _LIMIT, _COUNTER, _STAGE, _SLOT, _STEP, _OUT = (
+    tl.constexpr(int(field)) for field in SequenceField
+)
 
 
 def begin(
@@ -80,17 +82,17 @@ def begin_reference(
     """Compute `begin` in plain torch."""
     (num_branches, num_rows), (limits, offsets) = counts.shape, lengths.unsqueeze(2)
     in_batch = torch.arange(num_rows, device=rows.device)
-    state = counts.new_empty(len(Field), num_branches, num_rows)
-    state[Field.ROW] = in_batch
-    state[Field.START] = prefix_length + offsets
-    state[Field.PREFIX] = prefix_length
-    state[Field.LIMIT] = limits
-    state[Field.COUNTER] = rows
-    state[Field.STAGE] = stage + torch.arange(num_branches, device=rows.device).unsqueeze(1)
-    state[Field.SLOT] = state[Field.START] + counts
-    state[Field.STEP] = counts
-    state[Field.OUT] = offsets * num_rows + in_batch * limits + counts
-    ids = state[Field.ID] = output[state[Field.OUT] - 1]
+    state = counts.new_empty(len(SequenceField), num_branches, num_rows)
+    state[SequenceField.ROW] = in_batch
+    state[SequenceField.START] = prefix_length + offsets
+    state[SequenceField.PREFIX] = prefix_length
+    state[SequenceField.LIMIT] = limits
+    state[SequenceField.COUNTER] = rows
+    state[SequenceField.STAGE] = stage + torch.arange(num_branches, device=rows.device).unsqueeze(1)
+    state[SequenceField.SLOT] = state[SequenceField.START] + counts
+    state[SequenceField.STEP] = counts
+    state[SequenceField.OUT] = offsets * num_rows + in_batch * limits + counts
+    ids = state[SequenceField.ID] = output[state[SequenceField.OUT] - 1]
     classes = table.class_of(ids)
     unfinished = (counts < limits) & (classes != table.eos) & (classes != table.pad)
     return state.flatten(1), unfinished.flatten()
@@ -101,7 +103,7 @@ def begin_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Compute `begin` with the Triton kernel."""
     num_branches, num_rows = counts.shape
-    state = counts.new_empty(len(Field), counts.numel())
+    state = counts.new_empty(len(SequenceField), counts.numel())
     unfinished = torch.empty(counts.numel(), dtype=torch.bool, device=counts.device)
     if counts.numel():
         block = block_rows(num_rows, compiled=_COMPILED_SEQUENCES)
@@ -132,7 +134,7 @@ def advance(state: Tensor, stopped: Tensor, output: Tensor) -> None:
     stopped: `[Q]` bool, sequences that end with the new token.
     output: `[O]` int64; the last one is the spare output of idle sequences.
     """
-    expect("state", state, (len(Field), None), torch.int64, output.device)
+    expect("state", state, (len(SequenceField), None), torch.int64, output.device)
     expect("stopped", stopped, (state.shape[1],), torch.bool, output.device)
     expect("output", output, (None,), torch.int64, output.device)
     (advance_kernel if runs_kernel(state) else advance_reference)(state, stopped, output)
@@ -140,11 +142,11 @@ def advance(state: Tensor, stopped: Tensor, output: Tensor) -> None:
 
 def advance_reference(state: Tensor, stopped: Tensor, output: Tensor) -> None:
     """Compute `advance` in plain torch."""
-    output.scatter_(0, state[Field.OUT], state[Field.ID])
-    state[Field.SLOT :].add_(1)
-    ended = stopped | (state[Field.STEP] >= state[Field.LIMIT])
-    state[Field.ROW].masked_fill_(ended, -1)
-    state[Field.OUT].masked_fill_(ended, len(output) - 1)
+    output.scatter_(0, state[SequenceField.OUT], state[SequenceField.ID])
+    state[SequenceField.SLOT :].add_(1)
+    ended = stopped | (state[SequenceField.STEP] >= state[SequenceField.LIMIT])
+    state[SequenceField.ROW].masked_fill_(ended, -1)
+    state[SequenceField.OUT].masked_fill_(ended, len(output) - 1)
 
 
 def advance_kernel(state: Tensor, stopped: Tensor, output: Tensor) -> None:

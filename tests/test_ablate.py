@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from sector.benchmarks import ablate
-from sector.benchmarks.ablate import Step, run_grid
+from sector.benchmarks.ablate import GridStep, run_grid
 from sector.benchmarks.grid import Cell, Grid
 from sector.cli.ablate import _view
 from sector.cli.app import app
@@ -34,7 +34,7 @@ ALONE = Cell("alone", {**SMALL, "until": 2})
 GRID = Grid("small", [0, 1], [ALONE, Cell("looser", {**SMALL, "filter": {"vote": "off"}})], samples=5, longest=3)
 
 
-def steps(grid: Grid, out: Path) -> list[Step]:
+def steps(grid: Grid, out: Path) -> list[GridStep]:
     return list(run_grid(grid, out, lambda done, of, note: None))
 
 

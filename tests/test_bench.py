@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from sector.benchmarks import contest, kernel_times, memory, peers, roofline, training
 from sector.benchmarks import record as recording
-from sector.benchmarks.contest import Cell, Contest, Workload, engines, ratios, summary, variants
+from sector.benchmarks.contest import Contest, ContestResult, Workload, engines, ratios, summary, variants
 from sector.benchmarks.roofline import card, improved_work, measure_ceilings, operations
 from sector.cli.app import app
 from sector.cli.bench import view
@@ -150,9 +150,9 @@ def test_the_warm_up_is_of_full_size() -> None:
 
 
 def test_figures_are_medians_and_ratios_are_of_the_first() -> None:
-    one = Cell("one", Workload(4, 100, 10), [1.0, 2.0, 9.0], 400, 80, 5)
-    more = Cell("one", Workload(8, 100, 10), [2.0, 2.0, 2.0], 800, 60, 7)
-    two = Cell("two", Workload(4, 100, 10), [4.0, 4.0, 4.0], 400, 80, 6)
+    one = ContestResult("one", Workload(4, 100, 10), [1.0, 2.0, 9.0], 400, 80, 5)
+    more = ContestResult("one", Workload(8, 100, 10), [2.0, 2.0, 2.0], 800, 60, 7)
+    two = ContestResult("two", Workload(4, 100, 10), [4.0, 4.0, 4.0], 400, 80, 6)
     figures = summary([one, more, two])
     assert figures["one"] == {"tokens_per_s": 300, "accepted_per_s": 35, "peak_memory_bytes": 7}
     assert ratios(figures, "one") == {"one/two": {"tokens_per_s": 3, "accepted_per_s": 1.75}}

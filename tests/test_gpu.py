@@ -26,9 +26,9 @@ from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.kernels import decode_attention, digit_sampler, megakernel
-from sector.kernels.completion import Request
+from sector.kernels.completion import CompletionRequest
 from sector.kernels.digit_sampler import Sampled
-from sector.kernels.sequences import Field
+from sector.kernels.sequences import SequenceField
 
 # Two 32-bit words each, so that neither the key nor the counter is cut.
 SEED = (5 << 32) + 77
@@ -195,7 +195,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     advance = Stepwise._advance
 
     def counted(self: Stepwise, state: Tensor, *args: Any) -> None:
-        taken.append((state.shape[1], int((state[Field.ROW] >= 0).sum())))
+        taken.append((state.shape[1], int((state[SequenceField.ROW] >= 0).sum())))
         advance(self, state, *args)
 
     monkeypatch.setattr(Stepwise, "_advance", counted)
@@ -398,10 +398,10 @@ def test_a_step_asks_the_device_nothing(launches: Counter[str], monkeypatch: pyt
     step = Stepwise(kernel_model(small_model(), torch.device("meta")), CACHE_BYTES)
     context = step._memory.context(40)
     for temperature in (0.0, 0.8):
-        step._advance(torch.zeros(len(Field), 32, dtype=torch.int64, device="meta"), context, temperature)
+        step._advance(torch.zeros(len(SequenceField), 32, dtype=torch.int64, device="meta"), context, temperature)
     prompt, row = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((2, 3), (2,)))
     with pytest.raises(NotImplementedError, match="nonzero"):
-        step.complete(Request(prompt, prompt[:, :1], (2,), row), [None])
+        step.complete(CompletionRequest(prompt, prompt[:, :1], (2,), row), [None])
 
 
 @DECODES

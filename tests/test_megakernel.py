@@ -21,7 +21,7 @@ from sector.engine.samplers.native import NativeSampler
 from sector.engine.samplers.protocol import Branch, Sampling
 from sector.kernels import megakernel
 from sector.kernels._triton import INTERPRETED
-from sector.kernels.completion import Model, Request, complete_reference
+from sector.kernels.completion import CompletionRequest, Model, complete_reference
 from sector.kernels.megakernel import complete, complete_kernel
 from sector.kernels.megakernel_plan import make_plan
 
@@ -34,7 +34,9 @@ def _kernel_model(model: SectorForCausalLM, device: torch.device, dtype: torch.d
     return kernel_model(deepcopy(model).to(dtype), device)
 
 
-def _request(count: int, digits: int, temperature: float, device: torch.device, lengths: tuple[int, int]) -> Request:
+def _request(
+    count: int, digits: int, temperature: float, device: torch.device, lengths: tuple[int, int]
+) -> CompletionRequest:
     """Fast answers and simplifications of random problems, each row in a variant of its own."""
     draws = torch.Generator().manual_seed(count)
     a, b = torch.randint(0, 10, (2, count, digits), generator=draws)
@@ -45,16 +47,16 @@ def _request(count: int, digits: int, temperature: float, device: torch.device, 
     rows = FIRST_ROW + torch.arange(count)
     on_device = (tensor.contiguous().to(device) for tensor in (prefix, marks, rows))
     prefix, marks, rows = on_device
-    return Request(prefix, marks, lengths, rows, stage=3, seed=SEED, temperature=temperature)
+    return CompletionRequest(prefix, marks, lengths, rows, stage=3, seed=SEED, temperature=temperature)
 
 
-def _native(model: SectorForCausalLM, request: Request) -> list[Tensor]:
+def _native(model: SectorForCausalLM, request: CompletionRequest) -> list[Tensor]:
     branches = [Branch(request.marks[:, [j]].cpu(), length) for j, length in enumerate(request.lengths)]
     sampling = Sampling(request.temperature, request.seed, request.rows.cpu(), request.stage)
     return NativeSampler(model, num_threads=1).sample(request.prefix.cpu(), branches, sampling)
 
 
-def _logits_for(request: Request) -> Tensor:
+def _logits_for(request: CompletionRequest) -> Tensor:
     shape = (len(request.lengths), len(request.prefix), max(request.lengths), tokens.NUM_CLASSES)
     return torch.zeros(shape, device=request.prefix.device)
 
@@ -130,7 +132,7 @@ def test_wide_streams_go_through_the_scratch(kernel_device: torch.device) -> Non
     torch.testing.assert_close(logits, expected_logits, rtol=2e-5, atol=2e-5, equal_nan=True)
 
 
-def _assert_close_in_bf16(model: SectorForCausalLM, kernel_model: Model, request: Request) -> None:
+def _assert_close_in_bf16(model: SectorForCausalLM, kernel_model: Model, request: CompletionRequest) -> None:
     """Logits of the kernel's own tokens against the engine's model in float64, on the same rounded weights.
 
     In a layer the inputs of four products, keys and values are rounded, and the square doubles one error; with the last

@@ -156,7 +156,7 @@ def test_what_did_not_work_is_not_called_so(
     root = finished_run(tmp_path / "run", accuracy)
     RunDir(root).write_config(run_config({"until": 8, **settings}))
     facts = read_run(root)
-    assert facts is not None and facts.verdict.headline == headline and facts.verdict.level != "good"
+    assert facts is not None and facts.conclusion.headline == headline and facts.conclusion.level != "good"
 
 
 def test_the_page_needs_nothing_but_itself(page: Page) -> None:

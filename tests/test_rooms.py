@@ -1,4 +1,4 @@
-"""The rooms: imports point downwards, no module imports itself through others, and each room lists its contents."""
+"""The rooms: imports point downwards and in no circle, rooms list their contents, and each class has its own name."""
 
 import ast
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_few_files_stand_beside_the_rooms() -> None:
     beside = {path.name for path in (ROOT / "engine").glob("*.py")} - {"__init__.py"}
     folders = {path.parent.name for path in (ROOT / "engine").glob("*/__init__.py")}
-    assert folders == {*ROOMS, "config"} and len(beside) <= 9
+    assert folders == {*ROOMS, "config"} and len(beside) <= 8
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=str)
@@ -97,3 +97,13 @@ def test_a_room_says_what_it_holds_and_what_to_open_first(room: str) -> None:
     assert 3 <= len(text.splitlines()) <= 5 and "May import:" in text
     first = text.partition("Open `")[2].partition("`")[0]
     assert (ROOT / "engine" / room / first).is_file()
+
+
+def test_a_name_of_a_class_stands_once() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert len(homes) > 200
+    assert not {name: places for name, places in homes.items() if len(places) > 1}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sector.engine.language import tokens
 from sector.kernels.sequences import (
-    Field,
+    SequenceField,
     advance,
     advance_kernel,
     advance_reference,
@@ -52,25 +52,39 @@ def test_each_sequence_goes_on_after_its_own_tokens() -> None:
     output[1], output[3] = digit, end
     counts, rows = torch.tensor([[2, 1], [2, 1]]), torch.tensor([70, 71])
     state, unfinished = begin(_lengths(3, 2), PREFIX, counts, output, rows, STAGE, tokens.kernel_table())
-    assert state[Field.ID].tolist() == [digit, end, int(output[7]), int(output[8])]
-    assert state[Field.OUT].tolist() == [2, 4, 8, 9]
-    assert state[Field.ROW].tolist() == [0, 1, 0, 1] and state[Field.COUNTER].tolist() == [70, 71, 70, 71]
-    assert state[Field.START].tolist() == [15, 15, 18, 18] and state[Field.SLOT].tolist() == [17, 16, 20, 19]
-    assert state[Field.STAGE].tolist() == [6, 6, 7, 7] and state[Field.LIMIT].tolist() == [3, 3, 2, 2]
+    assert state[SequenceField.ID].tolist() == [digit, end, int(output[7]), int(output[8])]
+    assert state[SequenceField.OUT].tolist() == [2, 4, 8, 9]
+    assert state[SequenceField.ROW].tolist() == [0, 1, 0, 1] and state[SequenceField.COUNTER].tolist() == [
+        70,
+        71,
+        70,
+        71,
+    ]
+    assert state[SequenceField.START].tolist() == [15, 15, 18, 18] and state[SequenceField.SLOT].tolist() == [
+        17,
+        16,
+        20,
+        19,
+    ]
+    assert state[SequenceField.STAGE].tolist() == [6, 6, 7, 7] and state[SequenceField.LIMIT].tolist() == [3, 3, 2, 2]
     # The second has ended, the third has all its tokens.
     assert unfinished.tolist() == [True, False, False, True]
 
 
 def _state(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Sequences, some at their limits and some idle, with outputs of their own; which stop; and the output."""
-    state = torch.randint(0, 90, (len(Field), count), generator=draws)
-    state[Field.OUT] = torch.randperm(count + 9, generator=draws)[:count]
-    state[Field.STEP] = torch.randint(0, 4, (count,), generator=draws)
-    state[Field.LIMIT] = 4
+    state = torch.randint(0, 90, (len(SequenceField), count), generator=draws)
+    state[SequenceField.OUT] = torch.randperm(count + 9, generator=draws)[:count]
+    state[SequenceField.STEP] = torch.randint(0, 4, (count,), generator=draws)
+    state[SequenceField.LIMIT] = 4
     stopped = torch.rand(count, generator=draws) < 0.3
     spare = count + 9
     idle = torch.rand(count, generator=draws) < 0.2
-    state[Field.ROW, idle], state[Field.OUT, idle], state[Field.ID, idle] = -1, spare, tokens.PAD_ID
+    state[SequenceField.ROW, idle], state[SequenceField.OUT, idle], state[SequenceField.ID, idle] = (
+        -1,
+        spare,
+        tokens.PAD_ID,
+    )
     return state, stopped, torch.full((spare + 1,), -7)
 
 
@@ -84,18 +98,18 @@ def test_the_advance_is_the_reference(count: int, draws: torch.Generator, kernel
 
 
 def test_a_sequence_ends_at_its_end_and_at_its_limit() -> None:
-    state, output = torch.zeros(len(Field), 3, dtype=torch.int64), torch.full((9,), -7)
-    state[Field.ID], state[Field.OUT] = torch.tensor([40, 41, 42]), torch.tensor([1, 3, 5])
-    state[Field.STEP], state[Field.LIMIT] = torch.tensor([0, 0, 1]), 2
+    state, output = torch.zeros(len(SequenceField), 3, dtype=torch.int64), torch.full((9,), -7)
+    state[SequenceField.ID], state[SequenceField.OUT] = torch.tensor([40, 41, 42]), torch.tensor([1, 3, 5])
+    state[SequenceField.STEP], state[SequenceField.LIMIT] = torch.tensor([0, 0, 1]), 2
     advance(state, torch.tensor([False, True, False]), output)
     assert output.tolist() == [-7, 40, -7, 41, -7, 42, -7, -7, -7]
-    assert state[Field.ROW].tolist() == [0, -1, -1] and state[Field.OUT].tolist() == [2, 8, 8]
-    assert state[Field.STEP].tolist() == [1, 1, 2] and state[Field.SLOT].tolist() == [1, 1, 1]
+    assert state[SequenceField.ROW].tolist() == [0, -1, -1] and state[SequenceField.OUT].tolist() == [2, 8, 8]
+    assert state[SequenceField.STEP].tolist() == [1, 1, 2] and state[SequenceField.SLOT].tolist() == [1, 1, 1]
 
 
 def test_arguments_are_checked() -> None:
     state, stopped, output = (
-        torch.zeros(len(Field), 3, dtype=torch.int64),
+        torch.zeros(len(SequenceField), 3, dtype=torch.int64),
         torch.zeros(3, dtype=torch.bool),
         torch.ones(4),
     )

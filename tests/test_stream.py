@@ -12,7 +12,7 @@ from sector.engine.tasks import find_task
 from sector.engine.training import stream as module
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.dataset import Provenance, labelled_table, read_sets, write_table
-from sector.engine.training.stream import Stream, read_parts
+from sector.engine.training.stream import ExampleStream, read_parts
 from sector.engine.training.supervised import label
 
 # Rows by part; the last parts make a window that is not full.
@@ -37,9 +37,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def stream(parts: list[Path]) -> Stream:
+def stream(parts: list[Path]) -> ExampleStream:
     [one] = read_parts(parts, WINDOW_ROWS)
-    assert isinstance(one, Stream)
+    assert isinstance(one, ExampleStream)
     return one
 
 
@@ -58,7 +58,7 @@ def test_a_small_set_is_in_memory_in_the_order_of_its_parts(parts: list[Path]) -
     assert same(examples, Examples.cat(labelled(count, number) for number, count in enumerate(COUNTS)))
 
 
-def test_each_row_of_a_window_comes_once_a_pass_in_random_order(stream: Stream) -> None:
+def test_each_row_of_a_window_comes_once_a_pass_in_random_order(stream: ExampleStream) -> None:
     assert (len(stream), stream.digits, stream.task) == (sum(COUNTS), 6, "addition")
     turn = 0
     orders = []
@@ -75,9 +75,9 @@ def test_each_row_of_a_window_comes_once_a_pass_in_random_order(stream: Stream) 
     assert orders[:3] != orders[3:]
 
 
-def test_a_turn_depends_on_its_number_and_the_seed_alone(parts: list[Path], stream: Stream) -> None:
+def test_a_turn_depends_on_its_number_and_the_seed_alone(parts: list[Path], stream: ExampleStream) -> None:
     [other] = read_parts(parts, WINDOW_ROWS)
-    assert isinstance(other, Stream)
+    assert isinstance(other, ExampleStream)
     in_order = [stream.shard(turn, ROWS, seed=3) for turn in range(40)]
     backwards = [other.shard(turn, ROWS, seed=3) for turn in reversed(range(40))]
     assert all(same(some, others) for some, others in zip(in_order, reversed(backwards), strict=True))
@@ -87,7 +87,7 @@ def test_a_turn_depends_on_its_number_and_the_seed_alone(parts: list[Path], stre
 def test_one_window_at_a_time_is_in_memory(parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns in order read each part once a pass."""
     [stream] = read_parts(parts, WINDOW_ROWS)
-    assert isinstance(stream, Stream)
+    assert isinstance(stream, ExampleStream)
     read: list[Path] = []
 
     def noting(path: Path) -> dict:
@@ -107,10 +107,10 @@ def test_sets_of_several_sizes_are_apart(parts: list[Path], tmp_path: Path) -> N
     write_table(short, labelled_table(labelled(9, 5, digits=3), layout, Provenance(0, 0, "oracle", "")))
     few, many = read_parts([*parts[:2], short, *parts[2:]], WINDOW_ROWS)
     assert isinstance(few, Examples) and same(few, labelled(9, 5, digits=3))
-    assert isinstance(many, Stream) and len(many) == sum(COUNTS)
+    assert isinstance(many, ExampleStream) and len(many) == sum(COUNTS)
 
 
-def test_streams_and_sets_take_turns(stream: Stream) -> None:
+def test_streams_and_sets_take_turns(stream: ExampleStream) -> None:
     """A stream takes nothing from the draws of the others."""
     held = labelled(40, 7)
     alone, mixed = (mixed_batches(sets, [], 2, ROWS, 0.5, seed=5) for sets in ([held], [stream, held]))

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sector.engine.language.layout import B
 from sector.engine.language.operands import Problems
-from sector.engine.language.rows import Record
+from sector.engine.language.rows import RowRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Examples(Record, Generic[B]):
+class Examples(RowRecord, Generic[B]):
     """Problems with the two completions to distill: the answer (fast) and the first simplification (slow).
 
     problems: batch of B problems of N digits (`layout.Batch`).

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.errors import InputError
-from sector.engine.language.rows import Record
+from sector.engine.language.rows import RowRecord
 
 if TYPE_CHECKING:
     from sector.engine.language.layout import Batch
@@ -27,7 +27,7 @@ CHAINS = 2 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Problems(Record):
+class Problems(RowRecord):
     """A batch of sums of one length; derived classes are other tasks with two operands and a carry.
 
     task: name of the task.

@@ -13,7 +13,7 @@ from torch import Tensor
 from sector.engine.errors import InputError
 from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings
-from sector.engine.language.rows import Record
+from sector.engine.language.rows import RowRecord
 from sector.engine.language.writing import Written
 
 
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Products(Record):
+class Products(RowRecord):
     """Problems `a*b+c`; all digits are stored most significant first.
 
     a: `[B, W]` digits of the multiplicand.

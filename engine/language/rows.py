@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RowRecord:
     """Base of dataclasses whose fields are tensors, or records again, with one row a problem."""
 
     def __getitem__(self, rows: Tensor | slice) -> Self:

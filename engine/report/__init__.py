@@ -4,6 +4,6 @@ May import: `run` and below. Open `page.py` first: it writes the page from the f
 `charts.py`.
 """
 
-from sector.engine.report.page import Report, write_report
+from sector.engine.report.page import ReportPage, write_report
 
-__all__ = ["Report", "write_report"]
+__all__ = ["ReportPage", "write_report"]

@@ -1,4 +1,4 @@
-"""Facts of a report, read from a run directory: the verdict, the rounds, the seconds by phase, and some thoughts.
+"""Facts of a report, read from a run directory: the conclusion, the rounds, the seconds by phase, and some thoughts.
 
 Text from parquet files is shown and never trusted, since anyone may have written them.
 """
@@ -35,8 +35,8 @@ _SEED = re.compile(r"seed\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The verdict on a run.
+class Conclusion:
+    """The conclusion about a run.
 
     level: `good`, `mixed` or `bad`.
     headline: the result in a few words.
@@ -49,7 +49,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class RecordedThought:
     """A problem as the model solved it; all text is as on disk.
 
     digits: N of the problem.
@@ -88,7 +88,7 @@ class RunFacts:
     config: its settings.
     metrics: lines of metrics.jsonl.
     outcome: its figures.
-    verdict: verdict on the run.
+    conclusion: conclusion about the run.
     changed: settings that are not the default, by dotted name.
     gates: agreement and accuracy, by digits of the round; without rounds whose candidates were removed.
     label_mistakes: count of accepted examples by kind of mistake.
@@ -104,13 +104,13 @@ class RunFacts:
     config: RunConfig
     metrics: list[RoundMetrics]
     outcome: Outcome
-    verdict: Verdict
+    conclusion: Conclusion
     changed: Values
     gates: dict[int, Gate]
     label_mistakes: dict[str, int]
     seconds: dict[str, float]
     evaluation: dict[int, float]
-    thoughts: list[Thought]
+    thoughts: list[RecordedThought]
     disk: dict[str, int]
 
     @property
@@ -124,12 +124,12 @@ class RunFacts:
         return [line for line in self.metrics if line.is_round]
 
     def as_json(self) -> dict[str, object]:
-        """Return the run as `sector report --json` prints it: verdict, outcome, and the figures of the report."""
+        """Return the run as `sector report --json` prints it: conclusion, outcome, and the figures of the report."""
         gates = list(self.gates.values())
         return {
             "run": str(self.root),
-            "level": self.verdict.level,
-            "verdict": self.verdict.headline,
+            "level": self.conclusion.level,
+            "verdict": self.conclusion.headline,
             "outcome": self.outcome.as_json(),
             "gate": {
                 "accepted": [sum(gate.accepted[part] for gate in gates) for part in (0, 1)],
@@ -190,7 +190,7 @@ def read_run(root: Path) -> RunFacts | None:
         config=config,
         metrics=metrics,
         outcome=outcome,
-        verdict=_verdict(config, metrics, outcome),
+        conclusion=_conclusion(config, metrics, outcome),
         changed=changed_settings(config),
         gates=gates,
         label_mistakes=label_mistakes,
@@ -249,7 +249,7 @@ def gate_answer(gates: Sequence[Gate]) -> str:
     return f"Not in this data: {shares}, which may be chance (Fisher's exact test: p = {test.pvalue:.2g})."
 
 
-def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Verdict:
+def _conclusion(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -> Conclusion:
     trained = metrics[-1].trained_accuracies
     lowest = percent(min(trained), unlike=[WORKED])
     because = f"lowest accuracy at 1 to {outcome.final_digits} digits: {lowest} by the last audit"
@@ -258,17 +258,17 @@ def _verdict(config: RunConfig, metrics: list[RoundMetrics], outcome: Outcome) -
     taught = f"from {first} to {final} digits" if outcome.rounds else f"1 to {final} digits with true answers"
     good = min(trained) >= WORKED
     if outcome.stopped_because is None:
-        return Verdict("mixed", f"Under way: {final} of {config.until} digits", because + survived)
+        return Conclusion("mixed", f"Under way: {final} of {config.until} digits", because + survived)
     if outcome.stopped_because != "reached":
         headline = f"Stopped at {final} of {config.until} digits: {outcome.stopped_because}"
-        return Verdict("mixed" if good and outcome.rounds else "bad", headline, because + survived)
+        return Conclusion("mixed" if good and outcome.rounds else "bad", headline, because + survived)
     if good:
-        return Verdict("good", f"It worked: {taught}", because + survived)
+        return Conclusion("good", f"It worked: {taught}", because + survived)
     collapsed = outcome.rounds_survived < outcome.rounds
     headline = (
         f"Collapsed after {outcome.rounds_survived} rounds" if collapsed else f"Reached {final} digits, not clean"
     )
-    return Verdict("bad" if collapsed else "mixed", headline, because + survived)
+    return Conclusion("bad" if collapsed else "mixed", headline, because + survived)
 
 
 def changed_settings(config: RunConfig) -> dict[str, object]:
@@ -321,7 +321,7 @@ def round_seconds(metrics: list[RoundMetrics]) -> list[dict[str, float]]:
     return rows
 
 
-def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[Thought]:
+def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[RecordedThought]:
     """Yield the first candidate of each verdict, in the first, a middle and the last round.
 
     The thought of an accepted candidate includes its guesses.
@@ -343,7 +343,7 @@ def _thoughts(run: RunDir, rounds: list[int], at_once: int | None) -> Iterator[T
 
 def _thought(
     digits: int, row: dict[str, Any], accepted: bool, right: bool, example: dict[str, Any], at_once: int | None
-) -> Thought:
+) -> RecordedThought:
     """Return a candidate as a thought.
 
     row: row of the candidates.
@@ -359,7 +359,7 @@ def _thought(
         (count, guess[: len(guess) - count], guess[len(guess) - count :]) if thinks else (0, guess, "")
         for count, guess in enumerate(guesses, start=first)
     ]
-    return Thought(
+    return RecordedThought(
         digits=digits,
         problem=str(row["problem"]),
         verdict=str(row["verdict"]).replace("_", " "),

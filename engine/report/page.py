@@ -29,7 +29,7 @@ _SHADES = (0.995, 0.98, 0.95, 0.9, 0.5, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReportPage:
     """A written report.
 
     page: the HTML file.
@@ -54,7 +54,7 @@ class Compared:
 
     charts: charts of all cells.
     panels: rise and fall of each cell.
-    alarms: as in `Report`.
+    alarms: as in `ReportPage`.
     """
 
     charts: list[Chart]
@@ -62,7 +62,7 @@ class Compared:
     alarms: list[Alarm]
 
 
-def write_report(names: Sequence[LocationLike], out: Path | None) -> Report:
+def write_report(names: Sequence[LocationLike], out: Path | None) -> ReportPage:
     """Write a page about runs, and its pictures beside it; or a page about one data set, without pictures.
 
     Raise InputError for a path that is no run, a damaged file in one, or a page that cannot be written.
@@ -98,10 +98,10 @@ def write_report(names: Sequence[LocationLike], out: Path | None) -> Report:
     for run, of_run in zip(runs, charts, strict=True):
         folder = beside / run.name if several else beside
         pictures += [chart.save(folder) for chart in of_run]
-    return Report(page, beside, pictures, runs, alarms)
+    return ReportPage(page, beside, pictures, runs, alarms)
 
 
-def _write_dataset_report(locations: Sequence[Location], out: Path | None) -> Report:
+def _write_dataset_report(locations: Sequence[Location], out: Path | None) -> ReportPage:
     """Write a page about a data set. Raise InputError if there are several paths, or if it is incomplete or damaged."""
     if len(locations) > 1:
         raise InputError("a data set has a page of its own; name its folder alone")
@@ -112,7 +112,7 @@ def _write_dataset_report(locations: Sequence[Location], out: Path | None) -> Re
     data = read_dataset(locations[0])
     template = _environment().get_template("dataset.html.jinja")
     write_text(page, template.render(title=root.name, data=data, version=__version__))
-    return Report(page, page.parent, [], [], [], data)
+    return ReportPage(page, page.parent, [], [], [], data)
 
 
 def _default_page(paths: Sequence[Path]) -> Path:

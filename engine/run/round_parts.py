@@ -30,7 +30,7 @@ _ENTROPY = "vote_entropy"
 _EXAMPLES, _CANDIDATES = "examples", "candidates"
 
 
-class Origin(Record):
+class PartOrigin(Record):
     """Origin of the examples of a part."""
 
     seed: Count
@@ -41,7 +41,7 @@ class Origin(Record):
     """Digest of the weights that generated."""
 
     @classmethod
-    def of(cls, provenance: Provenance) -> "Origin":
+    def of(cls, provenance: Provenance) -> "PartOrigin":
         """Return the origin of rows with a provenance."""
         return cls(seed=provenance.seed, engine=provenance.engine, weights_sha256=provenance.weights_sha256)
 
@@ -59,7 +59,7 @@ class Label(Record):
     """Rows of examples of each accepted candidate."""
     seconds: Seconds
     """Seconds that the part took."""
-    origin: Origin
+    origin: PartOrigin
     """Origin of the examples."""
 
     @property
@@ -103,7 +103,7 @@ class RoundPartMaker:
             decided=block.num_decided,
             lessons=len(block.lessons()),
             seconds=time.perf_counter() - began,
-            origin=Origin.of(self.provenance),
+            origin=PartOrigin.of(self.provenance),
         )
         spread = pa.array(entropies(block.ballot.guesses, block.ballot.valid).tolist(), pa.float64())
         tables = {
@@ -145,7 +145,7 @@ class RoundParts:
         """Find the whole parts that an interrupted generation left."""
         for path in sorted(self.folder.glob(f"*.{_EXAMPLES}.parquet")):
             label = read_label(path, Label)
-            if label and label.origin == Origin.of(self.provenance):
+            if label and label.origin == PartOrigin.of(self.provenance):
                 twin = self._path(label.first, _CANDIDATES)
                 if path == self._path(label.first, _EXAMPLES) and read_label(twin, Label) == label:
                     self.labels[label.first] = label

@@ -40,7 +40,7 @@ from sector.engine.training.dataset import read_examples
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 from sector.engine.training.laid_out_steps import DrawExamples
 from sector.engine.training.locations import LocationLike, location_of
-from sector.engine.training.stream import Stream, read_parts
+from sector.engine.training.stream import ExampleStream, read_parts
 from sector.engine.training.torchrun import leads
 
 # Arguments: the amount done, the total, a note.
@@ -209,12 +209,12 @@ def open_training(
     )
 
 
-def _read_all(names: Sequence[LocationLike], task: str, window: int | None) -> list[Examples | Stream]:
+def _read_all(names: Sequence[LocationLike], task: str, window: int | None) -> list[Examples | ExampleStream]:
     """Read files and folders of examples as one set each and length.
 
     Raise InputError if one is empty or of another task.
     """
-    sets: list[Examples | Stream] = []
+    sets: list[Examples | ExampleStream] = []
     for path in map(location_of, names):
         is_folder = path.is_dir() if isinstance(path, Path) else is_dataset(path)
         of_path = read_parts(part_files(path), window) if is_folder else read_examples(path).values()
@@ -226,11 +226,11 @@ def _read_all(names: Sequence[LocationLike], task: str, window: int | None) -> l
     return sets
 
 
-def _joined(sets: Sequence[Examples | Stream]) -> list[Examples | Stream]:
+def _joined(sets: Sequence[Examples | ExampleStream]) -> list[Examples | ExampleStream]:
     """Return sets of one length, those in memory as one."""
     held = [examples for examples in sets if isinstance(examples, Examples)]
-    joined: list[Examples | Stream] = [Examples.cat(held)] if held else []
-    joined.extend(stream for stream in sets if isinstance(stream, Stream))
+    joined: list[Examples | ExampleStream] = [Examples.cat(held)] if held else []
+    joined.extend(stream for stream in sets if isinstance(stream, ExampleStream))
     return joined
 
 

@@ -20,7 +20,7 @@ from sector.engine.models.layers import rope_table
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
-from sector.kernels.completion import Model, Request, Weights
+from sector.kernels.completion import CompletionRequest, Model, Weights
 from sector.kernels.megakernel import complete
 from sector.kernels.megakernel_plan import make_plan
 
@@ -88,7 +88,7 @@ class GpuSampler:
         marks = torch.cat([branch.mark for branch in branches], dim=1)
         drafts = [branch.draft for branch in branches]
         device = self.device
-        request = Request(
+        request = CompletionRequest(
             prefix=prefix.to(device).contiguous(),
             marks=marks.to(device).contiguous(),
             lengths=[branch.length for branch in branches],
@@ -121,14 +121,14 @@ class GpuSampler:
         with torch.inference_mode():
             self._stepwise = None if self._decode is Decode.MEGAKERNEL else Stepwise(model, self._cache_bytes)
 
-    def _cut(self, request: Request) -> list[slice]:
+    def _cut(self, request: CompletionRequest) -> list[slice]:
         """Return slices of rows, each small enough to complete at once."""
         batch, prefix_length = request.prefix.shape
         rows = self.room(prefix_length, request.lengths)
         return [slice(first, first + rows) for first in range(0, batch, rows)]
 
     def _complete(
-        self, request: Request, drafts: list[Tensor | None], rows: slice, beginning: Beginning | None
+        self, request: CompletionRequest, drafts: list[Tensor | None], rows: slice, beginning: Beginning | None
     ) -> list[Tensor]:
         if self._stepwise is None:
             return complete(self._model, request[rows])

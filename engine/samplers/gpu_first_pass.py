@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sector.kernels.completion import Request
+from sector.kernels.completion import CompletionRequest
 from sector.kernels.pass_attention import Spans
 
 # Layouts that are kept on the device: each is some kilobytes, and a chain meets each of its own once.
@@ -43,7 +43,7 @@ class PassLayouts:
         self._device = device
         self._layouts: dict[tuple[int, ...], PassLayout] = {}
 
-    def of(self, request: Request, drafts: Sequence[Tensor | None], shared: int) -> PassLayout:
+    def of(self, request: CompletionRequest, drafts: Sequence[Tensor | None], shared: int) -> PassLayout:
         """Return the layout of a request, from the device if an earlier one had the same lengths.
 
         shared: tokens of the prefix that the cache holds.
@@ -57,7 +57,7 @@ class PassLayouts:
         return self._layouts[key]
 
 
-def first_ids(request: Request, drafts: Sequence[Tensor | None], shared: int) -> Tensor:
+def first_ids(request: CompletionRequest, drafts: Sequence[Tensor | None], shared: int) -> Tensor:
     """Return the ids `[B, T]` of a first pass.
 
     shared: tokens of the prefix that need not be read.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sector.kernels.completion import Model
-from sector.kernels.sequences import Field
+from sector.kernels.sequences import SequenceField
 
 # Memory for the activations of a first pass; at most a quarter of the free memory of a GPU.
 ACTIVATION_BYTES = 4 << 30
@@ -100,10 +100,10 @@ class Memory:
                 raise ValueError(f"a row of {slots} tokens needs {needed:,} bytes of cache, which holds {held:,}")
             cache = self._numbers[: rows * row_size].view(layers, 2, rows, heads, slots, hidden // heads)
             output = torch.empty(rows * slots + 1, dtype=torch.int64, device=cache.device)
-            idle = output.new_zeros(len(Field), 1)
-            idle[Field.ID] = self._model.table.pad_id
-            idle[Field.ROW] = -1
-            idle[Field.OUT] = rows * slots
+            idle = output.new_zeros(len(SequenceField), 1)
+            idle[SequenceField.ID] = self._model.table.pad_id
+            idle[SequenceField.ROW] = -1
+            idle[SequenceField.OUT] = rows * slots
             self._contexts[slots] = Context(cache, output, idle)
         return self._contexts[slots]
 

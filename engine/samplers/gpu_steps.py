@@ -31,14 +31,14 @@ from sector.engine.samplers.gpu_first_pass import PassLayout, PassLayouts, first
 from sector.engine.samplers.gpu_memory import ACTIVATION_BYTES, Context, LastRead, Memory
 from sector.engine.samplers.protocol import Beginning
 from sector.kernels.acceptance import accept
-from sector.kernels.completion import Model, Request
+from sector.kernels.completion import CompletionRequest, Model
 from sector.kernels.decode_attention import Positions, decode_attention
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits
 from sector.kernels.embedding import embed
 from sector.kernels.layer import add_norm, rotate_to_cache, square_of_relu_
 from sector.kernels.pass_attention import pass_attention
 from sector.kernels.philox import Stream
-from sector.kernels.sequences import Field, advance, begin
+from sector.kernels.sequences import SequenceField, advance, begin
 
 # Steps between two reads of which sequences are unfinished: a read waits for the device, about as long as a step.
 LOOK_EVERY = 8
@@ -89,7 +89,7 @@ class Stepwise:
         self._last_read = None
 
     def complete(
-        self, request: Request, drafts: Sequence[Tensor | None], beginning: Beginning | None = None
+        self, request: CompletionRequest, drafts: Sequence[Tensor | None], beginning: Beginning | None = None
     ) -> list[Tensor]:
         """Return J completions `[B, length]` int64, with PAD after the end; B is at most `capacity`.
 
@@ -120,9 +120,11 @@ class Stepwise:
         while sequences.shape[1]:
             step = self._step(context, sequences.shape[1], temperature)
             _fill(step.state, sequences, context.idle)
-            for _ in range(min(LOOK_EVERY, int((sequences[Field.LIMIT] - sequences[Field.STEP]).max()))):
+            for _ in range(
+                min(LOOK_EVERY, int((sequences[SequenceField.LIMIT] - sequences[SequenceField.STEP]).max()))
+            ):
                 step.run()
-            sequences = step.state[:, step.state[Field.ROW] >= 0]
+            sequences = step.state[:, step.state[SequenceField.ROW] >= 0]
 
     def _shared(self, prefix: Tensor, context: Context, beginning: Beginning | None) -> int:
         """Return the count of first tokens of prefixes that the cache holds, and forget its contents.
@@ -167,7 +169,9 @@ class Stepwise:
         assert update is not None, "there is at least one layer"
         return x, update
 
-    def _choose(self, hidden: Tensor, update: Tensor, ids: Tensor, layout: PassLayout, request: Request) -> Tensor:
+    def _choose(
+        self, hidden: Tensor, update: Tensor, ids: Tensor, layout: PassLayout, request: CompletionRequest
+    ) -> Tensor:
         """Choose the ids `[B, U]` that follow the tokens `[B, T]` of the first pass.
 
         hidden, update: as `_read` returns them.
@@ -185,15 +189,17 @@ class Stepwise:
     def _advance(self, state: Tensor, context: Context, temperature: float) -> None:
         """Take one step. It may not read from the device, since on a GPU it is captured."""
         weights, table = self._model.weights, self._model.table
-        ids = state[Field.ID]
-        at = Positions(state[Field.ROW], state[Field.SLOT], state[Field.START], state[Field.PREFIX])
+        ids = state[SequenceField.ID]
+        at = Positions(
+            state[SequenceField.ROW], state[SequenceField.SLOT], state[SequenceField.START], state[SequenceField.PREFIX]
+        )
         (x, places), update = embed(ids, weights.embed, table), None
         for layer, (keys, values) in enumerate(context.cache):
             normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
             qkv = F.linear(normed, weights.qkv[layer])
             y = decode_attention(qkv, places, weights.rope, keys, values, at, out=qkv.new_empty(x.shape))
             update = self._feed_forward(x, y, layer)
-        stream = Stream(self._seed, state[Field.COUNTER], state[Field.STAGE], state[Field.STEP])
+        stream = Stream(self._seed, state[SequenceField.COUNTER], state[SequenceField.STAGE], state[SequenceField.STEP])
         sampled = Sampled(ids, x.new_empty(len(x)), torch.empty_like(ids, dtype=torch.bool))
         sample_digits(x, ids, self._head, table, temperature, stream, sampled, update)
         advance(state, sampled.stopped, context.output)

@@ -6,12 +6,12 @@ import torch
 
 from sector.engine.language.examples import Examples
 from sector.engine.seeding import generator
-from sector.engine.training.stream import Stream
+from sector.engine.training.stream import ExampleStream
 
 
 def mixed_batches(
-    new: Sequence[Examples | Stream],
-    replay: Sequence[Examples | Stream],
+    new: Sequence[Examples | ExampleStream],
+    replay: Sequence[Examples | ExampleStream],
     num_shards: int,
     shard_rows: int,
     replay_share: float,
@@ -29,7 +29,7 @@ def mixed_batches(
     num_replay = round(num_shards * replay_share) if replay else 0
     num_new = num_shards - num_replay
 
-    def replay_set(time_around: int, place: int) -> Examples | Stream:
+    def replay_set(time_around: int, place: int) -> Examples | ExampleStream:
         order = torch.randperm(len(replay), generator=generator(seed, "turns", time_around))
         return replay[int(order[place])]
 
@@ -47,8 +47,8 @@ def mixed_batches(
     return draw
 
 
-def _shard(examples: Examples | Stream, turn: int, rows: int, seed: int, draws: torch.Generator) -> Examples:
+def _shard(examples: Examples | ExampleStream, turn: int, rows: int, seed: int, draws: torch.Generator) -> Examples:
     """Return the rows that a set gives at its turn: those that come next in a stream, or any rows in memory."""
-    if isinstance(examples, Stream):
+    if isinstance(examples, ExampleStream):
         return examples.shard(turn, rows, seed)
     return examples[torch.randint(0, len(examples), (rows,), generator=draws)]

@@ -17,7 +17,7 @@ from sector.engine.training.dataset import read_sets
 from sector.engine.training.locations import Location
 
 
-class Stream:
+class ExampleStream:
     """Examples of one size that are on disk, but for one window of them.
 
     digits: N of the problems.
@@ -65,7 +65,7 @@ class Stream:
         return Examples.cat(read_sets(path)[self._size] for path in self._windows[window])
 
 
-def read_parts(paths: Iterable[Location], window_rows: int | None = None) -> list[Examples | Stream]:
+def read_parts(paths: Iterable[Location], window_rows: int | None = None) -> list[Examples | ExampleStream]:
     """Read the examples of all parts, as one set for each size, smallest first.
 
     A set with more rows than a window becomes a stream. All rows are read once, to check them. Raise InputError if a
@@ -80,7 +80,7 @@ def read_parts(paths: Iterable[Location], window_rows: int | None = None) -> lis
         for size, examples in read_sets(path).items():
             counts.setdefault(size, {})[path] = len(examples)
             task = examples.task
-    streams = [Stream(task, size, _windows(counts[size], window_rows)) for size in sorted(counts)]
+    streams = [ExampleStream(task, size, _windows(counts[size], window_rows)) for size in sorted(counts)]
     return [stream if len(stream) > window_rows else stream.read(0) for stream in streams]
 
 

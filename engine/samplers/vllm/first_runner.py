@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _REJECTED = -1
 
 
-class Positions:
+class RequestPositions:
     """Positions in the random stream of the requests of the first model runner."""
 
     def __init__(self, runner: "GPUModelRunner") -> None:
@@ -61,7 +61,7 @@ def _wants_ids(metadata: SamplingMetadata) -> bool:
 class DigitSampler(Sampler):  # type: ignore[misc]  # vLLM is not typed here
     """vLLM's sampler, for rows of the model."""
 
-    def __init__(self, base: Sampler, choice: DigitChoice, positions: Positions) -> None:
+    def __init__(self, base: Sampler, choice: DigitChoice, positions: RequestPositions) -> None:
         super().__init__(base.logprobs_mode)
         self.choice = choice
         self._positions = positions
@@ -76,7 +76,7 @@ class DigitSampler(Sampler):  # type: ignore[misc]  # vLLM is not typed here
 class DraftVerifier(RejectionSampler):  # type: ignore[misc]
     """vLLM's rejection sampler, for rows of the model."""
 
-    def __init__(self, base: Sampler, choice: DigitChoice, positions: Positions) -> None:
+    def __init__(self, base: Sampler, choice: DigitChoice, positions: RequestPositions) -> None:
         super().__init__(base)
         self._choice = choice
         self._positions = positions
@@ -114,7 +114,7 @@ def _accepted(chosen: Tensor, drafts: Tensor, drafted: list[int]) -> Tensor:
 
 def replace_samplers(runner: "GPUModelRunner", choice: DigitChoice) -> None:
     """Have the choice in the place of the runner's samplers."""
-    base, positions = runner.sampler, Positions(runner)
+    base, positions = runner.sampler, RequestPositions(runner)
     if hasattr(runner, "rejection_sampler"):
         runner.rejection_sampler = DraftVerifier(base, choice, positions)
     runner.sampler = DigitSampler(base, choice, positions)

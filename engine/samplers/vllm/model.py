@@ -80,7 +80,7 @@ class PlacedAttention(nn.Module):
         return self.out(y[..., : self.head_dim].flatten(1))[0]
 
 
-class Block(nn.Module):
+class VllmBlock(nn.Module):
     """`layers.Block`."""
 
     def __init__(self, config: SectorConfig, vllm_config: VllmConfig, prefix: str) -> None:
@@ -107,7 +107,7 @@ class Body(nn.Module):
         config: SectorConfig = vllm_config.model_config.hf_config
         self.embed = nn.Embedding(tokens.NUM_CLASSES, config.hidden_size)
         self.blocks = nn.ModuleList(
-            Block(config, vllm_config, f"{prefix}.blocks.{index}") for index in range(config.num_hidden_layers)
+            VllmBlock(config, vllm_config, f"{prefix}.blocks.{index}") for index in range(config.num_hidden_layers)
         )
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
