@@ -4,18 +4,18 @@ In the shape descriptions B is the batch, N the digits per operand, L the tokens
 """
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sector.engine.language.alphabet import CHARACTERS, Alphabet
 from sector.engine.language.constant import Constant
-from sector.engine.language.layout import B, Mode, S_contra
+from sector.engine.language.layout import B, Layout, Mode, S_contra
 
 _MODES = {Mode.ANSWER: "=", Mode.THINK: ">"}
 
@@ -32,7 +32,7 @@ def _known_ids(ids: tuple[int, ...], dtype: torch.dtype) -> Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class CharacterLayout(ABC, Generic[B, S_contra]):
+class CharacterLayout(Layout[B, S_contra]):
     """Layout of problems and completions as ids of an alphabet. Text has no places to shift: it has one variant."""
 
     alphabet: Alphabet
@@ -59,38 +59,9 @@ class CharacterLayout(ABC, Generic[B, S_contra]):
     def shape(self, mode: Mode) -> str:
         """Return the pattern of completions of a mode. They may have been cut off, so ends are optional."""
 
-    @abstractmethod
-    def answer_length(self, size: S_contra, /) -> int:
-        """Return the count of tokens of a fast answer, newline included."""
-
-    @abstractmethod
-    def simplification_length(self, size: S_contra, /) -> int:
-        """Return the count of tokens of a simplification, newline included."""
-
-    @abstractmethod
-    def prefix_ids(self, problems: B) -> Tensor:
-        """Return the ids that the fast and the slow prompt of a problem share."""
-
-    @abstractmethod
-    def answer_ids(self, answers: Tensor) -> Tensor:
-        """Return the ids that follow `=` for the answers `[B, W]`."""
-
-    @abstractmethod
-    def simplification_ids(self, rest: B, digit: Tensor) -> Tensor:
-        """Return the ids that follow `>` for the remaining problems (N-1 digits) and the digits `[B]`."""
-
     def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
         """Return the `[B, 1]` ids of `=` or `>`."""
         return torch.full((count, 1), self.alphabet.id_of(_MODES[mode]), device=device)
-
-    def prompt_ids(self, problems: B, mode: Mode) -> Tensor:
-        """Return the ids of a whole prompt: the prefix and the mark."""
-        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.device)], dim=1)
-
-    def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Count the generated tokens in ids `[B, T]`, newlines included and pads excluded; see `Layout`."""
-        generated = ids != self.pad_id
-        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""

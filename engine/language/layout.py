@@ -104,7 +104,10 @@ class Mode(IntEnum):
 
 
 class Layout(Protocol[B, S_contra]):
-    """Translator between problems and ids. No other part of the loop interprets an id."""
+    """Translator between problems and ids. No other part of the loop interprets an id.
+
+    Two methods follow from the others; a layout brings the rest.
+    """
 
     @property
     def num_variants(self) -> int:
@@ -129,8 +132,8 @@ class Layout(Protocol[B, S_contra]):
         ...
 
     def prompt_ids(self, problems: B, mode: Mode) -> Tensor:
-        """Return the `[B, P+1]` ids of a whole prompt."""
-        ...
+        """Return the `[B, P+1]` ids of a whole prompt: the prefix and the mark."""
+        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.device)], dim=1)
 
     def answer_ids(self, answers: Tensor) -> Tensor:
         """Return the completions, ends included, of prompts for the answers `[B, W]`."""
@@ -168,7 +171,8 @@ class Layout(Protocol[B, S_contra]):
 
         rows: `[B]` bool, the rows to count; None is all.
         """
-        ...
+        generated = ids != self.pad_id
+        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
 
     def is_well_formed(self, ids: Tensor, mode: Mode) -> list[bool]:
         """Return which rows of `[B, T]` have the right token pattern, ignoring the lengths of numbers."""

@@ -4,17 +4,16 @@ In the shape descriptions B is the batch, N the digits of a number and W the dig
 """
 
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Generic, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sector.engine.language import tokens
 from sector.engine.language.constant import Constant
-from sector.engine.language.layout import B, Mode, S_contra
+from sector.engine.language.layout import B, Layout, Mode, S_contra
 
 # A letter for each token class, so that regular expressions match the shapes of completions.
 _LETTERS = "d" * tokens.NUM_DIGITS + ")cc" + "E"
@@ -40,7 +39,7 @@ class DigitOrder(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceIds(ABC, Generic[B, S_contra]):
+class PlaceIds(Layout[B, S_contra]):
     """Base of layouts with place-coupled ids (`tokens.py`).
 
     order: most or least significant digit first.
@@ -49,10 +48,6 @@ class PlaceIds(ABC, Generic[B, S_contra]):
 
     order: DigitOrder = DigitOrder.MSD
     variant: int | Tensor = 0
-
-    @abstractmethod
-    def prefix_ids(self, problems: B) -> Tensor:
-        """Return the ids that the fast and the slow prompt of a problem share."""
 
     def __getitem__(self, rows: Tensor) -> Self:
         """Return the layout of some rows."""
@@ -72,10 +67,6 @@ class PlaceIds(ABC, Generic[B, S_contra]):
         """Return the layout of another variant: one for the batch, or one a row `[B]`."""
         return replace(self, variant=variant)
 
-    def prompt_ids(self, problems: B, mode: Mode) -> Tensor:
-        """Return the ids of a whole prompt: the prefix and the mode mark."""
-        return torch.cat([self.prefix_ids(problems), self.mark_ids(mode, len(problems), problems.device)], dim=1)
-
     def mark_ids(self, mode: Mode, count: int, device: torch.device | None = None) -> Tensor:
         """Return the `[B, 1]` ids of the mode mark in the layout's variant."""
         return self._marks(mode, count, device)
@@ -83,11 +74,6 @@ class PlaceIds(ABC, Generic[B, S_contra]):
     def answer_ids(self, answers: Tensor) -> Tensor:
         """Return the `[B, W+1]` ids that follow `=` for the answers `[B, W]`."""
         return self._number_ids(answers, tokens.EOS)
-
-    def count_tokens(self, ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Count the generated tokens in ids `[B, T]`, ends included and padding excluded; see `Layout`."""
-        generated = ids != tokens.PAD_ID
-        return generated.sum() if rows is None else (generated & rows.unsqueeze(1)).sum()
 
     def _variants(self, device: torch.device | None) -> Tensor:
         """Return the variant of the batch `[]`, or of each row `[B]`, on a device, by default where it is.
