@@ -22,11 +22,8 @@ from sector.engine.errors import InputError
 from sector.engine.models.adapter import ADAPTER, ADAPTER_WEIGHTS, AdaptedModel, targets_of
 from sector.engine.models.checkpoint import (
     load_checkpoint,
-    plain,
     save_checkpoint,
     trained_parameters,
-    trained_weights,
-    weights,
     weights_sha256,
 )
 from sector.engine.models.text import TextModel
@@ -68,10 +65,10 @@ def test_a_new_adapter_changes_nothing_and_does_not_touch_the_global_stream(kind
     model, base = _adapted(kind), small_text_model(kind, initializer_range=0.05)
     assert torch.equal(torch.rand(1), expected)
     assert weights_sha256(model) == weights_sha256(base) and torch.equal(_logits(model), _logits(base))
-    names = trained_weights(model)
+    names = model.trained_weights()
     assert len(names) == 2 * 7 * 2 and all(".lora_" in name for name in names)
-    assert trained_weights(_adapted(kind)).keys() == names.keys()
-    assert all(torch.equal(tensor, trained_weights(_adapted(kind))[name]) for name, tensor in names.items())
+    assert _adapted(kind).trained_weights().keys() == names.keys()
+    assert all(torch.equal(tensor, _adapted(kind).trained_weights()[name]) for name, tensor in names.items())
 
 
 @KINDS
@@ -108,8 +105,8 @@ def test_a_checkpoint_is_a_plain_model_and_an_adapter_that_peft_reads(
 
     loaded = load_checkpoint(tmp_path / "checkpoint")
     assert isinstance(loaded, TextModel) and not isinstance(loaded, AdaptedModel)
-    assert weights(loaded).keys() == weights(load_checkpoint(base)).keys()
-    assert weights_sha256(loaded) == weights_sha256(model) == weights_sha256(plain(model))
+    assert loaded.weights().keys() == load_checkpoint(base).weights().keys()
+    assert weights_sha256(loaded) == weights_sha256(model) == weights_sha256(model.plain())
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=0, atol=1e-5)
     # transformers would load an adapter beside the weights on top of them.
     torch.testing.assert_close(
@@ -282,4 +279,4 @@ def test_a_run_without_an_adapter_needs_no_peft(
     monkeypatch.setitem(sys.modules, "peft", None)
     config = run_config({"pretrained": str(pretrained), "until": 3, "supervised": {"max_digits": 2}})
     Phases(RunDir(tmp_path), config)
-    assert plain(load_checkpoint(pretrained)).weights()
+    assert load_checkpoint(pretrained).plain().weights()

@@ -10,7 +10,7 @@ from torch import Tensor
 from two_ranks import labelled
 
 from sector.engine.config import TrainerConfig
-from sector.engine.models.checkpoint import Model, trained_parameters, weights
+from sector.engine.models.checkpoint import Model, trained_parameters
 from sector.engine.models.sector import new_model
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.distill import (
@@ -78,8 +78,8 @@ def test_a_resumed_training_ends_with_the_same_bits(model: Model, stop: int, pre
     restore(other, saved, stop)
     for _ in _training(other, config):
         pass
-    for name, tensor in weights(whole.model).items():
-        assert torch.equal(tensor, weights(other.model)[name]), name
+    for name, tensor in whole.model.weights().items():
+        assert torch.equal(tensor, other.model.weights()[name]), name
 
 
 def test_without_it_a_snapshot_has_no_average() -> None:

@@ -12,7 +12,7 @@ from small_text import NEWLINE, merging_tokenizer, save_text_model, small_text_m
 from transformers import LlamaForCausalLM
 
 from sector.engine.errors import InputError
-from sector.engine.models.checkpoint import load_checkpoint, load_sector, save_checkpoint, weights, weights_sha256
+from sector.engine.models.checkpoint import load_checkpoint, load_sector, save_checkpoint, weights_sha256
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.text import TextModel
 
@@ -53,7 +53,7 @@ def test_weights_in_bfloat16_are_read_as_float32(tmp_path: Path) -> None:
     half = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
     save_file(half, path / "model.safetensors", metadata={"format": "pt"})
     opened = open_pretrained(path)
-    assert {tensor.dtype for tensor in weights(opened).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in opened.weights().values()} == {torch.float32}
     torch.testing.assert_close(_logits(opened), _logits(model), atol=0.5, rtol=0)
 
 
@@ -146,7 +146,7 @@ def _gguf_tensors(model: TextModel) -> dict[str, torch.Tensor]:
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     tensors = {}
-    for name, tensor in weights(model).items():
+    for name, tensor in model.weights().items():
         count = next((heads[part] for part in name.split(".") if part in heads), 0)
         if count:
             tensor = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)

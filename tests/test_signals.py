@@ -14,7 +14,7 @@ from sector.engine.config import Filter, run_config
 from sector.engine.errors import InputError
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.place_layout import PlaceLayout
-from sector.engine.models.checkpoint import load_checkpoint, weights
+from sector.engine.models.checkpoint import load_checkpoint
 from sector.engine.policy.ballot import entropies, harmonic
 from sector.engine.policy.improve import Improved, improve
 from sector.engine.run.teacher import load_teacher
@@ -158,9 +158,9 @@ def test_a_slow_teacher_is_a_moving_average_of_the_weights(fresh_run: Path) -> N
         pass
     teachers = [json.loads((run.round(digits).folder / "generation.json").read_text()) for digits in (7, 8)]
     before = [run.supervised(6), run.round(7)]
-    first, last = (weights(phase.load_checkpoint()) for phase in before)
+    first, last = (phase.load_checkpoint().weights() for phase in before)
     teacher = load_teacher(config.round, before)
-    for name, weight in weights(teacher).items():
+    for name, weight in teacher.weights().items():
         assert torch.allclose(weight, 0.25 * first[name] + 0.75 * last[name], atol=1e-6)
     sampler = make_sampler("native", teacher)
     assert teachers[1]["weights_sha256"] == sampler.weights_sha256

@@ -11,7 +11,7 @@ from sector.engine.api.cards import Exported, dataset_card, model_card
 from sector.engine.api.hub_rows import exported_rows
 from sector.engine.errors import InputError, made_again
 from sector.engine.files import check_writable, write_text
-from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, weights, weights_sha256
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, weights_sha256
 from sector.engine.models.text import TextModel
 from sector.engine.models.wide_heads import with_wide_heads
 from sector.engine.run.directory import RunDir
@@ -93,7 +93,7 @@ def export(
             config=config,
             metrics=done,
             evaluation=evaluation if evaluation and evaluation.weights_sha256 == digest else None,
-            parameters=sum(tensor.numel() for tensor in weights(exported).values()),
+            parameters=sum(tensor.numel() for tensor in exported.weights().values()),
             weights_sha256=digest,
             wide_heads=exported is not model,
         )

@@ -61,7 +61,7 @@ def targets_of(network: PreTrainedModel, names: Sequence[str] = ()) -> list[str]
 class AdaptedModel(TextModel):
     """A pretrained model with an adapter, which is trained in the place of its weights.
 
-    The network computes both; `merged` is the plain model that engines run.
+    The network computes both; `plain` is the model that engines run.
     """
 
     def __init__(self, model: TextModel, rank: int, targets: Sequence[str], seed: int, base: Path) -> None:
@@ -92,7 +92,7 @@ class AdaptedModel(TextModel):
             if parameter.requires_grad and ".lora_A." in name:
                 _draw(parameter, generator(seed, "adapter", name))
 
-    def adapter_weights(self) -> dict[str, Tensor]:
+    def trained_weights(self) -> dict[str, Tensor]:
         """Return the weights of the adapter, by peft's names."""
         return {
             _PREFIX + name.replace(f".{_NAME}.", "."): parameter.detach()
@@ -102,10 +102,10 @@ class AdaptedModel(TextModel):
 
     def weights(self) -> dict[str, Tensor]:
         """Return each weight of the plain model once, by its name in the network."""
-        return self.merged().weights()
+        return self.plain().weights()
 
     @torch.no_grad()
-    def merged(self) -> TextModel:
+    def plain(self) -> TextModel:
         """Return a copy of the model in which the adapter is part of the matrices."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -123,12 +123,12 @@ class AdaptedModel(TextModel):
         # peft keeps a set, whose order changes from process to process.
         form.target_modules = sorted(form.target_modules or ())
         form.save_pretrained(str(folder))
-        content = {name: tensor.cpu().contiguous() for name, tensor in self.adapter_weights().items()}
+        content = {name: tensor.cpu().contiguous() for name, tensor in self.trained_weights().items()}
         (folder.parent / ADAPTER_WEIGHTS).write_bytes(safetensors.torch.save(content, metadata={"format": "pt"}))
 
     def load_adapter(self, checkpoint: Path) -> None:
         """Take over the adapter of a checkpoint. Raise InputError if it has none of this form."""
-        path, weights = checkpoint / ADAPTER_WEIGHTS, self.adapter_weights()
+        path, weights = checkpoint / ADAPTER_WEIGHTS, self.trained_weights()
         try:
             saved = safetensors.torch.load(path.read_bytes())
         except (OSError, SafetensorError) as error:

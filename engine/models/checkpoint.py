@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 from sector.engine.errors import Diverged, InputError, made_again
@@ -24,7 +24,6 @@ from sector.engine.models.sector import SectorForCausalLM, best_device
 from sector.engine.models.sector_config import SectorConfig
 from sector.engine.models.shelf import from_shelf, shelf_names
 from sector.engine.models.text import TextModel
-from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.tasks import DEFAULT, find_task
 from sector.engine.tasks.task import Task
 
@@ -54,7 +53,7 @@ class TrainedModel:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Tokenizer of the model."""
-        return _tokenizer(self.model)
+        return self.model.tokenizer
 
     @property
     def task(self) -> str:
@@ -79,24 +78,9 @@ def source_of(model: Path | TrainedModel) -> Path:
     return model.source if isinstance(model, TrainedModel) else model
 
 
-def weights(model: Model) -> dict[str, Tensor]:
-    """Return each weight once, by its name in a checkpoint."""
-    return model.weights() if isinstance(model, TextModel) else model.state_dict()
-
-
-def trained_weights(model: Model) -> dict[str, Tensor]:
-    """Return each weight that training changes once, by its name: those of the adapter, if there is one."""
-    return model.adapter_weights() if isinstance(model, AdaptedModel) else weights(model)
-
-
 def trained_parameters(model: Model) -> list[nn.Parameter]:
     """Return the parameters that training changes."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def plain(model: Model) -> Model:
-    """Return a model as engines run it: the adapter, if there is one, is part of its matrices."""
-    return model.merged() if isinstance(model, AdaptedModel) else model
 
 
 def weights_sha256(model: Model) -> str:
@@ -111,7 +95,7 @@ def save_checkpoint(model: Model, path: Path) -> None:
     Raise InputError if it cannot be written, and Diverged if a weight is not finite.
     """
     check_finite(model)
-    trained, model = model, plain(model)
+    trained, model = model, model.plain()
     aside = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -123,7 +107,7 @@ def save_checkpoint(model: Model, path: Path) -> None:
         model.config.save_pretrained(aside)
         if isinstance(model, SectorForCausalLM):
             model.generation_config.save_pretrained(aside)
-        _tokenizer(model).save_pretrained(aside)
+        model.tokenizer.save_pretrained(aside)
         if isinstance(trained, AdaptedModel):
             trained.save_adapter(aside / ADAPTER)
         replace_directory(aside, path)
@@ -134,7 +118,7 @@ def save_checkpoint(model: Model, path: Path) -> None:
 
 def check_finite(model: Model) -> None:
     """Raise Diverged if a weight is not finite; such weights are never saved."""
-    for name, tensor in trained_weights(model).items():
+    for name, tensor in model.trained_weights().items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds a value that is no number")
 
@@ -217,16 +201,9 @@ def _config_values(path: Path) -> dict[str, object]:
     return values if isinstance(values, dict) else {}
 
 
-def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model."""
-    if isinstance(model, TextModel):
-        return model.tokenizer
-    return SectorTokenizer(digit_order=model.config.digit_order, task=model.config.task)
-
-
 def weights_bytes(model: Model) -> bytes:
     """Return the content of model.safetensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(model).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights().items()}
     return safetensors.torch.save(state, metadata={"format": "pt"})
 
 
@@ -234,7 +211,7 @@ def checkpoint_files(model: Model) -> dict[str, bytes]:
     """Return the files of a checkpoint by name: a model that another machine can load (`model_of_files`)."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        save_checkpoint(plain(model), path)
+        save_checkpoint(model.plain(), path)
         return {file.name: file.read_bytes() for file in path.iterdir()}
 
 

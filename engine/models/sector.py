@@ -10,7 +10,7 @@ heads, K the size of a head, P the places and V the vocabulary.
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from sector.engine.models.layers import Block, rope_table
 from sector.engine.models.loss import next_token_loss, refuse_impossible_targets
 from sector.engine.models.mask import attention_mask_of
 from sector.engine.models.sector_config import PRESETS, SectorConfig
+from sector.engine.models.tokenizer import SectorTokenizer
 
 # The longest row of any task, in prompts: a simplification of a product is nearly four prompts long.
 _PROMPTS_OF_A_ROW = 5
@@ -181,6 +182,33 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
             attentions=None if attentions is None else tuple(attentions),  # type: ignore[arg-type]
         )
         return output if _chosen(return_dict, config.return_dict) else output.to_tuple()
+
+    @property
+    def network(self) -> Self:
+        """The model of transformers that computes: this one, as in a `TextModel` the one that it holds."""
+        return self
+
+    @property
+    def tokenizer(self) -> SectorTokenizer:
+        """Tokenizer of the model."""
+        return SectorTokenizer(digit_order=self.config.digit_order, task=self.config.task)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return each weight once, by its name in a checkpoint."""
+        return self.state_dict()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Return each weight that training changes once, by its name: all."""
+        return self.weights()
+
+    def plain(self) -> Self:
+        """Return the model as engines run it: as it is."""
+        return self
+
+    def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the matrices of the blocks, and all other parameters except vectors."""
+        inner: list[Tensor] = [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
+        return inner, [self.embed.weight, self.head.weight]
 
     def rope(self, device: torch.device | None = None) -> Tensor:
         """Return the `[P, 2, K/2]` table on a device, by default that of the weights."""

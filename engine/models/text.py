@@ -104,6 +104,22 @@ class TextModel(nn.Module):
                 weights[name] = tensor.detach()
         return weights
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Return each weight that training changes once, by its name: all."""
+        return self.weights()
+
+    def plain(self) -> "TextModel":
+        """Return the model as engines run it: as it is."""
+        return self
+
+    def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the trained matrices of the blocks, and all other trained parameters except vectors."""
+        ends = (self.network.get_input_embeddings(), self.network.get_output_embeddings())
+        outer = {id(end.weight) for end in ends if end is not None}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad and parameter.ndim > 1]
+        inner: list[Tensor] = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in outer]
+        return inner, [parameter for parameter in trained if parameter.ndim > 2 or id(parameter) in outer]
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode. Shards run in parallel, so the draws of dropout would depend on their order."""
         return super().train(False)

@@ -18,7 +18,7 @@ from sector.engine.config import RunConfig
 from sector.engine.errors import NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.models.adapter import check_peft, targets_of
-from sector.engine.models.checkpoint import Model, load_checkpoint, plain, save_checkpoint, task_and_layout
+from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
 from sector.engine.models.ordinary import new_text_model
 from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment, blocks_with_room
@@ -306,11 +306,11 @@ class Phases:
 
     def _measure(self, model: Model) -> Measure:
         """Return the function that measures a model, on the workers if there are any."""
-        return measure_on(self._workers, plain(model), self._engine(model))
+        return measure_on(self._workers, model.plain(), self._engine(model))
 
     def _engine(self, model: Model) -> Sampler:
         """Return the only engine of the run, with these weights."""
-        model = plain(model)
+        model = model.plain()
         if self._sampler is None:
             self._sampler = make_sampler(self._config.engine, model, self._config.vllm)
         else:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from sector.engine.config import RoundConfig
-from sector.engine.models.checkpoint import Model, weights
+from sector.engine.models.checkpoint import Model
 from sector.engine.run.phase import Phase
 
 
@@ -29,8 +29,8 @@ def load_teacher(settings: RoundConfig, before: Sequence[Phase]) -> Model:
 def _moving_average(phases: Sequence[Phase], decay: float) -> Model:
     """Return the exponential moving average of the weights after each phase, from the first one on."""
     teacher = phases[0].load_checkpoint()
-    average = weights(teacher)
+    average = teacher.weights()
     for phase in phases[1:]:
-        for name, weight in weights(phase.load_checkpoint()).items():
+        for name, weight in phase.load_checkpoint().weights().items():
             average[name].lerp_(weight, 1 - decay)
     return teacher

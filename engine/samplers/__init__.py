@@ -12,7 +12,7 @@ from sector.engine.samplers.protocol import Sampler
 
 
 def check_engine(engine: str) -> None:
-    """InputError if an engine is not installed: to be known before long work."""
+    """Raise InputError if an engine is not installed, so that a user learns it before long work."""
     if engine == "vllm":
         from sector.engine.samplers.vllm.start import check_installed
 
@@ -25,8 +25,8 @@ def make_sampler(engine: str, model: Model, vllm: VllmConfig | None = None, num_
     """Return the engine of that name with the model's weights.
 
     The native engine runs on the device of the model: plain torch on a CPU, our kernels on a GPU; for models of text it
-    is transformers with our decoding. Raise InputError if
-    the name is unknown, if the engine is not installed, or if it cannot run this kind of model.
+    is transformers with our decoding. Raise InputError if the name is unknown, if the engine is not installed, or if it
+    cannot run this kind of model.
 
     vllm: settings of the engine vllm.
     num_threads: threads of the native engine on a CPU, and of engines of users that take them; by default one per core.

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from sector.engine.models.checkpoint import Model, weights_sha256
-from sector.engine.models.text import TextModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
 
@@ -39,8 +38,7 @@ class HuggingFaceSampler:
 
     def load(self, model: Model) -> None:
         """Copy the model's weights."""
-        network = model.network if isinstance(model, TextModel) else model
-        self._model, self._vocabulary = copy.deepcopy(network).eval(), vocabulary(model)
+        self._model, self._vocabulary = copy.deepcopy(model.network).eval(), vocabulary(model)
         self.weights_sha256 = weights_sha256(model)
 
     def sample(

@@ -28,7 +28,6 @@ from sector.engine.language.rows import move
 from sector.engine.models.checkpoint import (
     Model,
     trained_parameters,
-    trained_weights,
     weights_sha256,
 )
 from sector.engine.models.text import TextModel
@@ -85,7 +84,7 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     """
     parameters = trained_parameters(model)
     norms = [parameter for parameter in parameters if parameter.ndim == 1]
-    inner, outer = _matrices(model)
+    inner, outer = model.matrices()
     muon = None
     if config.optimizer == "muon" or (config.optimizer == "auto" and not isinstance(model, TextModel)):
         muon = Muon(inner, lr=_rate(config.muon_learning_rate, model.device), weight_decay=config.weight_decay)
@@ -102,20 +101,6 @@ def start_training(model: Model, config: TrainerConfig, tokens: int = 0) -> Trai
     return TrainState(model, muon, adamw, averaged, tokens=tokens)
 
 
-def _matrices(model: Model) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of the blocks of a model, and all its other parameters except vectors."""
-    if not isinstance(model, TextModel):
-        inner: list[Tensor] = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
-        return inner, [model.embed.weight, model.head.weight]
-    ends = (model.network.get_input_embeddings(), model.network.get_output_embeddings())
-    outer = {id(end.weight) for end in ends if end is not None}
-    parameters = [parameter for parameter in trained_parameters(model) if parameter.ndim > 1]
-    return (
-        [parameter for parameter in parameters if parameter.ndim == 2 and id(parameter) not in outer],
-        [parameter for parameter in parameters if parameter.ndim != 2 or id(parameter) in outer],
-    )
-
-
 def _rate(rate: float, device: torch.device) -> float | Tensor:
     """Return a learning rate in the form that an optimizer on a device takes: on a GPU a tensor, for graphs."""
     return rate if device.type == "cpu" else torch.tensor(rate, device=device)
@@ -123,7 +108,7 @@ def _rate(rate: float, device: torch.device) -> float | Tensor:
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """Return weights, their average and optimizer moments by name: the state of a training, except for its step."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in trained_weights(state.model).items()}
+    tensors = {f"model.{name}": tensor.detach() for name, tensor in state.model.trained_weights().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     for optimizer in state.optimizers:
         for parameter, moments in optimizer.state.items():
@@ -138,7 +123,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 def restore(state: TrainState, tensors: dict[str, Tensor], step: int) -> None:
     """Restore the weights and moments of `state_tensors`, saved after `step` steps. At step 0 there are no moments."""
     with torch.no_grad():
-        for name, tensor in trained_weights(state.model).items():
+        for name, tensor in state.model.trained_weights().items():
             tensor.copy_(tensors[f"model.{name}"])
     state.step = step
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}

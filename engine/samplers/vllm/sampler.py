@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sector.engine.config import VllmConfig
 from sector.engine.errors import EngineFailed, InputError
-from sector.engine.models.checkpoint import Model, task_and_layout, weights, weights_sha256
+from sector.engine.models.checkpoint import Model, task_and_layout, weights_sha256
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
 from sector.engine.samplers.vllm.drafts import proposer_of
 from sector.engine.samplers.vllm.start import max_tokens, one_line, start, vllm_weights
@@ -211,7 +211,7 @@ class VllmSampler:
 
 
 def _sizes(model: Model) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in weights(model).items()}
+    return {name: tensor.shape for name, tensor in model.weights().items()}
 
 
 def _install(worker: Any) -> "DigitChoice | None":

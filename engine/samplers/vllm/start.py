@@ -137,10 +137,7 @@ def start(model: Model, settings: VllmConfig) -> "LLM":
 
 def vllm_weights(model: Model) -> dict[str, Tensor]:
     """Return the weights for vLLM: a tied matrix under both of its names, since vLLM would reload only one of them."""
-    if _needs_wide_heads(model):
-        state = wide_weights(model)
-    else:
-        state = model.network.state_dict() if isinstance(model, TextModel) else model.state_dict()
+    state = wide_weights(model) if _needs_wide_heads(model) else model.network.state_dict()
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
