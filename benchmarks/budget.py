@@ -86,7 +86,7 @@ def expected_seconds(grid: Grid, out: Path, cell: Cell, seed: int) -> float | No
 
 
 def seconds_of(duration: str) -> float:
-    """Return the seconds of a duration such as `2h`, `90m` or `1h30m`. InputError for other texts."""
+    """Return the seconds of a duration such as `2h`, `90m` or `1h30m`. Raise InputError for other texts."""
     match = _DURATION.fullmatch(duration.strip())
     seconds = sum(unit * float(part or 0) for unit, part in zip(_UNITS, match.groups(), strict=True)) if match else 0.0
     if not seconds:

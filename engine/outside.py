@@ -143,12 +143,12 @@ class Door(Generic[Thing]):
     def named(self, value: Value) -> Value | str:
         """Return the name of the thing that a user means, and load it if the value is a reference to code.
 
-        Other values are returned as they are. InputError if a reference leads to no thing.
+        Other values are returned as they are. Raise InputError if a reference leads to no thing.
         """
         return self.load(value).name if isinstance(value, str) and ":" in value else value
 
     def register(self, thing: Thing) -> None:
-        """Make a thing of a user known by its name. InputError if another one has that name."""
+        """Make a thing of a user known by its name. Raise InputError if another one has that name."""
         if thing.name in self.built_in() or self.things.get(thing.name, thing) is not thing:
             raise InputError(f"there is a {self.kind} {thing.name!r} already; give yours another name")
         self.things[thing.name] = thing

@@ -80,7 +80,7 @@ def make_plan(model: Model) -> Plan:
     if min(inner, block, group * head_dim // 2) < _MIN_DOT:
         raise ValueError(
             f"blocks of less than {_MIN_DOT} cannot be multiplied: hidden size {hidden}, features {features} or "
-            f"{model.num_heads} heads of {head_dim} do not divide into larger ones"
+            f"{model.num_heads} heads of {head_dim} do not divide into larger ones; decode by single kernels"
         )
     return Plan(
         tile_rows=16,

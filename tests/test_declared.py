@@ -132,7 +132,7 @@ def test_a_template_that_is_none_is_refused(template: str, fault: str) -> None:
         ({"end": ("a",)}, "which is no number of a fixed width"),
         ({"end": ("c", "c")}, "end names a number twice"),
         ({"join": lambda self, piece, rest: rest[1:] + piece}, "join must return"),
-        ({"join": lambda self, piece, rest: rest, "end": ()}, "so end must name a number"),
+        ({"join": lambda self, piece, rest: rest, "end": ()}, "name it in end"),
         ({"checks": ()}, "checks are none; name at least one of complement, commutative"),
         ({"checks": (_turned("mine"),)}, "checks are mine; name at least one of complement, commutative"),
         ({"checks": (_turned("commutative"), _turned("commutative"))}, "each once"),

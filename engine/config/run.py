@@ -222,7 +222,8 @@ class RunConfig(Settings):
     def _check_frontier(self) -> Self:
         if self.until < self.supervised.max_digits:
             raise ValueError(
-                f"until ({self.until}) must not be below supervised.max_digits ({self.supervised.max_digits})"
+                f"until ({self.until}) is below supervised.max_digits ({self.supervised.max_digits}); raise "
+                "until, or lower the other"
             )
         return self
 

@@ -116,7 +116,7 @@ def with_marks(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: s
 
 
 def _mark_ids(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: str, mark: str) -> tuple[int, ...]:
-    """Return the ids of a mark between any two digits. InputError as `with_marks`."""
+    """Return the ids of a mark between any two digits. Raise InputError as `with_marks`."""
     readings = set()
     for digit in "0123456789":
         ids, one = _ids(tokenizer, f"{digit}{mark}{digit}", special=False), alphabet.id_of(digit)

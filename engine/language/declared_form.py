@@ -111,7 +111,7 @@ class Form:
         return [fixed if field.width else others for field in self.fields]
 
     def read_problem(self, numbers: Sequence[Tensor]) -> "DeclaredProblems":
-        """Return the problems with these numbers. InputError if their widths do not fit."""
+        """Return the problems with these numbers. Raise InputError if their widths do not fit."""
         digits = max(number.shape[1] for field, number in zip(self.fields, numbers, strict=True) if not field.width)
         for field, number in zip(self.fields, numbers, strict=True):
             if number.shape[1] != field.digits(digits):
@@ -135,7 +135,7 @@ class Form:
         return digits * self.growth + sum(field.width for field in self.fields if field.name in self.end)
 
     def padded(self, numbers: Mapping[str, str | int], digits: int) -> Numbers:
-        """Return the numbers of a problem of N = `digits` with leading zeros. InputError if one does not fit."""
+        """Return the numbers of a problem of N = `digits` with leading zeros. Raise InputError if one does not fit."""
         if numbers.keys() != {field.name for field in self.fields}:
             names = (field.name for field in self.fields)
             raise InputError(f"a problem of {self.task} has {', '.join(names)}, not {', '.join(map(str, numbers))}")
@@ -153,12 +153,12 @@ class Form:
         return texts
 
     def batch(self, rows: Iterable[Mapping[str, str | int]], digits: int) -> "DeclaredProblems":
-        """Return the problems with these numbers. InputError as `padded`."""
+        """Return the problems with these numbers. Raise InputError as `padded`."""
         texts = ["".join(self.padded(row, digits)[field.name] for field in self.fields) for row in rows]
         return DeclaredProblems(self, digits, digit_tensor(texts, sum(self.widths(digits))))
 
     def read(self, text: str) -> Numbers:
-        """Return the numbers of a typed problem without leading zeros. InputError if it is no problem."""
+        """Return the numbers of a typed problem without leading zeros. Raise InputError if it is no problem."""
         match = self._typed().fullmatch(text)
         if match is None:
             raise InputError(
@@ -203,7 +203,7 @@ def read_template(template: str) -> tuple[Field, ...]:
     if any(field.optional and not following.optional for field, following in pairwise(fields)) or fields[0].optional:
         raise InputError(f"{template!r} has a number with ? before one without; only the last numbers can be left out")
     if all(field.width for field in fields):
-        raise InputError(f"{template!r} has no number of N digits, so its problems cannot grow")
+        raise InputError(f"{template!r} has no number of N digits, so its problems cannot grow; write one as {{a:N}}")
     return fields
 
 

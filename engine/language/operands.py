@@ -137,7 +137,10 @@ class Problems(RowRecord):
 
     @classmethod
     def operands_of(cls, text: str) -> tuple[str, str, int]:
-        """Return the operands of a typed problem, without leading zeros, and its carry-in. InputError if malformed."""
+        """Return the operands of a typed problem, without leading zeros, and its carry-in.
+
+        Raise InputError if it is malformed.
+        """
         match = _typed_pattern(cls.sign).fullmatch(text)
         if match is None:
             raise InputError(

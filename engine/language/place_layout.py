@@ -44,7 +44,7 @@ class PlaceLayout(PlaceIds[Problems, int]):
         return 2 * digits + 4
 
     def beginning_length(self, digits: int, /) -> int:
-        """Return the length of `<` and all digits of a but the last, which the next simplification leaves alone.
+        """Return the count of tokens of `<` and all digits of `a` but the last: the next prompt begins with them, too.
 
         With the least significant digit first it is 0, because a simplification takes away the first digit.
         """

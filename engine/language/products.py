@@ -138,7 +138,10 @@ class ProductWriting:
         return (0,) * len(self.step)
 
     def read_problem(self, numbers: Sequence[Tensor]) -> Products:
-        """Return the problems with these numbers. InputError if their widths do not fit, or 0b has no zero in front."""
+        """Return the problems with these numbers.
+
+        Raise InputError if their widths do not fit, or 0b has no zero in front.
+        """
         a, padded, c = numbers
         if a.shape != c.shape or padded[:, :1].any():
             raise InputError("a product of a chain is a*0b+c, where c has the digits of a; write 12*034+56")

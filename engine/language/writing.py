@@ -73,7 +73,10 @@ class Writing(Protocol[B, S_contra]):
         ...
 
     def read_problem(self, numbers: Sequence[Tensor]) -> B:
-        """Return the problems with these numbers; inverse of `problem_numbers`. InputError if widths do not fit."""
+        """Return the problems with these numbers; inverse of `problem_numbers`.
+
+        Raise InputError if their widths do not fit.
+        """
         ...
 
     def read_step(self, numbers: Sequence[Tensor], size: S_contra) -> tuple[B, Tensor]:

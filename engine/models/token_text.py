@@ -35,7 +35,7 @@ class TokenText(Protocol):
     """Texts of a task as tokens."""
 
     def encode(self, text: str) -> Tensor:
-        """Return the `[T]` ids of a prompt, with or without completion and end. InputError if the text is neither."""
+        """Return the `[T]` ids of a prompt, with or without completion and end. Raise InputError for another text."""
         ...
 
     def decode(self, names: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def has_token_text(task: Task) -> bool:
 
 
 def token_text(task: str, order: DigitOrder) -> TokenText:
-    """Return the texts of a task. InputError if there is no such task, or if its problems have another form."""
+    """Return the texts of a task. Raise InputError if there is no such task, or if its problems have another form."""
     known = find_task(task)
     if known.writing is not None:
         return NumberTokens(known, known.writing, order)
@@ -76,7 +76,7 @@ class _Prompt:
 
 
 def _split(text: str) -> _Prompt:
-    """Return the parts of a prompt. InputError if the text is none."""
+    """Return the parts of a prompt. Raise InputError if the text is no prompt."""
     parts = _TEXT.fullmatch(text)
     if parts is None:
         raise InputError(f"{quoted(text)} is no prompt; end it with = for an answer or > for a simplification")
@@ -90,7 +90,7 @@ def _split(text: str) -> _Prompt:
 
 
 def _answer_digits(text: str, width: int, digits: int) -> Tensor:
-    """Parse a written answer as `[1, width]` digits. InputError if the text is no answer, or too long."""
+    """Parse a written answer as `[1, width]` digits. Raise InputError if the text is no answer, or too long."""
     if not (text.isascii() and text.isdigit() and len(text) <= width):
         raise InputError(f"{quoted(text)} is no answer to a {digits}-digit problem; write at most {width} digits")
     return digit_tensor([text], width)
@@ -153,7 +153,7 @@ class SumTokens:
         return rf"(?P<a>\d+)\s*{sign}\s*(?P<b>\d+)\s*({sign}\s*(?P<carry>[01]))?"
 
     def _simplification_ids(self, text: str, digits: int, layout: PlaceLayout) -> Tensor:
-        """Return the `[T]` ids of a written simplification. InputError if it is malformed, or its rest too long."""
+        """Return the `[T]` ids of a written simplification. Raise InputError if it is malformed or too long."""
         match = re.compile(rf"{self._pattern}\s*\|\s*(?P<digit>\d)", re.ASCII).fullmatch(text)
         if digits == 1 or match is None or max(len(match["a"]), len(match["b"])) >= digits:
             sign = self.problems.sign
@@ -229,7 +229,7 @@ class NumberTokens:
         return "".join([*shown, *number_text()])
 
     def _problem(self, text: str) -> Batch:
-        """Return a problem that a chain wrote, with leading zeros, or a user typed. InputError if it is malformed."""
+        """Return a problem that a chain wrote, with leading zeros, or a user typed. Raise InputError for no problem."""
         match = re.compile(_pattern(self.writing.problem), re.ASCII).fullmatch(text)
         if match:
             try:
@@ -240,7 +240,7 @@ class NumberTokens:
         return self.task.parse([text])
 
     def _simplification_ids(self, text: str, problems: Batch, layout: Layout) -> Tensor:
-        """Return the `[T]` ids of a written step. InputError if it is malformed, or a number too long."""
+        """Return the `[T]` ids of a written step. Raise InputError if it is malformed, or a number too long."""
         match = re.compile(_pattern(self.writing.step), re.ASCII).fullmatch(text)
         widths = self.writing.step_widths(problems.size)
         numbers = match.groups() if match else ()

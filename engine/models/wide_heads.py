@@ -61,7 +61,7 @@ def wide_weights(model: TextModel) -> dict[str, Tensor]:
 
 
 def with_wide_heads(model: TextModel) -> TextModel:
-    """Return a model of the same function with wide heads; itself if it has them. InputError as by `wide_size`."""
+    """Return a model of the same function with wide heads; itself if it has them. Raise InputError as `wide_size`."""
     wide = wide_size(model)
     if wide == head_size(model):
         return model

@@ -32,7 +32,7 @@ THROUGH = Check("through", "chain of thought to the end", _pose_to_the_end, Solv
 def checks_of(settings: Filter, task: Task) -> tuple[Check, ...]:
     """Return the checks of a filter in order, without the checks that the task does not have.
 
-    InputError for a check of a user whose code is not loaded.
+    Raise InputError for a check of a user whose code is not loaded.
     """
     by_name = {check.name: check for check in (DIRECT, THROUGH, *task.checks)}
     theirs = (name for name in settings.checks if name not in by_name and name not in CHECK_DOOR.built_in())

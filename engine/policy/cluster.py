@@ -68,7 +68,10 @@ def _join(ray: ModuleType, address: str, count: int) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < count:
         ray.shutdown()
-        raise InputError(f"the cluster at RAY_ADDRESS={address} has {cpus} CPUs, too few for --workers {count}")
+        raise InputError(
+            f"the cluster at RAY_ADDRESS={address} has {cpus} CPUs, too few for --workers {count}; "
+            f"ask for {cpus} at most"
+        )
 
 
 def check_cores(count: int) -> None:

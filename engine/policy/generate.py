@@ -53,7 +53,7 @@ class Assignment:
     blocks: int = 0
 
     def starts(self, blocks: int = 1, first: int = 0) -> range:
-        """Return the index of the first candidate of each group of `blocks` blocks, from a candidate on."""
+        """Return the first candidate of each group of `blocks` blocks; the first group begins at candidate `first`."""
         return range(first, self.count, BLOCK * blocks)
 
     def until(self, end: int) -> "Assignment":

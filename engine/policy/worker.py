@@ -69,7 +69,7 @@ class Worker:
         return prove(self._sampler, *task_and_layout(model))
 
     def solve(self, start: int, assignment: Assignment) -> Improved:
-        """Solve the blocks from a candidate on; see `generate.generate_blocks`."""
+        """Solve the blocks that begin at candidate `start`; see `generate.generate_blocks`."""
         assert self._sampler is not None, "weights are loaded before the first block"
         return generate_blocks(self._sampler, start, assignment, blocks_of_a_call(assignment))[1]
 

@@ -64,7 +64,7 @@ class Rate:
 
     @property
     def share(self) -> float | None:
-        """The share; None of no candidates."""
+        """The share; None without candidates."""
         return self.count / self.of if self.of else None
 
     def as_json(self) -> dict[str, object]:

@@ -62,7 +62,7 @@ def initial_model(run: RunDir, config: RunConfig) -> Model:
 
 
 def new_sector_model(config: RunConfig) -> SectorForCausalLM:
-    """Return a new model of sector's own, with random weights. InputError if it cannot have the keys of `network`."""
+    """Return a new model of sector's own with random weights. Raise InputError for an unknown key of `network`."""
     if unknown := next((key for key in config.network if key not in CHOSEN), None):
         raise InputError(f"network: the preset {config.preset} has no {unknown}; choose from {', '.join(CHOSEN)}")
     learned = {"digit_order": config.digit_order, "task": config.task}

@@ -20,13 +20,13 @@ _MOST_LAYOUTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class PassLayout:
-    """Layout of first passes with these lengths.
+    """Layout of the first pass over prefixes and branches, for all calls with the same lengths.
 
-    sizes: tokens to read of the prefix and of each branch.
+    sizes: count of tokens to read of the prefix, and of each branch.
     spans: the slots that each token attends to, and its own.
     branches: `[U]` the branch of each mark and drafted token.
     steps: `[U]` the step of the choice after it in the random stream.
-    lengths: `[2, J]` slots of each branch, and those of all before it.
+    lengths: `[2, J]` count of slots of each branch, and of all branches before it.
     """
 
     sizes: list[int]
@@ -37,7 +37,7 @@ class PassLayout:
 
 
 class PassLayouts:
-    """The layouts for a device."""
+    """Layouts of first passes on a device; each is made once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

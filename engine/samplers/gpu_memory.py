@@ -87,7 +87,7 @@ class Memory:
         self._contexts: dict[int, Context] = {}
 
     def context(self, slots: int) -> Context:
-        """Return the view for rows of at least `slots` slots. ValueError if there is no memory for one."""
+        """Return the view for rows of at least `slots` slots. Raise ValueError if there is no memory for one."""
         slots = max(_MIN_SLOTS, 1 << (slots - 1).bit_length())
         if slots not in self._contexts:
             (layers, _, hidden), heads = self._model.weights.up.shape, self._model.num_heads

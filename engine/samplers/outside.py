@@ -33,7 +33,7 @@ def offers(member: object) -> TypeGuard[type]:
 
 
 def made(name: str, engine: Callable[..., Sampler], model: Model, num_threads: int | None) -> Sampler:
-    """Return a user's engine with the weights of a model. InputError if it cannot be made, or is incomplete.
+    """Return a user's engine with the weights of a model. Raise InputError if it cannot be made, or is incomplete.
 
     name: name of the engine.
     engine: its class.

@@ -163,7 +163,7 @@ class DeclaredTruth(Truth[DeclaredProblems]):
         return by_index(kinds)
 
     def _step(self, numbers: Numbers, digits: int) -> tuple[str, Numbers]:
-        """Return the digit and the remaining numbers of one problem. InputError if they do not fit."""
+        """Return the digit and the remaining numbers of one problem. Raise InputError if they do not fit."""
         piece, rest = self.declaration.simplify(numbers)
         text = str(piece)
         if len(text) != 1 or text not in "0123456789":
@@ -233,7 +233,7 @@ class DeclaredTask(Task[DeclaredProblems]):
         return answers[..., answers.shape[-1] - width :] if self.order is Join.BEFORE else answers[..., :width]
 
     def parse(self, texts: list[str], digits: int | None = None) -> DeclaredProblems:
-        """Parse problems, padded to one size. InputError names the first text that is not a problem."""
+        """Parse problems, padded to one size. Raise InputError naming the first text that is not a problem."""
         rows = [self.form.read(text) for text in texts]
         digits = max(map(self.form.digits_of, rows), default=1) if digits is None else digits
         return self.form.batch(rows, digits)
@@ -252,7 +252,7 @@ class DeclaredTask(Task[DeclaredProblems]):
 
 
 def as_task(declaration: Declaration) -> Task:
-    """Return the task of a declaration. InputError names the first fault of the declaration."""
+    """Return the task of a declaration. Raise InputError naming the first fault of the declaration."""
     if missing := [name for name in ("name", "example", "problem", "checks") if not hasattr(declaration, name)]:
         raise InputError(f"{type(declaration).__name__} has no {missing[0]}; set it in the class")
     order = _order(declaration)
@@ -272,7 +272,7 @@ def as_task(declaration: Declaration) -> Task:
 
 
 def _order(declaration: Declaration) -> Join:
-    """Return how a declaration joins digits and answers. InputError if it does so in another way."""
+    """Return how a declaration joins digits and answers. Raise InputError if it does so in another way."""
     joined = declaration.join("P", "R")
     if joined not in {order.value for order in Join}:
         raise InputError(f"{declaration.name}: join must return rest + piece, piece + rest, or rest")
@@ -280,19 +280,22 @@ def _order(declaration: Declaration) -> Join:
 
 
 def _form(declaration: Declaration, order: Join) -> Form:
-    """Return the form of the problems of a declaration. InputError if it has none."""
+    """Return the form of the problems of a declaration. Raise InputError if it has none."""
     if not is_plain_name(declaration.name):
         raise InputError(f"{declaration.name!r} is no name of a task; use lower case letters, digits and _")
     fields, end = read_template(declaration.problem), tuple(declaration.end)
     fixed = [field.name for field in fields if field.width]
     if wrong := next((name for name in end if name not in fixed), None):
         raise InputError(
-            f"{declaration.name}: end names {wrong!r}, which is no number of a fixed width in the template"
+            f"{declaration.name}: end names {wrong!r}, which is no number of a fixed width in the template; "
+            f"those are {', '.join(fixed) or 'none'}"
         )
     if len(set(end)) < len(end):
         raise InputError(f"{declaration.name}: end names a number twice; name it once")
     if order is Join.IGNORED and not end:
-        raise InputError(f"{declaration.name}: join returns rest alone, so end must name a number")
+        raise InputError(
+            f"{declaration.name}: join returns rest alone, so the answer is a number of the problem; name it in end"
+        )
     growth = 0 if order is Join.IGNORED else 1
     return Form(declaration.name, declaration.example, fields, end, growth, last_first=order is Join.BEHIND)
 

@@ -70,10 +70,10 @@ def tally(kinds: list[Mistake]) -> dict[str, int]:
 
 
 def index_of(kind: Mistake) -> int:
-    """Return a kind as a number, for tensors."""
+    """Return the number that stands for a kind of mistake in tensors."""
     return _ORDER.index(kind)
 
 
 def by_index(kinds: Tensor) -> list[Mistake]:
-    """Return the kinds of numbers `[B]`, as `index_of` gives them."""
+    """Return the kinds of mistakes with these numbers `[B]`; inverse of `index_of`."""
     return [_ORDER[kind] for kind in kinds.tolist()]

@@ -232,7 +232,7 @@ def _operands(text: str) -> tuple[str, str]:
 
 
 def _parse_written(matches: list[re.Match[str]]) -> Products:
-    """Parse problems of one size as a chain writes them, with their work. InputError if sizes differ."""
+    """Parse problems of one size as a chain writes them, with their work. Raise InputError if sizes differ."""
     width, digits = len(matches[0][1]), len(matches[0][2])
     widths = (width, digits, width, *work_widths(width))
     no_work = ",".join("0" * work_width for work_width in work_widths(width))

@@ -78,7 +78,7 @@ class Subtraction(ColumnTask):
         return _ordered(sums.a, b, sums.carry)
 
     def digits_of(self, text: str) -> int:
-        """Return the digits of the larger number. InputError if it is the second one, which `parse` accepts."""
+        """Return the digits of the larger number. Raise InputError if it is the second one, which `parse` accepts."""
         first, second, borrow = Differences.operands_of(text)
         if int(first) < int(second) + borrow:
             raise InputError(f"{text.strip()!r} has a negative answer; write the larger number first")

@@ -76,7 +76,7 @@ class Task(ABC, Generic[B]):
         return is_written and set(LETTERS).isdisjoint("".join(self.text_marks))
 
     def hint_layout(self, alphabet: Alphabet, order: str) -> Layout[B]:
-        """Return the layout with a letter before each digit. InputError if the task has none.
+        """Return the layout with a letter before each digit. Raise InputError if the task has none.
 
         alphabet: alphabet with `text_marks` and letters.
         order: `msd` or `lsd`.
@@ -86,7 +86,7 @@ class Task(ABC, Generic[B]):
         return HintedNumberText(alphabet, self.writing, DigitOrder(order))
 
     def text_layout(self, alphabet: Alphabet, order: str = "msd") -> Layout[B]:
-        """Return the layout for models of text. InputError if the task has none.
+        """Return the layout for models of text. Raise InputError if the task has none.
 
         alphabet: alphabet with `text_marks`.
         order: `msd` or `lsd`, one of `text_orders`.
@@ -148,11 +148,11 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def parse(self, texts: list[str], digits: int | None = None) -> B:
-        """Parse problems as typed, padded to one size. InputError names the first text that is not a problem."""
+        """Parse problems as typed, padded to one size. Raise InputError naming the first text that is not a problem."""
 
     @abstractmethod
     def digits_of(self, text: str) -> int:
-        """Return N of a problem as typed. InputError as in `parse`."""
+        """Return N of a problem as typed. Raise InputError as in `parse`."""
 
     @abstractmethod
     def swapped(self, problems: B) -> B:
@@ -188,7 +188,7 @@ class Family(Protocol):
 
 
 def one_task(names: Sequence[str]) -> str:
-    """Return the only task among several names. InputError if they differ."""
+    """Return the only task among several names. Raise InputError if they differ."""
     if len(set(names)) > 1:
         raise InputError(f"examples of {' and '.join(sorted(set(names)))} do not go together; train one task at a time")
     return names[0]

@@ -82,7 +82,7 @@ def _called(name: str, function: Callable[[str, str], Result], first: str, secon
 
 
 def _parsed(name: str, problems: B, texts: list[str]) -> B:
-    """Return posed problems as a batch of the digits of `problems`. InputError if one cannot be read."""
+    """Return posed problems as a batch of the digits of `problems`. Raise InputError if one cannot be read."""
     if not texts:
         return problems
     try:

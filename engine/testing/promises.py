@@ -80,7 +80,7 @@ def _texts(task: Task) -> None:
         task.digits_of("12?34")
     except InputError:
         return
-    raise BrokenPromise("12?34 is read as a problem")
+    raise BrokenPromise("12?34 is read as a problem; digits_of should raise InputError")
 
 
 @promise("each step leaves a problem of one digit less, whose answer joins to the whole")
@@ -114,7 +114,8 @@ def _coverage(task: Task) -> None:
     for field, rest, alone in zip(task.form.fields, left, fresh, strict=True):
         if field.width == 1 and (missing := sorted(set(rest.flatten().tolist()) - set(alone.flatten().tolist()))):
             raise BrokenPromise(
-                f"a step leaves {field.name} = {missing[0]}, which draw never gives, so it is never learned"
+                f"a step leaves {field.name} = {missing[0]}, which draw never gives, so it is not learned; let draw "
+                "give it"
             )
 
 
@@ -196,7 +197,9 @@ def _check_relation(check: Check, problems: Batch, answers: Tensor, wrong: Tenso
     """Raise BrokenPromise if a check fails for a right answer, or holds for a wrong one."""
     posed, posed_of_wrong = check.pose(problems, answers), check.pose(problems, wrong)
     if posed is None or posed_of_wrong is None:
-        raise BrokenPromise(f"the check {check.name} poses no problem")
+        raise BrokenPromise(
+            f"the check {check.name} poses no problem for {problems.texts()[0]}; its pose should return one"
+        )
     (other, expected), (again, expected_of_wrong) = posed, posed_of_wrong
     truth, texts = true_answers(other), problems.texts()
     if (failed := ~check.compare(truth, expected)).any():

@@ -66,7 +66,7 @@ class MeanGradient:
             self.target.add_(gradient.flat)
 
     def close(self, digest: str) -> None:
-        """End the cycle in all processes. Raise RuntimeError unless all have weights of this digest."""
+        """End the cycle in all processes. Raise RuntimeError unless the weights of all have this digest."""
         if self._exchange:
             self._exchange.close(digest)
 

@@ -34,7 +34,7 @@ _COPIES: WeakKeyDictionary[nn.Module, Model] = WeakKeyDictionary()
 
 
 def working_model(model: Model, precision: Precision) -> Working:
-    """Return the model that computes gradients of `model`, with the weights that it has now."""
+    """Return the model that computes the gradients: `model` itself in float32, else a copy in that precision."""
     if precision == "float32":
         return Working(model, lambda: None)
     copy = _COPIES.get(model)
