@@ -93,7 +93,7 @@ class CompletionRequest:
 def check_request(model: Model, request: CompletionRequest, logits: Tensor | None) -> None:
     """Raise ValueError unless the tensors have the shapes, dtypes and device that a completion needs."""
     weights, table, device = model.weights, model.table, request.prefix.device
-    classes, hidden = table.num_classes, weights.norm.shape[0]
+    classes, hidden = table.token.num_classes, weights.norm.shape[0]
     layers, features = weights.up.shape[:2]
     dtype = weights.qkv.dtype
     if dtype not in (torch.float32, torch.bfloat16):
@@ -112,8 +112,8 @@ def check_request(model: Model, request: CompletionRequest, logits: Tensor | Non
     for name, shape in shapes.items():
         expect(name, getattr(weights, name), shape, dtype, device)
     expect("rope", weights.rope, (None, 2, hidden // model.num_heads // 2), torch.float32, device)
-    if len(weights.rope) <= table.max_place:
-        raise ValueError(f"rope must reach place {table.max_place}, not {len(weights.rope) - 1}")
+    if len(weights.rope) <= table.token.max_place:
+        raise ValueError(f"rope must reach place {table.token.max_place}, not {len(weights.rope) - 1}")
     if request.temperature < 0:
         raise ValueError(f"temperature must not be negative, got {request.temperature}")
     expect("table.legal", table.legal, (classes,), torch.int32, device)
@@ -141,7 +141,7 @@ def complete_reference(model: Model, request: CompletionRequest, logits: Tensor 
     for branch, length in enumerate(request.lengths):
         cache = list(prefix_cache)
         ids = request.marks[:, branch]
-        output = request.prefix.new_full((len(ids), length), table.pad_id)
+        output = request.prefix.new_full((len(ids), length), table.token.pad_id)
         live = torch.ones_like(ids, dtype=torch.bool)
         for step in range(length):
             hidden = _reference_pass(model, ids[:, None], cache)[:, 0]
@@ -150,7 +150,7 @@ def complete_reference(model: Model, request: CompletionRequest, logits: Tensor 
             output[live, step] = ids[live]
             if logits is not None:
                 logits[branch, live, step] = step_logits[live]
-            live = live & (classes != table.eos) & (classes != table.pad)
+            live = live & (classes != table.token.eos) & (classes != table.token.pad)
             if not live.any():
                 break
         outputs.append(output)
@@ -163,7 +163,7 @@ def _reference_pass(model: Model, ids: Tensor, cache: _Cache) -> Tensor:
     Appends their keys and values to the cache.
     """
     weights, table, (batch, length) = model.weights, model.table, ids.shape
-    cos, sin = weights.rope[ids // table.num_local].unsqueeze(1).unbind(dim=3)
+    cos, sin = weights.rope[ids // table.token.num_local].unsqueeze(1).unbind(dim=3)
     x = weights.embed[table.class_of(ids)]
     past = cache[0][0].shape[2] if cache else 0
     visible = torch.ones(length, past + length, dtype=torch.bool, device=ids.device).tril(past)

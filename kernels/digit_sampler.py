@@ -105,10 +105,10 @@ def sample_digits_reference(
     logits = F.linear(normed, head.classes.float()).masked_fill(~table.may_follow(ids), float("-inf"))
     scores = logits
     if temperature > 0 and stream is not None:
-        scores = logits / temperature + stream.gumbel(table.num_classes)
+        scores = logits / temperature + stream.gumbel(table.token.num_classes)
     classes = scores.argmax(dim=1)
     logprobs = logits.log_softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
-    return Sampled(table.next_ids(ids, classes), logprobs, (classes == table.eos) | (classes == table.pad))
+    return Sampled(table.next_ids(ids, classes), logprobs, (classes == table.token.eos) | (classes == table.token.pad))
 
 
 def sample_digits_kernel(
@@ -153,11 +153,7 @@ def sample_digits_kernel(
         BLOCK_ROWS=block,
         GREEDY=temperature == 0,
         ADDS=update is not None,
-        NUM_LOCAL=table.num_local,
-        NUM_DIGITS=table.num_digits,
-        MAX_PLACE=table.max_place,
-        EOS=table.eos,
-        PAD=table.pad,
+        TOKEN=table.token,
         num_warps=4,
     )
     return out
@@ -182,8 +178,8 @@ def _check(
     expect("hidden", hidden, (count, size), FLOATS, device, contiguous=False)
     expect("ids", ids, (count,), torch.int64, device)
     expect("head.norm", head.norm, (size,), FLOATS, device)
-    expect("head.classes", head.classes, (table.num_classes, size), FLOATS, device)
-    expect("table.legal", table.legal, (table.num_classes,), torch.int32, device)
+    expect("head.classes", head.classes, (table.token.num_classes, size), FLOATS, device)
+    expect("table.legal", table.legal, (table.token.num_classes,), torch.int32, device)
     if update is not None:
         expect("update", update, (count, size), FLOATS, device)
     if temperature < 0:
@@ -226,13 +222,9 @@ def _digit_sampler_kernel(
     BLOCK_ROWS: tl.constexpr,
     GREEDY: tl.constexpr,
     ADDS: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
-    NUM_DIGITS: tl.constexpr,
-    MAX_PLACE: tl.constexpr,
-    EOS: tl.constexpr,
-    PAD: tl.constexpr,
+    TOKEN: tl.constexpr,
 ):
-    NUM_CLASSES: tl.constexpr = 2 * NUM_LOCAL
+    NUM_CLASSES: tl.constexpr = 2 * TOKEN.num_local
     o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_classes = tl.arange(0, NUM_CLASSES)
     m_rows = o_rows < num_rows
@@ -257,7 +249,7 @@ def _digit_sampler_kernel(
     b_logits *= (1.0 / tl.sqrt_rn(b_squares / HIDDEN + eps))[:, None]
 
     b_ids = tl.load(ids_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_legal = tl.load(legal_ptr + class_of(b_ids, NUM_LOCAL))
+    b_legal = tl.load(legal_ptr + class_of(b_ids, TOKEN))
     m_legal = ((b_legal[:, None] >> o_classes[None, :]) & 1) == 1
     b_logits = tl.where(m_legal, b_logits, float("-inf"))
     if GREEDY:
@@ -276,9 +268,9 @@ def _digit_sampler_kernel(
     b_highest = tl.max(b_logits, axis=1)
     b_total = tl.sum(tl.exp(b_logits - b_highest[:, None]), axis=1)
     b_chosen = tl.sum(tl.where(o_classes[None, :] == b_classes[:, None], b_logits, 0.0), axis=1)
-    b_next = next_ids(b_ids, b_classes, mark_base_ptr, NUM_LOCAL, NUM_DIGITS, MAX_PLACE)
+    b_next = next_ids(b_ids, b_classes, mark_base_ptr, TOKEN)
     # The ids may be written in place, and several threads have read each of them.
     tl.debug_barrier()
     tl.store(next_ptr + o_rows, b_next.to(tl.int64), mask=m_rows)
     tl.store(logprobs_ptr + o_rows, b_chosen - b_highest - tl.log(b_total), mask=m_rows)
-    tl.store(stopped_ptr + o_rows, (b_classes == EOS) | (b_classes == PAD), mask=m_rows)
+    tl.store(stopped_ptr + o_rows, (b_classes == TOKEN.eos) | (b_classes == TOKEN.pad), mask=m_rows)

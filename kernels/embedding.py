@@ -20,13 +20,13 @@ def embed(ids: Tensor, weight: Tensor, table: TokenTable) -> tuple[Tensor, Tenso
     weight: `[C, D]` embedding of each class.
     """
     expect("ids", ids, (None,), torch.int64, ids.device)
-    expect("weight", weight, (table.num_classes, None), FLOATS, ids.device)
+    expect("weight", weight, (table.token.num_classes, None), FLOATS, ids.device)
     return (embed_kernel if runs_kernel(ids) else embed_reference)(ids, weight, table)
 
 
 def embed_reference(ids: Tensor, weight: Tensor, table: TokenTable) -> tuple[Tensor, Tensor]:
     """Compute `embed` in plain torch."""
-    return F.embedding(table.class_of(ids), weight).float(), ids // table.num_local
+    return F.embedding(table.class_of(ids), weight).float(), ids // table.token.num_local
 
 
 def embed_kernel(ids: Tensor, weight: Tensor, table: TokenTable) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def embed_kernel(ids: Tensor, weight: Tensor, table: TokenTable) -> tuple[Tensor
             HIDDEN=hidden,
             BLOCK_HIDDEN=width,
             BLOCK_ROWS=block,
-            NUM_LOCAL=table.num_local,
+            TOKEN=table.token,
             num_warps=4,
         )
     return x, places
@@ -62,13 +62,13 @@ def _embed_kernel(
     HIDDEN: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
+    TOKEN: tl.constexpr,
 ):
     o_rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_hidden = tl.arange(0, BLOCK_HIDDEN)[None, :]
     m_rows = o_rows < num_rows
     mask = m_rows[:, None] & (o_hidden < HIDDEN)
     b_ids = tl.load(ids_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_x = tl.load(weight_ptr + class_of(b_ids, NUM_LOCAL)[:, None] * HIDDEN + o_hidden, mask=mask, other=0.0)
+    b_x = tl.load(weight_ptr + class_of(b_ids, TOKEN)[:, None] * HIDDEN + o_hidden, mask=mask, other=0.0)
     tl.store(x_ptr + o_rows[:, None] * HIDDEN + o_hidden, b_x.to(tl.float32), mask=mask)
-    tl.store(places_ptr + o_rows, (b_ids // NUM_LOCAL).to(tl.int64), mask=m_rows)
+    tl.store(places_ptr + o_rows, (b_ids // TOKEN.num_local).to(tl.int64), mask=m_rows)

@@ -90,13 +90,13 @@ def prompt_ids_reference(
     places = place_ids(a.shape[1], variants, table)
     last = places[:, -1:]
     columns = [
-        mark_ids(table.start, variants, table),
+        mark_ids(table.token.start, variants, table),
         places + (a.flip(1) if least_first else a),
-        last + table.end,
-        mark_ids(table.plus, variants, table),
+        last + table.token.end,
+        mark_ids(table.token.plus, variants, table),
         places + (b.flip(1) if least_first else b),
-        last + table.end,
-        last + table.carry_0 + carry.unsqueeze(1),
+        last + table.token.end,
+        last + table.token.carry_0 + carry.unsqueeze(1),
     ]
     return torch.cat(columns, dim=1)
 
@@ -111,18 +111,18 @@ def parse_simplifications_reference(
     lowest = torch.cat(
         [
             places[:, :-1],
-            before + table.end,
-            mark_ids(table.join, variants, table),
+            before + table.token.end,
+            mark_ids(table.token.join, variants, table),
             places[:, :-1],
-            before + table.end,
-            before + table.carry_0,
+            before + table.token.end,
+            before + table.token.carry_0,
             last,
-            last + table.eos,
+            last + table.token.eos,
         ],
         dim=1,
     )
     span = torch.zeros(lowest.shape[1], dtype=torch.int64, device=ids.device)
-    span[:rest] = span[rest + 2 : 2 * rest + 2] = span[2 * rest + 4] = table.num_digits - 1
+    span[:rest] = span[rest + 2 : 2 * rest + 2] = span[2 * rest + 4] = table.token.num_digits - 1
     span[2 * rest + 3] = 1
     values, valid = _parse(ids, lowest, span)
     a, b = values[:, :rest], values[:, rest + 2 : 2 * rest + 2]
@@ -138,8 +138,8 @@ def parse_answers_reference(
 ) -> tuple[Tensor, Tensor]:
     """Compute `parse_answers` in plain torch."""
     places = place_ids(digits + 1, variants, table)
-    lowest = torch.cat([places, places[:, -1:] + table.eos], dim=1)
-    span = torch.tensor([table.num_digits - 1] * (digits + 1) + [0], device=ids.device)
+    lowest = torch.cat([places, places[:, -1:] + table.token.eos], dim=1)
+    span = torch.tensor([table.token.num_digits - 1] * (digits + 1) + [0], device=ids.device)
     values, valid = _parse(ids, lowest, span)
     answers = values[:, :-1]
     return answers.flip(1) if least_first else answers.contiguous(), valid
@@ -166,11 +166,7 @@ def prompt_ids_kernel(
         digits,
         width,
         LEAST_FIRST=least_first,
-        NUM_LOCAL=table.num_local,
-        START=table.start,
-        PLUS=table.plus,
-        END=table.end,
-        CARRY_0=table.carry_0,
+        TOKEN=table.token,
         **blocks,
     )
     return out
@@ -204,13 +200,7 @@ def parse_simplifications_kernel(
         count,
         rest,
         LEAST_FIRST=least_first,
-        NUM_LOCAL=table.num_local,
-        NUM_DIGITS=table.num_digits,
-        START=table.start,
-        JOIN=table.join,
-        END=table.end,
-        CARRY_0=table.carry_0,
-        EOS=table.eos,
+        TOKEN=table.token,
         **blocks,
     )
     return out
@@ -236,10 +226,7 @@ def parse_answers_kernel(
         count,
         length,
         LEAST_FIRST=least_first,
-        NUM_LOCAL=table.num_local,
-        NUM_DIGITS=table.num_digits,
-        START=table.start,
-        EOS=table.eos,
+        TOKEN=table.token,
         **blocks,
     )
     return answers, valid
@@ -259,13 +246,13 @@ def _memory(device: torch.device, *shape: int) -> Tensor:
 
 def place_ids(length: int, variants: Tensor, table: TokenTable) -> Tensor:
     """Return the `[B, length]` ids of the digit 0 at the places of a number."""
-    first = 1 + table.mark_base[table.start - table.num_local + variants].long()
-    return table.num_local * (first.unsqueeze(1) + torch.arange(length, device=variants.device))
+    first = 1 + table.mark_base[table.token.start - table.token.num_local + variants].long()
+    return table.token.num_local * (first.unsqueeze(1) + torch.arange(length, device=variants.device))
 
 
 def mark_ids(kind: int, variants: Tensor, table: TokenTable) -> Tensor:
     """Return the `[B, 1]` ids of a mark in each row's variant."""
-    return (kind - table.num_local + variants).unsqueeze(1)
+    return (kind - table.token.num_local + variants).unsqueeze(1)
 
 
 def _parse(ids: Tensor, lowest: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,13 +288,13 @@ def _check_completions(ids: Tensor, length: int, variants: Tensor, table: TokenT
 def _check_marks(variants: Tensor, table: TokenTable, rows: Tensor) -> None:
     """Raise ValueError unless variants and table fit `rows [B, ...]`."""
     expect("variants", variants, (len(rows),), torch.int64, rows.device)
-    expect("table.mark_base", table.mark_base, (table.num_local,), torch.int32, rows.device)
+    expect("table.mark_base", table.mark_base, (table.token.num_local,), torch.int32, rows.device)
 
 
 @triton.jit
-def first_place(mark_base_ptr, variants, START: tl.constexpr, NUM_LOCAL: tl.constexpr):
+def first_place(mark_base_ptr, variants, TOKEN: tl.constexpr):
     """Return the place of the first digit of a number after marks of these variants."""
-    return 1 + tl.load(mark_base_ptr + (START - NUM_LOCAL) + variants)
+    return 1 + tl.load(mark_base_ptr + (TOKEN.start - TOKEN.num_local) + variants)
 
 
 @triton.jit(do_not_specialize=["num_rows", "digits", "width"])
@@ -316,17 +303,13 @@ def _prompt_kernel(
     b_ptr,  # [B, N]
     carry_ptr,  # [B]
     variants_ptr,  # [B]
-    mark_base_ptr,  # [NUM_LOCAL]
+    mark_base_ptr,  # [num_local]
     out_ptr,  # [B, width]
     num_rows,
     digits,
     width,
     LEAST_FIRST: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
-    START: tl.constexpr,
-    PLUS: tl.constexpr,
-    END: tl.constexpr,
-    CARRY_0: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -336,7 +319,7 @@ def _prompt_kernel(
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
     m_rows = o_rows < num_rows
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     b_carry = tl.load(carry_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
 
     m_a = (o_columns >= 1) & (o_columns <= digits)
@@ -346,12 +329,12 @@ def _prompt_kernel(
     b_digit = tl.load(a_ptr + o_digit, mask=m_rows[:, None] & m_a, other=0)
     b_digit += tl.load(b_ptr + o_digit, mask=m_rows[:, None] & m_b, other=0)
 
-    b_last = NUM_LOCAL * (b_first + digits - 1)
-    b_mark = tl.where(o_columns == 0, START, PLUS) - NUM_LOCAL
+    b_last = TOKEN.num_local * (b_first + digits - 1)
+    b_mark = tl.where(o_columns == 0, TOKEN.start, TOKEN.plus) - TOKEN.num_local
     b_ids = b_mark + b_variant[:, None]
-    b_ids = tl.where((o_columns == digits + 1) | (o_columns == 2 * digits + 3), b_last + END, b_ids)
-    b_ids = tl.where(o_columns == 2 * digits + 4, b_last + CARRY_0 + b_carry[:, None], b_ids)
-    b_ids = tl.where(m_a | m_b, NUM_LOCAL * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
+    b_ids = tl.where((o_columns == digits + 1) | (o_columns == 2 * digits + 3), b_last + TOKEN.end, b_ids)
+    b_ids = tl.where(o_columns == 2 * digits + 4, b_last + TOKEN.carry_0 + b_carry[:, None], b_ids)
+    b_ids = tl.where(m_a | m_b, TOKEN.num_local * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
     m_out = m_rows[:, None] & (o_columns < width)
     tl.store(out_ptr + o_long * width + o_columns, b_ids.to(tl.int64), mask=m_out)
 
@@ -361,7 +344,7 @@ def _simplification_kernel(
     ids_ptr,  # [B, T]
     stride_ids,
     variants_ptr,  # [B]
-    mark_base_ptr,  # [NUM_LOCAL]
+    mark_base_ptr,  # [num_local]
     a_ptr,  # [B, M]
     b_ptr,  # [B, M]
     carry_ptr,  # [B]
@@ -370,13 +353,7 @@ def _simplification_kernel(
     num_rows,
     rest,
     LEAST_FIRST: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
-    NUM_DIGITS: tl.constexpr,
-    START: tl.constexpr,
-    JOIN: tl.constexpr,
-    END: tl.constexpr,
-    CARRY_0: tl.constexpr,
-    EOS: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -391,7 +368,7 @@ def _simplification_kernel(
     m_all = m_rows[:, None] & (o_columns < 2 * rest + 6)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     b_variant = b_variant[:, None]
 
     m_a = o_columns < rest
@@ -400,14 +377,14 @@ def _simplification_kernel(
     m_carry = o_columns == 2 * rest + 3
     m_digit = o_columns == 2 * rest + 4
     i_digit = tl.where(m_a, o_columns, o_columns - rest - 2)
-    b_last = NUM_LOCAL * (b_first + rest)
+    b_last = TOKEN.num_local * (b_first + rest)
     # The lowest id of each column, and the largest offset from it. The last column, E, has no mask and comes first.
-    b_lowest = tl.where(o_columns == rest + 1, JOIN - NUM_LOCAL + b_variant, b_last + EOS)
-    b_lowest = tl.where(m_a | m_b, NUM_LOCAL * (b_first + i_digit), b_lowest)
-    b_lowest = tl.where(m_end, b_last - NUM_LOCAL + END, b_lowest)
-    b_lowest = tl.where(m_carry, b_last - NUM_LOCAL + CARRY_0, b_lowest)
+    b_lowest = tl.where(o_columns == rest + 1, TOKEN.join - TOKEN.num_local + b_variant, b_last + TOKEN.eos)
+    b_lowest = tl.where(m_a | m_b, TOKEN.num_local * (b_first + i_digit), b_lowest)
+    b_lowest = tl.where(m_end, b_last - TOKEN.num_local + TOKEN.end, b_lowest)
+    b_lowest = tl.where(m_carry, b_last - TOKEN.num_local + TOKEN.carry_0, b_lowest)
     b_lowest = tl.where(m_digit, b_last, b_lowest)
-    b_span = tl.where(m_a | m_b | m_digit, NUM_DIGITS - 1, tl.where(m_carry, 1, 0))
+    b_span = tl.where(m_a | m_b | m_digit, TOKEN.num_digits - 1, tl.where(m_carry, 1, 0))
     b_value = b_ids - b_lowest
     m_wrong = m_all & ((b_value < 0) | (b_value > b_span))
     b_valid = tl.sum(m_wrong.to(tl.int32), axis=1) == 0
@@ -427,16 +404,13 @@ def _answer_kernel(
     ids_ptr,  # [B, T]
     stride_ids,
     variants_ptr,  # [B]
-    mark_base_ptr,  # [NUM_LOCAL]
+    mark_base_ptr,  # [num_local]
     answers_ptr,  # [B, length]
     valid_ptr,  # [B]
     num_rows,
     length,
     LEAST_FIRST: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
-    NUM_DIGITS: tl.constexpr,
-    START: tl.constexpr,
-    EOS: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -448,11 +422,11 @@ def _answer_kernel(
     m_all = m_rows[:, None] & (o_columns <= length)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     m_digits = o_columns < length
-    b_end = NUM_LOCAL * (b_first + length - 1) + EOS
-    b_value = b_ids - tl.where(m_digits, NUM_LOCAL * (b_first + o_columns), b_end)
-    m_wrong = m_all & ((b_value < 0) | (b_value > tl.where(m_digits, NUM_DIGITS - 1, 0)))
+    b_end = TOKEN.num_local * (b_first + length - 1) + TOKEN.eos
+    b_value = b_ids - tl.where(m_digits, TOKEN.num_local * (b_first + o_columns), b_end)
+    m_wrong = m_all & ((b_value < 0) | (b_value > tl.where(m_digits, TOKEN.num_digits - 1, 0)))
     b_valid = tl.sum(m_wrong.to(tl.int32), axis=1) == 0
     o_digit = o_long * length + (length - 1 - o_columns if LEAST_FIRST else o_columns)
     b_value = tl.where(b_valid[:, None], b_value, 0)

@@ -79,7 +79,7 @@ def complete_kernel(
     slots = prefix_length + longest
     if max(plan.layers * 2 * plan.tile_rows * slots * plan.hidden, len(request.lengths) * batch * slots) >= 2**31:
         raise ValueError("too many tokens for 32-bit offsets: cut the batch")
-    output = torch.full((len(request.lengths), batch, longest), plan.pad_id, dtype=torch.int64, device=device)
+    output = torch.full((len(request.lengths), batch, longest), plan.token.pad_id, dtype=torch.int64, device=device)
     if logits is not None:
         logits.fill_(float("nan"))
     tiles = num_programs(batch, plan.tile_rows)
@@ -189,10 +189,10 @@ def _rms_norm(x, scratch_ptr, weight_ptr, PLAN: tl.constexpr):
 def _read(ids, weights, PLAN: tl.constexpr):
     """Return embeddings `[M, D]` of ids `[M]`, and cosines and sines `[M, G * K/2]` of the pairs of a head group."""
     columns = tl.arange(0, PLAN.hidden_block)
-    pointers = weights.embed + class_of(ids, PLAN.num_local)[:, None] * PLAN.hidden + columns[None, :]
+    pointers = weights.embed + class_of(ids, PLAN.token)[:, None] * PLAN.hidden + columns[None, :]
     x = tl.load(pointers, mask=(columns < PLAN.hidden)[None, :], other=0.0).to(tl.float32)
     pairs = tl.arange(0, PLAN.group_heads * PLAN.half) % PLAN.half
-    rope = weights.rope + (ids // PLAN.num_local)[:, None] * (2 * PLAN.half) + pairs[None, :]
+    rope = weights.rope + (ids // PLAN.token.num_local)[:, None] * (2 * PLAN.half) + pairs[None, :]
     return x, tl.load(rope), tl.load(rope + PLAN.half)
 
 
@@ -336,9 +336,9 @@ def _layer(
 @triton.jit
 def _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN: tl.constexpr):
     """Return logits `[R, C]` from hidden states `[R, D]` of the tokens `ids [R]`, -inf where illegal."""
-    lanes = tl.arange(0, PLAN.classes)
+    lanes = tl.arange(0, PLAN.token.num_classes)
     logits = _project(_rms_norm(x, scratch_ptr, weights.norm, PLAN), scratch_ptr, weights.head, lanes, PLAN)
-    legal = tl.load(legal_ptr + class_of(ids, PLAN.num_local))
+    legal = tl.load(legal_ptr + class_of(ids, PLAN.token))
     return tl.where((legal[:, None] >> lanes[None, :]) & 1 == 1, logits, float("-inf"))
 
 
@@ -349,11 +349,11 @@ def _choose(
     """Choose the ids `[R]` that follow the tokens `ids [R]` from logits `[R, C]`; return them and which rows end."""
     if SAMPLE:
         zeros = tl.zeros_like(counters)
-        noise = gumbel_lanes(seed, counters, zeros + stage, zeros + step, PLAN.classes)
+        noise = gumbel_lanes(seed, counters, zeros + stage, zeros + step, PLAN.token.num_classes)
         logits = tl.div_rn(logits, tl.zeros_like(logits) + temperature) + noise
     classes = tl.argmax(logits, axis=1)
-    chosen = next_ids(ids, classes, mark_base_ptr, PLAN.num_local, PLAN.num_digits, PLAN.max_place)
-    return chosen, (chosen == PLAN.pad_id) | (classes == PLAN.eos)
+    chosen = next_ids(ids, classes, mark_base_ptr, PLAN.token)
+    return chosen, (chosen == PLAN.token.pad_id) | (classes == PLAN.token.eos)
 
 
 @triton.jit
@@ -369,7 +369,7 @@ def _prefill(
     for first in tl.range(0, prefix_length, TOKENS):
         at = first + tokens % TOKENS
         real = (rows < num_rows) & (at < prefix_length)
-        ids = tl.load(prefix_ptr + rows * prefix_length + at, mask=real, other=PLAN.pad_id).to(tl.int32)
+        ids = tl.load(prefix_ptr + rows * prefix_length + at, mask=real, other=PLAN.token.pad_id).to(tl.int32)
         x, cos, sin = _read(ids, weights, PLAN)
         for layer in tl.range(0, LAST, disable_licm=True):
             x = _layer(
@@ -418,7 +418,7 @@ def _complete_kernel(
 ):
     SLAB: tl.constexpr = PLAN.layers * 2 * PLAN.tile_rows * PLAN.hidden
     seed = (tl.cast(key_high, tl.int64) << 32) | (tl.cast(key_low, tl.int64) & 0xFFFFFFFF)
-    lanes = tl.arange(0, PLAN.classes)
+    lanes = tl.arange(0, PLAN.token.num_classes)
     cache_ptr += tl.program_id(0).to(tl.int64) * SLAB * num_slots
     scratch_ptr += tl.program_id(0) * (PLAN.tile_rows * PLAN.prefill_tokens * PLAN.hidden)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0)):
@@ -428,7 +428,7 @@ def _complete_kernel(
         _prefill(tile, prefix_ptr, num_rows, prefix_length, weights, cache_ptr, scratch_ptr, num_slots, PLAN)
         for branch in tl.range(0, num_branches):
             length = tl.load(lengths_ptr + branch)
-            ids = tl.load(marks_ptr + rows * num_branches + branch, mask=in_batch, other=PLAN.pad_id).to(tl.int32)
+            ids = tl.load(marks_ptr + rows * num_branches + branch, mask=in_batch, other=PLAN.token.pad_id).to(tl.int32)
             live = in_batch
             step = 0
             # Set to 0 when the last row of the tile has ended.
@@ -444,7 +444,7 @@ def _complete_kernel(
                 logits = _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN)
                 at = (branch * num_rows + rows) * longest + step
                 if logits_ptr is not None:
-                    pointers = logits_ptr + at.to(tl.int64)[:, None] * PLAN.classes + lanes[None, :]
+                    pointers = logits_ptr + at.to(tl.int64)[:, None] * PLAN.token.num_classes + lanes[None, :]
                     tl.store(pointers, logits, mask=live[:, None])
                 ids, ended = _choose(
                     logits, ids, mark_base_ptr, seed, counters, stage + branch, step, temperature, SAMPLE, PLAN

@@ -9,6 +9,7 @@ import torch
 
 from sector.kernels._triton import INTERPRETED, next_power_of_2
 from sector.kernels.completion import Model
+from sector.kernels.token_table import TokenConstants
 
 # The smallest extent of any axis that `tl.dot` accepts.
 _MIN_DOT = 16
@@ -27,10 +28,10 @@ class Plan:
     feature_block: features of the feed-forward, of F, that a product takes at a time.
     group_heads: heads, of H, that a product takes at a time.
     inner: hidden components, of D, that a product takes at a time; if it is D, there is no scratch.
-    layers, hidden, heads, features, classes: L, D, H, F, C.
+    layers, hidden, heads, features: L, D, H, F.
     hidden_block: D rounded up to a power of two.
     half: K/2.
-    num_local, num_digits, max_place, eos, pad_id: as in `TokenTable`.
+    token: constants of the tokens.
     interpreted: whether Triton interprets the kernel.
     """
 
@@ -49,12 +50,7 @@ class Plan:
     heads: int
     half: int
     features: int
-    classes: int
-    num_local: int
-    num_digits: int
-    max_place: int
-    eos: int
-    pad_id: int
+    token: TokenConstants
     eps: float
     interpreted: bool
 
@@ -98,12 +94,7 @@ def make_plan(model: Model) -> Plan:
         heads=model.num_heads,
         half=head_dim // 2,
         features=features,
-        classes=model.table.num_classes,
-        num_local=model.table.num_local,
-        num_digits=model.table.num_digits,
-        max_place=model.table.max_place,
-        eos=model.table.eos,
-        pad_id=model.table.pad_id,
+        token=model.table.token,
         eps=model.eps,
         interpreted=INTERPRETED,
     )

@@ -94,7 +94,7 @@ def begin_reference(
     state[SequenceField.OUT] = offsets * num_rows + in_batch * limits + counts
     ids = state[SequenceField.ID] = output[state[SequenceField.OUT] - 1]
     classes = table.class_of(ids)
-    unfinished = (counts < limits) & (classes != table.eos) & (classes != table.pad)
+    unfinished = (counts < limits) & (classes != table.token.eos) & (classes != table.token.pad)
     return state.flatten(1), unfinished.flatten()
 
 
@@ -118,9 +118,7 @@ def begin_kernel(
             num_branches,
             prefix_length,
             stage,
-            NUM_LOCAL=table.num_local,
-            EOS=table.eos,
-            PAD=table.pad,
+            TOKEN=table.token,
             BLOCK_ROWS=block,
             num_warps=4,
         )
@@ -171,9 +169,7 @@ def _begin_kernel(
     num_branches,
     prefix_length,
     stage,
-    NUM_LOCAL: tl.constexpr,
-    EOS: tl.constexpr,
-    PAD: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
     branch = tl.program_id(1)
@@ -200,8 +196,9 @@ def _begin_kernel(
     tl.store(p_state + _SLOT * num_sequences, start + b_count, mask=mask)
     tl.store(p_state + _STEP * num_sequences, b_count, mask=mask)
     tl.store(p_state + _OUT * num_sequences, b_out, mask=mask)
-    b_class = class_of(b_id, NUM_LOCAL)
-    tl.store(unfinished_ptr + o_sequences, (b_count < limit) & (b_class != EOS) & (b_class != PAD), mask=mask)
+    b_class = class_of(b_id, TOKEN)
+    b_goes_on = (b_class != TOKEN.eos) & (b_class != TOKEN.pad)
+    tl.store(unfinished_ptr + o_sequences, (b_count < limit) & b_goes_on, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_sequences", "spare"])

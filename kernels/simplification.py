@@ -43,13 +43,13 @@ def simplification_ids_reference(
     before, last = places[:, -2:-1], places[:, -1:]
     columns = [
         places[:, :-1] + (a.flip(1) if least_first else a),
-        before + table.end,
-        mark_ids(table.join, variants, table),
+        before + table.token.end,
+        mark_ids(table.token.join, variants, table),
         places[:, :-1] + (b.flip(1) if least_first else b),
-        before + table.end,
-        before + table.carry_0 + carry.unsqueeze(1),
+        before + table.token.end,
+        before + table.token.carry_0 + carry.unsqueeze(1),
         last + digit.unsqueeze(1),
-        last + table.eos,
+        last + table.token.eos,
     ]
     return torch.cat(columns, dim=1)
 
@@ -76,12 +76,7 @@ def simplification_ids_kernel(
         count,
         rest,
         LEAST_FIRST=least_first,
-        NUM_LOCAL=table.num_local,
-        START=table.start,
-        JOIN=table.join,
-        END=table.end,
-        CARRY_0=table.carry_0,
-        EOS=table.eos,
+        TOKEN=table.token,
         **blocks,
     )
     return out
@@ -96,17 +91,12 @@ def _simplification_ids_kernel(
     carry_ptr,  # [B]
     digit_ptr,  # [B]
     variants_ptr,  # [B]
-    mark_base_ptr,  # [NUM_LOCAL]
+    mark_base_ptr,  # [num_local]
     out_ptr,  # [B, 2M + 6]
     num_rows,
     rest,
     LEAST_FIRST: tl.constexpr,
-    NUM_LOCAL: tl.constexpr,
-    START: tl.constexpr,
-    JOIN: tl.constexpr,
-    END: tl.constexpr,
-    CARRY_0: tl.constexpr,
-    EOS: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -116,7 +106,7 @@ def _simplification_ids_kernel(
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
     m_rows = o_rows < num_rows
     b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, START, NUM_LOCAL)[:, None]
+    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     b_carry = tl.load(carry_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)[:, None]
     b_split = tl.load(digit_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)[:, None]
 
@@ -127,13 +117,13 @@ def _simplification_ids_kernel(
     b_digit = tl.load(a_ptr + o_long * stride_a + o_digit, mask=m_rows[:, None] & m_a, other=0)
     b_digit += tl.load(b_ptr + o_long * stride_b + o_digit, mask=m_rows[:, None] & m_b, other=0)
 
-    b_last = NUM_LOCAL * (b_first + rest)
-    b_before = b_last - NUM_LOCAL
+    b_last = TOKEN.num_local * (b_first + rest)
+    b_before = b_last - TOKEN.num_local
     # The last column, the end, has no mask and comes first.
-    b_ids = tl.where(o_columns == rest + 1, JOIN - NUM_LOCAL + b_variant[:, None], b_last + EOS)
-    b_ids = tl.where(m_a | m_b, NUM_LOCAL * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
-    b_ids = tl.where((o_columns == rest) | (o_columns == 2 * rest + 2), b_before + END, b_ids)
-    b_ids = tl.where(o_columns == 2 * rest + 3, b_before + CARRY_0 + b_carry, b_ids)
+    b_ids = tl.where(o_columns == rest + 1, TOKEN.join - TOKEN.num_local + b_variant[:, None], b_last + TOKEN.eos)
+    b_ids = tl.where(m_a | m_b, TOKEN.num_local * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
+    b_ids = tl.where((o_columns == rest) | (o_columns == 2 * rest + 2), b_before + TOKEN.end, b_ids)
+    b_ids = tl.where(o_columns == 2 * rest + 3, b_before + TOKEN.carry_0 + b_carry, b_ids)
     b_ids = tl.where(o_columns == 2 * rest + 4, b_last + b_split, b_ids)
     width = 2 * rest + 6
     tl.store(out_ptr + o_long * width + o_columns, b_ids.to(tl.int64), mask=m_rows[:, None] & (o_columns < width))

@@ -13,8 +13,8 @@ from sector.kernels._triton import tl, triton
 
 
 @dataclass(frozen=True, slots=True)
-class TokenTable:
-    """Token constants of the engine.
+class TokenConstants:
+    """Constants of the tokens, which a kernel is compiled with; the launchers pass them as `TOKEN`.
 
     num_digits: classes below it are digits.
     num_local: classes below it have a place.
@@ -22,8 +22,6 @@ class TokenTable:
     end, eos: classes of the end of a number and of a sequence.
     carry_0: class of the carry mark 0; carry_0 + 1 is the carry mark 1.
     start, plus, join, pad: classes of marks; except for `pad`, the first of their variants.
-    legal: `[2 * num_local]` int32, bit j of entry i is set if class j may follow class i.
-    mark_base: `[num_local]` int32, the place before the first digit after each mark, by id.
     """
 
     num_digits: int
@@ -36,15 +34,6 @@ class TokenTable:
     plus: int
     join: int
     pad: int
-    legal: Tensor
-    mark_base: Tensor
-
-    def __post_init__(self) -> None:
-        if self.num_local != 16:
-            raise ValueError(f"kernels hold 16 local classes and 16 marks, not {self.num_local}")
-        for name, tensor, size in (("legal", self.legal, self.num_classes), ("mark_base", self.mark_base, 16)):
-            if tensor.shape != (size,) or tensor.dtype != torch.int32:
-                raise ValueError(f"{name} must be [{size}] int32, not {list(tensor.shape)} {tensor.dtype}")
 
     @property
     def num_classes(self) -> int:
@@ -54,25 +43,47 @@ class TokenTable:
     def pad_id(self) -> int:
         return self.pad - self.num_local
 
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Tokens of the engine, on a device.
+
+    token: the constants.
+    legal: `[2 * num_local]` int32, bit j of entry i is set if class j may follow class i.
+    mark_base: `[num_local]` int32, the place before the first digit after each mark, by id.
+    """
+
+    token: TokenConstants
+    legal: Tensor
+    mark_base: Tensor
+
+    def __post_init__(self) -> None:
+        if self.token.num_local != 16:
+            raise ValueError(f"kernels hold 16 local classes and 16 marks, not {self.token.num_local}")
+        for name, tensor, size in (("legal", self.legal, self.token.num_classes), ("mark_base", self.mark_base, 16)):
+            if tensor.shape != (size,) or tensor.dtype != torch.int32:
+                raise ValueError(f"{name} must be [{size}] int32, not {list(tensor.shape)} {tensor.dtype}")
+
     @property
     def device(self) -> torch.device:
         return self.legal.device
 
     def class_of(self, ids: Tensor) -> Tensor:
         """Return the class of each id; any shape."""
-        return torch.where(ids < self.num_local, ids + self.num_local, ids % self.num_local)
+        return torch.where(ids < self.token.num_local, ids + self.token.num_local, ids % self.token.num_local)
 
     def may_follow(self, ids: Tensor) -> Tensor:
         """Return `[..., 2 * num_local]` bool: the classes that may follow ids `[...]`."""
         bits = self.legal[self.class_of(ids)].unsqueeze(-1)
-        return (bits >> torch.arange(self.num_classes, device=ids.device)) & 1 == 1
+        return (bits >> torch.arange(self.token.num_classes, device=ids.device)) & 1 == 1
 
     def next_ids(self, ids: Tensor, classes: Tensor) -> Tensor:
         """Return the ids of the tokens of `classes` that follow `ids`; all of one shape."""
-        marks = self.mark_base[ids.clamp(max=self.num_local - 1)].long()
-        base = torch.where(ids < self.num_local, marks, ids // self.num_local)
-        places = (base + (classes < self.num_digits)).clamp(max=self.max_place)
-        return torch.where(classes < self.num_local, classes + self.num_local * places, classes - self.num_local)
+        token = self.token
+        marks = self.mark_base[ids.clamp(max=token.num_local - 1)].long()
+        base = torch.where(ids < token.num_local, marks, ids // token.num_local)
+        places = (base + (classes < token.num_digits)).clamp(max=token.max_place)
+        return torch.where(classes < token.num_local, classes + token.num_local * places, classes - token.num_local)
 
 
 def pack_legal(legal: Tensor) -> Tensor:
@@ -83,15 +94,15 @@ def pack_legal(legal: Tensor) -> Tensor:
 
 
 @triton.jit
-def class_of(ids, NUM_LOCAL: tl.constexpr):
+def class_of(ids, TOKEN: tl.constexpr):
     """Return the class of each id of a block."""
-    return tl.where(ids < NUM_LOCAL, ids + NUM_LOCAL, ids % NUM_LOCAL)
+    return tl.where(ids < TOKEN.num_local, ids + TOKEN.num_local, ids % TOKEN.num_local)
 
 
 @triton.jit
-def next_ids(ids, classes, mark_base_ptr, NUM_LOCAL: tl.constexpr, NUM_DIGITS: tl.constexpr, MAX_PLACE: tl.constexpr):
+def next_ids(ids, classes, mark_base_ptr, TOKEN: tl.constexpr):
     """Return the ids of the tokens of `classes` that follow `ids`, int32 blocks of one shape."""
-    is_mark = ids < NUM_LOCAL
-    base = tl.where(is_mark, tl.load(mark_base_ptr + ids, mask=is_mark, other=0), ids // NUM_LOCAL)
-    places = tl.minimum(base + (classes < NUM_DIGITS).to(tl.int32), MAX_PLACE)
-    return tl.where(classes < NUM_LOCAL, classes + NUM_LOCAL * places, classes - NUM_LOCAL)
+    is_mark = ids < TOKEN.num_local
+    base = tl.where(is_mark, tl.load(mark_base_ptr + ids, mask=is_mark, other=0), ids // TOKEN.num_local)
+    places = tl.minimum(base + (classes < TOKEN.num_digits).to(tl.int32), TOKEN.max_place)
+    return tl.where(classes < TOKEN.num_local, classes + TOKEN.num_local * places, classes - TOKEN.num_local)

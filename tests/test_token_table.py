@@ -21,19 +21,17 @@ def _successor_kernel(
     classes_ptr,
     next_ptr,
     num_ids,
-    LOCAL: tl.constexpr,
-    DIGITS: tl.constexpr,
-    MAX_PLACE: tl.constexpr,
+    TOKEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o_ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    o_classes = tl.arange(0, 2 * LOCAL)
+    o_classes = tl.arange(0, TOKEN.num_classes)
     mask = o_ids < num_ids
     b_ids = tl.load(ids_ptr + o_ids, mask=mask, other=0).to(tl.int32)
-    tl.store(classes_ptr + o_ids, token_table.class_of(b_ids, LOCAL), mask=mask)
-    b_from = b_ids[:, None] + tl.zeros([BLOCK, 2 * LOCAL], dtype=tl.int32)
-    b_next = token_table.next_ids(b_from, o_classes[None, :], base_ptr, LOCAL, DIGITS, MAX_PLACE)
-    tl.store(next_ptr + o_ids[:, None] * 2 * LOCAL + o_classes[None, :], b_next, mask=mask[:, None])
+    tl.store(classes_ptr + o_ids, token_table.class_of(b_ids, TOKEN), mask=mask)
+    b_from = b_ids[:, None] + tl.zeros([BLOCK, TOKEN.num_classes], dtype=tl.int32)
+    b_next = token_table.next_ids(b_from, o_classes[None, :], base_ptr, TOKEN)
+    tl.store(next_ptr + o_ids[:, None] * TOKEN.num_classes + o_classes[None, :], b_next, mask=mask[:, None])
 
 
 def test_the_table_says_what_the_engine_says() -> None:
@@ -57,9 +55,7 @@ def test_in_a_kernel_every_class_follows_every_id_alike(kernel_device: torch.dev
         classes,
         successors,
         len(ids),
-        LOCAL=table.num_local,
-        DIGITS=table.num_digits,
-        MAX_PLACE=table.max_place,
+        TOKEN=table.token,
         BLOCK=block,
     )
     assert torch.equal(classes, table.class_of(ids))
@@ -75,7 +71,7 @@ def test_the_sign_bit_is_a_class_too() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"num_local": 8}, "16 local classes", id="classes"),
+        pytest.param({"token": replace(TABLE.token, num_local=8)}, "16 local classes", id="classes"),
         pytest.param({"legal": TABLE.legal.long()}, "legal must be .32. int32", id="dtype"),
         pytest.param({"mark_base": TABLE.mark_base[:9]}, "mark_base must be .16. int32", id="shape"),
     ],

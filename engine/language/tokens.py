@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sector.engine.language.constant import Constant
-from sector.kernels.token_table import TokenTable, pack_legal
+from sector.kernels.token_table import TokenConstants, TokenTable, pack_legal
 
 NUM_CLASSES = 32
 NUM_LOCAL = 16
@@ -102,7 +102,7 @@ def eos_ids() -> list[int]:
 @torch.inference_mode(False)
 def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
     """Return the token table for kernels, cached per device."""
-    return TokenTable(
+    constants = TokenConstants(
         num_digits=NUM_DIGITS,
         num_local=NUM_LOCAL,
         max_place=MAX_PLACE,
@@ -113,9 +113,8 @@ def kernel_table(device: torch.device | str = "cpu") -> TokenTable:
         plus=PLUS,
         join=JOIN,
         pad=PAD,
-        legal=pack_legal(legal_table()).to(device),
-        mark_base=_MARK_BASE.on(device).int(),
     )
+    return TokenTable(constants, pack_legal(legal_table()).to(device), _MARK_BASE.on(device).int())
 
 
 def _legal() -> Tensor:

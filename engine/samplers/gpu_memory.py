@@ -101,7 +101,7 @@ class Memory:
             cache = self._numbers[: rows * row_size].view(layers, 2, rows, heads, slots, hidden // heads)
             output = torch.empty(rows * slots + 1, dtype=torch.int64, device=cache.device)
             idle = output.new_zeros(len(SequenceField), 1)
-            idle[SequenceField.ID] = self._model.table.pad_id
+            idle[SequenceField.ID] = self._model.table.token.pad_id
             idle[SequenceField.ROW] = -1
             idle[SequenceField.OUT] = rows * slots
             self._contexts[slots] = Context(cache, output, idle)

@@ -108,7 +108,7 @@ class Stepwise:
         outputs, parts = context.outputs(batch, lengths), chosen.split(layout.sizes[1:], dim=1)
         counts = ids.new_empty(len(outputs), batch)
         for output, part, draft, count in zip(outputs, parts, drafts, counts, strict=True):
-            accept(output, part, draft, self._model.table.pad_id, count)
+            accept(output, part, draft, self._model.table.token.pad_id, count)
         state, unfinished = begin(
             layout.lengths, prefix_length, counts, context.output, request.rows, request.stage, self._model.table
         )
