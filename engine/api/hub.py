@@ -15,6 +15,7 @@ from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpo
 from sector.engine.models.text import TextModel
 from sector.engine.models.wide_heads import with_wide_heads
 from sector.engine.run.directory import RunDir
+from sector.engine.run.records import RoundMetrics
 from sector.engine.run.steps import OnProgress, no_progress
 from sector.engine.training.dataset import write_table
 
@@ -71,41 +72,49 @@ def export(
     if os.path.lexists(target):
         raise InputError(f"{target} exists; choose another --to")
     check_writable(target, folder=True)
-    config, metrics = source.read_config(), source.metrics()
-    done = [line for line in metrics if line.digits <= source.frontier]
+    done = [line for line in source.metrics() if line.digits <= source.frontier]
     if not done:
         raise InputError(f"{source.root} has no trained weights yet; {made_again(source.root)}")
     aside = target.absolute().with_name(f".{target.absolute().name}.partial")
     try:
         _remove(aside)
-        model = load_checkpoint(source.root)
-        digest = weights_sha256(model)
-        exported = _widened(model) if wide_heads else model
-        save_checkpoint(exported, aside / "model")
-        tables = []
-        for table in exported_rows(source, config, done):
-            tables.append(table)
-            on_progress(len(tables), len(done), f"{table.num_rows} rows")
-        rows = pa.concat_tables(tables)
-        write_table(aside / "dataset" / _PARQUET, rows)
-        evaluation = source.read_evaluation()
-        facts = Exported(
-            config=config,
-            metrics=done,
-            evaluation=evaluation if evaluation and evaluation.weights_sha256 == digest else None,
-            parameters=sum(tensor.numel() for tensor in exported.weights().values()),
-            weights_sha256=digest,
-            wide_heads=exported is not model,
-        )
-        write_text(aside / "model" / "README.md", model_card(facts))
-        write_text(aside / "dataset" / "README.md", dataset_card(facts, rows.num_rows))
+        num_rows, digest = _write(source, done, aside, wide_heads, on_progress)
         os.rename(aside, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         _remove(aside)
-    written = digest if exported is model else weights_sha256(exported)
-    return Export(target / "model", target / "dataset", rows.num_rows, written)
+    return Export(target / "model", target / "dataset", num_rows, digest)
+
+
+def _write(
+    run: RunDir, done: list[RoundMetrics], folder: Path, wide_heads: bool, on_progress: OnProgress
+) -> tuple[int, str]:
+    """Write model and data set with their cards; return the count of rows, and the digest of the written weights.
+
+    done: audits of the phases whose examples are written.
+    """
+    model, config = load_checkpoint(run.root), run.read_config()
+    digest, exported = weights_sha256(model), _widened(model) if wide_heads else model
+    save_checkpoint(exported, folder / "model")
+    tables = []
+    for table in exported_rows(run, config, done):
+        tables.append(table)
+        on_progress(len(tables), len(done), f"{table.num_rows} rows")
+    rows = pa.concat_tables(tables)
+    write_table(folder / "dataset" / _PARQUET, rows)
+    evaluation = run.read_evaluation()
+    facts = Exported(
+        config=config,
+        metrics=done,
+        evaluation=evaluation if evaluation and evaluation.weights_sha256 == digest else None,
+        parameters=sum(tensor.numel() for tensor in exported.weights().values()),
+        weights_sha256=digest,
+        wide_heads=exported is not model,
+    )
+    write_text(folder / "model" / "README.md", model_card(facts))
+    write_text(folder / "dataset" / "README.md", dataset_card(facts, rows.num_rows))
+    return rows.num_rows, digest if exported is model else weights_sha256(exported)
 
 
 def _widened(model: Model) -> Model:
