@@ -89,7 +89,6 @@ class OnnxruntimeGenai(Decoder):
         return np.concatenate([self._decode_batch(self._prompts32[part]) for part in self._parts(rows, batch)])
 
     def _decode_batch(self, prompts: NDArray[np.int32]) -> Ids:
-        """Continue one batch of prompts."""
         rows, length = prompts.shape
         parameters = self._genai.GeneratorParams(self._model)
         parameters.set_search_options(batch_size=rows, max_length=length + self._new_tokens, do_sample=False)

@@ -68,7 +68,6 @@ class GpuCells:
             yield measured(cell, partial(self._figures, dtype, rows, decode))
 
     def _figures(self, dtype: str, rows: int, decode: str) -> dict[str, object]:
-        """Return the figures of a cell."""
         contender = Contender(decode, _sampler(self._model(dtype), decode))
         improved, figures = self._timed(contender, rows, self._arguments.repeats)
         return figures | self._differing(improved)
@@ -101,7 +100,6 @@ class GpuCells:
         return {"compared": rows.stop, "differing": int(differs(self._expected, improved, rows).sum())}
 
     def _workload(self, rows: int) -> Workload:
-        """Return the workload of some rows, all at once."""
         return Workload(self._arguments.digits, rows, batch=0)
 
     def _timed(self, contender: Contender, rows: int, repeats: int) -> tuple[Improved, dict[str, object]]:

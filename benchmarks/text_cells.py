@@ -114,7 +114,6 @@ def _new(shape: str, config: TrainerConfig) -> TextModel:
 
 
 def _shards(arguments: argparse.Namespace, config: TrainerConfig) -> list[Examples]:
-    """Return the examples of a step."""
     draws = generator(0, "text-cells", arguments.digits)
     examples = label(draw_problems(arguments.digits, config.shard_rows * config.num_shards, draws))
     return [examples[start : start + config.shard_rows] for start in range(0, len(examples), config.shard_rows)]

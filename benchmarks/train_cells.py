@@ -57,7 +57,6 @@ class TrainCells:
                 yield measured(cell, partial(self._figures, preset, precision, way, digits))
 
     def _figures(self, preset: str, precision: str, way: str, digits: int) -> dict[str, object]:
-        """Return the figures of a cell."""
         run = run_config({"preset": preset})
         config = self._config(run, precision, way)
         # The curve does not depend on the digits of the timed steps.
@@ -103,7 +102,6 @@ class TrainCells:
         return torch.tensor([loss for _, loss in steps])
 
     def _shards(self, config: TrainerConfig, digits: int, step: int) -> list[Examples]:
-        """Return the examples of a step."""
         rows, count = config.shard_rows, config.num_shards
         examples = label(draw_problems(digits, rows * count, generator(0, "train-cells", digits, step)))
         return [examples[slice(rows * shard, rows * (shard + 1))] for shard in range(count)]

@@ -57,7 +57,6 @@ def _view(result: "Forecast") -> Group:
 
 
 def _row(phase: "PhaseForecast") -> list[str]:
-    """Return a phase as a row of the table."""
     seconds = (phase.seconds_generate, phase.seconds_train, phase.seconds_probe, phase.seconds_audit)
     tokens = (phase.tokens_generated + phase.tokens_trained) / 1e6
     return [

@@ -138,7 +138,6 @@ class Bar:
         self._progress.update(self._task, note=printable(note))
 
     def _print_line(self) -> None:
-        """Print the progress as a line."""
         progress = f"{self._done} of {self._total}" if self._total else ""
         details = ", ".join(part for part in (progress, self._note) if part)
         title = f"{self._title}: {details}" if details else self._title

@@ -124,7 +124,6 @@ def show(
 
 
 def _view(page: "TaskPage", width: int) -> RenderableType:
-    """Return a page for a terminal."""
     from sector.cli.solve import thinking
 
     solution = page.solution

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.language.operands import Problems
-from sector.engine.language.writing import Written
+from sector.engine.language.writing import Writing, Written
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnWriting:
-    """Form of problems that are worked off column by column, and of their steps; a `writing.Writing`.
+class ColumnWriting(Writing[Problems, int]):
+    """Form of problems that are worked off column by column, and of their steps.
 
     problems: class of the problems: sums, or another batch of two operands and a carry.
     """
@@ -57,15 +57,6 @@ class ColumnWriting:
     def answer_width(self, digits: int) -> int:
         """Return N+1."""
         return digits + 1
-
-    @property
-    def answer_place(self) -> int:
-        """Place of the last digit of an answer."""
-        return 0
-
-    def problem_places(self, problems: Problems) -> tuple[int, ...]:
-        """Return the place of the last digit of each number: all begin at 0."""
-        return 0, 0, 0
 
     def step_places(self, rest: Problems) -> tuple[int, ...]:
         """Return the place of the last digit of each number of a step: the digit split off was at place 0."""

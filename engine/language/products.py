@@ -14,7 +14,7 @@ from sector.engine.errors import InputError
 from sector.engine.language.number_layout import NumberLayout
 from sector.engine.language.operands import digit_strings
 from sector.engine.language.rows import RowRecord
-from sector.engine.language.writing import Written
+from sector.engine.language.writing import Writing, Written
 
 
 class Size(NamedTuple):
@@ -92,8 +92,8 @@ class Products(RowRecord):
         return texts
 
 
-class ProductWriting:
-    """Form of products and their steps; a `writing.Writing`. Sizes are `Size`.
+class ProductWriting(Writing[Products, Size]):
+    """Form of products and their steps.
 
     The multiplier has a zero in front, and its most significant digit first in either order: the digit that a step
     takes off is then the last, and the other digits keep their places.
@@ -123,19 +123,6 @@ class ProductWriting:
     def answer_width(self, size: Size) -> int:
         """Return W+M."""
         return sum(size)
-
-    @property
-    def answer_place(self) -> int:
-        """Place of the last digit of an answer."""
-        return 0
-
-    def problem_places(self, problems: Products) -> tuple[int, ...]:
-        """Return the place of the last digit of each number: all begin at 0."""
-        return (0,) * len(self.problem)
-
-    def step_places(self, rest: Products) -> tuple[int, ...]:
-        """Return the place of the last digit of each number of steps: all begin at 0."""
-        return (0,) * len(self.step)
 
     def read_problem(self, numbers: Sequence[Tensor]) -> Products:
         """Return the problems with these numbers.

@@ -31,7 +31,7 @@ class Written:
 
 
 class Writing(Protocol[B, S_contra]):
-    """Form of the problems and steps of a task.
+    """Form of the problems and steps of a task. Numbers begin at place 0, unless a form says otherwise.
 
     problem: numbers of a problem, in writing order.
     step: numbers of a step, in writing order.
@@ -62,15 +62,15 @@ class Writing(Protocol[B, S_contra]):
     @property
     def answer_place(self) -> int:
         """Place of the last digit of an answer, for text that marks places (`number_text.HintedNumberText`)."""
-        ...
+        return 0
 
     def problem_places(self, problems: B) -> Sequence[int]:
         """Return the place of the last digit of each number of the problems."""
-        ...
+        return (0,) * len(self.problem)
 
     def step_places(self, rest: B) -> Sequence[int]:
         """Return the place of the last digit of each number of steps; digits that go together have equal places."""
-        ...
+        return (0,) * len(self.step)
 
     def read_problem(self, numbers: Sequence[Tensor]) -> B:
         """Return the problems with these numbers; inverse of `problem_numbers`.

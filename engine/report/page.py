@@ -138,7 +138,6 @@ def _render(
 
 
 def _environment() -> Environment:
-    """Return the environment of the pages."""
     pages = environment("sector.engine.report", escapes=True)
     pages.filters |= {"percent": _percent, "unbroken": _unbroken, "clock": _clock, "shade": _shade}
     pages.filters |= {"interval": _interval, "share_interval": _share_interval, "collapses": _collapses}

@@ -303,7 +303,6 @@ def _path(measured: _Measured, cycles: Sequence[int], leap: int) -> list[PhaseFo
 
 
 def _round(measured: _Measured, digits: int, cycles: int) -> PhaseForecast:
-    """Return the forecast of a round."""
     settings = measured.config.round
     steps = cycles * settings.cycle_steps
     return PhaseForecast(

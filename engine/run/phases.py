@@ -267,7 +267,6 @@ class Phases:
 
     @cached_property
     def _goals(self) -> Goals:
-        """Goals of the run."""
         return Goals(self._config, self._task, self._layout)
 
     def _all_before(self, phase: Phase) -> list[Phase]:

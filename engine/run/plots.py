@@ -102,7 +102,6 @@ def has_plots(run: RunDir) -> bool:
 
 
 def _pictures(run: RunDir) -> tuple[Path, Path]:
-    """Return the paths of the two plots of a run."""
     return run.plots() / "accuracy.png", run.plots() / "labels.png"
 
 

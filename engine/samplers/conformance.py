@@ -91,7 +91,6 @@ def _demand(is_kept: bool, rule: str) -> None:
 
 
 def _check_attributes(engine: Sampler) -> None:
-    """Check the attributes of an engine."""
     name = getattr(engine, "name", None)
     _demand(isinstance(name, str) and bool(name), f"name is {name!r}; it should be the name in configs")
     _demand(isinstance(engine.device, torch.device), f"device is {engine.device!r}; it should be a torch.device")

@@ -85,7 +85,6 @@ class TextSteps:
             rows, index, count = graph.rows(still, output.shape[1]), index[still], _rounded(left)
 
     def _graph(self, rows: UnderWay, count: int, slots: int) -> "_Graph":
-        """Return the graph of `count` rows and `slots` slots."""
         if (size := self._size(rows, count, slots)) > len(self._memory):
             # Graphs read the memory that they were captured with.
             self._graphs.clear()

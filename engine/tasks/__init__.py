@@ -55,7 +55,6 @@ def find_task(name: str) -> "Task":
 
 @cache
 def _import(name: str) -> "Task":
-    """Return a task of this package."""
     task: Task = import_module(f"{__name__}.{name}").TASK
     assert task.name == name, f"the module {name} holds the task {task.name}"
     return task

@@ -81,7 +81,6 @@ def _added(distance: Tensor, window: int, dtype: torch.dtype) -> Tensor:
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
-    """Return the RMS norm of states."""
     return F.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

@@ -28,14 +28,12 @@ def laid_out_steps(
 def _lay_out_step(
     model: Model, draw_examples: DrawExamples, config: TrainerConfig, seed: int, step: int
 ) -> list[Shard]:
-    """Return the shards of a step."""
     with span("lay out"):
         draws = generator(seed, "augment", step)
         return [_lay_out(model, examples, config, draws) for examples in draw_examples(step)]
 
 
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
-    """Return examples of one length as a shard for a model."""
     if isinstance(model, TextModel):
         if config.zeros:
             examples = with_zeros(examples, int(torch.randint(0, config.zeros + 1, (), generator=draws)))
