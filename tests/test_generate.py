@@ -106,7 +106,7 @@ def solved(sampler: Sampler, asked: Assignment) -> tuple[list[int], Tensor, Impr
 
 def assert_same(improved: Improved, expected: Improved) -> None:
     assert improved.tokens == expected.tokens and improved.verdicts == expected.verdicts
-    lessons = zip(improved.lessons(), expected.lessons(), strict=True)
+    lessons = zip(improved.examples_by_step(), expected.examples_by_step(), strict=True)
     for mine, wanted in lessons:
         assert mine.problems.texts() == wanted.problems.texts() and mine.rest.texts() == wanted.rest.texts()
         assert torch.equal(mine.answers, wanted.answers) and torch.equal(mine.digit, wanted.digit)

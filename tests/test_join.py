@@ -40,12 +40,12 @@ def test_votes_lessons_and_files_have_the_true_answers(task: Largest, tmp_path: 
     settings = STRICT if task.at_once is None else STRICT.model_copy(update={"k": 1})
     improved = improve(model, problems, settings, layout, sampling)
     assert improved.accepted.all()
-    assert len(improved.lessons()) == (1 if task.at_once is None else 5)
+    assert len(improved.examples_by_step()) == (1 if task.at_once is None else 5)
     path = tmp_path / "examples.parquet"
     table = improved_table(improved, torch.arange(ROWS), task.layout("msd"), Provenance(6, 0, "native", ""))
     assert all(set(row["guesses"]) == {row["answer"]} for row in table.to_pylist())
     write_examples(path, table)
-    for lesson in [*improved.lessons(), *read_examples(path).values()]:
+    for lesson in [*improved.examples_by_step(), *read_examples(path).values()]:
         truth = label(lesson.problems)
         assert torch.equal(lesson.answers, truth.answers)
         assert lesson.rest.is_nothing or torch.equal(lesson.digit, truth.digit)

@@ -178,7 +178,7 @@ def test_joined_parts_are_the_tables_of_one_batch(
     asked = Assignment(task, layout, 3, 600, settings, 5, 0.3)
     rows, blocks = zip(*generate_all(sampler, asked), strict=True)
     improved, origin = cat(list(blocks)), Provenance(3, 5, "native", sampler.weights_sha256)
-    assert (len(improved.lessons()) >= lessons) and bool(improved.accepted.any()) == accepts
+    assert (len(improved.examples_by_step()) >= lessons) and bool(improved.accepted.any()) == accepts
     parts = RoundParts(tmp_path / "parts", origin)
     maker = parts.maker(1)
     for first in (500, 0, 250):

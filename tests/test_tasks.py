@@ -220,7 +220,9 @@ def test_lessons_are_as_many_as_a_chain_has_steps(task: Task) -> None:
     problems, model = drawn(task, 4), Knowing(task)
     settings = FILTERS["strict"].model_copy(update={"k": 3})
     improved = improve(model, problems, settings, model.layout("msd"), greedy(problems))
-    assert len(improved.lessons()) == (1 if task.at_once is None else 1 + task.num_simplifications(problems, 3))
+    assert len(improved.examples_by_step()) == (
+        1 if task.at_once is None else 1 + task.num_simplifications(problems, 3)
+    )
 
 
 def test_unknown_tasks_are_named() -> None:

@@ -169,18 +169,18 @@ class Improved(Generic[B]):
         rows, ballot = self.accepted, self.ballot
         return Examples(self.problems[rows], ballot.answers[rows], ballot.rest[rows], ballot.digit[rows])
 
-    def lessons(self) -> list[Examples[B]]:
+    def examples_by_step(self) -> list[Examples[B]]:
         """Return the examples to distill: the accepted ones, and one set per further step of their chains.
 
         The problems of a further step are the remaining problems of the step before; their answers lack its digit.
         """
-        lessons, rows = [self.examples()], self.accepted
+        sets, rows = [self.examples()], self.accepted
         for step in self.ballot.chain[1:]:
-            lessons.append(Examples(*_remaining(lessons[-1]), step.rest[rows], step.digit[rows]))
+            sets.append(Examples(*_remaining(sets[-1]), step.rest[rows], step.digit[rows]))
         if self.ballot.chain:
-            problems, answers = _remaining(lessons[-1])
-            lessons.append(Examples(problems, answers, problems.without_digits(), answers[:, -1]))
-        return lessons
+            problems, answers = _remaining(sets[-1])
+            sets.append(Examples(problems, answers, problems.without_digits(), answers[:, -1]))
+        return sets
 
 
 def _remaining(examples: Examples[B]) -> tuple[B, Tensor]:

@@ -55,8 +55,8 @@ class Label(Record):
     """Counts of the candidates."""
     decided: Count
     """Candidates with a decided vote."""
-    lessons: Count
-    """Rows of examples of each accepted candidate."""
+    examples_each: Count
+    """Examples of each accepted candidate."""
     seconds: Seconds
     """Seconds that the part took."""
     origin: PartOrigin
@@ -101,7 +101,7 @@ class RoundPartMaker:
             first=start,
             fates=Fates.of(block),
             decided=block.num_decided,
-            lessons=len(block.lessons()),
+            examples_each=len(block.examples_by_step()),
             seconds=time.perf_counter() - began,
             origin=PartOrigin.of(self.provenance),
         )
@@ -178,10 +178,10 @@ class RoundParts:
     def examples(self) -> pa.Table:
         """Return the examples of all parts in the order of one batch: first steps of all chains, then second ones."""
         parts = self._read(_EXAMPLES)
-        lessons = max(label.lessons for label in self.labels.values())
+        each = max(label.examples_each for label in self.labels.values())
         steps = []
-        for step in range(lessons):
-            rows = [part.slice(step * (part.num_rows // lessons), part.num_rows // lessons) for part in parts]
+        for step in range(each):
+            rows = [part.slice(step * (part.num_rows // each), part.num_rows // each) for part in parts]
             steps.append(_joined(rows, SCHEMA))
         return pa.concat_tables(steps)
 

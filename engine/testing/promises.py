@@ -253,7 +253,7 @@ def _drafts(task: Task) -> None:
             )
 
 
-@promise("a model that knows the truth is accepted by every filter, and its lessons are true")
+@promise("a model that knows the truth is accepted by every filter, and its examples are true")
 def _accepted(task: Task) -> None:
     problems = drawn(task, 4)
     truth = true_answers(problems)
@@ -265,12 +265,12 @@ def _accepted(task: Task) -> None:
                 f"the filter {name} rejects the right answer to {problems.texts()[row]}: {improved.verdicts[row]}"
             )
         hold(torch.equal(improved.ballot.answers, truth), f"the vote on {problems.texts()[0]} is not the truth")
-    for lesson in _improve(Knowing(task), problems, FILTERS["strict"]).lessons():
-        known = label(lesson.problems)
+    for examples in _improve(Knowing(task), problems, FILTERS["strict"]).examples_by_step():
+        known = label(examples.problems)
         hold(
-            torch.equal(lesson.answers, known.answers)
-            and (lesson.rest.is_nothing or lesson.rest.texts() == known.rest.texts()),
-            f"a lesson of {lesson.problems.texts()[0]} is not its truth",
+            torch.equal(examples.answers, known.answers)
+            and (examples.rest.is_nothing or examples.rest.texts() == known.rest.texts()),
+            f"an example of {examples.problems.texts()[0]} is not its truth",
         )
 
 

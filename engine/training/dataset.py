@@ -108,13 +108,13 @@ def improved_table(improved: Improved, rows: Tensor, layout: Layout, provenance:
     ballot = improved.ballot
     k = ballot.guesses.shape[1]
     tables = []
-    for step, lesson in enumerate(improved.lessons()):
+    for step, examples in enumerate(improved.examples_by_step()):
         # Without the digits split off before, a guess of the whole answer is one of the remaining problem's.
-        guesses = task_of(lesson.problems).rest_answers(ballot.guesses[keep], lesson.problems.answer_width)
+        guesses = task_of(examples.problems).rest_answers(ballot.guesses[keep], examples.problems.answer_width)
         flat = plain_decimals(guesses.flatten(0, 1))
         tables.append(
             _table(
-                lesson,
+                examples,
                 layout,
                 provenance,
                 # The fast policy was asked the whole problem, not the remaining ones.
