@@ -21,7 +21,8 @@ class Solver:
     policy: `fast`, `slow` or `improved`.
     settings: vote and checks of the improved policy.
     seed: seed of sampling.
-    temperature: 0 is greedy.
+
+    A solver is greedy; the temperature of `settings` is for generation.
     """
 
     sampler: Sampler
@@ -29,7 +30,6 @@ class Solver:
     policy: str
     settings: Filter
     seed: int = 0
-    temperature: float = 0.0
 
     def answer_fast(self, problems: Batch) -> tuple[Tensor, Tensor]:
         """Return the fast answers `[B, W]` and which of them parsed `[B]`."""
@@ -47,4 +47,4 @@ class Solver:
     def _sampling(self, problems: Batch) -> Sampling:
         """Return the random streams of a batch; the row counters start at 0 for each batch."""
         rows = torch.arange(len(problems))
-        return Sampling(self.temperature, stream_seed(self.seed, "solve"), rows, stage=0)
+        return Sampling(0.0, stream_seed(self.seed, "solve"), rows, stage=0)
