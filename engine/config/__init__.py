@@ -1,7 +1,7 @@
 """Settings of a run: names, types, ranges, defaults and meanings; reading and writing them as TOML.
 
-Open `run.py` first: all settings, a file per section. The defaults were found by measuring (log.md); the paper does not
-state its own.
+May import: `tasks` and below. Open `run.py` first: all settings, a file per section. The defaults were found by
+measuring (log.md); the paper does not state its own.
 """
 
 from sector.engine.config.checks import CHECK_DOOR, CHECKS, MAX_CHECKS, REMAINDER, SHIFTED
