@@ -11,8 +11,8 @@
 #   train_tiny_text training steps of text-tiny with CUDA graphs and without: speed, and the loss beside the CPU's
 #   text_train text-tiny teaches itself from 6 to 29 digits; the part text takes it
 #   train_text training steps of the shape of SmolLM2-135M with each setting that saves memory: speed and memory
-#   pretrained SmolLM2-135M, or another model at PRETRAINED, teaches itself from 3 digits on by examples/smollm2.toml, for 8
-#              minutes; called again with the same STATE it goes on. Not among the default parts
+#   pretrained SmolLM2-135M, or another model at PRETRAINED, teaches itself from 3 digits on by examples/smollm2.toml,
+#              for 8 minutes; called again with the same STATE it goes on. Not among the default parts
 #   kernels    each kernel by itself, and the limits of the hardware
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
 #   hf         the same with `generate` of transformers
@@ -30,8 +30,8 @@
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs), vllm.json, text.json. The exit code is
 # the number of parts that failed.
 #
-# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), PRETRAINED (a folder with safetensors, or
-# a GGUF file; without it the part `pretrained` takes random weights of the shape of SmolLM2-135M, which show speed and
+# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), PRETRAINED (a folder with safetensors
+# or a GGUF file; without it the part `pretrained` takes random weights of the shape of SmolLM2-135M, which show speed and
 # memory), SECTOR_COMMIT (the commit, where git cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU,
 # tests only collected).
 set -uo pipefail
