@@ -26,8 +26,8 @@ from sector.engine.errors import InputError
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import Model
-from sector.engine.models.ordinary import new_text_model
-from sector.engine.models.sector import best_device, new_model
+from sector.engine.models.sector import best_device
+from sector.engine.run.plan import new_sector_model, start_of_text
 from sector.engine.seeding import generator
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 from sector.engine.training.supervised import label
@@ -126,13 +126,8 @@ class Bench:
 
 def _new(run: RunConfig, device: torch.device) -> Model:
     """Return a new model of the preset of a run on a device."""
-    model: Any
-    if run.is_text:
-        model = new_text_model(run.preset, 0, run.network)
-        model.learns(run.task, run.text_layout, run.digit_order)
-    else:
-        model = new_model(run.preset, 0)
-    return model.to(device)
+    model = start_of_text(run) if run.is_text else new_sector_model(run)
+    return model.to(device)  # type: ignore[arg-type]
 
 
 def _arguments() -> argparse.Namespace:
