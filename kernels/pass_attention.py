@@ -123,6 +123,30 @@ def _product(x, y):
     return tl.dot(x, y, input_precision="tf32x3")
 
 
+@triton.jit
+def _sees(o_slots, b_slot, b_start, prefix_length):
+    """Return `[T, S]` whether each token attends to each slot: the kernel's `Spans.visible`."""
+    b_own = (o_slots[None, :] < prefix_length) | (o_slots[None, :] >= b_start[:, None])
+    return b_own & (o_slots[None, :] <= b_slot[:, None])
+
+
+@triton.jit
+def _attend(b_scores, b_values, b_most, b_total, b_sum):
+    """Add slots to a softmax: return its largest score `[T]`, sum of weights `[T]` and sum of values `[T, K]`.
+
+    b_scores: `[T, S]`, -inf where a token does not attend to a slot.
+    b_values: `[S, K]`.
+    """
+    b_new = tl.maximum(b_most, tl.max(b_scores, axis=1))
+    # Tokens that saw no slot yet have no maximum.
+    b_finite = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_shares = tl.exp(b_scores - b_finite[:, None])
+    b_kept = tl.exp(b_most - b_finite)
+    b_total = b_total * b_kept + tl.sum(b_shares, axis=1)
+    b_sum = b_sum * b_kept[:, None] + _product(round_to(b_shares, b_values.dtype), b_values)
+    return b_new, b_total, b_sum
+
+
 # Strides are fixed for a cache, and specialized, as in `decode_attention`.
 @triton.jit(
     do_not_specialize=["length", "prefix_length", "num_heads"],
@@ -170,8 +194,7 @@ def _pass_attention_kernel(
     b_sum = tl.zeros([BLOCK_TOKENS, BLOCK_SIZE], tl.float32)
     for start in range(0, last + 1, BLOCK_SLOTS):
         o_slots = start + tl.arange(0, BLOCK_SLOTS)
-        b_own = (o_slots[None, :] < prefix_length) | (o_slots[None, :] >= b_start[:, None])
-        b_visible = b_own & (o_slots[None, :] <= b_slot[:, None])
+        b_visible = _sees(o_slots, b_slot, b_start, prefix_length)
         # Not the blocks of another branch.
         if tl.max(b_visible.to(tl.int32)) > 0:
             o_past = o_cache + o_slots[:, None] * stride_slot
@@ -179,15 +202,7 @@ def _pass_attention_kernel(
             b_keys = tl.load(keys_ptr + o_past, mask=m_past, other=0.0)
             b_values = tl.load(values_ptr + o_past, mask=m_past, other=0.0)
             b_scores = tl.where(b_visible, _product(b_queries, tl.trans(b_keys)) * scale, float("-inf"))
-            b_new = tl.maximum(b_most, tl.max(b_scores, axis=1))
-            # Tokens that saw no slot yet have no maximum.
-            b_finite = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_shares = tl.exp(b_scores - b_finite[:, None])
-            b_kept = tl.exp(b_most - b_finite)
-            b_total = b_total * b_kept + tl.sum(b_shares, axis=1)
-            b_shares = round_to(b_shares, values_ptr.dtype.element_ty)
-            b_sum = b_sum * b_kept[:, None] + _product(b_shares, b_values)
-            b_most = b_new
+            b_most, b_total, b_sum = _attend(b_scores, b_values, b_most, b_total, b_sum)
     # Tokens past the end saw none.
     b_total = tl.where(m_tokens, b_total, 1.0)
     b_out = round_to(b_sum / b_total[:, None], out_ptr.dtype.element_ty)
