@@ -62,12 +62,14 @@ class Spans:
 def pass_attention(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) -> Tensor:
     """Return the attended values `[B, T, HK]`.
 
-    queries: `[B, T, H, K]`, rotated.
+    queries: `[B, T, H, K]`, rotated. They may be the last tokens of more: only a row's must be side by side.
     keys, values: `[>= B, H, S, K]` the cache, of equal strides, without NaN; row b of the batch is row b of the cache.
     spans: the slots that each token attends to.
     """
     batch, length, heads, size = queries.shape
-    expect("queries", queries, (None, None, None, None), FLOATS, queries.device)
+    expect("queries", queries, (None, None, None, None), FLOATS, queries.device, contiguous=False)
+    if queries.stride(0) % (heads * size) or not queries[:1].is_contiguous():
+        raise ValueError(f"queries must have rows of whole tokens, side by side, not strides {queries.stride()}")
     expect("keys", keys, (None, heads, None, size), queries.dtype, queries.device, contiguous=False)
     expect("values", values, tuple(keys.shape), queries.dtype, queries.device, contiguous=False)
     expect("slots", spans.slots, (length,), torch.int64, queries.device)
@@ -102,6 +104,7 @@ def pass_attention_kernel(queries: Tensor, keys: Tensor, values: Tensor, spans: 
         keys.stride(1),
         keys.stride(2),
         length,
+        queries.stride(0) // (heads * size),
         spans.prefix_length,
         heads,
         size**-0.5,
@@ -149,12 +152,12 @@ def _attend(b_scores, b_values, b_most, b_total, b_sum):
 
 # Strides are fixed for a cache, and specialized, as in `decode_attention`.
 @triton.jit(
-    do_not_specialize=["length", "prefix_length", "num_heads"],
+    do_not_specialize=["length", "row_tokens", "prefix_length", "num_heads"],
     # Spans may begin at any token.
     do_not_specialize_on_alignment=["slots_ptr", "starts_ptr"],
 )
 def _pass_attention_kernel(
-    queries_ptr,  # [B, T, H, K]
+    queries_ptr,  # [B, row_tokens, H, K], of which each row's first T are read
     keys_ptr,  # [B, H, S, K]
     values_ptr,  # [B, H, S, K]
     slots_ptr,  # [T]
@@ -164,6 +167,7 @@ def _pass_attention_kernel(
     stride_head,
     stride_slot,
     length,
+    row_tokens,
     prefix_length,
     num_heads,
     scale,
@@ -184,7 +188,8 @@ def _pass_attention_kernel(
     b_start = tl.load(starts_ptr + o_tokens, mask=m_tokens, other=0).to(tl.int32)
     last = tl.max(b_slot)
 
-    o_queries = (i_row * length + o_tokens)[:, None] * (num_heads * SIZE) + i_head * SIZE + o_size
+    o_head = o_tokens[:, None] * (num_heads * SIZE) + i_head * SIZE + o_size
+    o_queries = i_row * row_tokens * (num_heads * SIZE) + o_head
     m_queries = m_tokens[:, None] & m_size
     b_queries = tl.load(queries_ptr + o_queries, mask=m_queries, other=0.0)
     o_cache = i_row * stride_row + i_head * stride_head + o_size
@@ -206,4 +211,4 @@ def _pass_attention_kernel(
     # Tokens past the end saw none.
     b_total = tl.where(m_tokens, b_total, 1.0)
     b_out = round_to(b_sum / b_total[:, None], out_ptr.dtype.element_ty)
-    tl.store(out_ptr + o_queries, b_out, mask=m_queries)
+    tl.store(out_ptr + i_row * length * (num_heads * SIZE) + o_head, b_out, mask=m_queries)
