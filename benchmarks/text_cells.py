@@ -8,7 +8,6 @@ The peak on a CPU includes memory that the allocator keeps from earlier cells: m
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sector.benchmarks.cells import measured, names, timed_steps
+from sector.benchmarks.cells import measured, names, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import TrainerConfig, run_config
@@ -133,8 +132,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in lines(_arguments()):
-        print(json.dumps(line), flush=True)
+    printed(lines(_arguments()))
 
 
 if __name__ == "__main__":

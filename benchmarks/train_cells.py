@@ -9,7 +9,6 @@ that fails is a line that says why. A cell trains a new model on the GPU, or on 
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.benchmarks.cells import measured, names, numbers, timed_steps
+from sector.benchmarks.cells import measured, names, numbers, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import RunConfig, TrainerConfig, run_config
@@ -145,8 +144,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in Bench(_arguments()).lines():
-        print(json.dumps(line), flush=True)
+    printed(Bench(_arguments()).lines())
 
 
 if __name__ == "__main__":
