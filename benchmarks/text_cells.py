@@ -8,13 +8,12 @@ The peak on a CPU includes memory that the allocator keeps from earlier cells: m
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sector.benchmarks.cells import measured, names, timed_steps
+from sector.benchmarks.cells import measured, names, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.benchmarks.random_model import SHAPES, random_model
@@ -102,8 +101,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in lines(_arguments()):
-        print(json.dumps(line), flush=True)
+    printed(lines(_arguments()))
 
 
 if __name__ == "__main__":
