@@ -5,8 +5,9 @@ that fails is a line that says why.
 """
 
 import gc
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from sector.engine.config import TrainerConfig
@@ -25,6 +26,15 @@ def measured(cell: Line, measure: Callable[[], Line]) -> Line:
         return cell | {"failed": f"{type(error).__name__}: {error}"[:2000]}
     finally:
         gc.collect()
+
+
+def printed(lines: Iterable[Line]) -> list[Line]:
+    """Print lines as they come, as JSON, and return them."""
+    found = []
+    for line in lines:
+        found.append(line)
+        print(json.dumps(line), flush=True)
+    return found
 
 
 def timed_steps(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check and measure everything on a GPU, part by part: tests, benchmarks, training and profiles.
 #
-#     benchmarks/gpu.sh OUT [PART...]        default: all parts, in the order below
+#     benchmarks/gpu.sh OUT [PART...]        default: parts in the order below
 #
 #   check      the versions, and every package that is missing
 #   tests      the kernel and engine tests, compiled, in several processes
@@ -11,6 +11,8 @@
 #   train_tiny_text training steps of text-tiny with CUDA graphs and without: speed, and the loss beside the CPU's
 #   text_train text-tiny teaches itself from 6 to 29 digits; the part text takes it
 #   train_text training steps of the shape of SmolLM2-135M with each setting that saves memory: speed and memory
+#   pretrained SmolLM2-135M, or another model at PRETRAINED, teaches itself from 3 digits on by examples/smollm2.toml,
+#              for 8 minutes; called again with the same STATE it goes on. Not among the default parts
 #   kernels    each kernel by itself, and the limits of the hardware
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
 #   hf         the same with `generate` of transformers
@@ -28,8 +30,10 @@
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs), vllm.json, text.json. The exit code is
 # the number of parts that failed.
 #
-# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), SECTOR_COMMIT (the commit, where git
-# cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU, tests only collected).
+# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), PRETRAINED (a folder with safetensors
+# or a GGUF file; without it the part `pretrained` takes random weights of the shape of SmolLM2-135M, which show speed and
+# memory), SECTOR_COMMIT (the commit, where git cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU,
+# tests only collected).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '$d;s/^# \{0,1\}//'; exit 2; }
@@ -43,12 +47,18 @@ mkdir -p "$out" "$STATE"
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
 # Arguments that a rehearsal adds.
-small_cells=() small_steps=() small_steps_text=() small_text=() collect=() rehearse=() small_bench=(--count 250)
+small_cells=() small_steps=() small_steps_text=() small_text=() small_shape=() small_run=() collect=() rehearse=()
+small_bench=(--count 250)
 if [ -n "${REHEARSE-}" ]; then
   small_cells=(--rows 8 --digits 6 --compare 8 --repeats 1) collect=(--collect-only) rehearse=(--rehearse)
   small_steps=(--presets tiny --rows 2 --digits 6 --steps 2 --compare 3) small_bench=(--count 4 --digits 6)
   small_steps_text=(--presets text-tiny)
-  small_text=(--shape rehearsal --rows 2 --digits 3 --steps 1)
+  small_text=(--shape rehearsal --rows 2 --digits 3 --steps 1) small_shape=(--shape rehearsal)
+  # The supervised phase alone: a few steps teach nothing that a round could accept.
+  small_run=(--until 3)
+  for setting in supervised.{cycle_steps=2,max_cycles=1,examples=8,trainer.shard_rows=2} round.probe=2 audit_samples=2; do
+    small_run+=(--set "$setting")
+  done
 fi
 
 # The folders of this checkout as the package, whatever is installed, and without make.
@@ -130,6 +140,13 @@ for part in "$@"; do
         --compare 20 "${small_steps[@]}" "${small_steps_text[@]}"
       ;;
     text_train) train text 900 --preset text-tiny --until 29 ;;
+    pretrained)
+      start=${PRETRAINED:-$STATE/random}
+      [ -n "${PRETRAINED-}" ] || run_part random 120 "$PYTHON" -m sector.benchmarks.random_model "$start" "${small_shape[@]}"
+      engine=(--engine native)
+      [ -z "${REHEARSE-}" ] && "$PYTHON" -c 'import vllm' 2>/dev/null && engine=()
+      train pretrained 480 --config examples/smollm2.toml --pretrained "$start" "${engine[@]}" "${small_run[@]}"
+      ;;
     train_text) lines train_text 240 text_cells "${small_text[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;
     vllm)

@@ -11,7 +11,6 @@ cell is a kernel by itself.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from sector.benchmarks.cells import measured, names, numbers
+from sector.benchmarks.cells import measured, names, numbers, printed
 from sector.benchmarks.contest import Contender, Contest, ContestResult, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
@@ -148,8 +147,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Print the lines."""
-    for line in GpuCells(_arguments()).lines():
-        print(json.dumps(line), flush=True)
+    printed(GpuCells(_arguments()).lines())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sector.benchmarks.cells import printed
 from sector.benchmarks.small_run import SECTOR, write_record
 
 SHARES = (0.1, 0.5, 0.9)
@@ -94,11 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     names = ("model", "digits", "count", "part_rows", "workers")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    rows = []
-    for row in strikes(words, options.times):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    write_record(options.json, "kills", rows=rows)
+    write_record(options.json, "kills", rows=printed(strikes(words, options.times)))
 
 
 if __name__ == "__main__":

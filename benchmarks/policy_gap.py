@@ -9,11 +9,11 @@ the accepted.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from sector.benchmarks.cells import numbers
+from sector.benchmarks.cells import numbers, printed
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS, Filter
 from sector.engine.models.checkpoint import open_trained, task_and_layout
@@ -68,12 +68,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args()
-    rows = []
-    for path in options.models:
-        for found in gaps(path, options.digits, options.count, options.seed):
-            rows.append(found)
-            print(json.dumps(found), flush=True)
-    write_record(options.json, "policy_gap", rows=rows)
+    found = (gaps(path, options.digits, options.count, options.seed) for path in options.models)
+    write_record(options.json, "policy_gap", rows=printed(chain.from_iterable(found)))
 
 
 if __name__ == "__main__":

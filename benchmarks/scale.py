@@ -16,7 +16,6 @@ their process, and parts take differently long; the files must have the same byt
 import argparse
 import asyncio
 import hashlib
-import json
 import math
 import os
 import random
@@ -32,7 +31,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sector.benchmarks.cells import numbers
+from sector.benchmarks.cells import numbers, printed
 from sector.benchmarks.small_run import write_record
 from sector.engine.config import FILTERS
 from sector.engine.models.checkpoint import Model, load_checkpoint, task_and_layout
@@ -196,13 +195,10 @@ def main() -> None:
     setup = work_of(arguments.candidates, arguments.part_rows)
     costs = measured_costs(setup)
     weather = Weather(arguments.rate, costs.table + costs.encode, arguments.spread, arguments.deaths)
-    print(json.dumps({"costs_of_a_block": _named(costs)}), flush=True)
-    cells = []
-    for count in arguments.workers:
-        cells.append(scaled(setup, count, arguments.processes, weather, costs))
-        print(json.dumps(cells[-1]), flush=True)
+    printed([{"costs_of_a_block": _named(costs)}])
+    cells = printed(scaled(setup, count, arguments.processes, weather, costs) for count in arguments.workers)
     same = {cell["sha256"] for cell in cells} == {undisturbed(setup)}
-    print(json.dumps({"same_bytes": same}))
+    printed([{"same_bytes": same}])
     write_record(arguments.json, "scale", costs=_named(costs), weather=_named(weather), cells=cells, same_bytes=same)
 
 

@@ -8,13 +8,13 @@ output is one JSON object per length.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from sector.benchmarks.cells import printed
 from sector.engine.language.layout import Mode
 from sector.engine.policy.improve import answer_fast
 from sector.engine.run.audit import answers_correct, simplification_mistakes
@@ -50,8 +50,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for line in measure(options.model, options.digits, options.samples, options.seed):
-        print(json.dumps(line), flush=True)
+    printed(measure(options.model, options.digits, options.samples, options.seed))
 
 
 if __name__ == "__main__":

@@ -8,55 +8,26 @@ The peak on a CPU includes memory that the allocator keeps from earlier cells: m
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from sector.benchmarks.cells import measured, names, timed_steps
+from sector.benchmarks.cells import measured, names, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
+from sector.benchmarks.random_model import SHAPES, random_model
 from sector.engine.config import TrainerConfig, run_config
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.adapter import AdaptedModel
 from sector.engine.models.checkpoint import trained_parameters
-from sector.engine.models.ordinary import character_tokenizer
 from sector.engine.models.sector import best_device
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
 from sector.engine.training.distill import start_training, tune_allocator
 from sector.engine.training.supervised import label
 
-# Keys of configs of transformers. The first is that of HuggingFaceTB/SmolLM2-135M; the other is for rehearsals.
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "rope_theta": 100_000.0,
-        "tie_word_embeddings": True,
-    },
-    "rehearsal": {
-        "model_type": "llama",
-        "vocab_size": 2048,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "tie_word_embeddings": True,
-    },
-}
 # Settings of training by the name of a cell.
 CELLS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -105,10 +76,7 @@ def _figures(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[st
 
 def _new(shape: str, config: TrainerConfig) -> TextModel:
     """Return a model of a shape with random weights, on the device of the measurement."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[shape], eos_token_id=2))
-    model = TextModel(made, character_tokenizer(), shape)
+    model = random_model(shape)
     model.to(best_device())
     return AdaptedModel(model, config.lora_rank, (), 0, Path(shape)) if config.lora_rank else model
 
@@ -132,8 +100,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in lines(_arguments()):
-        print(json.dumps(line), flush=True)
+    printed(lines(_arguments()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ that fails is a line that says why. A cell trains a new model on the GPU, or on 
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.benchmarks.cells import measured, names, numbers, timed_steps
+from sector.benchmarks.cells import measured, names, numbers, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import RunConfig, TrainerConfig, run_config
@@ -26,8 +25,8 @@ from sector.engine.errors import InputError
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import Model
-from sector.engine.models.ordinary import new_text_model
-from sector.engine.models.sector import best_device, new_model
+from sector.engine.models.sector import best_device
+from sector.engine.run.plan import new_sector_model, start_of_text
 from sector.engine.seeding import generator
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
 from sector.engine.training.supervised import label
@@ -124,13 +123,8 @@ class TrainCells:
 
 def _new(run: RunConfig, device: torch.device) -> Model:
     """Return a new model of the preset of a run on a device."""
-    model: Any
-    if run.is_text:
-        model = new_text_model(run.preset, 0, run.network)
-        model.learns(run.task, run.text_layout, run.digit_order)
-    else:
-        model = new_model(run.preset, 0)
-    return model.to(device)
+    model = start_of_text(run) if run.is_text else new_sector_model(run)
+    return model.to(device)  # type: ignore[arg-type]
 
 
 def _arguments() -> argparse.Namespace:
@@ -148,8 +142,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the lines."""
     tune_allocator()
-    for line in TrainCells(_arguments()).lines():
-        print(json.dumps(line), flush=True)
+    printed(TrainCells(_arguments()).lines())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,23 @@ from sector.engine.api.settings import chosen_settings
 from sector.engine.config import Values, parse_settings
 
 
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Model that a command uses, and the task that it must have learned.
+
+    Raise InputError if the model has learned another task than a user names.
+    """
+
+    model: options.Model
+    task: options.ModelTask = None
+
+    def __post_init__(self) -> None:
+        # Here, since the import loads torch.
+        from sector.engine.api.choice import check_task
+
+        check_task(self.model, self.task)
+
+
 class EngineArguments(TypedDict):
     """Arguments of the functions of `engine/api` that generate tokens."""
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sector.cli import _options as options
+from sector.cli._groups import ModelOptions, with_groups
 from sector.cli._output import Output, table
 from sector.engine.api.settings import chosen_engine, filter_settings, lengths_of
 from sector.engine.config import MOST, parse_settings
@@ -23,8 +24,9 @@ Isa = Literal["native", "avx2"]
 _LINED: dict[str, object] = {"box": SIMPLE, "padding": 0, "show_edge": False}
 
 
+@with_groups
 def bench(
-    model: options.Model,
+    named: ModelOptions,
     engine: Annotated[
         str,
         options.option(
@@ -67,7 +69,6 @@ def bench(
     ] = None,
     settings: options.VllmSettings = None,
     seed: options.Seed = 0,
-    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the speed of engines that run the improved policy on the same model and problems.
@@ -92,17 +93,15 @@ def bench(
     from sector.benchmarks.contest import Workload
     from sector.benchmarks.record import BenchOptions
     from sector.benchmarks.record import bench as measure
-    from sector.engine.api.choice import check_task
     from sector.engine.files import check_writable, write_text
 
     output = Output(as_json)
-    check_task(model, task)
     if out:
         check_writable(out)
     names = list(dict.fromkeys(chosen_engine(name.strip()) for name in engine.split(",")))
     workloads = [Workload(length, count, size) for length in lengths_of(digits) for size in _sizes(batch)]
     measured = BenchOptions(
-        model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,
+        named.model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,
         savings=savings, kernels=kernels, training=training, peers=peers,
         engine_settings=parse_settings(settings or ()),
     )  # fmt: skip

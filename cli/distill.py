@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sector.cli import _options as options
+from sector.cli._groups import ModelOptions, with_groups
 from sector.cli._output import Output
 from sector.cli._streams import printable
 from sector.engine.config import MOST, WINDOW_ROWS
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from sector.engine.run.steps import DistillRecord
 
 
+@with_groups
 def distill(
-    model: options.Model,
+    named: ModelOptions,
     data: options.Data,
     out: Annotated[Path, options.option("DIR", "Checkpoint directory to create.")],
     replay: options.Replay = None,
@@ -28,7 +30,6 @@ def distill(
         options.number("N", "Most rows of a folder in memory at a time.", 1, MOST, show_default=str(WINDOW_ROWS)),
     ] = None,
     seed: options.Seed = 0,
-    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a model on examples that the filter accepted, as in one round.
@@ -50,15 +51,13 @@ def distill(
       sector distill --model c12 --data thirteen/ --out c13
       torchrun --nproc-per-node 2 --no-python sector distill ...
     """
-    from sector.engine.api.choice import check_task
     from sector.engine.run.steps import distill_files
     from sector.engine.training.torchrun import leads
 
     output = Output(as_json)
-    check_task(model, task)
     with output.progress("distilling") as bar:
         record = distill_files(
-            model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
+            named.model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
         )
     if leads():
         output.data(record.as_json(), lambda: _view(record))

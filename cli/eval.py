@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from sector.cli import _options as options
-from sector.cli._groups import EngineOptions, with_groups
+from sector.cli._groups import EngineOptions, ModelOptions, with_groups
 from sector.cli._output import Output, table, unwrapped
 from sector.engine.config import MOST, parse_settings
 from sector.engine.errors import InputError
@@ -26,7 +26,7 @@ _COLORS = ((0.98, "green"), (0.9, "yellow"), (0.0, "red"))
 def evaluate(
     *,
     context: typer.Context,
-    model: options.Model,
+    named: ModelOptions,
     digits: Annotated[str, options.option("LENGTHS", "Digits per operand, as in 7, 1-29 or 3,5,8-10.")] = "1-29",
     samples: Annotated[
         int, options.number("N", "Problems per length, and per family of hard problems.", 1, MOST)
@@ -47,7 +47,6 @@ def evaluate(
     seed: options.Seed = 0,
     gym: options.Gym = None,
     gym_settings: options.GymSettings = None,
-    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure exact-match accuracy by length, with Wilson 95 % intervals; print a table and draw a picture.
@@ -68,17 +67,15 @@ def evaluate(
       sector eval --model addition --gym chain_sum --gym-set max_terms=2
     """
     from sector.engine.api.accuracy import evaluate as measure
-    from sector.engine.api.choice import check_task
     from sector.engine.api.gym import evaluate_gym
 
     output = Output(as_json)
-    check_task(model, task)
     if gym is not None:
         _refuse(context, "digits", "suite", "out")
         with output.progress(f"evaluating {gym}, {policy} policy") as bar:
             scores = evaluate_gym(
-                gym, model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed, on_progress=bar.at,
-                **chosen.arguments,
+                gym, named.model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed,
+                on_progress=bar.at, **chosen.arguments,
             )  # fmt: skip
         output.data(scores.as_json(), lambda: _gym_view(scores))
         return
@@ -86,8 +83,9 @@ def evaluate(
         raise InputError("--gym-set changes a generator; name it with --gym")
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = measure(
-            model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at, **chosen.arguments
-        )
+            named.model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at,
+            **chosen.arguments,
+        )  # fmt: skip
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Interrupted
-from sector.cli._groups import EngineOptions, with_groups
+from sector.cli._groups import EngineOptions, ModelOptions, with_groups
 from sector.cli._output import Output, unwrapped
 from sector.engine.config import MOST
 from sector.engine.shares import percent
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @with_groups
 def generate(
-    model: options.Model,
+    named: ModelOptions,
     digits: options.Digits,
     count: Annotated[int, options.number("M", "Number of problems to try.", 1, MOST)],
     # Not a Path, which would drop the slash at the end.
@@ -27,7 +27,6 @@ def generate(
     temperature: options.Temperature = 0.0,
     hard_share: options.HardShare = options.DEFAULTS.hard_share,
     seed: options.Seed = 0,
-    task: options.ModelTask = None,
     workers: options.Workers = None,
     part_rows: options.PartRows = None,
     compression: options.PartCompression = None,
@@ -47,17 +46,16 @@ def generate(
       sector generate --model c9 --digits 9 --count 90 --out 9.parquet --workers 2
       sector generate --model c9 --digits 9 --count 1000000 --out nine/
     """
-    from sector.engine.api.choice import check_task
     from sector.engine.api.labels import generate as label
     from sector.engine.api.labels import is_folder
 
     output = Output(as_json)
-    check_task(model, task)
     try:
         with output.progress(f"generating {digits} digits") as bar:
             labels = label(
-                model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed, workers=workers,
-                part_rows=part_rows, compression=compression, on_progress=bar.at, **chosen.arguments,
+                named.model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed,
+                workers=workers, part_rows=part_rows, compression=compression, on_progress=bar.at,
+                **chosen.arguments,
             )  # fmt: skip
     except KeyboardInterrupt as error:
         kept = "finished parts are kept, and the same command goes on" if is_folder(out) else "nothing is written"

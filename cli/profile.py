@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sector.cli import _options as options
 from sector.cli._errors import Command, CommandGroup
-from sector.cli._groups import EngineOptions, with_groups
+from sector.cli._groups import EngineOptions, ModelOptions, with_groups
 from sector.cli._output import Output, table
 from sector.engine.api.settings import filter_settings
 from sector.engine.config import MOST, parse_settings
@@ -50,7 +50,7 @@ profile = typer.Typer(
 def generate(
     *,
     context: typer.Context,
-    model: options.Model,
+    named: ModelOptions,
     digits: options.Digits,
     out: Out,
     count: Annotated[int, options.number("M", "Number of problems per step.", 1, MOST)] = 250,
@@ -59,7 +59,6 @@ def generate(
     chosen: EngineOptions,
     seed: options.Seed = 0,
     nsight: Nsight = False,
-    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Profile generating. A step runs the improved policy on one block of problems.
@@ -74,23 +73,22 @@ def generate(
       sector profile generate --model runs/first --digits 20 --out profile --json
     """
     from sector.benchmarks.profiling import Recording, profile_generate
-    from sector.engine.api.choice import check_task
 
     output = Output(as_json)
-    check_task(model, task)
     checks = filter_settings(chosen.filter_name, chosen.k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
-            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine, settings=checks,
-            seed=seed, engine_settings=parse_settings(chosen.settings or ()),
+            named.model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine,
+            settings=checks, seed=seed, engine_settings=parse_settings(chosen.settings or ()),
         )  # fmt: skip
     _show(report, context, out, output)
 
 
 @profile.command(cls=Command)
+@with_groups
 def distill(
     context: typer.Context,
-    model: options.Model,
+    named: ModelOptions,
     data: options.Data,
     out: Out,
     replay: options.Replay = None,
@@ -98,7 +96,6 @@ def distill(
     steps: Steps = 10,
     seed: options.Seed = 0,
     nsight: Nsight = False,
-    task: options.ModelTask = None,
     as_json: options.Json = False,
 ) -> None:
     """Profile distilling. A step is one training step; the weights are not saved.
@@ -112,13 +109,11 @@ def distill(
       sector profile distill --model c12 --data 13.parquet --out profile --json
     """
     from sector.benchmarks.profiling import Recording, profile_distill
-    from sector.engine.api.choice import check_task
 
     output = Output(as_json)
-    check_task(model, task)
     with output.progress("profiling distill") as bar:
         recording = Recording(out, skip, steps, nsight, bar.at)
-        report = profile_distill(model, data, replay or [], seed, recording)
+        report = profile_distill(named.model, data, replay or [], seed, recording)
     _show(report, context, out, output)
 
 

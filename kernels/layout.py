@@ -292,9 +292,21 @@ def _check_marks(variants: Tensor, table: TokenTable, rows: Tensor) -> None:
 
 
 @triton.jit
-def first_place(mark_base_ptr, variants, TOKEN: tl.constexpr):
-    """Return the place of the first digit of a number after marks of these variants."""
-    return 1 + tl.load(mark_base_ptr + (TOKEN.start - TOKEN.num_local) + variants)
+def rows_of_program(variants_ptr, mark_base_ptr, num_rows, TOKEN: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Return the rows `[R]` of a program, whether each exists, its variant `[R, 1]` and the place of first digits."""
+    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    m_rows = o_rows < num_rows
+    b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
+    b_first = 1 + tl.load(mark_base_ptr + (TOKEN.start - TOKEN.num_local) + b_variant)
+    return o_rows, m_rows, b_variant[:, None], b_first[:, None]
+
+
+@triton.jit
+def simplification_digits(o_columns, rest):
+    """Return which columns of a simplification hold digits of a' and of b', and the index in the number of each."""
+    m_a = o_columns < rest
+    m_b = (o_columns >= rest + 2) & (o_columns <= 2 * rest + 1)
+    return m_a, m_b, tl.where(m_a, o_columns, o_columns - rest - 2)
 
 
 @triton.jit(do_not_specialize=["num_rows", "digits", "width"])
@@ -314,12 +326,9 @@ def _prompt_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Write prompts. Columns: `<` 0, a 1..N, `)` N+1, `+` N+2, b N+3..2N+2, `)` 2N+3, c 2N+4."""
-    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_rows, m_rows, b_variant, b_first = rows_of_program(variants_ptr, mark_base_ptr, num_rows, TOKEN, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
-    m_rows = o_rows < num_rows
-    b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     b_carry = tl.load(carry_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
 
     m_a = (o_columns >= 1) & (o_columns <= digits)
@@ -331,7 +340,7 @@ def _prompt_kernel(
 
     b_last = TOKEN.num_local * (b_first + digits - 1)
     b_mark = tl.where(o_columns == 0, TOKEN.start, TOKEN.plus) - TOKEN.num_local
-    b_ids = b_mark + b_variant[:, None]
+    b_ids = b_mark + b_variant
     b_ids = tl.where((o_columns == digits + 1) | (o_columns == 2 * digits + 3), b_last + TOKEN.end, b_ids)
     b_ids = tl.where(o_columns == 2 * digits + 4, b_last + TOKEN.carry_0 + b_carry[:, None], b_ids)
     b_ids = tl.where(m_a | m_b, TOKEN.num_local * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
@@ -361,22 +370,16 @@ def _simplification_kernel(
 
     columns a' 0..M-1, `)` M, `&` M+1, b' M+2..2M+1, `)` 2M+2, c' 2M+3, d 2M+4, E 2M+5.
     """
-    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_rows, m_rows, b_variant, b_first = rows_of_program(variants_ptr, mark_base_ptr, num_rows, TOKEN, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
-    m_rows = o_rows < num_rows
     m_all = m_rows[:, None] & (o_columns < 2 * rest + 6)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
-    b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
-    b_variant = b_variant[:, None]
 
-    m_a = o_columns < rest
-    m_b = (o_columns >= rest + 2) & (o_columns <= 2 * rest + 1)
+    m_a, m_b, i_digit = simplification_digits(o_columns, rest)
     m_end = (o_columns == rest) | (o_columns == 2 * rest + 2)
     m_carry = o_columns == 2 * rest + 3
     m_digit = o_columns == 2 * rest + 4
-    i_digit = tl.where(m_a, o_columns, o_columns - rest - 2)
     b_last = TOKEN.num_local * (b_first + rest)
     # The lowest id of each column, and the largest offset from it. The last column, E, has no mask and comes first.
     b_lowest = tl.where(o_columns == rest + 1, TOKEN.join - TOKEN.num_local + b_variant, b_last + TOKEN.eos)
@@ -415,14 +418,11 @@ def _answer_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Parse answers. Columns: the digits of the answer 0..length-1, then the end E."""
-    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_rows, m_rows, _, b_first = rows_of_program(variants_ptr, mark_base_ptr, num_rows, TOKEN, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
-    m_rows = o_rows < num_rows
     m_all = m_rows[:, None] & (o_columns <= length)
     b_ids = tl.load(ids_ptr + o_long * stride_ids + o_columns, mask=m_all, other=0).to(tl.int32)
-    b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     m_digits = o_columns < length
     b_end = TOKEN.num_local * (b_first + length - 1) + TOKEN.eos
     b_value = b_ids - tl.where(m_digits, TOKEN.num_local * (b_first + o_columns), b_end)

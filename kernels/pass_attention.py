@@ -62,12 +62,14 @@ class Spans:
 def pass_attention(queries: Tensor, keys: Tensor, values: Tensor, spans: Spans) -> Tensor:
     """Return the attended values `[B, T, HK]`.
 
-    queries: `[B, T, H, K]`, rotated.
+    queries: `[B, T, H, K]`, rotated. They may be the last tokens of more: only a row's must be side by side.
     keys, values: `[>= B, H, S, K]` the cache, of equal strides, without NaN; row b of the batch is row b of the cache.
     spans: the slots that each token attends to.
     """
     batch, length, heads, size = queries.shape
-    expect("queries", queries, (None, None, None, None), FLOATS, queries.device)
+    expect("queries", queries, (None, None, None, None), FLOATS, queries.device, contiguous=False)
+    if queries.stride(0) % (heads * size) or not queries[:1].is_contiguous():
+        raise ValueError(f"queries must have rows of whole tokens, side by side, not strides {queries.stride()}")
     expect("keys", keys, (None, heads, None, size), queries.dtype, queries.device, contiguous=False)
     expect("values", values, tuple(keys.shape), queries.dtype, queries.device, contiguous=False)
     expect("slots", spans.slots, (length,), torch.int64, queries.device)
@@ -102,6 +104,7 @@ def pass_attention_kernel(queries: Tensor, keys: Tensor, values: Tensor, spans: 
         keys.stride(1),
         keys.stride(2),
         length,
+        queries.stride(0) // (heads * size),
         spans.prefix_length,
         heads,
         size**-0.5,
@@ -123,14 +126,38 @@ def _product(x, y):
     return tl.dot(x, y, input_precision="tf32x3")
 
 
+@triton.jit
+def _sees(o_slots, b_slot, b_start, prefix_length):
+    """Return `[T, S]` whether each token attends to each slot: the kernel's `Spans.visible`."""
+    b_own = (o_slots[None, :] < prefix_length) | (o_slots[None, :] >= b_start[:, None])
+    return b_own & (o_slots[None, :] <= b_slot[:, None])
+
+
+@triton.jit
+def _attend(b_scores, b_values, b_most, b_total, b_sum):
+    """Add slots to a softmax: return its largest score `[T]`, sum of weights `[T]` and sum of values `[T, K]`.
+
+    b_scores: `[T, S]`, -inf where a token does not attend to a slot.
+    b_values: `[S, K]`.
+    """
+    b_new = tl.maximum(b_most, tl.max(b_scores, axis=1))
+    # Tokens that saw no slot yet have no maximum.
+    b_finite = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_shares = tl.exp(b_scores - b_finite[:, None])
+    b_kept = tl.exp(b_most - b_finite)
+    b_total = b_total * b_kept + tl.sum(b_shares, axis=1)
+    b_sum = b_sum * b_kept[:, None] + _product(round_to(b_shares, b_values.dtype), b_values)
+    return b_new, b_total, b_sum
+
+
 # Strides are fixed for a cache, and specialized, as in `decode_attention`.
 @triton.jit(
-    do_not_specialize=["length", "prefix_length", "num_heads"],
+    do_not_specialize=["length", "row_tokens", "prefix_length", "num_heads"],
     # Spans may begin at any token.
     do_not_specialize_on_alignment=["slots_ptr", "starts_ptr"],
 )
 def _pass_attention_kernel(
-    queries_ptr,  # [B, T, H, K]
+    queries_ptr,  # [B, row_tokens, H, K], of which each row's first T are read
     keys_ptr,  # [B, H, S, K]
     values_ptr,  # [B, H, S, K]
     slots_ptr,  # [T]
@@ -140,6 +167,7 @@ def _pass_attention_kernel(
     stride_head,
     stride_slot,
     length,
+    row_tokens,
     prefix_length,
     num_heads,
     scale,
@@ -160,7 +188,8 @@ def _pass_attention_kernel(
     b_start = tl.load(starts_ptr + o_tokens, mask=m_tokens, other=0).to(tl.int32)
     last = tl.max(b_slot)
 
-    o_queries = (i_row * length + o_tokens)[:, None] * (num_heads * SIZE) + i_head * SIZE + o_size
+    o_head = o_tokens[:, None] * (num_heads * SIZE) + i_head * SIZE + o_size
+    o_queries = i_row * row_tokens * (num_heads * SIZE) + o_head
     m_queries = m_tokens[:, None] & m_size
     b_queries = tl.load(queries_ptr + o_queries, mask=m_queries, other=0.0)
     o_cache = i_row * stride_row + i_head * stride_head + o_size
@@ -170,8 +199,7 @@ def _pass_attention_kernel(
     b_sum = tl.zeros([BLOCK_TOKENS, BLOCK_SIZE], tl.float32)
     for start in range(0, last + 1, BLOCK_SLOTS):
         o_slots = start + tl.arange(0, BLOCK_SLOTS)
-        b_own = (o_slots[None, :] < prefix_length) | (o_slots[None, :] >= b_start[:, None])
-        b_visible = b_own & (o_slots[None, :] <= b_slot[:, None])
+        b_visible = _sees(o_slots, b_slot, b_start, prefix_length)
         # Not the blocks of another branch.
         if tl.max(b_visible.to(tl.int32)) > 0:
             o_past = o_cache + o_slots[:, None] * stride_slot
@@ -179,16 +207,8 @@ def _pass_attention_kernel(
             b_keys = tl.load(keys_ptr + o_past, mask=m_past, other=0.0)
             b_values = tl.load(values_ptr + o_past, mask=m_past, other=0.0)
             b_scores = tl.where(b_visible, _product(b_queries, tl.trans(b_keys)) * scale, float("-inf"))
-            b_new = tl.maximum(b_most, tl.max(b_scores, axis=1))
-            # Tokens that saw no slot yet have no maximum.
-            b_finite = tl.where(b_new == float("-inf"), 0.0, b_new)
-            b_shares = tl.exp(b_scores - b_finite[:, None])
-            b_kept = tl.exp(b_most - b_finite)
-            b_total = b_total * b_kept + tl.sum(b_shares, axis=1)
-            b_shares = round_to(b_shares, values_ptr.dtype.element_ty)
-            b_sum = b_sum * b_kept[:, None] + _product(b_shares, b_values)
-            b_most = b_new
+            b_most, b_total, b_sum = _attend(b_scores, b_values, b_most, b_total, b_sum)
     # Tokens past the end saw none.
     b_total = tl.where(m_tokens, b_total, 1.0)
     b_out = round_to(b_sum / b_total[:, None], out_ptr.dtype.element_ty)
-    tl.store(out_ptr + o_queries, b_out, mask=m_queries)
+    tl.store(out_ptr + i_row * length * (num_heads * SIZE) + o_head, b_out, mask=m_queries)

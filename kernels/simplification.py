@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sector.kernels._triton import expect, runs_kernel, tl, triton
-from sector.kernels.layout import first_place, launch_shape, mark_ids, place_ids
+from sector.kernels.layout import launch_shape, mark_ids, place_ids, rows_of_program, simplification_digits
 from sector.kernels.token_table import TokenTable
 
 
@@ -101,18 +101,13 @@ def _simplification_ids_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Write simplifications. Columns as in `layout._simplification_kernel`."""
-    o_rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_rows, m_rows, b_variant, b_first = rows_of_program(variants_ptr, mark_base_ptr, num_rows, TOKEN, BLOCK_ROWS)
     o_long = o_rows.to(tl.int64)[:, None]
     o_columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
-    m_rows = o_rows < num_rows
-    b_variant = tl.load(variants_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)
-    b_first = first_place(mark_base_ptr, b_variant, TOKEN)[:, None]
     b_carry = tl.load(carry_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)[:, None]
     b_split = tl.load(digit_ptr + o_rows, mask=m_rows, other=0).to(tl.int32)[:, None]
 
-    m_a = o_columns < rest
-    m_b = (o_columns >= rest + 2) & (o_columns <= 2 * rest + 1)
-    i_digit = tl.where(m_a, o_columns, o_columns - rest - 2)
+    m_a, m_b, i_digit = simplification_digits(o_columns, rest)
     o_digit = rest - 1 - i_digit if LEAST_FIRST else i_digit
     b_digit = tl.load(a_ptr + o_long * stride_a + o_digit, mask=m_rows[:, None] & m_a, other=0)
     b_digit += tl.load(b_ptr + o_long * stride_b + o_digit, mask=m_rows[:, None] & m_b, other=0)
@@ -120,7 +115,7 @@ def _simplification_ids_kernel(
     b_last = TOKEN.num_local * (b_first + rest)
     b_before = b_last - TOKEN.num_local
     # The last column, the end, has no mask and comes first.
-    b_ids = tl.where(o_columns == rest + 1, TOKEN.join - TOKEN.num_local + b_variant[:, None], b_last + TOKEN.eos)
+    b_ids = tl.where(o_columns == rest + 1, TOKEN.join - TOKEN.num_local + b_variant, b_last + TOKEN.eos)
     b_ids = tl.where(m_a | m_b, TOKEN.num_local * (b_first + i_digit) + b_digit.to(tl.int32), b_ids)
     b_ids = tl.where((o_columns == rest) | (o_columns == 2 * rest + 2), b_before + TOKEN.end, b_ids)
     b_ids = tl.where(o_columns == 2 * rest + 3, b_before + TOKEN.carry_0 + b_carry, b_ids)

@@ -16,7 +16,8 @@ from sector.engine.training import distill
 from sector.engine.training.batches import mixed_batches
 from sector.engine.training.distill import schedule, start_training, train_cycle
 from sector.engine.training.fused_model import branch_states
-from sector.engine.training.place_rows import lay_out
+from sector.engine.training.laid_out_steps import laid_out_steps
+from sector.engine.training.place_rows import Rows, lay_out
 from sector.engine.training.supervised import label
 
 PLAIN = TrainerConfig(gap_share=0.0)
@@ -83,6 +84,22 @@ def test_gaps_move_columns_together_and_carry_no_loss_across(widest: int) -> Non
     plain = lay_out(some, DigitOrder.MSD, PLAIN, generator(2))
     kept = rows.targets != -100
     assert torch.equal(rows.targets[kept], plain.targets[kept])
+
+
+@pytest.mark.parametrize("longest", [6, 250], ids=str)
+def test_zeros_in_front_make_examples_of_all_lengths_up_to_the_longest_legal(longest: int) -> None:
+    some = examples(longest, 16)
+    model = new_model("tiny", 0)
+    config = TrainerConfig(gap_share=0.0, zeros=8)
+    counts = set()
+    for step in laid_out_steps(model, lambda step: [some], range(100), config, seed=3):
+        shard = step[0]
+        assert isinstance(shard, Rows)
+        digits = shard.targets[:, : shard.answer_length - 1]
+        count = digits.shape[1] - some.problems.answer_width
+        assert torch.equal(digits, torch.nn.functional.pad(some.answers, (count, 0)))
+        counts.add(count)
+    assert counts == set(range(min(8, tokens.MAX_DIGITS - longest) + 1))
 
 
 def weights(shards: int, threads: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Examples, the notebook and the code on pages run as they are, small."""
+"""Examples, the notebook and the code on pages run as they are, small. Recipes are settings that a run takes."""
 
 import json
 import re
@@ -9,18 +9,42 @@ import pytest
 from programs import ran
 
 import sector
+from sector.engine.config import flat, merged, read_config, run_config
+from sector.engine.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RECIPES = sorted((ROOT / "examples").glob("*.toml"))
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
 def test_the_ladder_names_each_program_and_each_is_tested() -> None:
     ladder = (ROOT / "examples" / "README.md").read_text()
     # `ask_server.py` is tested where the server is.
     tests = "".join((ROOT / "tests" / name).read_text() for name in ("test_examples.py", "test_server_tokenizer.py"))
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 5 and RECIPES
     for path in EXAMPLES:
         assert f"({path.name})" in ladder and f'"{path.name}"' in tests
+
+
+@each_recipe
+def test_a_recipe_changes_defaults_only_and_says_why(recipe: Path) -> None:
+    assert f"({recipe.name})" in (ROOT / "examples" / "README.md").read_text()
+    start = {"pretrained": "model"}
+    given = read_config(recipe)
+    default, chosen = (dict(flat(run_config(values, recipe.name).model_dump())) for values in (start, start | given))
+    assert len(list(flat(given))) > 10
+    assert [key for key, _ in flat(given) if chosen[key] == default[key]] == []
+    blocks = re.split(r"\n(?=#)|\n\n", recipe.read_text())
+    settings = [block for block in blocks if re.search("^[a-z_]+ = ", block, re.MULTILINE)]
+    assert [block for block in settings if not block.startswith("# ")] == []
+
+
+@each_recipe
+def test_a_recipe_with_a_misspelled_setting_is_refused(recipe: Path) -> None:
+    misspelled = merged(read_config(recipe), {"round": {"trainer": {"zeroes": 8}}})
+    with pytest.raises(InputError, match=rf"^{recipe.name}: round.trainer.zeroes: unknown key"):
+        run_config(misspelled, recipe.name)
 
 
 def test_first_run_goes_on_with_a_run(fresh_run: Path) -> None:

@@ -82,13 +82,15 @@ def test_masked_slots_do_not_count(run: Callable[..., Tensor], kernel_device: to
     assert torch.equal(run(queries, keys, values, spans), before)
 
 
-def test_the_last_tokens_alone(kernel_device: torch.device) -> None:
-    """The last layer has no queries of the prefix."""
+@pytest.mark.parametrize("run", [pass_attention_kernel, pass_attention_reference], ids=["kernel", "reference"])
+def test_the_last_tokens_alone(run: Callable[..., Tensor], kernel_device: torch.device) -> None:
+    """The last layer has no queries of the prefix, and does not copy the others: they are read where they are."""
     spans = _spans([67, 5, 5], [8, 8], kernel_device)
     queries, keys, values, _ = _inputs(2, 2, 16, spans, torch.float32, kernel_device)
-    expected = pass_attention_kernel(queries, keys, values, spans)[:, 67:]
-    found = pass_attention_kernel(queries[:, 67:].contiguous(), keys, values, spans.since(67))
+    expected = run(queries, keys, values, spans)[:, 67:]
+    found = run(queries[:, 67:], keys, values, spans.since(67))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, run(queries[:, 67:].contiguous(), keys, values, spans.since(67)))
 
 
 def test_no_rows(kernel_device: torch.device) -> None:
@@ -104,6 +106,11 @@ def test_what_is_refused() -> None:
         pass_attention(queries, keys[:1], values[:1], spans)
     with pytest.raises(ValueError, match="same strides"):
         pass_attention(queries, keys, values.transpose(2, 3).contiguous().transpose(2, 3), spans)
+    with pytest.raises(ValueError, match="queries must have rows"):
+        pass_attention(queries.transpose(1, 2).contiguous().transpose(1, 2), keys, values, spans)
+    apart = torch.nn.functional.pad(queries.flatten(1), (0, 1))[:, :-1].view(queries.shape)
+    with pytest.raises(ValueError, match="queries must have rows"):
+        pass_attention(apart, keys, values, spans)
     with pytest.raises(ValueError, match="slots must be"):
         pass_attention(queries, keys, values, spans.since(1))
     with pytest.raises(ValueError, match="keys must be"):

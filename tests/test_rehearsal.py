@@ -95,7 +95,7 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     assert not {"torch", "numpy", "pydantic", "pydantic_core"} & set(absent)
     if "ray" not in absent:
         pytest.skip("nothing is installed here that such a machine lacks")
-    done = _rehearse(tmp_path, absent, "check", "tests", "tiny", "train_bf16", "train_tiny_text")
+    done = _rehearse(tmp_path, absent, "check", "tests", "tiny", "train_bf16", "train_tiny_text", "pretrained")
     log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     assert done.returncode == 0, done.stdout + log
     assert re.search(r"^\d{3} tests collected", log, re.MULTILINE), log
@@ -122,6 +122,9 @@ def test_a_bare_machine_collects_the_tests_and_measures(tmp_path: Path) -> None:
     assert all(cell["steps_per_s"] > 0 and cell["tokens_per_s"] > 0 and cell["peak_bytes"] > 0 for cell in steps), steps
     # Float32 on the CPU is what it is compared with.
     assert [cell["largest_difference"] == 0 for cell in steps] == [True, False, True, True]
+    (phase,) = (tmp_path / "out" / "run_pretrained.jsonl").read_text(encoding="utf-8").splitlines()
+    taught = json.loads(phase)
+    assert (taught["phase"], taught["digits"]) == ("sft", 3) and taught["tokens_trained"] > 0
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_few_files_stand_beside_the_rooms() -> None:
     assert folders == {*ROOMS, "config"} and len(beside) <= 8
 
 
-@pytest.mark.parametrize("room", (*ROOMS, "config"), ids=str)
+@pytest.mark.parametrize("room", [*ROOMS, "config"], ids=str)
 def test_a_room_says_what_it_holds_and_what_to_open_first(room: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / "engine" / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     assert 3 <= len(text.splitlines()) <= 5 and "May import:" in text

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -13,7 +14,6 @@ import pytest
 from declared_tasks import Quotients
 from programs import ran
 
-from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import resolve_checkpoint
 from sector.engine.models.tokenizer import SectorTokenizer
 from sector.engine.samplers.vllm.server_tokenizer import ServedTokenizer
@@ -26,22 +26,23 @@ if sys.platform != "linux":
 SUMS = {"123+456": "579", "999+1": "1000", "0+0": "0", "100+23": "123", "000+000": "0", "9+9+1": "19"}
 
 
-def _streamed(text: str, task: str = "addition") -> str:
+def _pieces(text: str, task: str = "addition", order: str = "msd") -> list[str]:
     """A text's completion as a server sends it: token by token, from a window of the last few."""
     from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
-    tokenizer = ServedTokenizer(task=task)
+    tokenizer = ServedTokenizer(order, task)
     prompt = tokenizer.encode(text[: max(text.find("="), text.find(">")) + 1])
-    ids = tokenizer.encode(text)
-    # The end is what generation stops at; it is not shown.
-    new, shown = ids[len(prompt) : -1], ""
+    # The token at which generation stops is not shown: the end, or the padding behind it.
+    ids = tokenizer.encode(text)[: -1 if order == "msd" else None]
+    pieces = []
     names, prefix, read = convert_prompt_ids_to_tokens(tokenizer, prompt)
-    for count in range(1, len(new) + 1):
+    for count in range(len(prompt) + 1, len(ids) + 1):
         more, piece, prefix, read = detokenize_incrementally(
-            tokenizer, prompt + new[:count], names, prefix, read, skip_special_tokens=True
+            tokenizer, ids[:count], names, prefix, read, skip_special_tokens=True
         )
-        names, shown = names + more, shown + piece
-    return shown
+        names = names + more
+        pieces.append(piece)
+    return pieces
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def _streamed(text: str, task: str = "addition") -> str:
     ],
 )
 def test_streams_plain_decimals(text: str, shown: str) -> None:
-    assert _streamed(text) == shown
+    assert "".join(_pieces(text)) == shown
 
 
 @pytest.mark.parametrize(
@@ -69,30 +70,59 @@ def test_streams_plain_decimals(text: str, shown: str) -> None:
 )
 def test_streams_other_tasks(task: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TASK_DOOR, "things", {"quotients": as_task(Quotients())})
-    assert _streamed(text, task) == shown
+    assert "".join(_pieces(text, task)) == shown
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "shown"),
+    [
+        *[pytest.param("addition", f"{problem}={answer}", answer, id=problem) for problem, answer in SUMS.items()],
+        pytest.param("addition", "~~123+456=579", "579", id="shifted"),
+        pytest.param("addition", f"{'9' * 128}+1=1{'0' * 128}", f"1{'0' * 128}", id="128_digits"),
+        pytest.param("addition", "103+6+1>10+00+1|0", "10+00+1|0", id="simplification"),
+        pytest.param("subtraction", "452-129-1=322", "322", id="difference"),
+        pytest.param("subtraction", "452-129>45-12-1|3", "45-12-1|3", id="difference_step"),
+        pytest.param("multiplication", "12*34=408", "0408", id="product"),
+        pytest.param("multiplication", "12*34>00,48,00,048,00:048|03*12", "00,48,00,048,00:048|03*12", id="step"),
+        pytest.param("quotients", "8432/7>432/7+1|1", "432/7+1|1", id="quotient_step"),
+    ],
+)
+def test_what_begins_with_the_last_digit_is_sent_at_its_end(
+    task: str, text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TASK_DOOR, "things", {"quotients": as_task(Quotients())})
+    *unfinished, last = _pieces(text, task, "lsd")
+    assert set(unfinished) == {""} and last == shown
 
 
 def test_elsewhere_zeros_stay() -> None:
     ids = SectorTokenizer().encode("123+456=579")
     assert SectorTokenizer().decode(ids) == "123+456=0579"
+    assert ServedTokenizer().decode(ids) == ServedTokenizer("lsd").decode(ServedTokenizer("lsd").encode("123+456=579"))
     assert ServedTokenizer().decode(ids) == "123+456=579"
 
 
-def test_last_digit_first_cannot_be_streamed() -> None:
-    with pytest.raises(InputError, match="last digit first"):
-        ServedTokenizer(digit_order="lsd")
+def test_a_token_of_its_own_has_its_text() -> None:
+    """As in lists of probabilities."""
+    assert [ServedTokenizer("lsd").decode([index]) for index in ServedTokenizer("lsd").encode("7+0=")[1:4]] == [
+        "7", "", "+",
+    ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """Of a real server on a loopback port, with the weights that ship with the package as they are."""
-    folder = tmp_path_factory.mktemp("served")
-    model = resolve_checkpoint(Path("addition"))
+@contextmanager
+def _server(weights: str, folder: Path) -> Iterator[openai.OpenAI]:
+    """A client of a real server on a loopback port, with weights that ship with the package as they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # `vllm serve` by the name that the build for CPUs has too.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(resolve_checkpoint(Path(weights))),
+    ]
     options = ["--tokenizer-mode", "sector", "--dtype", "float32", "--enforce-eager", "--served-model-name", "sector"]
     memory = ["--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "8"]
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
@@ -106,6 +136,20 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
         finally:
             server.terminate()
             server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """Of a server of sums, most significant digit first."""
+    with _server("addition", tmp_path_factory.mktemp("sums")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """Of a server of products, least significant digit first."""
+    with _server("multiplication", tmp_path_factory.mktemp("products")) as client:
+        yield client
 
 
 def _connect(server: subprocess.Popen[bytes], port: int, log: Path) -> openai.OpenAI:
@@ -148,3 +192,25 @@ def test_the_example_asks_a_server(client: openai.OpenAI, tmp_path: Path) -> Non
 def test_a_server_refuses_what_is_no_prompt(client: openai.OpenAI, prompt: str) -> None:
     with pytest.raises(openai.BadRequestError, match=r"is no prompt|is not a problem"):
         client.completions.create(model="sector", prompt=prompt)
+
+
+def test_a_server_thinks_a_product_through(products: openai.OpenAI) -> None:
+    """Steps in the usual order of digits, each of which holds the next problem."""
+    for prompt, completion in (
+        ("12*34>", "00,48,00,048,00:048|03*12"),
+        ("12*03+04>", "00,36,00,036,01:040|0*12"),
+        ("12*0+40=", "40"),
+    ):
+        completed = products.completions.create(model="sector", prompt=prompt, temperature=0, max_tokens=100)
+        assert completed.choices[0].text == completion and completed.choices[0].finish_reason == "stop"
+
+
+def test_a_server_streams_in_one_piece_what_begins_with_the_last_digit(products: openai.OpenAI) -> None:
+    pieces = products.completions.create(model="sector", prompt="12*34>", temperature=0, max_tokens=100, stream=True)
+    texts = [piece.choices[0].text for piece in pieces]
+    assert [text for text in texts if text] == ["00,48,00,048,00:048|03*12"]
+
+
+def test_a_server_sends_no_text_of_an_unfinished_number(products: openai.OpenAI) -> None:
+    cut = products.completions.create(model="sector", prompt="12*34>", temperature=0, max_tokens=10)
+    assert cut.choices[0].text == "" and cut.choices[0].finish_reason == "length"

@@ -146,8 +146,8 @@ class RunConfig(Settings):
         if not self.is_text and any(trainer.recompute for trainer in trainers):
             raise ValueError("trainer.recompute is for models of text; leave it out")
         zeros = max(trainer.zeros for trainer in trainers)
-        if zeros and not (self.is_text and find_task(self.task).columns):
-            raise ValueError("trainer.zeros is for models of text that learn addition or subtraction; leave it out")
+        if zeros and not find_task(self.task).columns:
+            raise ValueError("trainer.zeros is for tasks with two numbers and columns, as addition; leave it out")
         if self.text_layout == "hints" and self.until + zeros > _MAX_HINTED:
             raise ValueError(
                 f"text_layout hints has a letter a digit, for {_MAX_HINTED} digits at most, with zeros in front; lower "

@@ -42,8 +42,8 @@ class TrainerConfig(Settings):
     """Widest gap, in places. Raise it for leaps to much longer numbers: a model is lost where its digits are further
     apart than it has ever seen."""
     zeros: Annotated[int, Field(ge=0, le=MAX_DIGITS)] = 0
-    """Most zeros in front of the numbers of a training shard, for models of text; each shard draws its own number. The
-    count of the digits then does not tell where numbers end, so that longer numbers work later."""
+    """Most zeros in front of the numbers of a training shard; each shard draws its own number. A model of text then
+    does not learn where numbers end by their count of digits. Other models learn the lengths that a leap left out."""
     num_shards: Annotated[int, Field(ge=1, le=1024)] = 4
     """Shards per training step. Each holds problems of one length and is computed by one core or process."""
     shard_rows: Annotated[int, Field(ge=1, le=65_536)] = 16

@@ -9,7 +9,6 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from shutil import rmtree
 
 import pyarrow as pa
@@ -19,8 +18,6 @@ from sector.engine.errors import NoAgreement
 from sector.engine.language.layout import Layout
 from sector.engine.models.adapter import check_peft, targets_of
 from sector.engine.models.checkpoint import Model, load_checkpoint, save_checkpoint, task_and_layout
-from sector.engine.models.ordinary import new_text_model
-from sector.engine.models.pretrained import open_pretrained
 from sector.engine.policy.generate import Assignment, blocks_with_room
 from sector.engine.policy.workers import Measure, Workers, make_parts, measure_on
 from sector.engine.run import rollback
@@ -40,7 +37,7 @@ from sector.engine.run.followers import announce
 from sector.engine.run.goals import Goal, Goals
 from sector.engine.run.metrics import audit_phase
 from sector.engine.run.phase import Phase
-from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, trained_model
+from sector.engine.run.plan import TrainingPlan, initial_model, plan_of, start_of_text, trained_model
 from sector.engine.run.plots import has_plots, plot_run
 from sector.engine.run.records import TrainingRecord
 from sector.engine.run.round_parts import RoundParts
@@ -281,15 +278,11 @@ class Phases:
         config = self._config
         if not config.is_text or self._run.pretrained.is_dir():
             return
-        if config.pretrained:
-            model = open_pretrained(Path(config.pretrained))
-        else:
-            model = new_text_model(config.preset, config.seed, config.network)
+        model = start_of_text(config)
         if config.supervised.trainer.recompute or config.round.trainer.recompute:
             layers_of(model)
         if config.has_adapter:
             targets_of(model.network, config.supervised.trainer.lora_targets)
-        model.learns(config.task, config.text_layout, config.digit_order)
         task_and_layout(model)
         save_checkpoint(model, self._run.pretrained)
 

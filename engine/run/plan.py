@@ -12,6 +12,8 @@ from sector.engine.errors import InputError, NoAgreement, first_line
 from sector.engine.language.examples import Examples
 from sector.engine.models.adapter import AdaptedModel
 from sector.engine.models.checkpoint import Model, load_checkpoint
+from sector.engine.models.ordinary import new_text_model
+from sector.engine.models.pretrained import open_pretrained
 from sector.engine.models.sector import SectorForCausalLM, best_device, new_model
 from sector.engine.models.sector_config import CHOSEN
 from sector.engine.models.text import TextModel
@@ -70,6 +72,19 @@ def new_sector_model(config: RunConfig) -> SectorForCausalLM:
         return new_model(config.preset, config.seed, **learned, **config.network)
     except ValueError as error:
         raise InputError(f"network: {first_line(error)}") from error
+
+
+def start_of_text(config: RunConfig) -> TextModel:
+    """Return the model of text that a run starts from, pretrained or new, which reads problems in the form of the run.
+
+    Raises InputError if the pretrained model cannot be read, or if there is no model with the keys of `network`.
+    """
+    if config.pretrained:
+        model = open_pretrained(Path(config.pretrained))
+    else:
+        model = new_text_model(config.preset, config.seed, config.network)
+    model.learns(config.task, config.text_layout, config.digit_order)
+    return model
 
 
 def trained_model(run: RunDir, config: RunConfig, checkpoint: Path) -> Model:

@@ -20,6 +20,7 @@ from sector.engine.models.layers import rope_table
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.samplers.gpu_steps import Stepwise
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling
+from sector.engine.samplers.rows import no_rows
 from sector.kernels.completion import CompletionRequest, Model, Weights
 from sector.kernels.megakernel import complete
 from sector.kernels.megakernel_plan import make_plan
@@ -84,7 +85,7 @@ class GpuSampler:
     ) -> list[Tensor]:
         """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
-            return [prefix.new_empty(0, branch.length) for branch in branches]
+            return no_rows(prefix, branches)
         marks = torch.cat([branch.mark for branch in branches], dim=1)
         drafts = [branch.draft for branch in branches]
         device = self.device

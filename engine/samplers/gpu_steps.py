@@ -162,7 +162,7 @@ class Stepwise:
             if layer == len(weights.qkv) - 1:
                 # The last layer skips the queries of the prefix: no token is chosen after them.
                 start = layout.sizes[0]
-                queries, spans = queries[:, start:].contiguous(), spans.since(start)
+                queries, spans = queries[:, start:], spans.since(start)
                 x = x.view(batch, length, -1)[:, start:].flatten(0, 1).contiguous()
             attended = pass_attention(queries, keys, values, spans)
             update = self._feed_forward(x, attended.flatten(0, 1), layer)

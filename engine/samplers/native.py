@@ -30,7 +30,7 @@ from sector.engine.samplers.native_attention import Seen, attend, attend_from_on
 from sector.engine.samplers.native_compiled import CompiledModel, load_library
 from sector.engine.samplers.native_model import Kept, NativeModel
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
-from sector.engine.samplers.rows import cut, rows_of
+from sector.engine.samplers.rows import cut, no_rows, rows_of, without_drafts
 from sector.engine.spans import span
 from sector.engine.threads import num_cores
 from sector.kernels.acceptance import accept
@@ -66,9 +66,9 @@ class NativeSampler:
     ) -> list[Tensor]:
         """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
-            return [prefix.new_empty(0, branch.length) for branch in branches]
+            return no_rows(prefix, branches)
         if not self._savings.drafts:
-            branches = [replace(branch, draft=None) for branch in branches]
+            branches = without_drafts(branches)
         if beginning is not None and not (self._savings.shared_beginning and beginning.length):
             beginning = None
         if self._savings.shared_prefix:

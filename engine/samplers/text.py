@@ -16,7 +16,6 @@ Legend: B rows, P prefix tokens, S slots of the cache, V ids of the vocabulary.
 import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -30,7 +29,7 @@ from sector.engine.models.checkpoint import weights_sha256
 from sector.engine.models.text import FULL_ATTENTION, SLIDING_ATTENTION, TextModel, attention_windows
 from sector.engine.samplers.cuda_graphs import CudaCapture
 from sector.engine.samplers.protocol import Beginning, Branch, Sampling, Savings
-from sector.engine.samplers.rows import cut, rows_of
+from sector.engine.samplers.rows import cut, no_rows, rows_of, without_drafts
 from sector.engine.samplers.text_steps import TextSteps, UnderWay
 from sector.engine.samplers.vocabulary import Vocabulary, vocabulary
 from sector.engine.spans import span
@@ -91,9 +90,9 @@ class TextSampler:
     ) -> list[Tensor]:
         """Complete every prefix; see `protocol.Sampler`."""
         if len(prefix) == 0:
-            return [prefix.new_empty(0, branch.length) for branch in branches]
+            return no_rows(prefix, branches)
         if not self._savings.drafts:
-            branches = [replace(branch, draft=None) for branch in branches]
+            branches = without_drafts(branches)
         network = self._network
         assert network is not None, "a model is loaded at the start"
 

@@ -7,6 +7,7 @@ import torch
 
 from sector.engine.config import TrainerConfig
 from sector.engine.language.examples import Examples, with_zeros
+from sector.engine.language.tokens import MAX_DIGITS
 from sector.engine.models.checkpoint import Model, task_and_layout
 from sector.engine.models.text import TextModel
 from sector.engine.seeding import generator
@@ -34,8 +35,8 @@ def _lay_out_step(
 
 
 def _lay_out(model: Model, examples: Examples, config: TrainerConfig, draws: torch.Generator) -> Shard:
+    if most := min(config.zeros, MAX_DIGITS - examples.problems.digits):
+        examples = with_zeros(examples, int(torch.randint(0, most + 1, (), generator=draws)))
     if isinstance(model, TextModel):
-        if config.zeros:
-            examples = with_zeros(examples, int(torch.randint(0, config.zeros + 1, (), generator=draws)))
         return text_rows.lay_out(examples, task_and_layout(model)[1], draws)
     return place_rows.lay_out(examples, model.config.digit_order, config, draws)

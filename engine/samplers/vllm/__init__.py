@@ -6,7 +6,7 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 
 
 def register() -> None:
-    """Register our config, tokenizer and model, and the tokenizer of a server, with vLLM and transformers, once."""
+    """Register our config, tokenizer and model, and what serves text, with vLLM and transformers, once."""
     from vllm import ModelRegistry
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
@@ -19,7 +19,7 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "sector.engine.samplers.vllm.model:SectorForVllm")
     if SERVED not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(SERVED, "sector.engine.samplers.vllm.server_tokenizer", "ServedTokenizer")
-        RENDERER_REGISTRY.register(SERVED, "vllm.renderers.hf", "HfRenderer")
+        RENDERER_REGISTRY.register(SERVED, "sector.engine.samplers.vllm.server_renderer", "ServedRenderer")
 
 
 # The name of our model in a checkpoint.
