@@ -22,7 +22,7 @@ def test_the_ladder_names_each_program_and_each_is_tested() -> None:
     ladder = (ROOT / "examples" / "README.md").read_text()
     # `ask_server.py` is tested where the server is.
     tests = "".join((ROOT / "tests" / name).read_text() for name in ("test_examples.py", "test_server_tokenizer.py"))
-    assert len(EXAMPLES) >= 5 and RECIPES
+    assert len(EXAMPLES) >= 5 and len(RECIPES) >= 2
     for path in EXAMPLES:
         assert f"({path.name})" in ladder and f'"{path.name}"' in tests
 
@@ -30,10 +30,10 @@ def test_the_ladder_names_each_program_and_each_is_tested() -> None:
 @each_recipe
 def test_a_recipe_changes_defaults_only_and_says_why(recipe: Path) -> None:
     assert f"({recipe.name})" in (ROOT / "examples" / "README.md").read_text()
-    start = {"pretrained": "model"}
+    start = {"pretrained": "model"} if "--pretrained" in recipe.read_text() else {}
     given = read_config(recipe)
     default, chosen = (dict(flat(run_config(values, recipe.name).model_dump())) for values in (start, start | given))
-    assert len(list(flat(given))) > 10
+    assert len(list(flat(given))) > 3
     assert [key for key, _ in flat(given) if chosen[key] == default[key]] == []
     blocks = re.split(r"\n(?=#)|\n\n", recipe.read_text())
     settings = [block for block in blocks if re.search("^[a-z_]+ = ", block, re.MULTILINE)]
