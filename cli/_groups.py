@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Any, TypedDict
 
 from sector.cli import _options as options
@@ -13,19 +14,18 @@ from sector.engine.config import Values, parse_settings
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """Model that a command uses, and the task that it must have learned.
-
-    Raise InputError if the model has learned another task than a user names.
-    """
+    """Model that a command uses, and the task that it must have learned."""
 
     model: options.Model
     task: options.ModelTask = None
 
-    def __post_init__(self) -> None:
-        # Here, since the import loads torch.
+    def checked(self) -> Path:
+        """Return the model. Raise InputError if it has learned another task than a user names."""
+        # Here, since the import loads torch, which `--isa` must come before.
         from sector.engine.api.choice import check_task
 
         check_task(self.model, self.task)
+        return self.model
 
 
 class EngineArguments(TypedDict):

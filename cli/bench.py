@@ -95,13 +95,13 @@ def bench(
     from sector.benchmarks.record import bench as measure
     from sector.engine.files import check_writable, write_text
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     if out:
         check_writable(out)
     names = list(dict.fromkeys(chosen_engine(name.strip()) for name in engine.split(",")))
     workloads = [Workload(length, count, size) for length in lengths_of(digits) for size in _sizes(batch)]
     measured = BenchOptions(
-        named.model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,
+        model, names, workloads, repeats, filter_settings(filter_name, k, temperature), hard_share, seed, dtype,
         savings=savings, kernels=kernels, training=training, peers=peers,
         engine_settings=parse_settings(settings or ()),
     )  # fmt: skip

@@ -54,10 +54,10 @@ def distill(
     from sector.engine.run.steps import distill_files
     from sector.engine.training.torchrun import leads
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     with output.progress("distilling") as bar:
         record = distill_files(
-            named.model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
+            model, data, replay or [], out, steps=steps, seed=seed, on_progress=bar.at, window=window
         )
     if leads():
         output.data(record.as_json(), lambda: _view(record))

@@ -69,12 +69,12 @@ def evaluate(
     from sector.engine.api.accuracy import evaluate as measure
     from sector.engine.api.gym import evaluate_gym
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     if gym is not None:
         _refuse(context, "digits", "suite", "out")
         with output.progress(f"evaluating {gym}, {policy} policy") as bar:
             scores = evaluate_gym(
-                gym, named.model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed,
+                gym, model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed,
                 on_progress=bar.at, **chosen.arguments,
             )  # fmt: skip
         output.data(scores.as_json(), lambda: _gym_view(scores))
@@ -83,7 +83,7 @@ def evaluate(
         raise InputError("--gym-set changes a generator; name it with --gym")
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = measure(
-            named.model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at,
+            model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at,
             **chosen.arguments,
         )  # fmt: skip
     output.data(report.values, lambda: _view(report))

@@ -49,11 +49,11 @@ def generate(
     from sector.engine.api.labels import generate as label
     from sector.engine.api.labels import is_folder
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     try:
         with output.progress(f"generating {digits} digits") as bar:
             labels = label(
-                named.model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed,
+                model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed,
                 workers=workers, part_rows=part_rows, compression=compression, on_progress=bar.at,
                 **chosen.arguments,
             )  # fmt: skip

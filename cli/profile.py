@@ -74,11 +74,11 @@ def generate(
     """
     from sector.benchmarks.profiling import Recording, profile_generate
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     checks = filter_settings(chosen.filter_name, chosen.k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
-            named.model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine,
+            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine,
             settings=checks, seed=seed, engine_settings=parse_settings(chosen.settings or ()),
         )  # fmt: skip
     _show(report, context, out, output)
@@ -110,10 +110,10 @@ def distill(
     """
     from sector.benchmarks.profiling import Recording, profile_distill
 
-    output = Output(as_json)
+    output, model = Output(as_json), named.checked()
     with output.progress("profiling distill") as bar:
         recording = Recording(out, skip, steps, nsight, bar.at)
-        report = profile_distill(named.model, data, replay or [], seed, recording)
+        report = profile_distill(model, data, replay or [], seed, recording)
     _show(report, context, out, output)
 
 
