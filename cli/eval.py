@@ -74,8 +74,8 @@ def evaluate(
         _refuse(context, "digits", "suite", "out")
         with output.progress(f"evaluating {gym}, {policy} policy") as bar:
             scores = evaluate_gym(
-                gym, model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed,
-                on_progress=bar.at, **chosen.arguments,
+                gym, model, samples, policy, options=parse_settings(gym_settings or ()), seed=seed, on_progress=bar.at,
+                **chosen.arguments,
             )  # fmt: skip
         output.data(scores.as_json(), lambda: _gym_view(scores))
         return
@@ -83,9 +83,8 @@ def evaluate(
         raise InputError("--gym-set changes a generator; name it with --gym")
     with output.progress(f"evaluating, {policy} policy") as bar:
         report = measure(
-            model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at,
-            **chosen.arguments,
-        )  # fmt: skip
+            model, digits, samples, policy, suite=suite, out=out, seed=seed, on_progress=bar.at, **chosen.arguments
+        )
     output.data(report.values, lambda: _view(report))
     output.say(_files(report))
 

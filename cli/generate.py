@@ -53,9 +53,8 @@ def generate(
     try:
         with output.progress(f"generating {digits} digits") as bar:
             labels = label(
-                model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed,
-                workers=workers, part_rows=part_rows, compression=compression, on_progress=bar.at,
-                **chosen.arguments,
+                model, digits, count, out, temperature=temperature, hard_share=hard_share, seed=seed, workers=workers,
+                part_rows=part_rows, compression=compression, on_progress=bar.at, **chosen.arguments,
             )  # fmt: skip
     except KeyboardInterrupt as error:
         kept = "finished parts are kept, and the same command goes on" if is_folder(out) else "nothing is written"

@@ -78,8 +78,8 @@ def generate(
     checks = filter_settings(chosen.filter_name, chosen.k)
     with output.progress(f"profiling {digits} digits") as bar:
         report = profile_generate(
-            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine,
-            settings=checks, seed=seed, engine_settings=parse_settings(chosen.settings or ()),
+            model, digits, count, Recording(out, skip, steps, nsight, bar.at), engine=chosen.engine, settings=checks,
+            seed=seed, engine_settings=parse_settings(chosen.settings or ()),
         )  # fmt: skip
     _show(report, context, out, output)
 

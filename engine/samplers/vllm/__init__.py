@@ -6,7 +6,7 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 
 
 def register() -> None:
-    """Register our config, tokenizer and model, and what serves text, with vLLM and transformers, once."""
+    """Register our config, tokenizer and model, and a server's tokenizer and renderer, with vLLM and transformers."""
     from vllm import ModelRegistry
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
