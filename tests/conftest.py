@@ -26,11 +26,17 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 _KERNEL_DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else pytest.param("cpu")
 
 
-# Files that share what takes long: vLLM's import; a run to its end, Ray, the server of forks. With several workers of
-# pytest each group goes to one, and first, so that what is left fills the gaps.
+# Files that share what takes long: vLLM's import; a run to its end, Ray, the server of forks; a fixture of one file, as
+# compiled kernels or a server. With several workers of pytest each group goes to one, and first, so that what is left
+# fills the gaps.
 _TOGETHER = {
     "vllm": ["test_vllm", "test_text_samplers", "test_text_run", "test_vllm_workers", "test_served"],
     "runs": ["test_ranks", "test_selfplay", "test_failures", "test_records", "test_workers", "test_part_folder"],
+    "server": ["test_server_tokenizer"],
+    "adapter": ["test_adapter"],
+    "kernels": ["test_kernels_compile"],
+    "stores": ["test_store"],
+    "tasks as text": ["test_text_tasks"],
 }
 _GROUPS = {file: group for group, files in _TOGETHER.items() for file in files}
 _ORDER = {file: place for place, file in enumerate(_GROUPS)}
