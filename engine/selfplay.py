@@ -32,7 +32,7 @@ def self_play(
     workers: processes that generate; None for this one.
     stopping: request to save the current training step and stop; by default never made.
     ranks: processes that share the training; None for this one.
-    Raises NoAgreement if the model no longer agrees with itself; the best checkpoint is the last one that did.
+    Raise NoAgreement if the model no longer agrees with itself; the best checkpoint is the last one that did.
     """
     yield from run_phases(Phases(run, config, workers, stopping, ranks))
 

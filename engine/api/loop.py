@@ -57,7 +57,7 @@ def open_loop(
     supervised_only: whether to end after the supervised phase.
     stop: context that turns signals into requests to stop; by default none does.
 
-    Raises InputError as `check_loop`, and if a tracker, an engine or workers cannot be started.
+    Raise InputError as `check_loop`, and if a tracker, an engine or workers cannot be started.
     """
     check_loop(root, values, source)
     # Imported here: torch comes with them.
@@ -125,7 +125,7 @@ def run(
     workers: processes that generate. While they run, the output of this process goes to stderr.
     settings: further settings as in the config file, as `round={"candidates": 200}`.
 
-    Raises InputError for bad input. The iterator raises NoAgreement if the model no longer agrees with itself.
+    Raise InputError for bad input. The iterator raises NoAgreement if the model no longer agrees with itself.
     """
     name = filter if isinstance(filter, str) else None
     values, source = chosen_settings(

@@ -59,7 +59,7 @@ def read_alphabet(tokenizer: "PreTrainedTokenizerBase", name: str, size: int, en
     size: size of the model's vocabulary.
     ends: ids that end a text of the model, besides the newline.
 
-    Raises InputError, naming the characters, if the tokenizer does not keep them apart.
+    Raise InputError, naming the characters, if the tokenizer does not keep them apart.
     """
     id_by_character: dict[str, int] = {}
     leads = set()
@@ -105,7 +105,7 @@ def with_marks(alphabet: Alphabet, tokenizer: "PreTrainedTokenizerBase", name: s
 
     A mark of several characters may have any number of tokens, such as one for `mod`.
 
-    Raises InputError, naming the mark, if the tokenizer does not keep it and the digits beside it apart.
+    Raise InputError, naming the mark, if the tokenizer does not keep it and the digits beside it apart.
     """
     ids_by_mark = {mark: _mark_ids(alphabet, tokenizer, name, mark) for mark in marks}
     known = {alphabet.ids_of(character): character for character in CHARACTERS}

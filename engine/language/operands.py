@@ -121,8 +121,8 @@ class Problems(RowRecord):
 
         digits: length of the operands; by default the longest operand's.
 
-        Raises InputError, naming the first such text, unless all texts are problems in non-negative decimal integers.
-        Raises InputError if an operand is longer than `digits`.
+        Raise InputError, naming the first such text, unless all texts are problems in non-negative decimal integers.
+        Raise InputError if an operand is longer than `digits`.
         """
         rows = [cls.operands_of(text) for text in texts]
         longest = max((len(operand) for a, b, _ in rows for operand in (a, b)), default=1)
@@ -169,7 +169,7 @@ def complement_answers(answers: Tensor) -> Tensor:
 def problem_digits(text: str) -> int:
     """Return N of a problem as typed: the length of the longer operand without leading zeros, at least 1.
 
-    Raises InputError as `Problems.parse` does.
+    Raise InputError as `Problems.parse` does.
     """
     first, second, _ = Problems.operands_of(text)
     return max(len(first), len(second))

@@ -71,7 +71,7 @@ class AdaptedModel(TextModel):
         seed: seed of the adapter's weights.
         base: path of the model, which the adapter records.
 
-        Raises InputError if peft is not installed, or as `targets_of`.
+        Raise InputError if peft is not installed, or as `targets_of`.
         """
         check_peft()
         from peft import LoraConfig, inject_adapter_in_model

@@ -74,7 +74,7 @@ def next_token_loss(
 
     The arguments are those of `SectorForCausalLM.forward`; `shift_labels` replace `labels` if both are given.
 
-    Raises ValueError if the labels or the logits are not of the shape of the ids.
+    Raise ValueError if the labels or the logits are not of the shape of the ids.
     """
     targets = labels if shift_labels is None else shift_labels
     assert targets is not None

@@ -19,7 +19,7 @@ def attention_mask_of(
     mask: `[B, S]` padding mask, or a four-dimensional mask, which is used as it is.
     position_ids, ids, cache: as in `SectorForCausalLM.forward`.
 
-    Raises ValueError if the mask has another shape.
+    Raise ValueError if the mask has another shape.
     """
     batch, length = ids.shape
     past: int | Tensor = cache.get_seq_length() if cache is not None else 0

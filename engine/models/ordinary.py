@@ -50,7 +50,7 @@ def new_text_model(preset: str, seed: int, network: Mapping[str, Any]) -> TextMo
     seed: seed of the weights.
     network: keys of the config that replace those of the preset; with another `model_type` they replace all.
 
-    Raises InputError if transformers does not make a causal model of the config.
+    Raise InputError if transformers does not make a causal model of the config.
     """
     keys = {**TEXT_PRESETS[preset], **network}
     is_preset = keys["model_type"] == TEXT_PRESETS[preset]["model_type"]

@@ -156,7 +156,7 @@ class SectorForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: whether to return keys and values, by default not.
         output_attentions, output_hidden_states, return_dict: as in transformers.
 
-        Raises ValueError or TypeError on arguments that this model cannot use.
+        Raise ValueError or TypeError on arguments that this model cannot use.
         """
         # Not a named argument: transformers' Trainer would expect all arguments with "label" in their names.
         shift_labels: Tensor | None = others.pop("shift_labels", None)
@@ -357,7 +357,7 @@ def best_device() -> torch.device:
 def new_model(preset: str, seed: int, **overrides: Any) -> SectorForCausalLM:
     """Return a newly initialised model on the CPU. The same preset and seed give the same weights.
 
-    Raises ValueError on an unknown preset.
+    Raise ValueError on an unknown preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")

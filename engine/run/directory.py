@@ -84,7 +84,7 @@ class RunDir:
 
         A directory that stays empty is removed again, with the parents that were created for it.
 
-        Raises InputError if another process holds the lock, naming it, or if the directory cannot be written.
+        Raise InputError if another process holds the lock, naming it, or if the directory cannot be written.
         """
         with locked(self.root, "run"):
             yield

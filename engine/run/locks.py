@@ -24,7 +24,7 @@ def locked(root: Path, work: str) -> Iterator[None]:
     If no file is added, no lock stays behind; a directory that stays empty is removed again, with the parents that were
     created for it.
 
-    Raises InputError if another process holds the lock, naming it, or if the directory cannot be written.
+    Raise InputError if another process holds the lock, naming it, or if the directory cannot be written.
 
     work: name of the work that other processes may do there, for the message.
     """

@@ -23,7 +23,7 @@ def open_run(root: Path, settings: Values, source: str) -> Iterator[tuple[RunDir
 
     Damaged files of an old run are removed (`repair.py`). If the block raises InputError before a new run has written
     any file of a phase, nothing of the run is left.
-    Raises InputError as `check_run`.
+    Raise InputError as `check_run`.
     """
     # Imported here: torch comes with it.
     from sector.engine.run.repair import remove_damaged
@@ -43,7 +43,7 @@ def open_run(root: Path, settings: Values, source: str) -> Iterator[tuple[RunDir
 def check_run(root: Path, settings: Values, source: str) -> None:
     """Check a run directory and settings before torch is imported; write nothing.
 
-    Raises InputError if the settings are invalid or differ from those of the run, if the directory is not a run
+    Raise InputError if the settings are invalid or differ from those of the run, if the directory is not a run
     directory, or if a link in it leads out of it.
     """
     _check_recipe(root, _settle(RunDir(root), settings, source))

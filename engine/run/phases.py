@@ -78,7 +78,7 @@ class Phases:
         stopping: request to save the current training step and stop; by default never made.
         ranks: processes that share the training; None for this one.
 
-        Raises InputError if there are more ranks than shards, or if the engine or peft is not installed.
+        Raise InputError if there are more ranks than shards, or if the engine or peft is not installed.
         """
         check_engine(config.engine)
         if config.has_adapter:

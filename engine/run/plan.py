@@ -77,7 +77,7 @@ def new_sector_model(config: RunConfig) -> SectorForCausalLM:
 def start_of_text(config: RunConfig) -> TextModel:
     """Return the model of text that a run starts from, pretrained or new, which reads problems in the form of the run.
 
-    Raises InputError if the pretrained model cannot be read, or if there is no model with the keys of `network`.
+    Raise InputError if the pretrained model cannot be read, or if there is no model with the keys of `network`.
     """
     if config.pretrained:
         model = open_pretrained(Path(config.pretrained))

@@ -419,8 +419,8 @@ def parse_metrics(content: bytes, source: str, mend: str) -> Iterator[RoundMetri
 def parse_record(content: bytes, kind: type[R], source: str, mend: str) -> R:
     """Parse one record.
 
-    Raises Damaged naming the source, the first bad value and the mend.
-    Raises InputError if only unknown keys are wrong: then the record is not damaged, but of a later release.
+    Raise Damaged naming the source, the first bad value and the mend.
+    Raise InputError if only unknown keys are wrong: then the record is not damaged, but of a later release.
     """
     try:
         return kind.model_validate_json(content)

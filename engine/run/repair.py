@@ -33,7 +33,7 @@ def remove_damaged(run: RunDir) -> list[str]:
     """Remove unreadable files, and the evidence that their phase is done; return their names in the run.
 
     A missing file of a phase that is done is treated in the same way.
-    Raises InputError if a file cannot be removed.
+    Raise InputError if a file cannot be removed.
     """
     damaged = list(_damaged(run))
     try:

@@ -27,7 +27,7 @@ def check_task(
     value: function from a problem as text to its answer, by other means than the steps of the task.
     on_kept: function that is called after each promise that is kept.
 
-    Raises BrokenPromise with an example for the first promise that is broken, and InputError if there is no such task.
+    Raise BrokenPromise with an example for the first promise that is broken, and InputError if there is no such task.
     """
     with _known(task) as known:
         if value is not None:

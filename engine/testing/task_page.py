@@ -47,7 +47,7 @@ def task_page(task: Task, text: str | None = None) -> TaskPage:
 
     text: the problem as typed; by default the example of the task.
 
-    Raises InputError if the text is not a problem.
+    Raise InputError if the text is not a problem.
     """
     text = task.example if text is None else text
     problems, config = task.parse([text]), run_config({"task": task.name})

@@ -153,7 +153,7 @@ def train_cycle(
         alone.
     ranks: processes that share the shards of a step; None if this process works alone.
 
-    Raises Diverged if the loss or the gradient is not finite, before the weights change.
+    Raise Diverged if the loss or the gradient is not finite, before the weights change.
     """
     parameters = trained_parameters(state.model)
     gradient = _one_gradient(parameters)

@@ -93,7 +93,7 @@ def _attend(
     key, value: `[B, G, T, K]`.
     mask: `[1, 1, T, T]`, which is added to the scores.
 
-    Returns the attended values `[B, T, H, K]`.
+    Return the attended values `[B, T, H, K]`.
     """
     batch, heads, length, _size = query.shape
     groups, share = batch * key.shape[1], heads // key.shape[1]

@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
 
     Its state is `momentum_buffer`, as in torch. For a CUDA graph of a step, `lr` is a tensor on the device.
 
-    Raises ValueError if a parameter is not a matrix.
+    Raise ValueError if a parameter is not a matrix.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float | Tensor, weight_decay: float) -> None:

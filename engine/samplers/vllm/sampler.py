@@ -47,7 +47,7 @@ class _StopIds(list[int]):
 class VllmSampler:
     """vLLM's offline engine; see `protocol.Sampler`.
 
-    Raises InputError if vLLM cannot start, and EngineFailed if it dies or if its weights are not those of the model.
+    Raise InputError if vLLM cannot start, and EngineFailed if it dies or if its weights are not those of the model.
 
     max_tokens: the maximum length of a prompt with its completion.
     """
