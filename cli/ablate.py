@@ -165,16 +165,23 @@ def _plan(comparison: dict[str, Any]) -> Group:
     cells, seeds = comparison["cells"], comparison["seeds"]
     done = sum(len(row["runs"]) for row in cells)
     counts = f"{len(cells) * len(seeds)} runs, {done} done: {len(cells)} cells, seeds {', '.join(map(str, seeds))}"
+    settings = [dict(flat(row["settings"])) for row in cells]
+    common = {key: value for key, value in settings[0].items() if all((key, value) in own.items() for own in settings)}
     plan = Table("cell", "done", "settings", header_style="bold", box=None, pad_edge=False)
     for column in plan.columns:
         column.overflow = "fold"
-    for row in cells:
-        settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat(row["settings"]))
-        plan.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", settings)
+    plan.add_row("all cells", "", _assignments(common))
+    for row, own in zip(cells, settings, strict=True):
+        different = {key: value for key, value in own.items() if key not in common}
+        plan.add_row(row["cell"], f"{len(row['runs'])} of {len(seeds)}", _assignments(different))
     parts: tuple[RenderableType, ...] = (comparison["title"], unwrapped(counts, style="bold"), "", plan)
     if "planned" in comparison:
         parts = (*parts, "", *_planned(comparison["planned"]))
     return Group(*parts, "", _view(comparison)) if done else Group(*parts)
+
+
+def _assignments(settings: dict[str, object]) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
 
 
 def _planned(runs: list[dict[str, Any]]) -> Iterator[RenderableType]:

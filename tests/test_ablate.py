@@ -162,6 +162,14 @@ def test_a_plan_runs_nothing(grid_file: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_plan_shows_common_settings_once(grid_file: Path, tmp_path: Path) -> None:
+    shown = sector(grid_file, "--out", tmp_path / "new", "--plan").stdout
+    common, alone, looser = (shown[shown.index(name) :] for name in ("all cells", "alone", "looser"))
+    assert shown.count("candidates") == 1 and "candidates" in common.removesuffix(alone)
+    assert alone.removesuffix(looser).split("2", 1)[1].split() == ["until", "=", "2"]
+    assert "until = 3" in looser and 'filter.vote = "off"' in looser
+
+
 def test_a_plan_of_finished_runs_shows_their_results(done: Path, grid_file: Path) -> None:
     result = sector(grid_file, "--out", done, "--plan")
     assert "4 runs, 4 done: 2 cells, seeds 0, 1" in result.stdout and "survived" in result.stdout
