@@ -321,13 +321,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Of every first pass of steps, its rows and the tokens of a row; beginnings are kept for any count of rows."""
     monkeypatch.setattr(gpu_steps, "_LEAST_REUSED_ROWS", 1)
     sizes: list[tuple[int, int]] = []
-    read = Stepwise._read
+    read = Stepwise._first_pass
 
     def counted(self: Stepwise, ids: Tensor, *args: Any) -> Tensor:
         sizes.append((ids.shape[0], ids.shape[1]))
         return read(self, ids, *args)
 
-    monkeypatch.setattr(Stepwise, "_read", counted)
+    monkeypatch.setattr(Stepwise, "_first_pass", counted)
     return sizes
 
 

@@ -120,7 +120,7 @@ def test_kept_beginnings_change_no_verdict(
     """All rows are read from the first token on in which one row differs, so a chain that breaks costs more reading."""
     problems = draw_problems(digits, ROWS, generator(0, "simulated"), hard_share=0.5)
     sizes: list[int] = []
-    read = Stepwise._read
+    read = Stepwise._first_pass
 
     def counted(self: Stepwise, ids: Tensor, *args: Any) -> Tensor:
         sizes.append(ids.numel())
@@ -134,7 +134,7 @@ def test_kept_beginnings_change_no_verdict(
             sampler = GpuSampler(_on(gpu, model), Decode.KERNELS, cache_bytes=64 << 20)
             return _improve(sampler, model, problems), sum(sizes)
 
-    monkeypatch.setattr(Stepwise, "_read", counted)
+    monkeypatch.setattr(Stepwise, "_first_pass", counted)
     (expected, all_tokens), (improved, tokens) = run(ROWS * 10), run(1)
     assert torch.equal(improved.verdict, expected.verdict) and improved.tokens == expected.tokens
     assert torch.equal(improved.ballot.guesses, expected.ballot.guesses)
