@@ -38,6 +38,7 @@ from sector.kernels.first_pass import PassLayout, branch_outputs, feed_forward, 
 from sector.kernels.layer import add_norm
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import SequenceField, advance, begin
+from sector.kernels.verify import verify
 
 # Steps between two reads of which sequences are unfinished: a read waits for the device, about as long as a step.
 LOOK_EVERY = 8
@@ -65,12 +66,15 @@ class Stepwise:
 
     cache_bytes: memory for keys and values; at most half of the free memory of a GPU.
     activation_bytes: memory for the activations of a first pass; at most a quarter of it.
+    verifies: whether greedy first passes are one launch (`kernels/verify.py`), which not every model allows.
     """
 
-    def __init__(self, model: Model, cache_bytes: int, activation_bytes: int = ACTIVATION_BYTES) -> None:
+    def __init__(
+        self, model: Model, cache_bytes: int, activation_bytes: int = ACTIVATION_BYTES, verifies: bool = False
+    ) -> None:
         weights = model.weights
         device = weights.qkv.device
-        self._model = model
+        self._model, self._verifies = model, verifies
         self._head = Head(weights.norm, weights.head, model.eps)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
         self._memory = Memory(model, cache_bytes, activation_bytes)
@@ -142,6 +146,8 @@ class Stepwise:
 
     def _first_pass(self, ids: Tensor, layout: PassLayout, context: Context, request: CompletionRequest) -> Tensor:
         """Read the tokens `[B, T]`; return the counts of accepted tokens `[J, B]`, which are in the output."""
+        if self._verifies and not request.temperature:
+            return verify(self._model, ids, layout, context.cache, context.output)
         stream = None
         if request.temperature:
             stages = layout.branches + request.stage
