@@ -199,13 +199,14 @@ def variants(model: SectorForCausalLM) -> list[Contender]:
 
 
 def _ways_to_decode(model: SectorForCausalLM) -> list[Contender]:
-    """Return the megakernel, if it supports the sizes of the model, and the kernels step by step."""
+    """Return each way to decode that supports the sizes of the model."""
     from sector.engine.samplers.gpu import Decode, GpuSampler
 
-    ways = [Contender("kernels", GpuSampler(model, Decode.KERNELS))]
-    # The constructor raises ValueError for sizes that the megakernel does not support.
-    with suppress(ValueError):
-        ways.insert(0, Contender("megakernel", GpuSampler(model, Decode.MEGAKERNEL)))
+    ways = []
+    for decode in (Decode.MEGAKERNEL, Decode.KERNELS, Decode.VERIFY):
+        # The constructor raises ValueError for sizes that a kernel does not support.
+        with suppress(ValueError):
+            ways.append(Contender(decode, GpuSampler(model, decode)))
     return ways
 
 

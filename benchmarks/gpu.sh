@@ -15,6 +15,7 @@
 #              for 8 minutes; called again with the same STATE it goes on. Not among the default parts
 #   kernels    each kernel by itself, and the limits of the hardware
 #   tiny       the improved policy with the preset tiny: dtypes and counts of rows
+#   verify     the same with first passes in one launch each, beside the kernels of `tiny`
 #   hf         the same with `generate` of transformers
 #   base       as tiny, with the preset base
 #   vllm       vLLM beside the native engine and `hf`, where it is installed
@@ -42,7 +43,7 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_tiny_text train_text kernels tiny hf base vllm text profile ncu
+[ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_tiny_text train_text kernels tiny verify hf base vllm text profile ncu
 mkdir -p "$out" "$STATE"
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
@@ -123,7 +124,7 @@ for part in "$@"; do
       [ -n "${REHEARSE-}" ] || collect=(-m gpu -n 8)
       run_part tests 120 "$PYTHON" -m pytest "${collect[@]}" --import-mode=importlib -q -p no:cacheprovider \
         --junitxml "$out/tests.xml" tests/test_{philox,token_table,triton_support,digit_sampler,decode_attention,pass_attention,acceptance,embedding}.py \
-        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,sequences,gpu,improve,training_graphs,precision,text_steps}.py
+        tests/test_{layer_kernels,consistency,kernel_layout,megakernel,verify,sequences,gpu,improve,training_graphs,precision,text_steps}.py
       ;;
     kernels)
       for model in "$tiny" "$STATE/base"; do
@@ -131,6 +132,7 @@ for part in "$@"; do
       done
       ;;
     tiny) cells tiny 90 "$tiny" --decode kernels ;;
+    verify) cells verify 90 "$tiny" --decode kernels,verify --rows 1000,4000,16000 ;;
     hf) cells hf 90 "$tiny" --decode hf,auto --dtypes float32 --rows 1000 --repeats 1 ;;
     train) train tiny 75 --until 29 ;;
     base_train) train base 240 --preset base --until 6 ;;

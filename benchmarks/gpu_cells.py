@@ -136,7 +136,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="checkpoint or run directory")
     parser.add_argument("--rows", type=numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
     parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
-    parser.add_argument("--decode", type=names, default=["kernels", "megakernel"], help="kernels, megakernel, auto, hf")
+    parser.add_argument(
+        "--decode", type=names, default=["kernels", "megakernel"], help="kernels, megakernel, verify, auto, hf"
+    )
     parser.add_argument("--kernels", action="store_true", help="measure each kernel by itself")
     parser.add_argument("--digits", type=int, default=20)
     parser.add_argument("--filter", choices=list(FILTERS), default="strict")

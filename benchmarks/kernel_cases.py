@@ -31,11 +31,12 @@ from sector.engine.models.sector import new_model
 from sector.engine.samplers.gpu import kernel_model
 from sector.kernels._triton import INTERPRETED, triton
 from sector.kernels.acceptance import accept_kernel
-from sector.kernels.completion import CompletionRequest
+from sector.kernels.completion import CompletionRequest, Model
 from sector.kernels.consistency import majority_kernel
 from sector.kernels.decode_attention import Positions, decode_attention_kernel
 from sector.kernels.digit_sampler import Head, sample_digits_kernel
 from sector.kernels.embedding import embed_kernel
+from sector.kernels.first_pass import PassLayout
 from sector.kernels.layer import add_norm_kernel, rotate_to_cache_kernel, square_of_relu_kernel
 from sector.kernels.layout import parse_answers_kernel, parse_simplifications_kernel, prompt_ids_kernel
 from sector.kernels.megakernel import complete_kernel
@@ -43,6 +44,7 @@ from sector.kernels.pass_attention import Spans, pass_attention_kernel
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import SequenceField, advance_kernel, begin_kernel
 from sector.kernels.simplification import simplification_ids_kernel
+from sector.kernels.verify import verify_kernel
 
 # Rows of a call, and slots of context that its rows attend to.
 _ROWS = 1000
@@ -121,6 +123,22 @@ def _pass_attention(heads: int, size: int, dtype: torch.dtype) -> Case:
     return Case(lambda: pass_attention_kernel(queries, cache, cache.clone(), Spans(_integers(128), _integers(128), 64)))
 
 
+def _verify(preset: str, dtype: torch.dtype, digits: int) -> Case:
+    """Return the first pass over prefixes and the whole drafts of an answer and a simplification."""
+    rows, limits = 2, [digits + 2, 2 * digits + 3]
+    sizes = [2 * digits + 4, *limits]
+    spans = Spans(_integers(sum(sizes)), _integers(sum(sizes)), sizes[0])
+    layout = PassLayout(sizes, limits, spans, _integers(sum(limits)), _integers(sum(limits)), _integers(2, 2))
+
+    def run() -> None:
+        model = _preset(preset, dtype)
+        layers, _, hidden = model.weights.up.shape
+        cache = torch.zeros(layers, 2, rows, model.num_heads, 128, hidden // model.num_heads, dtype=dtype)
+        verify_kernel(model, _integers(rows, sum(sizes)), layout, cache, _integers(rows * sum(limits)))
+
+    return Case(run, tokens=rows * sum(sizes))
+
+
 def _vote(guesses: int, length: int) -> Case:
     valid = torch.ones(_ROWS, guesses, dtype=torch.bool)
     return Case(lambda: majority_kernel(_integers(_ROWS, guesses, length), valid))
@@ -187,13 +205,14 @@ def _megakernel(preset: str, dtype: torch.dtype, temperature: float) -> Case:
     prefix, marks = _integers(rows, 2 * 8 + 4), _integers(rows, len(lengths))
     request = CompletionRequest(prefix, marks, lengths, _integers(rows), stage=3, seed=5, temperature=temperature)
 
-    def run() -> None:
-        model = new_model(preset, seed=1)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        complete_kernel(kernel_model(model, torch.device("cpu")), request)
+    return Case(lambda: complete_kernel(_preset(preset, dtype), request), tokens=rows)
 
-    return Case(run, tokens=rows)
+
+def _preset(name: str, dtype: torch.dtype) -> Model:
+    model = new_model(name, seed=1)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return kernel_model(model, torch.device("cpu"))
 
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -216,6 +235,8 @@ CASES: dict[str, Case] = {
     "pass_attention tiny bf16": _pass_attention(4, 16, BF16),
     "pass_attention base bf16": _pass_attention(12, 32, BF16),
     "pass_attention base fp32": _pass_attention(12, 32, FP32),
+    "verify tiny fp32": _verify("tiny", FP32, 20),
+    "verify tiny bf16": _verify("tiny", BF16, 20),
     "majority of 5": _vote(5, 30),
     "majority of 33": _vote(33, 257),
     "prompts 29": _prompts(29),

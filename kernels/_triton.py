@@ -17,6 +17,7 @@ __all__ = [
     "expect",
     "next_power_of_2",
     "num_programs",
+    "product",
     "round_to",
     "runs_kernel",
     "tl",
@@ -43,7 +44,7 @@ except ImportError:
 
     triton = tl = _Absent()
 
-_ROUND_BY_HAND = tl.constexpr(INTERPRETED)
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 # Dtypes of activations and weights.
 FLOATS = (torch.float32, torch.bfloat16)
@@ -106,8 +107,20 @@ def round_to(x, DTYPE: tl.constexpr):
 
     Triton's interpreter truncates to bfloat16, so there the bits are rounded first.
     """
-    if _ROUND_BY_HAND and tl.bfloat16 == DTYPE:
+    if _INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
+
+
+@triton.jit
+def product(x, y, total, PRECISION: tl.constexpr):
+    """Return `total [M, N]` float32 plus `x [M, K]` times `y [K, N]`, both of one dtype.
+
+    PRECISION: how to multiply float32, as `tl.dot` names it; no matter for bfloat16.
+    """
+    if _INTERPRETED:
+        # The interpreter would multiply the bits of bfloat16 as integers, and knows fewer precisions.
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), total, input_precision="ieee")
+    return tl.dot(x, y, total, input_precision=PRECISION)

@@ -54,8 +54,9 @@ from torch import Tensor
 from sector.kernels._triton import num_programs, runs_kernel, tl, triton
 from sector.kernels.completion import CompletionRequest, Model, check_request, complete_reference
 from sector.kernels.megakernel_plan import Plan, make_plan
+from sector.kernels.on_chip import class_logits, embedded, feed_forward, project, project_back, rms_norm
 from sector.kernels.philox import gumbel_lanes
-from sector.kernels.token_table import class_of, next_ids
+from sector.kernels.token_table import next_ids
 
 
 def complete(model: Model, request: CompletionRequest, logits: Tensor | None = None) -> list[Tensor]:
@@ -133,67 +134,11 @@ def _signed_word(value: int) -> int:
 
 
 @triton.jit
-def _dot(x, w, total, PLAN: tl.constexpr):
-    """Return `total [M, O]` plus `x [M, I]` times `w [I, O]`, multiplied in the dtype of `w` and summed in float32."""
-    x = x.to(w.dtype)
-    if PLAN.interpreted:
-        # The interpreter would multiply the bits of bfloat16 as integers.
-        x, w = x.to(tl.float32), w.to(tl.float32)
-    return tl.dot(x, w, total, input_precision="ieee")
-
-
-@triton.jit
-def _project(normed, scratch_ptr, weight_ptr, outputs, PLAN: tl.constexpr):
-    """Multiply `[M, D]` by the rows `outputs [O]` of a linear weight `[any, D]` -> `[M, O]`."""
-    total = tl.zeros((normed.shape[0], outputs.shape[0]), tl.float32)
-    if PLAN.inner == PLAN.hidden:
-        inputs = tl.arange(0, PLAN.hidden)
-        total = _dot(normed, tl.load(weight_ptr + outputs[None, :] * PLAN.hidden + inputs[:, None]), total, PLAN)
-    else:
-        tokens = tl.arange(0, normed.shape[0])
-        for first in tl.range(0, PLAN.hidden, PLAN.inner):
-            inputs = first + tl.arange(0, PLAN.inner)
-            part = tl.load(scratch_ptr + tokens[:, None] * PLAN.hidden + inputs[None, :])
-            total = _dot(part, tl.load(weight_ptr + outputs[None, :] * PLAN.hidden + inputs[:, None]), total, PLAN)
-    return total
-
-
-@triton.jit
-def _project_back(x, weight_ptr, inputs, WIDTH: tl.constexpr, PLAN: tl.constexpr):
-    """Multiply `[M, I]` by the columns `inputs [I]` of a linear weight `[D, WIDTH]` -> `[M, D]`."""
-    BLOCK: tl.constexpr = PLAN.hidden_block
-    outputs = tl.arange(0, BLOCK)
-    pointers = weight_ptr + outputs[None, :] * WIDTH + inputs[:, None]
-    total = tl.zeros((x.shape[0], BLOCK), tl.float32)
-    return _dot(x, tl.load(pointers, mask=(outputs < PLAN.hidden)[None, :], other=0.0), total, PLAN)
-
-
-@triton.jit
-def _rms_norm(x, scratch_ptr, weight_ptr, PLAN: tl.constexpr):
-    """Normalise `[M, D]`; padding stays zero. If `_project` reads the result from the scratch, write it there too."""
-    columns = tl.arange(0, PLAN.hidden_block)
-    weight = tl.load(weight_ptr + columns, mask=columns < PLAN.hidden, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=1) / PLAN.hidden + PLAN.eps)
-    normed = x * scale[:, None] * weight[None, :]
-    if PLAN.inner < PLAN.hidden:
-        tokens = tl.arange(0, x.shape[0])
-        # The first barrier waits for reads of the old contents, the second one for writes of the new contents.
-        tl.debug_barrier()
-        pointers = scratch_ptr + tokens[:, None] * PLAN.hidden + columns[None, :]
-        tl.store(pointers, normed, mask=(columns < PLAN.hidden)[None, :])
-        tl.debug_barrier()
-    return normed
-
-
-@triton.jit
 def _read(ids, weights, PLAN: tl.constexpr):
     """Return embeddings `[M, D]` of ids `[M]`, and cosines and sines `[M, G * K/2]` of the pairs of a head group."""
-    columns = tl.arange(0, PLAN.hidden_block)
-    pointers = weights.embed + class_of(ids, PLAN.token)[:, None] * PLAN.hidden + columns[None, :]
-    x = tl.load(pointers, mask=(columns < PLAN.hidden)[None, :], other=0.0).to(tl.float32)
     pairs = tl.arange(0, PLAN.group_heads * PLAN.half) % PLAN.half
     rope = weights.rope + (ids // PLAN.token.num_local)[:, None] * (2 * PLAN.half) + pairs[None, :]
-    return x, tl.load(rope), tl.load(rope + PLAN.half)
+    return embedded(ids, weights, PLAN), tl.load(rope), tl.load(rope + PLAN.half)
 
 
 @triton.jit
@@ -201,8 +146,8 @@ def _rotated(normed, scratch_ptr, weight_ptr, group, cos, sin, PLAN: tl.constexp
     """Return the rotated queries or keys of a group of heads: real and imaginary halves `[M, G * K/2]`."""
     pairs = tl.arange(0, PLAN.group_heads * PLAN.half)
     features = (group * PLAN.group_heads + pairs // PLAN.half) * (2 * PLAN.half) + pairs % PLAN.half
-    real = _project(normed, scratch_ptr, weight_ptr, features, PLAN)
-    imaginary = _project(normed, scratch_ptr, weight_ptr, features + PLAN.half, PLAN)
+    real = project(normed, scratch_ptr, weight_ptr, features, PLAN)
+    imaginary = project(normed, scratch_ptr, weight_ptr, features + PLAN.half, PLAN)
     return real * cos - imaginary * sin, imaginary * cos + real * sin
 
 
@@ -218,7 +163,7 @@ def _keys_values(
     columns = group * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)
     qkv = weights.qkv + layer * (3 * SQUARE)
     k_real, k_imag = _rotated(normed, scratch_ptr, qkv + SQUARE, group, cos, sin, PLAN)
-    v = _project(normed, scratch_ptr, qkv + 2 * SQUARE, columns, PLAN)
+    v = project(normed, scratch_ptr, qkv + 2 * SQUARE, columns, PLAN)
     tokens = tl.arange(0, PLAN.tile_rows * TOKENS)
     row = layer * (2 * PLAN.tile_rows) + tokens // TOKENS
     keys = cache_ptr + (row * num_slots + first_slot + tokens % TOKENS) * PLAN.hidden
@@ -255,10 +200,10 @@ def _attend(q_real, q_imag, k_real, k_imag, v, visible, peak, total, mixed):
 
 @triton.jit
 def _attention(
-    normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
+    x, normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Return the contribution `[M, D]` of one group of heads to the residual stream."""
+    """Return the residual stream `[M, D]` plus the attention of one group of heads to its norm."""
     R: tl.constexpr = PLAN.tile_rows
     G: tl.constexpr = PLAN.group_heads
     HALF: tl.constexpr = PLAN.half
@@ -301,20 +246,7 @@ def _attention(
         peak, total, mixed = _attend(q_real, q_imag, k_real4, k_imag4, v4, visible, peak, total, mixed)
     y = tl.reshape(mixed / total[:, :, :, None], (R * TOKENS, 2 * G * HALF))
     columns = group * (2 * G * HALF) + tl.arange(0, 2 * G * HALF)
-    return _project_back(y, weights.out + layer * (PLAN.hidden * PLAN.hidden), columns, PLAN.hidden, PLAN)
-
-
-@triton.jit
-def _feed_forward(normed, scratch_ptr, layer, weights, PLAN: tl.constexpr):
-    """Return the contribution `[M, D]` of the feed-forward to the residual stream, one block of features at a time."""
-    WEIGHT: tl.constexpr = PLAN.features * PLAN.hidden
-    added = tl.zeros_like(normed)
-    for first in tl.range(0, PLAN.features, PLAN.feature_block):
-        features = first + tl.arange(0, PLAN.feature_block)
-        u = _project(normed, scratch_ptr, weights.up + layer * WEIGHT, features, PLAN)
-        u = tl.maximum(u, 0.0)
-        added += _project_back(u * u, weights.down + layer * WEIGHT, features, PLAN.features, PLAN)
-    return added
+    return project_back(y, weights.out + layer * (PLAN.hidden * PLAN.hidden), columns, x, PLAN.hidden, PLAN)
 
 
 @triton.jit
@@ -323,23 +255,14 @@ def _layer(
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
     """Run one block of the model: `[M, D]` -> `[M, D]`."""
-    normed = _rms_norm(x, scratch_ptr, weights.attention_norm + layer * PLAN.hidden, PLAN)
+    normed = rms_norm(x, scratch_ptr, weights.attention_norm + layer * PLAN.hidden, PLAN)
     for group in tl.range(0, PLAN.heads // PLAN.group_heads):
-        x += _attention(
-            normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
+        x = _attention(
+            x, normed, layer, group, cos, sin, weights, cache_ptr, scratch_ptr, first_slot, num_slots, real, live,
             TOKENS, SLOTS, PLAN,
         )  # fmt: skip
-    normed = _rms_norm(x, scratch_ptr, weights.mlp_norm + layer * PLAN.hidden, PLAN)
-    return x + _feed_forward(normed, scratch_ptr, layer, weights, PLAN)
-
-
-@triton.jit
-def _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN: tl.constexpr):
-    """Return logits `[R, C]` from hidden states `[R, D]` of the tokens `ids [R]`, -inf where illegal."""
-    lanes = tl.arange(0, PLAN.token.num_classes)
-    logits = _project(_rms_norm(x, scratch_ptr, weights.norm, PLAN), scratch_ptr, weights.head, lanes, PLAN)
-    legal = tl.load(legal_ptr + class_of(ids, PLAN.token))
-    return tl.where((legal[:, None] >> lanes[None, :]) & 1 == 1, logits, float("-inf"))
+    normed = rms_norm(x, scratch_ptr, weights.mlp_norm + layer * PLAN.hidden, PLAN)
+    return feed_forward(x, normed, scratch_ptr, layer, weights, PLAN)
 
 
 @triton.jit
@@ -347,13 +270,14 @@ def _choose(
     logits, ids, mark_base_ptr, seed, counters, stage, step, temperature, SAMPLE: tl.constexpr, PLAN: tl.constexpr
 ):  # fmt: skip
     """Choose the ids `[R]` that follow the tokens `ids [R]` from logits `[R, C]`; return them and which rows end."""
+    TOKEN: tl.constexpr = PLAN.token
     if SAMPLE:
         zeros = tl.zeros_like(counters)
-        noise = gumbel_lanes(seed, counters, zeros + stage, zeros + step, PLAN.token.num_classes)
+        noise = gumbel_lanes(seed, counters, zeros + stage, zeros + step, TOKEN.num_classes)
         logits = tl.div_rn(logits, tl.zeros_like(logits) + temperature) + noise
     classes = tl.argmax(logits, axis=1)
-    chosen = next_ids(ids, classes, mark_base_ptr, PLAN.token)
-    return chosen, (chosen == PLAN.token.pad_id) | (classes == PLAN.token.eos)
+    chosen = next_ids(ids, classes, mark_base_ptr, TOKEN)
+    return chosen, (chosen == TOKEN.pad_id) | (classes == TOKEN.eos)
 
 
 @triton.jit
@@ -376,7 +300,7 @@ def _prefill(
                 x, layer, cos, sin, weights, cache_ptr, scratch_ptr, first, num_slots, real, live,
                 TOKENS, PLAN.prefill_slots, PLAN,
             )  # fmt: skip
-        normed = _rms_norm(x, scratch_ptr, weights.attention_norm + LAST * PLAN.hidden, PLAN)
+        normed = rms_norm(x, scratch_ptr, weights.attention_norm + LAST * PLAN.hidden, PLAN)
         for group in tl.range(0, PLAN.heads // PLAN.group_heads):
             _keys_values(
                 normed, LAST, group, cos, sin, weights, cache_ptr, scratch_ptr, first, num_slots, real, TOKENS, PLAN
@@ -441,7 +365,7 @@ def _complete_kernel(
                         live, live, 1, PLAN.decode_slots, PLAN,
                     )  # fmt: skip
                 tl.debug_barrier()
-                logits = _class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN)
+                logits = class_logits(x, scratch_ptr, ids, weights, legal_ptr, PLAN)
                 at = (branch * num_rows + rows) * longest + step
                 if logits_ptr is not None:
                     pointers = logits_ptr + at.to(tl.int64)[:, None] * PLAN.token.num_classes + lanes[None, :]

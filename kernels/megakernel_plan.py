@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sector.kernels._triton import INTERPRETED, next_power_of_2
+from sector.kernels._triton import next_power_of_2
 from sector.kernels.completion import Model
 from sector.kernels.token_table import TokenConstants
 
@@ -32,7 +32,7 @@ class Plan:
     hidden_block: D rounded up to a power of two.
     half: K/2.
     token: constants of the tokens.
-    interpreted: whether Triton interprets the kernel.
+    precision: how float32 is multiplied, as `tl.dot` names it.
     """
 
     tile_rows: int
@@ -52,7 +52,7 @@ class Plan:
     features: int
     token: TokenConstants
     eps: float
-    interpreted: bool
+    precision: str
 
     @property
     def score_scale(self) -> float:
@@ -70,9 +70,9 @@ def make_plan(model: Model) -> Plan:
     # four warps, are compared on paper in docs/research/gpu_review.md.
     exact = model.weights.qkv.dtype == torch.float32
     whole = hidden <= _WHOLE and hidden == next_power_of_2(hidden)
-    inner = hidden if whole else _largest_divisor(hidden, 32 if exact else 64)
-    block = _largest_divisor(features, (32 if whole else 16) if exact else (64 if whole else 32))
-    group = _largest_divisor(model.num_heads, max(1, (64 if whole else 32) // head_dim))
+    inner = hidden if whole else largest_divisor(hidden, 32 if exact else 64)
+    block = largest_divisor(features, (32 if whole else 16) if exact else (64 if whole else 32))
+    group = largest_divisor(model.num_heads, max(1, (64 if whole else 32) // head_dim))
     if min(inner, block, group * head_dim // 2) < _MIN_DOT:
         raise ValueError(
             f"blocks of less than {_MIN_DOT} cannot be multiplied: hidden size {hidden}, features {features} or "
@@ -96,10 +96,10 @@ def make_plan(model: Model) -> Plan:
         features=features,
         token=model.table.token,
         eps=model.eps,
-        interpreted=INTERPRETED,
+        precision="ieee",
     )
 
 
-def _largest_divisor(size: int, limit: int) -> int:
+def largest_divisor(size: int, limit: int) -> int:
     """Return the largest power of two that divides `size` and is at most `limit`, a power of two."""
     return min(size & -size, limit)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from sector.kernels._triton import (
     FLOATS,
-    INTERPRETED,
     expect,
     next_power_of_2,
     num_programs,
+    product,
     round_to,
     runs_kernel,
     tl,
@@ -34,7 +34,6 @@ from sector.kernels.layer import check_cache
 _BLOCK_TOKENS, _BLOCK_SLOTS = 64, 32
 # The smallest extent of a product.
 _LEAST = 16
-_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +117,6 @@ def pass_attention_kernel(queries: Tensor, keys: Tensor, values: Tensor, spans: 
 
 
 @triton.jit
-def _product(x, y):
-    """Multiply blocks into float32."""
-    if _INTERPRETED:
-        # The interpreter would multiply the bits of bfloat16 as integers.
-        return tl.dot(x.to(tl.float32), y.to(tl.float32))
-    return tl.dot(x, y, input_precision="tf32x3")
-
-
-@triton.jit
 def _sees(o_slots, b_slot, b_start, prefix_length):
     """Return `[T, S]` whether each token attends to each slot: the kernel's `Spans.visible`."""
     b_own = (o_slots[None, :] < prefix_length) | (o_slots[None, :] >= b_start[:, None])
@@ -134,7 +124,7 @@ def _sees(o_slots, b_slot, b_start, prefix_length):
 
 
 @triton.jit
-def _attend(b_scores, b_values, b_most, b_total, b_sum):
+def _attend(b_scores, b_values, b_most, b_total, b_sum, PRECISION: tl.constexpr):
     """Add slots to a softmax: return its largest score `[T]`, sum of weights `[T]` and sum of values `[T, K]`.
 
     b_scores: `[T, S]`, -inf where a token does not attend to a slot.
@@ -146,8 +136,54 @@ def _attend(b_scores, b_values, b_most, b_total, b_sum):
     b_shares = tl.exp(b_scores - b_finite[:, None])
     b_kept = tl.exp(b_most - b_finite)
     b_total = b_total * b_kept + tl.sum(b_shares, axis=1)
-    b_sum = b_sum * b_kept[:, None] + _product(round_to(b_shares, b_values.dtype), b_values)
+    b_sum = product(round_to(b_shares, b_values.dtype), b_values, b_sum * b_kept[:, None], PRECISION)
     return b_new, b_total, b_sum
+
+
+@triton.jit
+def attend_to_cache(
+    b_queries,
+    keys_ptr,
+    values_ptr,
+    b_slot,
+    b_start,
+    prefix_length,
+    stride_slot,
+    scale,
+    SIZE: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the attended values `[T, K]` float32 of the tokens of one row, in one head.
+
+    b_queries: `[T, K]` in the dtype of the cache; K is rounded up from SIZE.
+    keys_ptr, values_ptr: the row and the head in the cache.
+    b_slot: `[T]` the slot of each token; -1 for tokens past the end.
+    b_start: `[T]` the first slot of its branch; 0 for tokens of the prefix.
+    PRECISION: how to multiply float32, as `tl.dot` names it.
+    """
+    BLOCK_TOKENS: tl.constexpr = b_queries.shape[0]
+    BLOCK_SIZE: tl.constexpr = b_queries.shape[1]
+    o_size = tl.arange(0, BLOCK_SIZE)[None, :]
+    last = tl.max(b_slot)
+    b_most = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
+    b_total = tl.zeros([BLOCK_TOKENS], tl.float32)
+    b_sum = tl.zeros([BLOCK_TOKENS, BLOCK_SIZE], tl.float32)
+    for start in range(0, last + 1, BLOCK_SLOTS):
+        o_slots = start + tl.arange(0, BLOCK_SLOTS)
+        b_visible = _sees(o_slots, b_slot, b_start, prefix_length)
+        # Not the blocks of another branch.
+        if tl.max(b_visible.to(tl.int32)) > 0:
+            o_past = o_slots[:, None] * stride_slot + o_size
+            m_past = (o_slots <= last)[:, None] & (o_size < SIZE)
+            b_keys = tl.load(keys_ptr + o_past, mask=m_past, other=0.0)
+            b_values = tl.load(values_ptr + o_past, mask=m_past, other=0.0)
+            b_zeros = tl.zeros([BLOCK_TOKENS, BLOCK_SLOTS], tl.float32)
+            b_scores = product(b_queries, tl.trans(b_keys), b_zeros, PRECISION) * scale
+            b_scores = tl.where(b_visible, b_scores, float("-inf"))
+            b_most, b_total, b_sum = _attend(b_scores, b_values, b_most, b_total, b_sum, PRECISION)
+    # Tokens past the end saw none.
+    return b_sum / tl.where(b_slot >= 0, b_total, 1.0)[:, None]
 
 
 # Strides are fixed for a cache, and specialized, as in `decode_attention`.
@@ -183,32 +219,25 @@ def _pass_attention_kernel(
     o_tokens = (tl.program_id(0) % blocks) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     o_size = tl.arange(0, BLOCK_SIZE)[None, :]
     m_tokens = o_tokens < length
-    m_size = o_size < SIZE
     b_slot = tl.load(slots_ptr + o_tokens, mask=m_tokens, other=-1).to(tl.int32)
     b_start = tl.load(starts_ptr + o_tokens, mask=m_tokens, other=0).to(tl.int32)
-    last = tl.max(b_slot)
 
     o_head = o_tokens[:, None] * (num_heads * SIZE) + i_head * SIZE + o_size
-    o_queries = i_row * row_tokens * (num_heads * SIZE) + o_head
-    m_queries = m_tokens[:, None] & m_size
-    b_queries = tl.load(queries_ptr + o_queries, mask=m_queries, other=0.0)
-    o_cache = i_row * stride_row + i_head * stride_head + o_size
-
-    b_most = tl.full([BLOCK_TOKENS], float("-inf"), tl.float32)
-    b_total = tl.zeros([BLOCK_TOKENS], tl.float32)
-    b_sum = tl.zeros([BLOCK_TOKENS, BLOCK_SIZE], tl.float32)
-    for start in range(0, last + 1, BLOCK_SLOTS):
-        o_slots = start + tl.arange(0, BLOCK_SLOTS)
-        b_visible = _sees(o_slots, b_slot, b_start, prefix_length)
-        # Not the blocks of another branch.
-        if tl.max(b_visible.to(tl.int32)) > 0:
-            o_past = o_cache + o_slots[:, None] * stride_slot
-            m_past = (o_slots <= last)[:, None] & m_size
-            b_keys = tl.load(keys_ptr + o_past, mask=m_past, other=0.0)
-            b_values = tl.load(values_ptr + o_past, mask=m_past, other=0.0)
-            b_scores = tl.where(b_visible, _product(b_queries, tl.trans(b_keys)) * scale, float("-inf"))
-            b_most, b_total, b_sum = _attend(b_scores, b_values, b_most, b_total, b_sum)
-    # Tokens past the end saw none.
-    b_total = tl.where(m_tokens, b_total, 1.0)
-    b_out = round_to(b_sum / b_total[:, None], out_ptr.dtype.element_ty)
-    tl.store(out_ptr + i_row * length * (num_heads * SIZE) + o_head, b_out, mask=m_queries)
+    m_queries = m_tokens[:, None] & (o_size < SIZE)
+    b_queries = tl.load(queries_ptr + i_row * row_tokens * (num_heads * SIZE) + o_head, mask=m_queries, other=0.0)
+    o_cache = i_row * stride_row + i_head * stride_head
+    b_out = attend_to_cache(
+        b_queries,
+        keys_ptr + o_cache,
+        values_ptr + o_cache,
+        b_slot,
+        b_start,
+        prefix_length,
+        stride_slot,
+        scale,
+        SIZE,
+        BLOCK_SLOTS,
+        "tf32x3",
+    )
+    p_out = out_ptr + i_row * length * (num_heads * SIZE) + o_head
+    tl.store(p_out, round_to(b_out, out_ptr.dtype.element_ty), mask=m_queries)

@@ -35,6 +35,7 @@ from sector.kernels import (
     pass_attention,
     sequences,
     simplification,
+    verify,
 )
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -60,6 +61,7 @@ _REFERENCES = {
     pass_attention: ["pass_attention_reference"],
     simplification: ["simplification_ids_reference"],
     sequences: ["advance_reference", "begin_reference"],
+    verify: ["verify_reference"],
 }
 _READS = {"item", "__bool__", "__int__", "__float__", "__index__", "tolist"}
 _SELECTIONS = {"nonzero", "masked_select", "unique", "equal", "is_nonzero", "allclose"}

@@ -26,6 +26,7 @@ from sector.kernels import (
     pass_attention,
     sequences,
     simplification,
+    verify,
 )
 from sector.kernels._triton import AVAILABLE
 
@@ -40,12 +41,17 @@ MAX_SHARED = 64 * 1024
 
 
 def _max_stack(triton_version: str) -> dict[str, int]:
-    """Bytes a thread that may spill in the megakernel, whose eight warps have 255 registers each.
+    """Bytes a thread that may spill in kernels that hold a whole model, with 255 registers a thread.
 
-    Up to 3.6 Triton keeps more values of base alive; no other block sizes spill less there and are as fast on paper.
+    Up to 3.6 Triton keeps more values of base alive in the megakernel; no other block sizes spill less there and are as
+    fast on paper. `verify` spills four numbers, once a block of tokens; without them it has 6 % more instructions.
     """
     release = tuple(map(int, triton_version.split(".")[:2]))
-    return {"megakernel tiny bf16 sampled": 0, "megakernel base bf16 sampled": 144 if release < (3, 7) else 72}
+    return {
+        "megakernel tiny bf16 sampled": 0,
+        "megakernel base bf16 sampled": 144 if release < (3, 7) else 72,
+        "verify tiny fp32": 16,
+    }
 
 
 MAX_STACK = _max_stack(version("triton")) if AVAILABLE else {}
@@ -68,9 +74,9 @@ def record() -> dict[str, Any]:
 
 def test_no_kernel_is_forgotten(compiled: list[Card]) -> None:
     modules = (acceptance, consistency, decode_attention, digit_sampler, embedding)
-    modules += (layer, layout, megakernel, pass_attention, sequences, simplification)
+    modules += (layer, layout, megakernel, pass_attention, sequences, simplification, verify)
     kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel") and name.startswith("_")}
-    assert len(kernels) == 16
+    assert len(kernels) == 17
     assert kernels <= {card["kernel"] for card in compiled}
 
 

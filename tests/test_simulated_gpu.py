@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from simulated_gpu import CPU, GPU, SimulatedGpu, gpu
+from small_model import small_model
 from torch import Tensor
 
+from sector.benchmarks.contest import variants
 from sector.engine.config import FILTERS
 from sector.engine.language.operands import Problems, draw_problems
 from sector.engine.language.rows import move
@@ -26,10 +28,10 @@ __all__ = ["gpu"]
 
 ROWS, DIGITS = 60, 9
 # Launches, graphs apart, and waits of one `improve` at these sizes. Lower them when fewer are needed.
-MOST = {Decode.KERNELS: (1711, 87), Decode.MEGAKERNEL: (703, 21)}
+MOST = {Decode.KERNELS: (1711, 87), Decode.VERIFY: (954, 87), Decode.MEGAKERNEL: (703, 21)}
 # The same at 20 digits with a model that has learned them: the table in docs/how_to/gpu.md.
 TAUGHT_DIGITS = 20
-MOST_TAUGHT = {Decode.KERNELS: (975, 38), Decode.MEGAKERNEL: (471, 19)}
+MOST_TAUGHT = {Decode.KERNELS: (975, 38), Decode.VERIFY: (563, 38), Decode.MEGAKERNEL: (471, 19)}
 PAGE = Path(__file__).parents[1] / "docs" / "how_to" / "gpu.md"
 
 
@@ -63,7 +65,7 @@ def _on(gpu: SimulatedGpu, model: SectorForCausalLM) -> SectorForCausalLM:
     return moved
 
 
-@pytest.mark.parametrize("decode", [Decode.KERNELS, Decode.MEGAKERNEL])
+@pytest.mark.parametrize("decode", MOST)
 def test_the_improved_policy_is_the_cpus(
     gpu: SimulatedGpu, model: SectorForCausalLM, problems: Problems, decode: Decode
 ) -> None:
@@ -81,23 +83,31 @@ def test_the_improved_policy_is_the_cpus(
     launches, waits = MOST[decode]
     assert gpu.launches.total() <= launches, gpu.launches.most_common(20)
     assert gpu.waits.total() <= waits, gpu.waits.most_common(20)
-    assert (gpu.replays > 0) is (decode is Decode.KERNELS)
+    assert (gpu.replays > 0) is (decode is not Decode.MEGAKERNEL)
 
 
-@pytest.mark.parametrize("decode", [Decode.KERNELS, Decode.MEGAKERNEL])
+@pytest.mark.parametrize("decode", MOST)
 def test_launches_and_waits_are_those_of_the_docs(gpu: SimulatedGpu, taught: SectorForCausalLM, decode: Decode) -> None:
     problems = draw_problems(TAUGHT_DIGITS, ROWS, generator(0, "simulated"), hard_share=0.5)
     with gpu:
         sampler = GpuSampler(_on(gpu, taught), decode, cache_bytes=64 << 20)
         # The first call copies constants to the GPU: for the steps those of its count of rows, which others lack.
-        _improve(sampler, taught, problems if decode is Decode.KERNELS else problems[slice(4)])
+        _improve(sampler, taught, problems[slice(4)] if decode is Decode.MEGAKERNEL else problems)
         gpu.reset()
         improved = _improve(sampler, taught, problems)
     assert improved.accepted.all()
     counts = gpu.launches.total(), gpu.waits.total()
     assert counts == MOST_TAUGHT[decode], (gpu.waits.most_common(20), gpu.launches.most_common(20))
-    name = {Decode.KERNELS: "steps", Decode.MEGAKERNEL: "megakernel"}[decode]
+    name = {Decode.KERNELS: "steps", Decode.VERIFY: "steps, verify", Decode.MEGAKERNEL: "megakernel"}[decode]
     assert f"| {name} | {counts[0]:,} | {counts[1]} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_bench_compares_each_way_that_a_model_allows(gpu: SimulatedGpu, model: SectorForCausalLM) -> None:
+    with gpu:
+        ways = [contender.name for contender in variants(_on(gpu, model))]
+        assert ways == ["megakernel", "kernels", "verify"]
+        odd = [contender.name for contender in variants(_on(gpu, small_model(hidden_size=48)))]
+        assert odd == ["kernels"]
 
 
 def test_a_record_is_moved_by_one_copy_a_dtype(gpu: SimulatedGpu, problems: Problems) -> None:
@@ -120,7 +130,7 @@ def test_kept_beginnings_change_no_verdict(
     """All rows are read from the first token on in which one row differs, so a chain that breaks costs more reading."""
     problems = draw_problems(digits, ROWS, generator(0, "simulated"), hard_share=0.5)
     sizes: list[int] = []
-    read = Stepwise._read
+    read = Stepwise._first_pass
 
     def counted(self: Stepwise, ids: Tensor, *args: Any) -> Tensor:
         sizes.append(ids.numel())
@@ -134,7 +144,7 @@ def test_kept_beginnings_change_no_verdict(
             sampler = GpuSampler(_on(gpu, model), Decode.KERNELS, cache_bytes=64 << 20)
             return _improve(sampler, model, problems), sum(sizes)
 
-    monkeypatch.setattr(Stepwise, "_read", counted)
+    monkeypatch.setattr(Stepwise, "_first_pass", counted)
     (expected, all_tokens), (improved, tokens) = run(ROWS * 10), run(1)
     assert torch.equal(improved.verdict, expected.verdict) and improved.tokens == expected.tokens
     assert torch.equal(improved.ballot.guesses, expected.ballot.guesses)

@@ -4,6 +4,7 @@ There are two ways to complete a request on a GPU. `gpu_steps.py` reads prompts 
 generates one token per step with kernels in CUDA graphs. The megakernel (`kernels/megakernel.py`) does it in one
 launch, for models whose weights stay on chip while every program reads them repeatedly; it ignores drafts. On an H200
 the steps are faster at every count of rows: 1.8 to 5.9 times for the preset tiny at 20 digits (docs/research/log.md).
+If asked for, their first pass is one launch, too (`kernels/verify.py`), which no GPU has run yet.
 
 All of this also runs on a CPU, for the tests: the plain-torch references replace the kernels there.
 """
@@ -24,6 +25,7 @@ from sector.engine.samplers.rows import no_rows
 from sector.kernels.completion import CompletionRequest, Model, Weights
 from sector.kernels.megakernel import complete
 from sector.kernels.megakernel_plan import make_plan
+from sector.kernels.verify import verify_plan
 
 # Enough for the keys and values of ten thousand short rows of the preset tiny, or a thousand of base.
 CACHE_BYTES = 4 << 30
@@ -33,11 +35,15 @@ _MAX_TOKENS = 2**31 - 1
 
 
 class Decode(StrEnum):
-    """How to complete requests; AUTO is KERNELS, the faster way where it was measured."""
+    """How to complete requests; AUTO is KERNELS, the fastest way that was measured.
+
+    VERIFY is KERNELS with greedy first passes in one launch each (`kernels/verify.py`). No GPU has run it yet.
+    """
 
     AUTO = "auto"
     MEGAKERNEL = "megakernel"
     KERNELS = "kernels"
+    VERIFY = "verify"
 
 
 class GpuSampler:
@@ -52,7 +58,7 @@ class GpuSampler:
 
     def __init__(self, model: SectorForCausalLM, decode: Decode = Decode.AUTO, cache_bytes: int = CACHE_BYTES) -> None:
         self._cache_bytes = cache_bytes
-        self._decode = decode
+        self._decode = Decode.KERNELS if decode is Decode.AUTO else decode
         self._take(kernel_model(model, model.device))
         self.weights_sha256 = weights_sha256(model)
 
@@ -63,8 +69,8 @@ class GpuSampler:
 
     @property
     def decode(self) -> Decode:
-        """MEGAKERNEL or KERNELS, the choice for this model."""
-        return Decode.MEGAKERNEL if self._stepwise is None else Decode.KERNELS
+        """The way to complete requests, not AUTO."""
+        return self._decode
 
     def load(self, model: SectorForCausalLM) -> None:
         """Copy the model's weights to the engine's device: in place if shapes are equal, since graphs hold pointers."""
@@ -116,11 +122,16 @@ class GpuSampler:
 
     def _take(self, model: Model) -> None:
         self._model = model
+        self._stepwise = None
         if self._decode is Decode.MEGAKERNEL:
             # Raise ValueError now if it cannot run the model.
             make_plan(model)
+            return
+        verifies = self._decode is Decode.VERIFY
+        if verifies:
+            verify_plan(model)
         with torch.inference_mode():
-            self._stepwise = None if self._decode is Decode.MEGAKERNEL else Stepwise(model, self._cache_bytes)
+            self._stepwise = Stepwise(model, self._cache_bytes, verifies=verifies)
 
     def _cut(self, request: CompletionRequest) -> list[slice]:
         """Return slices of rows, each small enough to complete at once."""

@@ -2,38 +2,20 @@
 
 A layout depends on lengths alone, not on ids. So it is kept, and met again in the next chain.
 
-Legend: B rows, J branches, T tokens of a first pass, U of them after the prefix.
+Legend: B rows, T tokens of a first pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sector.kernels.completion import CompletionRequest
+from sector.kernels.first_pass import PassLayout
 from sector.kernels.pass_attention import Spans
 
 # Layouts that are kept on the device: each is some kilobytes, and a chain meets each of its own once.
 _MOST_LAYOUTS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class PassLayout:
-    """Layout of the first pass over prefixes and branches, for all calls with the same lengths.
-
-    sizes: count of tokens to read of the prefix, and of each branch.
-    spans: the slots that each token attends to, and its own.
-    branches: `[U]` the branch of each mark and drafted token.
-    steps: `[U]` the step of the choice after it in the random stream.
-    lengths: `[2, J]` count of slots of each branch, and of all branches before it.
-    """
-
-    sizes: list[int]
-    spans: Spans
-    branches: Tensor
-    steps: Tensor
-    lengths: Tensor
 
 
 class PassLayouts:
@@ -94,6 +76,7 @@ def _new_layout(shared: int, sizes: list[int], lengths: Sequence[int], device: t
     branches = torch.arange(len(reads)).repeat_interleave(torch.tensor(reads))
     return PassLayout(
         sizes=sizes,
+        limits=list(lengths),
         spans=Spans(slots.to(device), starts.to(device), prefix_length),
         branches=branches.to(device),
         steps=torch.cat([torch.arange(size) for size in reads]).to(device),

@@ -7,7 +7,6 @@ Legend: B rows, P tokens of a prefix, S slots of a row, L layers, H heads, K hea
 feed-forward.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +42,6 @@ class Context:
     @property
     def num_slots(self) -> int:
         return self.cache.shape[4]
-
-    def outputs(self, rows: int, lengths: Sequence[int]) -> list[Tensor]:
-        """Return the part `[rows, length]` of the output for each branch."""
-        parts = self.output[: rows * sum(lengths)].split([rows * length for length in lengths])
-        return [part.view(rows, -1) for part in parts]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,18 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sector.engine.samplers.cuda_graphs import Capture, CudaCapture
-from sector.engine.samplers.gpu_first_pass import PassLayout, PassLayouts, first_ids
+from sector.engine.samplers.gpu_first_pass import PassLayouts, first_ids
 from sector.engine.samplers.gpu_memory import ACTIVATION_BYTES, Context, LastRead, Memory
 from sector.engine.samplers.protocol import Beginning
-from sector.kernels.acceptance import accept
 from sector.kernels.completion import CompletionRequest, Model
 from sector.kernels.decode_attention import Positions, decode_attention
 from sector.kernels.digit_sampler import Head, Sampled, sample_digits
 from sector.kernels.embedding import embed
-from sector.kernels.layer import add_norm, rotate_to_cache, square_of_relu_
-from sector.kernels.pass_attention import pass_attention
+from sector.kernels.first_pass import PassLayout, branch_outputs, feed_forward, first_pass
+from sector.kernels.layer import add_norm
 from sector.kernels.philox import Stream
 from sector.kernels.sequences import SequenceField, advance, begin
+from sector.kernels.verify import verify
 
 # Steps between two reads of which sequences are unfinished: a read waits for the device, about as long as a step.
 LOOK_EVERY = 8
@@ -66,12 +66,15 @@ class Stepwise:
 
     cache_bytes: memory for keys and values; at most half of the free memory of a GPU.
     activation_bytes: memory for the activations of a first pass; at most a quarter of it.
+    verifies: whether greedy first passes are one launch (`kernels/verify.py`), which not every model allows.
     """
 
-    def __init__(self, model: Model, cache_bytes: int, activation_bytes: int = ACTIVATION_BYTES) -> None:
+    def __init__(
+        self, model: Model, cache_bytes: int, activation_bytes: int = ACTIVATION_BYTES, verifies: bool = False
+    ) -> None:
         weights = model.weights
         device = weights.qkv.device
-        self._model = model
+        self._model, self._verifies = model, verifies
         self._head = Head(weights.norm, weights.head, model.eps)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
         self._memory = Memory(model, cache_bytes, activation_bytes)
@@ -101,19 +104,14 @@ class Stepwise:
         self._seed.fill_(_signed(request.seed))
         shared = self._shared(request.prefix, context, beginning)
         layout, ids = self._layouts.of(request, drafts, shared), first_ids(request, drafts, shared)
-        hidden, update = self._read(ids, layout, context)
+        counts = self._first_pass(ids, layout, context, request)
         if beginning is not None:
             self._last_read = beginning.kept = LastRead(context, request.prefix)
-        chosen = self._choose(hidden, update, ids, layout, request)
-        outputs, parts = context.outputs(batch, lengths), chosen.split(layout.sizes[1:], dim=1)
-        counts = ids.new_empty(len(outputs), batch)
-        for output, part, draft, count in zip(outputs, parts, drafts, counts, strict=True):
-            accept(output, part, draft, self._model.table.token.pad_id, count)
         state, unfinished = begin(
             layout.lengths, prefix_length, counts, context.output, request.rows, request.stage, self._model.table
         )
         self._finish(state[:, unfinished], context, request.temperature)
-        return [output.clone() for output in outputs]
+        return [output.clone() for output in branch_outputs(context.output, batch, layout.limits)]
 
     def _finish(self, sequences: Tensor, context: Context, temperature: float) -> None:
         """Take steps until all sequences `[fields, Q]` are finished."""
@@ -146,45 +144,16 @@ class Stepwise:
             self._steps[key] = _Step(state, self._capture(partial(self._advance, state, context, temperature)))
         return self._steps[key]
 
-    def _read(self, ids: Tensor, layout: PassLayout, context: Context) -> tuple[Tensor, Tensor]:
-        """Cache keys and values of the first pass `[B, T]`.
-
-        Return the states `[B * U, D]` of marks and drafts before the last update, and this update.
-        """
-        weights, (batch, length) = self._model.weights, ids.shape
-        x, places = embed(ids.flatten(), weights.embed, self._model.table)
-        places, update = places.view(batch, length), None
-        for layer, (keys, values) in enumerate(context.cache):
-            normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
-            qkv = F.linear(normed, weights.qkv[layer]).view(batch, length, -1)
-            spans = layout.spans
-            queries = rotate_to_cache(qkv, places, spans.slots, weights.rope, keys, values)
-            if layer == len(weights.qkv) - 1:
-                # The last layer skips the queries of the prefix: no token is chosen after them.
-                start = layout.sizes[0]
-                queries, spans = queries[:, start:], spans.since(start)
-                x = x.view(batch, length, -1)[:, start:].flatten(0, 1).contiguous()
-            attended = pass_attention(queries, keys, values, spans)
-            update = self._feed_forward(x, attended.flatten(0, 1), layer)
-        assert update is not None, "there is at least one layer"
-        return x, update
-
-    def _choose(
-        self, hidden: Tensor, update: Tensor, ids: Tensor, layout: PassLayout, request: CompletionRequest
-    ) -> Tensor:
-        """Choose the ids `[B, U]` that follow the tokens `[B, T]` of the first pass.
-
-        hidden, update: as `_read` returns them.
-        """
-        batch, count = len(ids), len(layout.steps)
+    def _first_pass(self, ids: Tensor, layout: PassLayout, context: Context, request: CompletionRequest) -> Tensor:
+        """Read the tokens `[B, T]`; return the counts of accepted tokens `[J, B]`, which are in the output."""
+        if self._verifies and not request.temperature:
+            return verify(self._model, ids, layout, context.cache, context.output)
         stream = None
         if request.temperature:
             stages = layout.branches + request.stage
             positions = torch.broadcast_tensors(request.rows.unsqueeze(1), stages, layout.steps)
             stream = Stream(self._seed, *(position.flatten().contiguous() for position in positions))
-        ids, table = ids[:, -count:].flatten().contiguous(), self._model.table
-        sampled = sample_digits(hidden, ids, self._head, table, request.temperature, stream, update=update)
-        return sampled.ids.view(batch, count)
+        return first_pass(self._model, ids, layout, context.cache, context.output, request.temperature, stream)
 
     def _advance(self, state: Tensor, context: Context, temperature: float) -> None:
         """Take one step. It may not read from the device, since on a GPU it is captured."""
@@ -198,17 +167,11 @@ class Stepwise:
             normed = add_norm(x, update, weights.attention_norm[layer], self._model.eps)
             qkv = F.linear(normed, weights.qkv[layer])
             y = decode_attention(qkv, places, weights.rope, keys, values, at, out=qkv.new_empty(x.shape))
-            update = self._feed_forward(x, y, layer)
+            update = feed_forward(self._model, x, y, layer)
         stream = Stream(self._seed, state[SequenceField.COUNTER], state[SequenceField.STAGE], state[SequenceField.STEP])
         sampled = Sampled(ids, x.new_empty(len(x)), torch.empty_like(ids, dtype=torch.bool))
         sample_digits(x, ids, self._head, table, temperature, stream, sampled, update)
         advance(state, sampled.stopped, context.output)
-
-    def _feed_forward(self, x: Tensor, attended: Tensor, layer: int) -> Tensor:
-        """Add attended values `[N, D]` to the residual stream x `[N, D]`, and return the update by the feed-forward."""
-        weights = self._model.weights
-        normed = add_norm(x, F.linear(attended, weights.out[layer]), weights.mlp_norm[layer], self._model.eps)
-        return F.linear(square_of_relu_(F.linear(normed, weights.up[layer])), weights.down[layer])
 
 
 def _fill(state: Tensor, sequences: Tensor, idle: Tensor) -> None:
