@@ -31,16 +31,17 @@
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs), vllm.json, text.json. The exit code is
 # the number of parts that failed.
 #
-# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu), PRETRAINED (a folder with safetensors
+# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu, in a
+# rehearsal build/gpu_rehearsal), PRETRAINED (a folder with safetensors
 # or a GGUF file; without it the part `pretrained` takes random weights of the shape of SmolLM2-135M, which show speed and
 # memory), SECTOR_COMMIT (the commit, where git cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU,
-# tests only collected).
+# tests only collected, runs of a few steps).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '$d;s/^# \{0,1\}//'; exit 2; }
 
 PYTHON=${PYTHON:-python3}
-STATE=${STATE:-build/gpu}
+STATE=${STATE:-build/gpu${REHEARSE:+_rehearsal}}
 out=$1
 shift
 [ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_tiny_text train_text kernels tiny verify hf base vllm text profile ncu
@@ -104,7 +105,7 @@ bench() {
 train() {
   local name=$1 limit=$2 run=$STATE/run_$1
   shift 2
-  run_part "train_$name" "$limit" "${sector[@]}" run --out "$run" --json "$@"
+  run_part "train_$name" "$limit" "${sector[@]}" run --out "$run" --json "$@" "${small_run[@]}"
   cp "$run/metrics.jsonl" "$out/run_$name.jsonl" 2>/dev/null
   if [ -e "$run/checkpoints/best" ]; then
     rm -rf "${STATE:?}/$name"
@@ -147,7 +148,7 @@ for part in "$@"; do
       [ -n "${PRETRAINED-}" ] || run_part random 120 "$PYTHON" -m sector.benchmarks.random_model "$start" "${small_shape[@]}"
       engine=(--engine native)
       [ -z "${REHEARSE-}" ] && "$PYTHON" -c 'import vllm' 2>/dev/null && engine=()
-      train pretrained 480 --config examples/smollm2.toml --pretrained "$start" "${engine[@]}" "${small_run[@]}"
+      train pretrained 480 --config examples/smollm2.toml --pretrained "$start" "${engine[@]}"
       ;;
     train_text) lines train_text 240 text_cells "${small_text[@]}" ;;
     base) cells base 150 "$STATE/base" --rows 1000,4000 --compare 100 ;;

@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import string
+import urllib.error
 import urllib.request
 
 
@@ -41,8 +42,11 @@ def complete(server: str, prompts: list[str], max_tokens: int) -> list[str]:
     request = urllib.request.Request(
         f"{server}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request) as reply:
-        choices = json.load(reply)["choices"]
+    try:
+        with urllib.request.urlopen(request) as reply:
+            choices = json.load(reply)["choices"]
+    except urllib.error.URLError as error:
+        raise SystemExit(f"no answer from {server}: {error.reason}; start the server first, as above in this file")
     return [choice["text"] for choice in sorted(choices, key=lambda choice: choice["index"])]
 
 
