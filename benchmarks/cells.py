@@ -4,6 +4,7 @@ GPU time is lent in short slices that may end at any time. So each cell is a lin
 that fails is a line that says why.
 """
 
+import argparse
 import gc
 import json
 import time
@@ -51,11 +52,27 @@ def timed_steps(
     return state.tokens - tokens, time.perf_counter() - start
 
 
-def names(text: str) -> list[str]:
-    """Return the names in an argument, which commas separate."""
-    return text.split(",")
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return the type of an argument that is some of the known names, which commas separate."""
+    known = list(known)
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; choose from {', '.join(known)}")
+        return found
+
+    return names
+
+
+def number(text: str) -> int:
+    """Return an argument that is a whole number of at least 1."""
+    found = int(text)
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {found}")
+    return found
 
 
 def numbers(text: str) -> list[int]:
-    """Return the whole numbers in an argument, which commas separate."""
-    return [int(number) for number in text.split(",")]
+    """Return the whole numbers in an argument, each at least 1, which commas separate."""
+    return [number(part) for part in text.split(",")]

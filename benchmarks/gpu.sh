@@ -9,7 +9,7 @@
 #   base_train base learns 6 digits with true answers on the GPU
 #   train_bf16 training steps of tiny and base in float32 and bfloat16: speed, memory, and the loss beside the CPU's
 #   train_tiny_text training steps of text-tiny with CUDA graphs and without: speed, and the loss beside the CPU's
-#   text_train text-tiny teaches itself from 6 to 29 digits; the part text takes it
+#   text_train text-tiny teaches itself from 6 to 29 digits; the part text takes it. Not among the default parts
 #   train_text training steps of the shape of SmolLM2-135M with each setting that saves memory: speed and memory
 #   pretrained SmolLM2-135M, or another model at PRETRAINED, teaches itself from 3 digits on by examples/smollm2.toml,
 #              for 8 minutes; called again with the same STATE it goes on. Not among the default parts
@@ -44,8 +44,19 @@ PYTHON=${PYTHON:-python3}
 STATE=${STATE:-build/gpu${REHEARSE:+_rehearsal}}
 out=$1
 shift
-[ $# -gt 0 ] || set -- check tests train base_train train_bf16 train_tiny_text train_text kernels tiny verify hf base vllm text profile ncu
-mkdir -p "$out" "$STATE"
+default=(check tests train base_train train_bf16 train_tiny_text train_text kernels tiny verify hf base vllm text profile ncu)
+[ $# -gt 0 ] || set -- "${default[@]}"
+# Before the first part, which may take minutes of a rented GPU.
+for part in "$@"; do
+  case " ${default[*]} text_train pretrained " in
+    *" $part "*) ;;
+    *) echo "gpu.sh: there is no part '$part'; without arguments it lists them" >&2 && exit 2 ;;
+  esac
+done
+for folder in "$out" "$STATE"; do
+  mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ] && continue
+  echo "gpu.sh: cannot write to $folder; choose another folder" >&2 && exit 2
+done
 tiny=$STATE/tiny
 [ -e "$tiny" ] || tiny=tests/data/taught
 # Arguments that a rehearsal adds.
@@ -172,7 +183,6 @@ for part in "$@"; do
         --kernel-name 'regex:_decode_attention_kernel|_digit_sampler_kernel|_complete_kernel' \
         "$PYTHON" -m sector.benchmarks.gpu_cells "$tiny" --rows 4000 --compare 0 --repeats 1
       ;;
-    *) echo "gpu.sh: there is no part $part" >&2 && exit 2 ;;
   esac
 done
 echo "results in $out"

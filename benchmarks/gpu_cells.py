@@ -4,13 +4,14 @@
     python -m sector.benchmarks.gpu_cells MODEL --kernels [--rows 4096]
 
 GPU time is lent in short slices that may end at any time. So each cell is written as soon as it is measured, and a cell
-that fails is a line that says why. A cell is a dtype, a way to decode and a count of rows, which are solved at once.
-Every result is compared with that of the native engine on the CPU in float32, on the first rows (`--compare`), and
-`unlike_repetitions` is the largest count of rows on which a repetition differs from the last one. With `--kernels` a
-cell is a kernel by itself.
+that fails is a line that says why; then the exit code is 1. A cell is a dtype, a way to decode and a count of rows,
+which are solved at once. Every result is compared with that of the native engine on the CPU in float32, on the first
+rows (`--compare`), and `unlike_repetitions` is the largest count of rows on which a repetition differs from the last
+one. With `--kernels` a cell is a kernel by itself.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,13 +21,14 @@ from pathlib import Path
 
 import torch
 
-from sector.benchmarks.cells import measured, names, numbers, printed
+from sector.benchmarks.cells import measured, names_of, number, numbers, printed
 from sector.benchmarks.contest import Contender, Contest, ContestResult, Workload, differs
 from sector.benchmarks.kernel_times import measure_kernels
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.benchmarks.roofline import measure_ceilings
 from sector.engine.config import FILTERS, RunConfig
+from sector.engine.errors import InputError
 from sector.engine.models.checkpoint import load_sector, task_and_layout, weights_sha256
 from sector.engine.models.sector import SectorForCausalLM
 from sector.engine.policy.improve import Improved
@@ -39,6 +41,8 @@ from sector.engine.samplers.protocol import Sampler
 _SLOW_SECONDS = 4.0
 # Memory for keys and values: enough for 16,000 rows of the preset base at 20 digits.
 _CACHE_BYTES = 24 << 30
+_DTYPES = ["float32", "bfloat16"]
+_WAYS = [*Decode, "hf"]
 
 
 class GpuCells:
@@ -135,22 +139,28 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint or run directory")
     parser.add_argument("--rows", type=numbers, default=[250, 1000, 4000, 16000], help="problems solved at once")
-    parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", type=names_of(_DTYPES), default=_DTYPES)
     parser.add_argument(
-        "--decode", type=names, default=["kernels", "megakernel"], help="kernels, megakernel, verify, auto, hf"
+        "--decode", type=names_of(_WAYS), default=["kernels", "megakernel"], help=f"of {', '.join(_WAYS)}"
     )
     parser.add_argument("--kernels", action="store_true", help="measure each kernel by itself")
-    parser.add_argument("--digits", type=int, default=20)
+    parser.add_argument("--digits", type=number, default=20)
     parser.add_argument("--filter", choices=list(FILTERS), default="strict")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=number, default=3)
     parser.add_argument("--compare", type=int, default=1000, help="rows to solve on the CPU, too; 0 compares nothing")
     return parser.parse_args()
 
 
-def main() -> None:
-    """Print the lines."""
-    printed(GpuCells(_arguments()).lines())
+def main() -> int:
+    """Print the lines. Return 1 if a cell failed, and 2, with a message, if the model cannot be loaded."""
+    arguments = _arguments()
+    try:
+        cells = GpuCells(arguments)
+    except InputError as error:
+        print(f"gpu_cells: {error}", file=sys.stderr)
+        return 2
+    return int(any("failed" in line for line in printed(cells.lines())))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sector.benchmarks.kernel_cases import CASES
 from sector.benchmarks.machine import describe
 from sector.engine.files import write_text
 
@@ -178,21 +179,32 @@ def _table(cards: Sequence[Card]) -> Table:
     return table
 
 
+def _recorded(file: str) -> list[Card]:
+    """Return the cards of a record, the type of an argument."""
+    try:
+        recorded: list[Card] = json.loads(Path(file).read_text(encoding="utf-8"))["kernels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{file} is no record of kernel cards ({error!r})") from None
+    return recorded
+
+
 def main() -> int:
     """Print the table to stderr, and write the record to a file or to stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases of kernel_cases.py (default: all)")
     parser.add_argument("--out", type=Path, help="file for the record (default: stdout)")
-    parser.add_argument("--against", type=Path, help="an earlier record to compare with")
+    parser.add_argument("--against", type=_recorded, metavar="FILE", help="an earlier record to compare with")
     parser.add_argument("--margin", type=float, default=MARGIN, help="share by which a figure may grow")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="print the table of a record, and compile nothing"
+        "--markdown", type=_recorded, metavar="FILE", help="print the table of a record, and compile nothing"
     )
     options = parser.parse_args()
+    if unknown := [case for case in options.cases if case not in CASES]:
+        parser.error(f"there is no case {unknown[0]!r}; kernel_cases.py lists them in CASES")
     if options.markdown:
-        print(markdown(json.loads(options.markdown.read_text(encoding="utf-8"))["kernels"]), end="")
+        print(markdown(options.markdown), end="")
         return 0
-    before = json.loads(options.against.read_text(encoding="utf-8"))["kernels"] if options.against else []
+    before = options.against or []
     after = compile_kernels(options.cases)
     record = json.dumps({"target": TARGET, "kernels": after, **describe()}, indent=1) + "\n"
     console = Console(stderr=True)

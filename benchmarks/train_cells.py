@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.benchmarks.cells import measured, names, numbers, printed, timed_steps
+from sector.benchmarks.cells import measured, names_of, numbers, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import RunConfig, TrainerConfig, run_config
@@ -25,7 +25,9 @@ from sector.engine.errors import InputError
 from sector.engine.language.examples import Examples
 from sector.engine.language.operands import draw_problems
 from sector.engine.models.checkpoint import Model
+from sector.engine.models.ordinary import TEXT_PRESETS
 from sector.engine.models.sector import best_device
+from sector.engine.models.sector_config import PRESETS
 from sector.engine.run.plan import new_sector_model, start_of_text
 from sector.engine.seeding import generator
 from sector.engine.training.distill import start_training, train_cycle, tune_allocator
@@ -34,6 +36,7 @@ from sector.engine.training.supervised import label
 _CURVE_DIGITS = 6
 # Steps before the timed ones: allocations, and captures of graphs.
 _WARM_UP = 5
+_PRECISIONS = ["float32", "bfloat16"]
 # Nats by which a loss may differ from that of float32 on the CPU, at any step of the curve.
 TOLERANCE = 0.02
 
@@ -129,9 +132,9 @@ def _new(run: RunConfig, device: torch.device) -> Model:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", type=names, default=["tiny", "base"])
-    parser.add_argument("--precisions", type=names, default=["float32", "bfloat16"])
-    parser.add_argument("--ways", type=names, default=["graphs"], help="graphs, eager")
+    parser.add_argument("--presets", type=names_of([*PRESETS, *TEXT_PRESETS]), default=["tiny", "base"])
+    parser.add_argument("--precisions", type=names_of(_PRECISIONS), default=_PRECISIONS)
+    parser.add_argument("--ways", type=names_of(["graphs", "eager"]), default=["graphs"], help="graphs, eager")
     parser.add_argument("--digits", type=numbers, default=[20], help="digits of the timed steps")
     parser.add_argument("--rows", type=int, default=16, help="problems per shard; a step has four shards")
     parser.add_argument("--steps", type=int, default=100, help="timed steps")

@@ -4,12 +4,14 @@ A kernel that would not compile, or whose registers spill, cannot land.
 """
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sector.benchmarks import kernel_card
 from sector.benchmarks.kernel_card import Card, changes, compile_kernels, markdown, worse
 from sector.benchmarks.kernel_cases import CASES
 from sector.benchmarks.machine import describe
@@ -171,3 +173,23 @@ def test_a_worse_card_is_told(compiled: list[Card]) -> None:
     (line,) = worse(before, [{**card, "loops": longer}])
     assert line.startswith(f"{card['name']}: loop {card['loops'][1]['instructions']} -> ")
     assert changes(before, []).row_count == changes([], before).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify"], "there is no case 'verify'; kernel_cases.py lists them in CASES"),
+        (["--against", "none.json"], "argument --against: none.json is no record of kernel cards (FileNotFoundError"),
+        (["--markdown", "pyproject.toml"], "argument --markdown: pyproject.toml is no record of kernel cards"),
+    ],
+    ids=["case", "against", "markdown"],
+)
+def test_bad_arguments_are_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["kernel_card", *words])
+    with pytest.raises(SystemExit) as exit_:
+        kernel_card.main()
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -132,3 +132,18 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stdout.splitlines()
     assert "pydantic (No module named 'pydantic')" in line and "tomli-w (No module" in line and "PYTHONPATH" in line
+
+
+def test_a_part_that_is_not_there_is_named_before_any_part_runs(tmp_path: Path) -> None:
+    done = _rehearse(tmp_path, [], "check", "tinny")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gpu.sh: there is no part 'tinny'; without arguments it lists them\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["out", "state"])
+def test_a_folder_that_cannot_be_written_is_named(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).write_text("a file")
+    done = _rehearse(tmp_path, [], "check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"gpu.sh: cannot write to {tmp_path / folder}; choose another folder\n"
