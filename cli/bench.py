@@ -166,7 +166,7 @@ def _card(card: dict[str, Any]) -> str:
     return (
         f"{card['digits']} digits: a candidate takes {card['tokens_a_candidate']:,} tokens through the model "
         f"({card['generated_a_candidate']:,} are generated), or {card['operations_a_candidate'] / 1e9:.2f} GFLOP; "
-        f"this machine, with all that runs on it now, multiplies matrices at {card['operations_per_s'] / 1e9:,.0f} GFLOP/s and copies "
+        f"busy as it is, this machine multiplies matrices at {card['operations_per_s'] / 1e9:,.0f} GFLOP/s and copies "
         f"{card['copy_bytes_per_s'] / 1e9:,.0f} GB/s: at most {card['candidates_per_s']:,.0f} candidates/s"
     )
 

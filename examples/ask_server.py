@@ -46,7 +46,8 @@ def complete(server: str, prompts: list[str], max_tokens: int) -> list[str]:
         with urllib.request.urlopen(request) as reply:
             choices = json.load(reply)["choices"]
     except urllib.error.URLError as error:
-        raise SystemExit(f"no answer from {server}: {error.reason}; start the server first, as above in this file")
+        told = f"no answer from {server}: {error.reason}; start the server first, as above in this file"
+        raise SystemExit(told) from None
     return [choice["text"] for choice in sorted(choices, key=lambda choice: choice["index"])]
 
 

@@ -201,9 +201,9 @@ def test_what_is_refused() -> None:
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
-    wide = small_model(hidden_size=96, num_attention_heads=3)
-    with pytest.raises(ValueError, match=r"power of two, at most 128, .* not 96"):
-        GpuSampler(wide, Decode.VERIFY)
+    for size in (96, 128):
+        with pytest.raises(ValueError, match=rf"power of two, at most 64, .* not {size}"):
+            GpuSampler(small_model(hidden_size=size, num_attention_heads=size // 16), Decode.VERIFY)
     narrow = small_model(hidden_size=32, num_attention_heads=4)
     with pytest.raises(ValueError, match="at least 16 components"):
         verify_plan(kernel_model(narrow, torch.device("cpu")))
