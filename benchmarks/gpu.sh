@@ -31,11 +31,10 @@
 # log.txt, cells.jsonl (a line a cell), tests.xml, run_*.jsonl (metrics of runs), vllm.json, text.json. The exit code is
 # the number of parts that failed.
 #
-# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu, in a
-# rehearsal build/gpu_rehearsal), PRETRAINED (a folder with safetensors
-# or a GGUF file; without it the part `pretrained` takes random weights of the shape of SmolLM2-135M, which show speed and
-# memory), SECTOR_COMMIT (the commit, where git cannot tell it), REHEARSE (if set: without a GPU, a few rows on the CPU,
-# tests only collected, runs of a few steps).
+# Environment: PYTHON (default python3), STATE (checkpoints, default build/gpu, in a rehearsal build/gpu_rehearsal),
+# PRETRAINED (a folder with safetensors or a GGUF file; without it the part `pretrained` takes random weights of the shape
+# of SmolLM2-135M, which show speed and memory), SECTOR_COMMIT (the commit, where git cannot tell it), REHEARSE (if set:
+# without a GPU, a few rows on the CPU, tests only collected, runs of a few steps).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "${BASH_SOURCE[0]}" | sed '$d;s/^# \{0,1\}//'; exit 2; }

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sector.benchmarks.cells import measured, names_of, printed, timed_steps
+from sector.benchmarks.cells import measured, names_of, number, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.benchmarks.random_model import SHAPES, random_model
@@ -91,9 +91,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--cells", type=names_of(CELLS), default=list(CELLS), help=f"of {', '.join(CELLS)}")
-    parser.add_argument("--digits", type=int, default=9)
-    parser.add_argument("--rows", type=int, default=32, help="problems per shard; a step has two shards")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    parser.add_argument("--digits", type=number, default=9)
+    parser.add_argument("--rows", type=number, default=32, help="problems per shard; a step has two shards")
+    parser.add_argument("--steps", type=number, default=20, help="timed steps")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sector.benchmarks.cells import measured, names_of, numbers, printed, timed_steps
+from sector.benchmarks.cells import measured, names_of, number, numbers, printed, timed_steps
 from sector.benchmarks.machine import describe
 from sector.benchmarks.memory import peak_bytes, reset_peak
 from sector.engine.config import RunConfig, TrainerConfig, run_config
@@ -136,8 +136,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", type=names_of(_PRECISIONS), default=_PRECISIONS)
     parser.add_argument("--ways", type=names_of(["graphs", "eager"]), default=["graphs"], help="graphs, eager")
     parser.add_argument("--digits", type=numbers, default=[20], help="digits of the timed steps")
-    parser.add_argument("--rows", type=int, default=16, help="problems per shard; a step has four shards")
-    parser.add_argument("--steps", type=int, default=100, help="timed steps")
+    parser.add_argument("--rows", type=number, default=16, help="problems per shard; a step has four shards")
+    parser.add_argument("--steps", type=number, default=100, help="timed steps")
     parser.add_argument("--compare", type=int, default=100, help="steps whose loss is compared; 0 compares nothing")
     return parser.parse_args()
 

@@ -1,12 +1,13 @@
-"""Cells of the improved policy on a GPU: bad arguments are named, and a cell that fails shows in the exit code."""
+"""Cells on a GPU: bad arguments are named, and a cell of the improved policy that fails shows in the exit code."""
 
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from sector.benchmarks import gpu_cells
+from sector.benchmarks import gpu_cells, text_cells, train_cells
 
 MODEL = Path(__file__).parent / "data" / "taught"
 
@@ -33,6 +34,18 @@ def test_bad_arguments_are_named(
         gpu_cells.main()
     assert exit_.value.code == 2
     assert capsys.readouterr().err.endswith(f"error: argument {words.split()[0]}: {message}\n")
+
+
+@pytest.mark.parametrize("cells", [text_cells, train_cells])
+@pytest.mark.parametrize("option", ["--rows", "--steps"])
+def test_counts_of_training_are_at_least_one(
+    cells: ModuleType, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cells", option, "0"])
+    with pytest.raises(SystemExit) as exit_:
+        cells.main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {option}: must be at least 1, not 0\n")
 
 
 def test_a_missing_model_is_named(
